@@ -1,0 +1,47 @@
+# make demo: see it work, on any machine.  make test: the proof.  Both need nothing but Python 3.10 or 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TINY := checkpoints/tiny_sd_xl_base
+CONFIG := --config configs/training/tiny_textual_inversion.yaml
+APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
+
+.PHONY: install demo test check clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirement.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -r requirement.txt
+	touch $@
+
+# OpenAI's tokenizer is one file of a package whose other parts need torchvision: hence --no-deps.
+$(VENV)/tested: $(VENV)/installed requirement-test.txt
+	$(BIN)/pip install -q -r requirement-test.txt
+	$(BIN)/pip install -q --no-deps clip-anytorch==2.6.0
+	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
+	touch $@
+
+$(TINY).safetensors: tools/tiny_model/random_weights.py configs/training/tiny_textual_inversion.yaml | $(VENV)/installed
+	$(BIN)/python tools/tiny_model/random_weights.py --target $@
+
+$(TINY).ckpt: $(TINY).safetensors
+	$(BIN)/python tools/convert_weights/convert.py $(CONFIG) --source $< --target $@ --overwrite
+
+demo: $(VENV)/installed $(TINY).ckpt
+	$(BIN)/python train_textual_inversion.py $(CONFIG) --data_path datasets/cat_toy --save_path runs/demo \
+	    --placeholder_token "<cat-toy>" --initializer_token "cat toy" --infer_during_train True
+	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/demo \
+	    --textual_inversion_weight runs/demo/tiny-SD-XL_200_ti.ckpt --prompt "a <cat-toy> backpack" --num_cols 4
+	@echo "pictures: outputs/demo   learned files, previews, log: runs/demo   model: $(TINY).ckpt"
+
+check: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) runs/demo outputs/demo $(TINY).safetensors $(TINY).ckpt

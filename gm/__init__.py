@@ -1,0 +1,1 @@
+"""SDXL textual inversion on MindSpore."""

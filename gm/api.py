@@ -1,0 +1,119 @@
+"""The toolkit in four calls: load, learn, generate, save. The scripts are thin over this file.
+
+from gm import api
+
+toolkit = api.load("configs/training/tiny_textual_inversion.yaml", run={"weight": "checkpoints/tiny_sd_xl_base.ckpt"})
+concept = api.learn(toolkit, "datasets/cat_toy", "<cat-toy>", num_vectors=4, training={"total_step": 200})
+pictures = api.generate(toolkit, "a <cat-toy> on the moon", [concept], seed=7)
+api.save(concept, "cat_toy_ti.ckpt")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gm import backend as backends
+from gm import config as configuration
+from gm import sdxl
+from gm.backend import Backend
+from gm.concepts import files
+from gm.concepts.concept import Concept, words
+from gm.config import Config, SamplingConfig
+from gm.errors import UserError
+from gm.generation.text_to_image import Order, Painter
+from gm.sdxl import SDXL
+from gm.training import loop, plan
+from gm.training import run as runs
+from gm.training.loop import Report
+from gm.weights import transfer
+
+__all__ = ["Concept", "Toolkit", "generate", "learn", "load", "open_concept", "save"]
+
+log = logging.getLogger("gm")
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A loaded model, the config it came from, and where it runs."""
+
+    config: Config
+    model: SDXL
+    backend: Backend
+    painter: Painter
+
+
+def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
+    """Set up the device and load the model that `config` (or its YAML file) describes.
+
+    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit.
+    """
+    if not isinstance(config, Config):
+        config = configuration.load(config, sections)
+    elif sections:
+        raise UserError("options go into the Config, or give the path of a YAML file and options beside it")
+    if not Path(config.run.weight).exists():
+        raise UserError(
+            f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py makes them"
+        )
+    backend = backends.setup(config.run, config.training.is_parallel)
+    started = time.perf_counter()
+    model = sdxl.build(config.model, backend.dtype)
+    transfer.load(model, config.run.weight, config.model)
+    log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)
+    return Toolkit(config, model, backend, Painter(model, backend, config.run.pooling))
+
+
+def learn(
+    toolkit: Toolkit,
+    data_path: str | Path,
+    placeholder_token: str,
+    *,
+    on_step: Callable[[Report], None] = lambda report: None,
+    training: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **concept: Any,
+) -> Concept:
+    """Learn `placeholder_token` from the pictures in `data_path` and return the concept; writes no file.
+
+    `concept`, `training` and `data` override options of those config sections (`num_vectors=4`).
+    """
+    base = toolkit.config
+    config = dataclasses.replace(
+        base,
+        concept=dataclasses.replace(base.concept, placeholder_token=placeholder_token, **concept),
+        training=dataclasses.replace(base.training, **training or {}),
+        data=dataclasses.replace(base.data, data_path=str(data_path), **data or {}),
+    )
+    configuration.check(config)
+    made = plan.make(config)
+    learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
+    for report in loop.run(toolkit.model, learned, feed, config.training, made.updates, toolkit.backend):
+        on_step(report)
+    return runs.concept(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
+
+
+def generate(
+    toolkit: Toolkit, prompt: str | Sequence[str], concepts: Sequence[Concept] = (), **sampling: Any
+) -> list[np.ndarray]:
+    """Return one picture a prompt, uint8 [H, W, 3]; picture k is drawn from `seed` + k.
+
+    `sampling` overrides options of that config section (`seed=7, sample_step=20`).
+    """
+    options: SamplingConfig = dataclasses.replace(toolkit.config.sampling, **sampling)
+    configuration.check(dataclasses.replace(toolkit.config, sampling=options))
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    orders = [Order(text, options.seed + k) for k, text in enumerate(prompts)]
+    drawn = toolkit.painter.draw(orders, words(concepts, toolkit.config.model), options)
+    return [picture for progress in drawn for picture in progress.pictures]
+
+
+save = files.save
+open_concept = files.load

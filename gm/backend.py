@@ -1,0 +1,182 @@
+"""The only file that names a device: which one, how it runs, its precision, its attention, its ranks.
+
+MindSpore is imported through this file first, because processes that mpirun started need their environment changed
+before that import (see `_adopt_mpirun`). What only runs on Ascend has not been run on hardware yet: it is kept small,
+here, and each piece has a fallback that the tests use as the oracle of its interface.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gm.config import RunConfig
+from gm.errors import UserError
+
+log = logging.getLogger("gm")
+
+ASCEND_DEVICE_FILES = "davinci[0-9]*"  # what the Ascend driver puts into /dev, one a card
+_FIRST_PORT, _PORTS = 20000, 12000  # of the scheduler, below the range that systems give away by themselves
+
+
+def ascend_present() -> bool:
+    """Return whether the driver of an Ascend card shows one on this machine."""
+    return any(Path("/dev").glob(ASCEND_DEVICE_FILES))
+
+
+def _adopt_mpirun() -> None:
+    """Describe the ranks that mpirun started in the words MindSpore's own launcher uses.
+
+    On the CPU backend MindSpore 2.7 to 2.10 fails in `communication.init()` when it sees OpenMPI's own variables; with
+    these two gone and MS_* set, its built-in collectives work. Ascend takes mpirun as it is.
+    """
+    size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+    if size == 1 or ascend_present() or "MS_ROLE" in os.environ:
+        return
+    rank = os.environ["OMPI_COMM_WORLD_RANK"]
+    for name in ("OMPI_COMMAND", "PMIX_RANK"):
+        os.environ.pop(name, None)
+    os.environ.update(MS_ROLE="MS_WORKER", MS_WORKER_NUM=str(size), MS_NODE_ID=rank)
+    os.environ.setdefault("MS_SCHED_HOST", "127.0.0.1")
+    # Every rank of one job, and no other job on this machine, computes the same port.
+    job = os.environ.get("PMIX_NAMESPACE", "")
+    os.environ.setdefault("MS_SCHED_PORT", str(_FIRST_PORT + zlib.crc32(job.encode()) % _PORTS))
+
+
+_adopt_mpirun()
+
+import mindspore as ms  # noqa: E402
+from mindspore import Tensor, communication, nn, ops  # noqa: E402
+
+_has_flash = False  # set by `setup`; a graph cannot ask for the device while it is compiled
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What was set up: `dtype` is that of the frozen weights, `rank` of `world` processes this one is."""
+
+    device: str
+    graph: bool
+    dtype: Any
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and progress."""
+        return self.rank == 0
+
+
+def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
+    """Choose the device, once and before any tensor is made.
+
+    Raises UserError for a device that is not there, a precision it has not, or processes without `--is_parallel`.
+    """
+    device = run.device_target or ("Ascend" if ascend_present() else "CPU")
+    if device == "Ascend" and not ascend_present():
+        raise UserError("no Ascend card on this machine (no /dev/davinci*); use --device_target CPU")
+    dtype = precision(run.precision, device)
+    world = int(os.environ.get("MS_WORKER_NUM", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
+    if world > 1 and not is_parallel:
+        raise UserError(f"{world} processes were started without --is_parallel True; add it, or start one process")
+    if not run.device_target:
+        log.info("running on %s; --device_target chooses", device)
+    global _has_flash
+    _has_flash = device == "Ascend"
+    ms.set_device(device)
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # `compiled` turns single Cells into graphs
+    if device == "CPU":
+        # The asynchronous PyNative pipeline spins on a core of its own: 2 to 20 times slower on the CPU backend.
+        ms.runtime.launch_blocking()
+        _warn_of_slow_convolution(ms.__version__)
+    rank, world = _join(device) if is_parallel else (0, 1)
+    return Backend(device, run.ms_mode == 0, dtype, rank, world)
+
+
+def precision(name: str, device: str) -> Any:
+    """Return MindSpore's dtype for the frozen weights; UserError where the device lacks it."""
+    if name == "auto":
+        name = "float16" if device == "Ascend" else "float32"
+    if device == "CPU" and name == "bfloat16":
+        raise UserError("the CPU backend has no bfloat16; use --precision float32")
+    return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
+
+
+def compiled(cell: nn.Cell, graph: bool) -> nn.Cell:
+    """Return `cell`, its `construct` compiled to a graph on first call (once a shape) if `graph`."""
+    if graph:
+        cell.construct = ms.jit(cell.construct)
+    return cell
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """softmax(QKᵀ/√d)V: query [N, heads, L, d], key and value [N, heads, S, d] → [N, heads, L, d].
+
+    `causal` hides later positions. The flash kernel is Ascend's and takes half precision only.
+    """
+    if _has_flash and query.dtype != ms.float32:
+        return _flash_attention(query, key, value, causal)
+    return _plain_attention(query, key, value, causal)
+
+
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    length, heads, width = query.shape[2], query.shape[1], query.shape[3]
+    # The kernel's mask marks what to discard, and its scale defaults to 1.
+    mask = ops.triu(ops.ones((length, length), ms.uint8), diagonal=1) if causal else None
+    return ops.flash_attention_score(
+        query, key, value, heads, attn_mask=mask, scalar_value=1.0 / math.sqrt(width), input_layout="BNSD"
+    )
+
+
+def _plain_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    scores = ops.BatchMatMul(transpose_b=True)(query * (1.0 / math.sqrt(query.shape[3])), key)
+    scores = ops.cast(scores, ms.float32)
+    if causal:
+        length = query.shape[2]
+        scores = scores + ops.triu(ops.full((length, length), -1e9, dtype=ms.float32), diagonal=1)
+    weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+    return ops.BatchMatMul()(weights, value)
+
+
+class MeanOverRanks(nn.Cell):
+    """Averages a tensor over `world` ranks; one rank gets it back as it is."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__()
+        self.world = world
+        self.add = ops.AllReduce(ops.ReduceOp.SUM) if world > 1 else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x if self.add is None else self.add(x) / self.world
+
+
+def _join(device: str) -> tuple[int, int]:
+    """Join the other processes; return (rank, world)."""
+    if device == "CPU" and "MS_ROLE" not in os.environ:
+        raise UserError("--is_parallel True needs several processes: mpirun -n N python train_textual_inversion.py …")
+    if os.environ.get("MS_ROLE") == "MS_WORKER" and os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
+        _start_scheduler()
+    communication.init()
+    return communication.get_rank(), communication.get_group_size()
+
+
+def _start_scheduler() -> None:
+    """Start the process through which the ranks of the CPU backend find one another; it ends with them."""
+    environment = dict(os.environ, MS_ROLE="MS_SCHED")
+    environment.pop("MS_NODE_ID", None)
+    code = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
+    subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+
+
+def _warn_of_slow_convolution(version: str) -> None:
+    if tuple(int(part) for part in version.split(".")[:2]) >= (2, 9):
+        log.warning(
+            "MindSpore %s convolves about 100 times slower on CPU than 2.8: pip install mindspore==2.8.0", version
+        )

@@ -1,0 +1,93 @@
+"""Command-line flags generated from the config's fields, and the one way a script ends on a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn
+
+from gm import config as configuration
+from gm import options
+from gm.config import Config
+from gm.errors import UserError, suggestion
+
+DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a UserError of one line where argparse would print its usage and exit."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+    def read(self, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the flags' values by name; UserError for an unknown flag, with the nearest known one."""
+        known, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            raise UserError(f"unknown argument {flag}{suggestion(flag, self._option_string_actions)}")
+        return vars(known)
+
+
+def parse(description: str, sections: Sequence[str], arguments: Sequence[str] | None = None) -> Config:
+    """Return the config that `arguments` (default: the process's own) ask for.
+
+    `sections` names the parts of `Config` whose fields become flags. Raises UserError for a flag that is not one of
+    them (the nearest is suggested) and for every mistake that `config.load` finds.
+    """
+    parser = Parser(description)
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML file of options (default: %(default)s)")
+    owner: dict[str, str] = {}
+    for section in sections:
+        _add_flags(parser, section, owner)
+    values = parser.read(arguments)
+    path = values.pop("config")
+    overrides: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for name, value in values.items():
+        overrides[owner[name]][name] = value
+    return configuration.load(path, overrides)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`, showing the toolkit's log; a UserError becomes one line on standard error and exit code 2."""
+    log = logging.getLogger("gm")
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler(sys.stdout)]
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _add_flags(parser: Parser, section: str, owner: dict[str, str]) -> None:
+    cls = typing.get_type_hints(Config)[section]
+    group = parser.add_argument_group(section, cls.__doc__)
+    for f in fields(cls):
+        kind, optional = options.option_type(cls, f.name)
+        default = f.default if f.default is not MISSING else []
+        choices = ", ".join(repr(c) for c in f.metadata["choices"] if c != "")
+        text = f.metadata["doc"] + (f" [{choices}]" if choices else "") + _default_text(default, optional)
+        extra: dict[str, Any] = {"nargs": "?", "const": "True"} if kind is bool else {}
+        if typing.get_origin(kind) is list:
+            extra = {"nargs": "+"}
+        name = kind.__name__ if isinstance(kind, type) and extra.get("nargs") != "+" else "str"
+        group.add_argument(
+            f"--{f.name}",
+            default=argparse.SUPPRESS,
+            metavar="True|False" if kind is bool else name.upper(),
+            help=text.replace("%", "%%"),
+            **extra,
+        )
+        owner[f.name] = section
+
+
+def _default_text(default: Any, optional: bool) -> str:
+    return "" if optional or default in ("", []) else f" (default: {default})"

@@ -1,0 +1,1 @@
+"""A learned word: its rows in both text encoders, its placeholder, its file."""

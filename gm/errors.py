@@ -1,0 +1,19 @@
+"""The one exception for mistakes that the person at the keyboard can mend.
+
+Its text is one line that names the cause and the way out; the scripts print it and exit with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something asked for cannot be done; the message says why and what to do instead."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the known word nearest to `word`, or `""` if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,64 @@
+"""Pictures on disk, each with the recipe it was made by."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from gm.errors import UserError
+
+RECIPE_KEY = "recipe"  # of the PNG text that holds the recipe as JSON
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Lay uint8 pictures [H, W, 3] out in rows of `columns`; places left over are white."""
+    height, width = pictures[0].shape[:2]
+    rows = math.ceil(len(pictures) / columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * height, place % columns * width
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str) -> Path:
+    """Write a PNG under a name in `folder` that no file has yet, `stem`_00000.png and up; return its path."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False))
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG", pnginfo=text)
+    numbers = [
+        int(m[1]) for m in (re.fullmatch(rf"{re.escape(stem)}_(\d+)\.png", p.name) for p in folder.iterdir()) if m
+    ]
+    number = max(numbers, default=-1) + 1
+    while True:
+        path = folder / f"{stem}_{number:05d}.png"
+        try:
+            with path.open("xb") as file:  # fails, rather than overwrites, if another process was faster
+                file.write(content.getvalue())
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; free some space or choose another folder"
+            ) from error
+
+
+def recipe(path: str | Path) -> dict[str, Any]:
+    """Return the recipe kept in a PNG that `save` wrote; UserError if there is none."""
+    with Image.open(path) as image:
+        text = getattr(image, "text", {}).get(RECIPE_KEY)
+    if text is None:
+        raise UserError(f"{path} holds no recipe; only pictures made by this toolkit carry one")
+    found: dict[str, Any] = json.loads(text)
+    return found

@@ -1,0 +1,140 @@
+"""A whole sampling run: from options to pictures, a grid and their recipes in `save_path`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gm import sdxl
+from gm.concepts import files as concept_files
+from gm.concepts.concept import Concept, Words, words
+from gm.config import Config
+from gm.diffusion import samplers
+from gm.errors import UserError
+from gm.generation import files, sizes
+from gm.generation.text_to_image import Drawn, Order, Painter
+from gm.sdxl import SDXL
+
+log = logging.getLogger("gm")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Checked options: each prompt's orders, and the words they may use."""
+
+    config: Config
+    orders: list[list[Order]]
+    concepts: list[Concept]
+    words: Words
+
+
+def make(config: Config) -> Job:
+    """Check everything that can be wrong before the weights are read; UserError names the first thing that is."""
+    sampling = config.sampling
+    samplers.by_name(sampling.sampler)
+    frame = sizes.frame(sampling, config.model)
+    concepts = [concept_files.load(path) for path in sampling.textual_inversion_weight]
+    known = words(concepts, config.model)
+    prompts = _prompts(sampling.prompt)
+    known.tokenizer([*prompts, sampling.negative_prompt], padding=0)  # finds a concept that would be cut off
+    for concept in concepts:
+        if not any(
+            set(known.tokenizer.placeholders[concept.placeholder]) & set(known.tokenizer.encode(p)) for p in prompts
+        ):
+            log.warning("no prompt uses %s", concept.placeholder)
+        if concept.pooling != config.run.pooling:
+            log.warning(
+                "%s was learned with pooling %s, but %s is used; --pooling %s matches it",
+                *(concept.placeholder, concept.pooling, config.run.pooling, concept.pooling),
+            )
+    count = sampling.num_rows * sampling.num_cols
+    noise = _noise(sampling.init_latent_path, count, config, frame)
+    orders = [[Order(text, sampling.seed + k, noise[k]) for k in range(count)] for text in prompts]
+    return Job(config, orders, concepts, known)
+
+
+def run(model: SDXL, painter: Painter, job: Job) -> Iterator[Drawn | Path]:
+    """Draw the job: yields progress, and the path of every file as soon as it is written; a prompt's grid comes last.
+
+    UserError if `save_path` cannot be written to.
+    """
+    sampling = job.config.sampling
+    folder = Path(sampling.save_path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --save_path {folder}: {error.strerror}; choose another folder") from error
+    base_model = sdxl.fingerprint(model)
+    for concept in job.concepts:
+        if concept.details.get("base_model", base_model) != base_model:
+            log.warning("%s was learned on other weights than these; it may look different", concept.placeholder)
+    for orders in job.orders:
+        pictures: list[np.ndarray] = []
+        for drawn in painter.draw(orders, job.words, sampling):
+            yield drawn
+            for picture in drawn.pictures:
+                order = orders[len(pictures)]
+                yield files.save(picture, _recipe(job, order, base_model), folder, "picture")
+                pictures.append(picture)
+        sheet = files.grid(pictures, sampling.num_cols)
+        yield files.save(sheet, _recipe(job, orders[0], base_model), folder, "grid")
+
+
+def _recipe(job: Job, order: Order, base_model: str) -> dict[str, object]:
+    """Return everything that makes the picture again; `seed` and `prompt` are the picture's own."""
+    run, sampling = dataclasses.asdict(job.config.run), dataclasses.asdict(job.config.sampling)
+    own = {"prompt": order.prompt, "seed": order.seed, "base_model": base_model}
+    return {"model": job.config.model.version, **run, **sampling, **own}
+
+
+def _prompts(prompt: str) -> list[str]:
+    """Return the prompt itself, or the lines of the text file it names."""
+    if not prompt.strip():
+        raise UserError('there is nothing to draw; give --prompt "a … on a table", or a text file of prompts')
+    try:
+        is_file = Path(prompt).is_file()
+    except OSError:  # longer than a file's name may be
+        is_file = False
+    if not is_file:
+        return [prompt]
+    try:
+        lines = [line.strip() for line in Path(prompt).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--prompt {prompt} is no text file of prompts ({error}); write one a line, in UTF-8"
+        ) from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UserError(f"--prompt {prompt} is an empty file; write a prompt a line")
+    return prompts
+
+
+def _noise(path: str | None, count: int, config: Config, frame: sizes.Frame) -> Sequence[np.ndarray | None]:
+    """Return the first `count` noises of the file, or Nones where seeds are to be used."""
+    if path is None:
+        return [None] * count
+    try:
+        noise = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}; --init_latent_path names a .npy of noise") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--init_latent_path {path} is no .npy of numbers; numpy.save writes one") from error
+    autoencoder = config.model.autoencoder
+    side = (frame.height // autoencoder.reduction, frame.width // autoencoder.reduction)
+    wanted = (autoencoder.latent_channels, *side)
+    if (
+        noise.ndim != 4
+        or noise.shape[1:] != wanted
+        or len(noise) < count
+        or not np.issubdtype(noise.dtype, np.floating)
+    ):
+        raise UserError(
+            f"--init_latent_path {path} holds {noise.dtype} {list(noise.shape)}; "
+            f"{count} pictures of {frame.width}×{frame.height} need floats [{count}, {', '.join(map(str, wanted))}]"
+        )
+    return list(noise[:count].astype(np.float32))

@@ -1,0 +1,168 @@
+"""The two text encoders of SDXL, pre-norm causal transformers (Radford et al., 2021), with their published names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore import Tensor, nn, ops
+
+from gm.config import TextEncoderConfig
+from gm.networks.layers import Embedding, LayerNorm, Linear, attend, parameter
+from gm.networks.token_embedding import TokenEmbedding
+
+
+class _Embeddings(nn.Cell):
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.token_embedding = TokenEmbedding(config.vocabulary, config.width, dtype)
+        self.position_embedding = Embedding(config.positions, config.width, dtype)
+
+    def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
+        return self.token_embedding(ids, rows) + self.position_embedding.embedding_table
+
+
+class _SelfAttention(nn.Cell):
+    def __init__(self, width: int, heads: int, dtype: Any) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = Linear(width, width, dtype)
+        self.k_proj = Linear(width, width, dtype)
+        self.v_proj = Linear(width, width, dtype)
+        self.out_proj = Linear(width, width, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
+
+
+class _QuickGELUMlp(nn.Cell):
+    """CLIP-L's feed-forward with the sigmoid approximation of GELU it was trained with."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, 4 * width, dtype)
+        self.fc2 = Linear(4 * width, width, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * ops.sigmoid(1.702 * x))
+
+
+class _ClipLayer(nn.Cell):
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(config.width)
+        self.self_attn = _SelfAttention(config.width, config.heads, dtype)
+        self.layer_norm2 = LayerNorm(config.width)
+        self.mlp = _QuickGELUMlp(config.width, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _ClipEncoder(nn.Cell):
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.layers = nn.CellList([_ClipLayer(config, dtype) for _ in range(config.layers)])
+
+
+class _ClipTextModel(nn.Cell):
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.last = config.layers - 1
+        self.embeddings = _Embeddings(config, dtype)
+        self.encoder = _ClipEncoder(config, dtype)
+        self.final_layer_norm = LayerNorm(config.width)
+
+    def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
+        x = self.embeddings(ids, rows)
+        # SDXL reads the layer before the last, without the final norm: what follows is published but never computed.
+        for index in range(self.last):
+            x = self.encoder.layers[index](x)
+        return x
+
+
+class ClipL(nn.Cell):
+    """Text encoder 1, OpenAI CLIP ViT-L/14: ids [N, 77] and rows [n, width] → hidden state [N, 77, width]."""
+
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.text_model = _ClipTextModel(config, dtype)
+
+    def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
+        return self.text_model(ids, rows)
+
+
+class _FusedAttention(nn.Cell):
+    """Query, key and value in one matrix [3·width, width], as OpenCLIP stores them."""
+
+    def __init__(self, width: int, heads: int, dtype: Any) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.in_proj_weight = parameter((3 * width, width), dtype, "in_proj_weight")
+        self.in_proj_bias = parameter((3 * width,), dtype, "in_proj_bias")
+        self.out_proj = Linear(width, width, dtype)
+        self.product = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        joined = ops.bias_add(self.product(x.reshape((-1, width)), self.in_proj_weight), self.in_proj_bias)
+        query, key, value = ops.split(joined.reshape((n, length, 3 * width)), width, axis=-1)
+        return self.out_proj(attend(query, key, value, self.heads, causal=True))
+
+
+class _Mlp(nn.Cell):
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.c_fc = Linear(width, 4 * width, dtype)
+        self.c_proj = Linear(4 * width, width, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.c_proj(ops.gelu(self.c_fc(x), approximate="none"))
+
+
+class _OpenClipBlock(nn.Cell):
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.width)
+        self.attn = _FusedAttention(config.width, config.heads, dtype)
+        self.ln_2 = LayerNorm(config.width)
+        self.mlp = _Mlp(config.width, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class _OpenClipTransformer(nn.Cell):
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.resblocks = nn.CellList([_OpenClipBlock(config, dtype) for _ in range(config.layers)])
+
+
+class OpenClipG(nn.Cell):
+    """Text encoder 2, OpenCLIP ViT-bigG/14.
+
+    ids [N, 77], rows [n, width] and pool_position [N] int32 → hidden state [N, 77, width] of the layer before the last
+    and pooled [N, width]: the last layer's normed output at `pool_position`, projected.
+    """
+
+    def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
+        super().__init__()
+        self.last = config.layers - 1
+        self.token_embedding = TokenEmbedding(config.vocabulary, config.width, dtype)
+        self.positional_embedding = parameter((config.positions, config.width), dtype, "positional_embedding")
+        self.transformer = _OpenClipTransformer(config, dtype)
+        self.ln_final = LayerNorm(config.width)
+        self.text_projection = parameter((config.width, config.width), dtype, "text_projection")
+        self.logit_scale = parameter((), dtype, "logit_scale")  # published, and of no use here
+
+    def construct(self, ids: Tensor, rows: Tensor, pool_position: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.token_embedding(ids, rows) + self.positional_embedding
+        for index in range(self.last):
+            hidden = self.transformer.resblocks[index](hidden)
+        x = self.transformer.resblocks[self.last](hidden)
+        n, length, width = x.shape
+        flat = ops.arange(n).astype(pool_position.dtype) * length + pool_position
+        pooled = self.ln_final(ops.gather(x.reshape((n * length, width)), flat, 0))
+        return hidden, ops.matmul(pooled, self.text_projection)

@@ -1,0 +1,141 @@
+"""The layers that the networks share, each drop-in for what the published checkpoint stores.
+
+Parameters are frozen by default and are not initialised here: a model is built empty and then loaded. Weights take the
+dtype asked for; normalisations keep float32 weights and compute in float32, whatever comes in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore.common.initializer import initializer
+
+from gm import backend
+
+
+def parameter(shape: tuple[int, ...], dtype: Any, name: str) -> Parameter:
+    """Return a frozen Parameter of `shape`; under `no_init_parameters` it costs no memory until it is loaded.
+
+    Frozen means `requires_grad=False` on a Parameter: for a plain tensor PyNative mode would compute the gradient.
+    """
+    return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
+
+
+class Linear(nn.Cell):
+    """Affine map of the last axis: x [..., inputs] → [..., outputs]; weight [outputs, inputs]."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.weight = parameter((outputs, inputs), dtype, "weight")
+        self.bias = parameter((outputs,), dtype, "bias") if bias else None
+        self.product = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.product(x.reshape((-1, self.inputs)), self.weight)
+        if self.bias is not None:
+            y = ops.bias_add(y, self.bias)
+        return y.reshape((*x.shape[:-1], self.outputs))
+
+
+class Conv2d(nn.Cell):
+    """Convolution with a bias, x [N, inputs, H, W] → [N, outputs, H', W']; zero padding keeps H×W at stride 1."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dtype: Any, stride: int = 1, padding: int = -1) -> None:
+        super().__init__()
+        self.weight = parameter((outputs, inputs, kernel, kernel), dtype, "weight")
+        self.bias = parameter((outputs,), dtype, "bias")
+        padding = kernel // 2 if padding < 0 else padding
+        self.convolution = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=padding, stride=stride)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.convolve(x)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        return ops.bias_add(self.convolution(x, self.weight), self.bias)
+
+
+class Embedding(nn.Cell):
+    """A frozen table [rows, width], looked up by id."""
+
+    def __init__(self, rows: int, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.embedding_table = parameter((rows, width), dtype, "embedding_table")
+
+
+class LayerNorm(nn.Cell):
+    """Normalises the last axis (eps 1e-5) in float32."""
+
+    def __init__(self, width: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = parameter((width,), ms.float32, "gamma")
+        self.beta = parameter((width,), ms.float32, "beta")
+        self.normalise = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y, _, _ = self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta)
+        return ops.cast(y, x.dtype)
+
+
+class GroupNorm(nn.Cell):
+    """Normalises each group of channels of x [N, C, H, W] in float32."""
+
+    def __init__(self, groups: int, channels: int, epsilon: float) -> None:
+        super().__init__()
+        self.groups, self.epsilon = groups, epsilon
+        self.gamma = parameter((channels,), ms.float32, "gamma")
+        self.beta = parameter((channels,), ms.float32, "beta")
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = ops.group_norm(ops.cast(x, ms.float32), self.groups, self.gamma, self.beta, self.epsilon)
+        return ops.cast(y, x.dtype)
+
+
+class Upsample(nn.Cell):
+    """Doubles height and width (nearest neighbour), then convolves."""
+
+    def __init__(self, channels: int, dtype: Any) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.double(x, (2 * x.shape[2], 2 * x.shape[3]))
+
+    def double(self, x: Tensor, size: tuple) -> Tensor:
+        """Double `x` and cut it to `size`, which is one less where an odd side was halved."""
+        # ops.interpolate takes five times as long on the CPU backend, forward, and fifteen times backward.
+        x = mint.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x[:, :, : size[0], : size[1]])
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Multi-head attention over projected query [N, L, C] and key, value [N, S, C] → [N, L, C]."""
+    n, length, channels = query.shape
+    width = channels // heads
+    query = query.reshape((n, length, heads, width)).transpose((0, 2, 1, 3))
+    key = key.reshape((n, -1, heads, width)).transpose((0, 2, 1, 3))
+    value = value.reshape((n, -1, heads, width)).transpose((0, 2, 1, 3))
+    out = backend.attention(query, key, value, causal)
+    return out.transpose((0, 2, 1, 3)).reshape((n, length, channels))
+
+
+class Sinusoids(nn.Cell):
+    """Cosines then sines of float32 values [N] at `width`/2 frequencies from 1 down to 1/10000 → [N, width].
+
+    The order is that of the published UNet; the idea is Vaswani et al., 2017.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        # Not ops.exp: its error of 4e-6 on the CPU backend is multiplied by sizes in the thousands.
+        frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half)
+        self.frequencies = Tensor(frequencies.astype(np.float32))
+
+    def construct(self, values: Tensor) -> Tensor:
+        angles = values.reshape((-1, 1)) * self.frequencies
+        return ops.concat((ops.cos(angles), ops.sin(angles)), axis=-1)

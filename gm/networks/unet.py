@@ -1,0 +1,219 @@
+"""The denoising UNet of SDXL (Podell et al., 2023), with the published checkpoint's names.
+
+Every layer of a block takes (x, time, context, size) and uses what it needs, so that a block is a plain list of
+layers. `size` is the height and width that the next block on the way up expects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from gm.config import UNetConfig
+from gm.networks.layers import Conv2d, GroupNorm, LayerNorm, Linear, Sinusoids, Upsample, attend
+
+
+class _InputConv(Conv2d):
+    # A subclass, not a wrapper, which would change the published name.
+    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:  # type: ignore[override]
+        return self.convolve(x)
+
+
+class _Down(nn.Cell):
+    def __init__(self, channels: int, dtype: Any) -> None:
+        super().__init__()
+        self.op = Conv2d(channels, channels, 3, dtype, stride=2)
+
+    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
+        return self.op(x)
+
+
+class _Up(Upsample):
+    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:  # type: ignore[override]
+        return self.double(x, size)
+
+
+class _ResBlock(nn.Cell):
+    """Two convolutions around an injection of the time vector, and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, time_width: int, groups: int, dtype: Any) -> None:
+        super().__init__()
+        self.in_layers = nn.SequentialCell(
+            GroupNorm(groups, inputs, 1e-5), nn.SiLU(), Conv2d(inputs, outputs, 3, dtype)
+        )
+        self.emb_layers = nn.SequentialCell(nn.SiLU(), Linear(time_width, outputs, dtype))
+        self.out_layers = nn.SequentialCell(
+            GroupNorm(groups, outputs, 1e-5), nn.SiLU(), nn.Identity(), Conv2d(outputs, outputs, 3, dtype)
+        )
+        self.skip_connection = nn.Identity() if inputs == outputs else Conv2d(inputs, outputs, 1, dtype)
+
+    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(time).expand_dims(-1).expand_dims(-1)
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class _Attention(nn.Cell):
+    def __init__(self, width: int, context_width: int, heads: int, dtype: Any) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = Linear(width, width, dtype, bias=False)
+        self.to_k = Linear(context_width, width, dtype, bias=False)
+        self.to_v = Linear(context_width, width, dtype, bias=False)
+        self.to_out = nn.SequentialCell(Linear(width, width, dtype))
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+class _Gate(nn.Cell):
+    """GEGLU (Shazeer, 2020): half of the projection, gated by the exact GELU of the other half."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.half = 4 * width
+        self.proj = Linear(width, 8 * width, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        value, gate = ops.split(self.proj(x), self.half, axis=-1)
+        return value * ops.gelu(gate, approximate="none")
+
+
+class _FeedForward(nn.Cell):
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.net = nn.SequentialCell(_Gate(width, dtype), nn.Identity(), Linear(4 * width, width, dtype))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class _TransformerBlock(nn.Cell):
+    def __init__(self, width: int, context_width: int, heads: int, dtype: Any) -> None:
+        super().__init__()
+        self.attn1 = _Attention(width, width, heads, dtype)
+        self.ff = _FeedForward(width, dtype)
+        self.attn2 = _Attention(width, context_width, heads, dtype)
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
+        self.norm3 = LayerNorm(width)
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attn1(y, y)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class _SpatialTransformer(nn.Cell):
+    """Transformer blocks over the pixels of x [N, C, H, W]; linear projections in and out."""
+
+    def __init__(self, channels: int, depth: int, config: UNetConfig, dtype: Any) -> None:
+        super().__init__()
+        heads = channels // config.head_width
+        self.norm = GroupNorm(config.norm_groups, channels, 1e-6)
+        self.proj_in = Linear(channels, channels, dtype)
+        self.transformer_blocks = nn.CellList(
+            [_TransformerBlock(channels, config.context_width, heads, dtype) for _ in range(depth)]
+        )
+        self.proj_out = Linear(channels, channels, dtype)
+
+    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
+        n, channels, height, width = x.shape
+        h = self.norm(x).reshape((n, channels, height * width)).transpose((0, 2, 1))
+        h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = self.proj_out(h).transpose((0, 2, 1)).reshape((n, channels, height, width))
+        return x + h
+
+
+class UNet(nn.Cell):
+    """x [N, in, H, W], timestep [N] float32, context [N, 77, C], vector [N, V] → ε [N, out, H, W] in float32."""
+
+    def __init__(self, config: UNetConfig, dtype: Any) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.sinusoids = Sinusoids(config.model_channels)
+        time_width = 4 * config.model_channels
+        self.time_embed = _two_layers(config.model_channels, time_width, dtype)
+        self.label_emb = nn.SequentialCell(_two_layers(config.vector_width, time_width, dtype))
+        blocks, skips = _input_blocks(config, time_width, dtype)
+        self.input_blocks = nn.CellList(blocks)
+        channels, depth = skips[-1], config.transformer_depth[-1]
+        self.middle_block = nn.CellList(
+            [
+                _ResBlock(channels, channels, time_width, config.norm_groups, dtype),
+                _SpatialTransformer(channels, depth, config, dtype),
+                _ResBlock(channels, channels, time_width, config.norm_groups, dtype),
+            ]
+        )
+        self.output_blocks = nn.CellList(_output_blocks(config, skips, time_width, dtype))
+        self.out = nn.SequentialCell(
+            GroupNorm(config.norm_groups, config.model_channels, 1e-5),
+            nn.SiLU(),
+            Conv2d(config.model_channels, config.out_channels, 3, dtype),
+        )
+
+    def construct(self, x: Tensor, timestep: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        time = self.time_embed(ops.cast(self.sinusoids(timestep), self.dtype))
+        time = time + self.label_emb(ops.cast(vector, self.dtype))
+        x, context = ops.cast(x, self.dtype), ops.cast(context, self.dtype)
+        skips: tuple[Tensor, ...] = ()
+        size = x.shape[2:]
+        for block in self.input_blocks:
+            for layer in block:
+                x = layer(x, time, context, size)
+            skips = (*skips, x)
+        for layer in self.middle_block:
+            x = layer(x, time, context, size)
+        for block in self.output_blocks:
+            x = ops.concat((x, skips[-1]), axis=1)
+            skips = skips[:-1]
+            if len(skips) > 0:
+                size = skips[-1].shape[2:]
+            for layer in block:
+                x = layer(x, time, context, size)
+        return ops.cast(self.out(x), ms.float32)
+
+
+def _two_layers(inputs: int, outputs: int, dtype: Any) -> nn.SequentialCell:
+    return nn.SequentialCell(Linear(inputs, outputs, dtype), nn.SiLU(), Linear(outputs, outputs, dtype))
+
+
+def _input_blocks(config: UNetConfig, time_width: int, dtype: Any) -> tuple[list[nn.CellList], list[int]]:
+    """Return the blocks of the way down and the channels that each hands to the way up."""
+    channels = config.model_channels
+    blocks, skips = [nn.CellList([_InputConv(config.in_channels, channels, 3, dtype)])], [channels]
+    for level, (mult, depth) in enumerate(zip(config.channel_mult, config.transformer_depth, strict=True)):
+        for _ in range(config.num_res_blocks):
+            outputs = mult * config.model_channels
+            blocks.append(_block(channels, outputs, depth, config, time_width, dtype))
+            channels = outputs
+            skips.append(channels)
+        if level < len(config.channel_mult) - 1:
+            blocks.append(nn.CellList([_Down(channels, dtype)]))
+            skips.append(channels)
+    return blocks, skips
+
+
+def _output_blocks(config: UNetConfig, skips: list[int], time_width: int, dtype: Any) -> list[nn.CellList]:
+    remaining, channels, blocks = list(skips), skips[-1], []
+    for level in reversed(range(len(config.channel_mult))):
+        outputs = config.channel_mult[level] * config.model_channels
+        for index in range(config.num_res_blocks + 1):
+            inputs = channels + remaining.pop()
+            block = _block(inputs, outputs, config.transformer_depth[level], config, time_width, dtype)
+            if level > 0 and index == config.num_res_blocks:
+                block.append(_Up(outputs, dtype))
+            blocks.append(block)
+            channels = outputs
+    return blocks
+
+
+def _block(inputs: int, outputs: int, depth: int, config: UNetConfig, time_width: int, dtype: Any) -> nn.CellList:
+    layers: list[nn.Cell] = [_ResBlock(inputs, outputs, time_width, config.norm_groups, dtype)]
+    if depth:
+        layers.append(_SpatialTransformer(outputs, depth, config, dtype))
+    return nn.CellList(layers)

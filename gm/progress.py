@@ -1,0 +1,51 @@
+"""One line on the terminal that is written over as work goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+_SECONDS_BETWEEN = {True: 0.1, False: 10.0}  # by whether a person watches: a log file needs no animation
+
+
+class Line:
+    """A progress line; into a file it is written every ten seconds, each time on a line of its own."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.alive, self.shown_at, self.width = self.stream.isatty(), float("-inf"), 0
+
+    def show(self, text: str, last: bool = False) -> None:
+        """Show `text` if enough time has gone by since the last one; always if it is the `last`."""
+        now = time.monotonic()
+        if not last and now - self.shown_at < _SECONDS_BETWEEN[self.alive]:
+            return
+        self.shown_at = now
+        self.stream.write(f"\r{text:<{self.width}}" if self.alive else f"{text}\n")
+        self.width = len(text)
+        if last:
+            self.end()
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """Print `text` on a line of its own, leaving the progress line complete above it."""
+        self.end()
+        print(text, file=self.stream, flush=True)
+
+    def end(self) -> None:
+        """Leave the progress line."""
+        if self.alive and self.width:
+            self.stream.write("\n")
+        self.width = 0
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as people read it: 48 s, 3:05 min, 2:10 h."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 100:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"

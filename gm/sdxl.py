@@ -1,0 +1,65 @@
+"""SDXL as one object, whose parameters carry the names of the published file."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import mindspore as ms
+from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
+
+from gm.conditioner import Conditioner
+from gm.config import ModelConfig
+from gm.networks.autoencoder import Autoencoder
+from gm.networks.unet import UNet
+
+
+class _Diffusion(nn.Cell):
+    """Gives the UNet its published prefix, `model.diffusion_model`."""
+
+    def __init__(self, config: ModelConfig, dtype: Any) -> None:
+        super().__init__()
+        self.diffusion_model = UNet(config.unet, dtype)
+
+
+class SDXL(nn.Cell):
+    """UNet (`.unet`), text conditioner (`.conditioner`) and autoencoder (`.first_stage_model`) of one model."""
+
+    def __init__(self, config: ModelConfig, dtype: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _Diffusion(config, dtype)
+        self.conditioner = Conditioner(config, dtype)
+        self.first_stage_model = Autoencoder(config.autoencoder)
+
+    @property
+    def unet(self) -> UNet:
+        return self.model.diffusion_model
+
+    def release_autoencoder(self) -> None:
+        """Give the autoencoder's memory back, once the pictures are encoded and none will be decoded."""
+        del self.first_stage_model
+
+
+def build(config: ModelConfig, dtype: Any = ms.float32) -> SDXL:
+    """Return the model without weights, at no cost in time or memory; `weights.load` fills it.
+
+    `dtype` is that of the UNet's and the encoders' weights; normalisations and the autoencoder are float32.
+    """
+    with no_init_parameters():
+        model = SDXL(config, dtype)
+    return model.set_train(False)
+
+
+def fingerprint(model: SDXL) -> str:
+    """Return a hash that tells one set of weights from another: of every bias and norm, as float32.
+
+    Those are few megabytes of the whole, and no fine-tuning leaves them all alone.
+    """
+    digest = hashlib.sha256()
+    for parameter in sorted(model.get_parameters(), key=lambda p: p.name):
+        if parameter.ndim <= 1:
+            digest.update(parameter.name.encode())
+            digest.update(parameter.asnumpy().astype("<f4").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Words to ids: CLIP's tokenizer with its vocabulary, and placeholders for learned words."""

@@ -1,0 +1,1 @@
+"""Learning the rows of a new word."""

@@ -1,0 +1,67 @@
+"""What a person sees of a run while it trains, and the log a program reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from gm.progress import Line, clock
+from gm.training.loop import Report
+
+_SMOOTHING = 0.98
+
+
+class Smoothed:
+    """An exponential average that starts at its first value's level (bias-corrected, as Adam's)."""
+
+    def __init__(self) -> None:
+        self.total, self.weight = 0.0, 0.0
+
+    def add(self, value: float) -> float:
+        """Take `value` in and return the average."""
+        self.total = _SMOOTHING * self.total + (1 - _SMOOTHING) * value
+        self.weight = _SMOOTHING * self.weight + (1 - _SMOOTHING)
+        return self.total / self.weight
+
+
+class Console:
+    """One progress line, and `log.jsonl` with a record every `log_interval` steps and at the last."""
+
+    def __init__(self, log: Path, steps: int, updates: int, log_interval: int, stream: TextIO | None = None) -> None:
+        self.steps, self.updates, self.log_interval = steps, updates, log_interval
+        self.line, self.loss, self.pace, self.skipped = Line(stream), Smoothed(), Smoothed(), 0
+        self.file = log.open("a", encoding="utf-8")
+
+    def show(self, report: Report) -> None:
+        """Take one step's report."""
+        if report.finite:
+            smoothed = self.loss.add(report.loss)
+        else:
+            self.skipped += 1
+            smoothed = self.loss.total / self.loss.weight if self.loss.weight else float("nan")
+        # The first step holds the compilation of the graph, which says nothing about the time that is left.
+        pace = self.pace.add(report.seconds) if report.step > 1 else report.seconds
+        left = clock(pace * (self.steps - report.step)) if report.step > 1 else "…"
+        skipped = f"  skipped {self.skipped}" if self.skipped else ""
+        self.line.show(
+            f"step {report.step}/{self.steps}  update {report.update}/{self.updates}  loss {smoothed:.4f}  "
+            f"lr {report.learning_rate:.2e}  {pace:.3g} s/step  {left} left{skipped}",
+            last=report.step == self.steps,
+        )
+        if report.step % self.log_interval == 0 or report.step == self.steps:
+            self.record(**vars(report), loss_smoothed=smoothed, skipped=self.skipped)
+
+    def record(self, **values: Any) -> None:
+        """Append one JSON line; not-a-number and infinity become null, which is what JSON has."""
+        clean = {k: None if isinstance(v, float) and not -1e308 < v < 1e308 else v for k, v in values.items()}
+        self.file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the progress line."""
+        self.line.say(text)
+
+    def close(self) -> None:
+        self.line.end()
+        self.file.close()

@@ -1,0 +1,79 @@
+"""What each step shows: a batch as a pure function of the step's number."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from mindspore import Tensor
+
+from gm import draws
+from gm.data import batches
+from gm.data.batches import Sample
+from gm.data.latents import Latents
+from gm.diffusion import denoiser, schedule
+from gm.text.tokenizer import END, pool_positions
+from gm.training.plan import Plan
+
+
+class Batch(NamedTuple):
+    """What one step shows: B pictures at one noise level each, with their prompts."""
+
+    x: Tensor  # network input, float32 [B, z, h, w]
+    noise: Tensor  # what the network should find in it, float32 [B, z, h, w]
+    timestep: Tensor  # float32 [B]
+    ids_1: Tensor  # int32 [B, 77]
+    ids_2: Tensor  # int32 [B, 77]
+    pool_position: Tensor  # int32 [B]
+    sizes: Tensor  # float32 [B, 6]
+
+
+class Feed:
+    """Makes batches from a plan and its latents, for one rank of `world`."""
+
+    def __init__(self, plan: Plan, latents: Latents, rank: int = 0, world: int = 1) -> None:
+        config = plan.config
+        self.latents, self.rank, self.world = latents, rank, world
+        self.seed, self.batch_size, self.flip = config.training.seed, config.training.train_batch_size, config.data.flip
+        self.sigmas = schedule.training_sigmas(config.model.schedule)
+        self.ids_1 = plan.tokenizer(plan.prompts, padding=END)
+        self.ids_2 = plan.tokenizer(plan.prompts, padding=0)
+        self.pool_positions = pool_positions(self.ids_2, config.run.pooling)
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of step `step`, counted from 0."""
+        samples = batches.samples(
+            step,
+            seed=self.seed,
+            batch=self.batch_size,
+            rank=self.rank,
+            world=self.world,
+            pictures=len(self.latents.mean),
+            templates=len(self.ids_1),
+            timesteps=len(self.sigmas),
+            flip=self.flip,
+        )
+        return self.assemble(samples, self.seed, "training")
+
+    def assemble(self, samples: list[Sample], seed: int, purpose: str) -> Batch:
+        """Return the batch that shows `samples`; noise is drawn for (seed, purpose, each sample's index)."""
+        x, noise = zip(*[self._noised(sample, seed, purpose) for sample in samples], strict=True)
+        prompts = [sample.template for sample in samples]
+        sizes = [self.latents.sizes[sample.picture, int(sample.mirrored)] for sample in samples]
+        return Batch(
+            Tensor(np.stack(x)),
+            Tensor(np.stack(noise)),
+            Tensor(np.asarray([sample.timestep for sample in samples], np.float32)),
+            Tensor(self.ids_1[prompts]),
+            Tensor(self.ids_2[prompts]),
+            Tensor(self.pool_positions[prompts]),
+            Tensor(np.stack(sizes)),
+        )
+
+    def _noised(self, sample: Sample, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+        shape = self.latents.mean.shape[2:]
+        posterior = draws.normal(shape, seed, f"{purpose} posterior", sample.index)
+        noise = draws.normal(shape, seed, f"{purpose} noise", sample.index)
+        sigma = np.float32(self.sigmas[sample.timestep])
+        clean = self.latents.draw(sample.picture, int(sample.mirrored), posterior)
+        return denoiser.network_input(denoiser.noisy(clean, noise, sigma), sigma), noise

@@ -1,0 +1,47 @@
+"""Everything about a training run that can be found wrong before the weights are read or a file is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gm.concepts import initial
+from gm.config import Config
+from gm.data import folder, templates
+from gm.data.folder import Picture
+from gm.errors import UserError
+from gm.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checked ingredients of a run."""
+
+    config: Config
+    pictures: list[Picture]
+    prompts: tuple[str, ...]  # templates with the placeholder filled in
+    preview: str  # prompt of the previews
+    tokenizer: Tokenizer  # knows the placeholder
+    initial_ids: list[int] | None  # tokens whose rows to start from, or None for random rows
+
+    @property
+    def updates(self) -> int:
+        """How many updates the run makes; steps left over at the end make one more."""
+        training = self.config.training
+        return -(-training.total_step // training.gradient_accumulation_steps)
+
+
+def make(config: Config) -> Plan:
+    """Read pictures and prompts; UserError names the first thing that is wrong with them."""
+    concept = config.concept
+    tokenizer = Tokenizer(config.model.text_encoder_1.positions)
+    ids = None if concept.initializer_token is None else initial.token_ids(concept.initializer_token, tokenizer)
+    tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
+    lines = templates.load(concept.learnable_property, concept.template_file)
+    prompts = tuple(templates.fill(line, concept.placeholder_token) for line in lines)
+    preview = config.training.infer_prompt or lines[0]
+    if "{}" not in preview and concept.placeholder_token.lower() not in preview.lower():
+        raise UserError(f"--infer_prompt {preview!r} holds neither {{}} nor {concept.placeholder_token}; add one")
+    preview = templates.fill(preview, concept.placeholder_token)
+    tokenizer([*prompts, preview], padding=0)  # finds a prompt that has no room for the placeholder
+    pictures = folder.read(config.data.data_path, config.data.resolution or config.model.resolution)
+    return Plan(config, pictures, prompts, preview, tokenizer, ids)

@@ -1,0 +1,1 @@
+"""Weights: the names derived from the networks, every container format, strict loading and conversion."""

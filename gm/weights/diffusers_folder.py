@@ -1,0 +1,88 @@
+"""A diffusers SDXL folder, seen as the published single file.
+
+The folder's names are those of diffusers' UNet2DConditionModel and AutoencoderKL and of transformers' CLIPTextModel
+and CLIPTextModelWithProjection; the block arithmetic follows from the model's config. What no rule knows keeps its
+name under its network's prefix, where the strict check then finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from gm.config import ModelConfig
+from gm.errors import UserError
+from gm.weights import containers, diffusers_names, openclip
+from gm.weights.lazy import LazyTensor, reshaped
+from gm.weights.names import UNUSED
+
+Tensors = dict[str, LazyTensor]
+
+_STEMS = ("diffusion_pytorch_model", "model")
+_VARIANTS = ("", ".fp16")  # the most exact first
+
+
+def read(folder: Path, config: ModelConfig) -> Tensors:
+    """Return the tensors of `folder` by their published names; UserError for a part or file that is not there."""
+    parts: dict[str, Callable[[Tensors], Tensors]] = {
+        "unet": lambda tensors: _renamed(tensors, "model.diffusion_model.", diffusers_names.unet(config.unet)),
+        "text_encoder": _clip,
+        "text_encoder_2": openclip.from_transformers,
+        "vae": lambda tensors: _autoencoder(tensors, config),
+    }
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise UserError(f"{folder} is no diffusers SDXL folder: it has no {', '.join(missing)}")
+    published: Tensors = {}
+    for part, translate in parts.items():
+        tensors = _read_part(folder / part)
+        published |= translate({name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED)})
+    return published
+
+
+def _read_part(folder: Path) -> Tensors:
+    """Return the tensors of one network, which may lie in one file or in several that an index names."""
+    for variant in _VARIANTS:
+        for stem in _STEMS:
+            whole = folder / f"{stem}{variant}.safetensors"
+            if whole.is_file():
+                return containers.read(whole).tensors
+            # diffusers and transformers put the variant at different places of the index's name.
+            for index in sorted(folder.glob(f"{stem}*safetensors*.json")):
+                if (".fp16" in index.name) == bool(variant):
+                    return _read_shards(index)
+    raise UserError(
+        f"{folder} holds no diffusion_pytorch_model.safetensors or model.safetensors, nor one of their variants; "
+        "save the model with safe_serialization=True"
+    )
+
+
+def _read_shards(index: Path) -> Tensors:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({Path(file).name for file in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of safetensors files; download or copy it again") from error
+    tensors: Tensors = {}
+    for file in files:
+        tensors |= containers.read(index.parent / file).tensors
+    return tensors
+
+
+def _renamed(tensors: Tensors, prefix: str, rename: Callable[[str], str]) -> Tensors:
+    return {prefix + rename(name): tensor for name, tensor in tensors.items()}
+
+
+def _clip(tensors: Tensors) -> Tensors:
+    """Put text encoder 1 under its prefix; since version 5 transformers leaves `text_model.` out."""
+    return _renamed(tensors, "conditioner.embedders.0.transformer.text_model.", lambda n: n.removeprefix("text_model."))
+
+
+def _autoencoder(tensors: Tensors, config: ModelConfig) -> Tensors:
+    published = _renamed(tensors, "first_stage_model.", diffusers_names.autoencoder(config.autoencoder))
+    for name, tensor in published.items():
+        if re.search(r"\.attn_1\.\w+\.weight$", name) and len(tensor.shape) == 2:
+            published[name] = reshaped(tensor, (*tensor.shape, 1, 1))  # a linear map there, a 1×1 convolution here
+    return published

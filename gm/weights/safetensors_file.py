@@ -1,0 +1,83 @@
+"""Reading and writing `.safetensors`: 8 bytes of header length, a JSON header, the tensors' bytes.
+
+The format is described at https://github.com/huggingface/safetensors. Its library checks a file's header here, but the
+bytes are read through our own map: its NumPy side has no bfloat16, and mapped pages should be released.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from gm import atomic
+from gm.errors import UserError
+from gm.weights.lazy import LazyTensor, MappedFile
+
+# In the order in which the library lays tensors out, last first, so that larger items stay aligned.
+_NUMPY = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+_PUBLISHED = {numpy: ours for ours, numpy in _NUMPY.items()}
+_ORDER = list(_PUBLISHED)
+
+
+def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """Return the tensors by name and the metadata; UserError for a damaged header, a short file, an unknown type."""
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path} is cut off or damaged ({error}); download or copy it again") from error
+    file = MappedFile(path)
+    length = int.from_bytes(file.data[:8], "little")
+    header = json.loads(file.data[8 : 8 + length])
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _NUMPY:
+            raise UserError(f"{path}: {name} has type {entry['dtype']}, which is not read here; use a float16 file")
+        start, end = entry["data_offsets"]
+        span = (8 + length + start, 8 + length + end)
+        tensors[name] = file.tensor(tuple(entry["shape"]), _NUMPY[entry["dtype"]], [span])
+    return tensors, metadata
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, LazyTensor],
+    metadata: Mapping[str, str],
+    progress: Callable[[int], None],
+) -> None:
+    """Write `tensors` to `path`, one at a time; `progress` is told each one's bytes. The layout is the library's."""
+    names = sorted(tensors, key=lambda name: (-_ORDER.index(tensors[name].dtype), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].size
+        dtype = _PUBLISHED[tensors[name].dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            values = tensors[name].read()
+            assert (values.shape, values.dtype) == (tensors[name].shape, tensors[name].dtype), f"{name} is another"
+            file.write(values.tobytes())
+            tensors[name].release()
+            progress(tensors[name].size)

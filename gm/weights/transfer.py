@@ -1,0 +1,110 @@
+"""Weights from any source into a model, or into a file of another format; strict, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn
+
+from gm import sdxl
+from gm.config import ModelConfig
+from gm.errors import UserError
+from gm.weights import containers, diffusers_folder, names
+from gm.weights.lazy import LazyTensor, cast, cast_values
+from gm.weights.names import Layout
+from gm.weights.recognition import other_model
+
+_SHOWN = 3  # names in a message
+_NUMPY = {ms.float16: "float16", ms.float32: "float32", ms.float64: "float64"}
+
+
+def open_weights(path: str | Path, layout: Layout, config: ModelConfig) -> dict[str, LazyTensor]:
+    """Return the tensors of a file or diffusers folder by MindSpore's names, if in `layout`, else by their own.
+
+    Raises UserError for what `containers.read` and `diffusers_folder.read` refuse.
+    """
+    path = Path(path)
+    tensors = diffusers_folder.read(path, config) if path.is_dir() else containers.read(path).tensors
+    # A file with MindSpore's names passes through: those that differ from the published ones are no published names.
+    ours = {names.published_name(name): name for name in layout}
+    return {ours.get(name, name): tensor for name, tensor in tensors.items() if not name.endswith(names.UNUSED)}
+
+
+def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path) -> None:
+    """Raise UserError naming what is missing in `source`, what is unexpected and what has another shape."""
+    missing = [name for name in layout if name not in tensors]
+    unexpected = [name for name in tensors if name not in layout]
+    shaped = [
+        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in layout.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    findings = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
+    if not any(findings.values()):
+        return
+    counts = "; ".join(f"{len(found)} {kind} ({_few(found)})" for kind, found in findings.items() if found)
+    if 2 * (len(missing) + len(shaped)) < len(layout):
+        hint = "it is incomplete or changed; take a fresh copy"
+    else:
+        meaning = other_model(tensors)
+        hint = f"it seems to be {meaning}" if meaning else "the config's model section describes another model"
+    raise UserError(f"{source} does not fit the model of {len(layout)} tensors: {hint}; {counts}")
+
+
+def load(model: nn.Cell, path: str | Path, config: ModelConfig) -> None:
+    """Fill `model` from a file or folder of any kind, each parameter keeping its dtype.
+
+    Raises UserError as `open_weights` and `check` do, before anything is changed, and as `cast_values` does.
+    """
+    layout = names.layout(model)
+    tensors = open_weights(path, layout, config)
+    check(layout, tensors, path)
+    for parameter in model.get_parameters():
+        if parameter.name in layout:
+            _fill(parameter, tensors[parameter.name])
+            tensors[parameter.name].release()
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    config: ModelConfig,
+    dtype: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the weights at `source` as `dtype` to `target`, in the format of its ending.
+
+    A `.ckpt` gets MindSpore's names and the network's order, a `.safetensors` the published ones. `progress` is told
+    the bytes written and their total. Raises UserError as `open_weights`, `check`, `cast_values` and
+    `containers.write` do; the target is written whole or not at all.
+    """
+    layout = names.layout(sdxl.build(config))
+    tensors = open_weights(source, layout, config)
+    check(layout, tensors, source)
+    to_published = Path(target).suffix == ".safetensors"
+    out = {names.published_name(name) if to_published else name: cast(tensors[name], dtype, name) for name in layout}
+    total, done = sum(tensor.size for tensor in out.values()), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(done, total)
+
+    containers.write(target, out, {"format": "pt"} if to_published else None, count)
+
+
+def _fill(parameter: Parameter, tensor: LazyTensor) -> None:
+    values = tensor.read()
+    if parameter.dtype == ms.bfloat16:  # NumPy has none
+        parameter.set_data(Tensor(values, ms.bfloat16))
+        return
+    wanted = cast_values(values, _NUMPY[parameter.dtype], parameter.name)
+    # A copy, lest the model change with its file. Tensor(view) copies too, but takes two to three times as long.
+    owned = wanted.copy() if wanted is values else wanted
+    parameter.set_data(Tensor.from_numpy(owned))
+
+
+def _few(found: list[str]) -> str:
+    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")

@@ -1,0 +1,76 @@
+"""What all tests share: the device, and small models that are built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.reference.configs import CONFIGS
+
+if TYPE_CHECKING:
+    from tests.reference.case import Case
+    from tests.workshop import Workshop
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device() -> None:
+    """Choose the CPU before any tensor is made."""
+    from gm import backend
+    from gm.config import RunConfig
+
+    backend.setup(RunConfig(device_target="CPU", ms_mode=1))
+
+
+@pytest.fixture(scope="session")
+def cases(device: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """Return the function from a name in `CONFIGS` to its model, built once a session."""
+    from tests.reference.case import Case
+
+    made: dict[str, Case] = {}
+
+    def get(name: str) -> Case:
+        if name not in made:
+            made[name] = Case(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    """Every small model in turn."""
+    return cases(request.param)
+
+
+@pytest.fixture(scope="session")
+def like_base(cases: Callable[[str], Case]) -> Case:
+    """The small model with SDXL's own plan and vocabulary."""
+    return cases("like-base")
+
+
+@pytest.fixture(scope="session")
+def smallest(cases: Callable[[str], Case]) -> Case:
+    """The small model that compiles and runs fastest; it has the published vocabulary."""
+    return cases("reversed")
+
+
+@pytest.fixture(scope="session")
+def workshop(device: None, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Return the files of the smallest model, its weights loaded; what runs on it must leave them as they are."""
+    from gm.weights import transfer
+    from tests.workshop import Workshop
+
+    made = Workshop(tmp_path_factory.mktemp("workshop"))
+    transfer.load(made.model, made.folder / "weights.ckpt", made.config().model)
+    return made
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """Run the reference without recording gradients."""
+    import torch
+
+    with torch.no_grad():
+        yield

@@ -1,0 +1,122 @@
+"""gm/data/batches.py: every picture in its turn, uniform draws, and the same run on any number of ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gm.data.batches import Sample, samples
+
+RUN = {"seed": 7, "batch": 2, "rank": 0, "world": 1, "pictures": 5, "templates": 20, "timesteps": 1000, "flip": True}
+
+
+def shown(steps, start=0, **changes):
+    options = {**RUN, **changes}
+    return [s for step in range(start, steps) for s in samples(step, **options)]
+
+
+def test_same_arguments_same_samples():
+    assert shown(30) == shown(30)
+    assert shown(30)[40:] == shown(30, start=20)  # a resumed run needs no state
+
+
+def test_another_seed_shows_something_else():
+    one, other = shown(50), shown(50, seed=8)
+    for name in ("picture", "mirrored", "template", "timestep"):
+        assert [getattr(s, name) for s in one] != [getattr(s, name) for s in other]
+
+
+def test_samples_are_numbered_through_the_run():
+    assert [s.index for s in shown(10, batch=3)] == list(range(30))
+    assert [s.index for s in samples(4, **{**RUN, "batch": 3, "rank": 1, "world": 2})] == [27, 28, 29]
+
+
+@pytest.mark.parametrize(("batch", "world"), [(1, 1), (2, 1), (3, 4), (16, 1), (2, 8)])
+def test_each_picture_once_an_epoch(batch, world):
+    pictures = 5
+    run = [
+        s.picture
+        for step in range(40)
+        for rank in range(world)
+        for s in samples(step, **{**RUN, "batch": batch, "rank": rank, "world": world, "pictures": pictures})
+    ]
+    assert len(run) == 40 * batch * world
+    orders = set()
+    for start in range(0, len(run) - pictures + 1, pictures):
+        epoch = run[start : start + pictures]
+        assert sorted(epoch) == list(range(pictures))
+        orders.add(tuple(epoch))
+    assert len(orders) >= min(8, len(run) // pictures - 1)  # each epoch has an order of its own
+
+
+def test_every_order_of_three_pictures_is_about_equally_frequent():
+    run = [s.picture for s in shown(1800, batch=1, pictures=3)]
+    orders = Counter(tuple(run[i : i + 3]) for i in range(0, len(run), 3))
+    assert len(orders) == 6
+    assert chi_square(list(orders.values())) < 20.5  # 5 degrees of freedom: exceeded once in a thousand
+
+
+def test_one_picture():
+    assert {s.picture for s in shown(5, batch=4, pictures=1)} == {0}
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_ranks_together_show_what_one_rank_shows(world):
+    alone = shown(12, batch=16)
+    together = []
+    for step in range(12):
+        for rank in range(world):
+            together += samples(step, **{**RUN, "batch": 16 // world, "rank": rank, "world": world})
+    assert together == alone
+
+
+def test_batch_size_does_not_change_the_run():
+    assert shown(24, batch=1) == shown(12, batch=2) == shown(4, batch=6)
+
+
+def chi_square(counts):
+    expected = sum(counts) / len(counts)
+    return sum((c - expected) ** 2 for c in counts) / expected
+
+
+def test_timesteps_are_uniform_over_the_whole_range():
+    times = np.array([s.timestep for s in shown(3000, batch=2)])
+    assert times.min() >= 0
+    assert times.max() <= 999
+    assert times.min() < 5
+    assert times.max() > 994
+    counts = np.histogram(times, bins=20, range=(0, 1000))[0]
+    assert 4 < chi_square(counts) < 43.8  # 19 degrees of freedom: outside either way about once in a thousand
+
+
+def test_templates_and_mirroring_are_uniform_and_independent():
+    run = shown(3000, batch=2)
+    templates = np.bincount([s.template for s in run], minlength=20)
+    assert len(templates) == 20
+    assert 4 < chi_square(templates) < 43.8
+    columns = np.array([[s.mirrored, s.template, s.timestep, s.picture] for s in run], float)
+    assert abs(columns[:, 0].mean() - 0.5) < 3.3 * 0.5 / len(run) ** 0.5
+    correlation = np.corrcoef(columns.T) - np.eye(4)
+    assert np.abs(correlation).max() < 3.6 / len(run) ** 0.5
+    lagged = np.corrcoef(columns[:-1, 2], columns[1:, 2])[0, 1]
+    assert abs(lagged) < 3.3 / len(run) ** 0.5
+
+
+def test_one_choice_is_always_taken():
+    assert {(s.template, s.timestep) for s in shown(20, templates=1, timesteps=1)} == {(0, 0)}
+
+
+def test_without_flip_nothing_is_mirrored_and_nothing_else_changes():
+    with_flip, without = shown(50), shown(50, flip=False)
+    assert any(s.mirrored for s in with_flip)
+    assert without == [replace(s, mirrored=False) for s in with_flip]
+
+
+def test_a_sample_holds_plain_numbers():
+    (first, _) = samples(0, **RUN)
+    assert isinstance(first, Sample)
+    for name, kind in (("picture", int), ("mirrored", bool), ("template", int), ("timestep", int), ("index", int)):
+        assert type(getattr(first, name)) is kind

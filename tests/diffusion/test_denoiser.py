@@ -1,0 +1,29 @@
+"""The two spellings of the same diffusion: ours by σ, DDPM's by ᾱ."""
+
+import numpy as np
+
+from gm import draws
+from gm.diffusion import denoiser, guidance
+
+
+def test_network_input_is_ddpms_noisy_latent() -> None:
+    latents, noise, sigma = draws.normal((2, 4, 3, 3), 1, "x"), draws.normal((2, 4, 3, 3), 1, "n"), 1.7
+    kept = 1 / (sigma**2 + 1)
+    seen = denoiser.network_input(denoiser.noisy(latents, noise, sigma), sigma)
+    np.testing.assert_allclose(seen, kept**0.5 * latents + (1 - kept) ** 0.5 * noise, rtol=1e-4, atol=1e-6)
+
+
+def test_the_right_noise_gives_the_latents_back() -> None:
+    latents, noise = draws.normal((1, 4, 3, 3), 2, "x"), draws.normal((1, 4, 3, 3), 2, "n")
+    np.testing.assert_allclose(denoiser.denoised(denoiser.noisy(latents, noise, 3.0), noise, 3.0), latents, atol=1e-5)
+
+
+def test_loss_is_the_mean_square() -> None:
+    assert denoiser.loss(np.array([1.0, 3.0]), np.array([0.0, 1.0])) == 2.5
+
+
+def test_guidance_scale_1_is_the_prompt_and_0_is_none() -> None:
+    without, with_prompt = np.array([1.0, 2.0]), np.array([3.0, 5.0])
+    assert guidance.guided(without, with_prompt, 1.0).tolist() == [3.0, 5.0]
+    assert guidance.guided(without, with_prompt, 0.0).tolist() == [1.0, 2.0]
+    assert guidance.guided(without, with_prompt, 2.0).tolist() == [5.0, 8.0]

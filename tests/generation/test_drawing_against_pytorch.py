@@ -1,0 +1,72 @@
+"""gm/generation/text_to_image.py beside a guided Euler loop of diffusers' networks and scheduler."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from gm.backend import Backend
+from gm.concepts.concept import Concept, words
+from gm.config import SamplingConfig
+from gm.generation import sizes
+from gm.generation.text_to_image import Order, Painter
+from gm.text.tokenizer import END, pool_positions
+from tests.reference.inputs import Prompts, normal, relative_error
+
+TEXTS = ("a <cat> in the snow", "portrait of <cat>, oil on canvas")
+
+
+@pytest.fixture(scope="module")
+def known(smallest):
+    encoders = smallest.config.text_encoder_1, smallest.config.text_encoder_2
+    return words([Concept("<cat>", *(0.02 * normal(90, 2, e.width) for e in encoders))], smallest.config)
+
+
+def prompts(texts, known, told):
+    ids_1, ids_2 = known.tokenizer(texts, padding=END), known.tokenizer(texts, padding=0)
+    told = np.tile(np.asarray(told, np.float32), (len(texts), 1))
+    return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), known.rows_1, known.rows_2, told)
+
+
+@pytest.mark.parametrize(
+    ("negative", "steps", "guidance", "graph"),
+    [("", 20, 5.0, False), ("blurry, ugly", 7, 7.5, True), ("", 13, 1.0, False)],
+    ids=["empty-negative", "negative-graph", "no-guidance"],
+)
+def test_latents_and_pictures(smallest, known, negative, steps, guidance, graph):
+    from tests.reference.loops import torch_euler
+
+    sampling = SamplingConfig(
+        negative_prompt=negative,
+        sample_step=steps,
+        guidance_scale=guidance,
+        batch_size=2,
+        height=34,  # 17 latents: no multiple of what the UNet halves
+        width=24,
+        orig_height=700,
+        orig_width=500,
+        target_height=128,
+        target_width=192,
+        crop_coords_top=3,
+        crop_coords_left=40,
+    )
+    frame = sizes.frame(sampling, smallest.config)
+    noise = normal(91, 2, 8, 17, 12)
+    painter = Painter(smallest.model, Backend("CPU", graph, ms.float32), "end_of_text")
+    orders = [Order(text, 0, each) for text, each in zip(TEXTS, noise, strict=True)]
+    *_, last = painter.draw(orders, known, sampling)
+    without = prompts([negative] * 2, known, frame.told) if negative else None
+    expected = torch_euler(
+        smallest.reference,
+        noise,
+        prompts(TEXTS, known, frame.told),
+        without,
+        steps=steps,
+        guidance_scale=guidance,
+    )[-1]
+    assert last.latents is not None
+    assert relative_error(last.latents, expected) < 1e-4
+    decoded = smallest.reference.decode_latents(expected / smallest.config.autoencoder.scale_factor)
+    levels = np.clip(decoded.detach().numpy().transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
+    assert np.abs(np.stack(last.pictures) - levels).max() < 0.51  # rounded to the nearest level

@@ -1,0 +1,68 @@
+"""Small models, each unlike the others in every size behind which a mistake could hide."""
+
+from __future__ import annotations
+
+from gm.config import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+
+# SDXL's own plan at a tenth of its width: the published vocabulary, two residual blocks, attention on two levels.
+LIKE_BASE = ModelConfig(
+    version="like-base",
+    resolution=64,
+    unet=UNetConfig(
+        model_channels=32,
+        channel_mult=(1, 2, 4),
+        transformer_depth=(0, 1, 2),
+        head_width=16,
+        context_width=32 + 40,
+        vector_width=40 + 6 * 32,
+        norm_groups=32,
+    ),
+    text_encoder_1=TextEncoderConfig(width=32, layers=3, heads=4),
+    text_encoder_2=TextEncoderConfig(width=40, layers=4, heads=5),
+    autoencoder=AutoencoderConfig(channels=16, channel_mult=(1, 2, 4, 4), norm_groups=8),
+)
+
+# The fastest: attention on the first level and none below, the wider encoder first, eight latent channels.
+REVERSED = ModelConfig(
+    version="reversed",
+    resolution=32,
+    unet=UNetConfig(
+        in_channels=8,
+        out_channels=8,
+        model_channels=24,
+        channel_mult=(1, 3),
+        num_res_blocks=1,
+        transformer_depth=(1, 0),
+        head_width=12,
+        context_width=48 + 24,
+        vector_width=24 + 6 * 10,
+        norm_groups=6,
+    ),
+    text_encoder_1=TextEncoderConfig(width=48, layers=2, heads=3),
+    text_encoder_2=TextEncoderConfig(width=24, layers=3, heads=2),
+    autoencoder=AutoencoderConfig(
+        channels=12, channel_mult=(1, 3), num_res_blocks=1, latent_channels=8, norm_groups=3, scale_factor=0.3
+    ),
+)
+
+# Four levels, a head as wide as the first level, a vocabulary and a number of positions of its own.
+DEEP = ModelConfig(
+    version="deep",
+    resolution=64,
+    unet=UNetConfig(
+        model_channels=8,
+        channel_mult=(1, 2, 3, 4),
+        num_res_blocks=1,
+        transformer_depth=(2, 0, 1, 1),
+        head_width=8,
+        context_width=16 + 20,
+        vector_width=20 + 6 * 256,
+        norm_groups=2,
+    ),
+    text_encoder_1=TextEncoderConfig(width=16, layers=4, heads=1, vocabulary=300, positions=12),
+    text_encoder_2=TextEncoderConfig(width=20, layers=2, heads=4, vocabulary=300, positions=12),
+    autoencoder=AutoencoderConfig(channels=8, channel_mult=(1, 1, 2), num_res_blocks=1, norm_groups=2),
+)
+
+CONFIGS = {config.version: config for config in (LIKE_BASE, REVERSED, DEEP)}
+SEEDS = {"like-base": 1, "reversed": 2, "deep": 3}

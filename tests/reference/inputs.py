@@ -1,0 +1,90 @@
+"""Random inputs of the networks, equal for both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gm.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of prompts with learned words, and the sizes told beside them.
+
+    ids_1, ids_2 [N, L] int32; pool_position [N] int32, the first end-of-text; rows_1 [n, width 1] and rows_2
+    [n, width 2] float32; sizes [N, 6] float32
+    """
+
+    ids_1: np.ndarray
+    ids_2: np.ndarray
+    pool_position: np.ndarray
+    rows_1: np.ndarray
+    rows_2: np.ndarray
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step draws: the posterior of the latents, three draws and the prompts."""
+
+    mean: np.ndarray
+    log_variance: np.ndarray
+    posterior_noise: np.ndarray
+    noise: np.ndarray
+    timestep: np.ndarray
+    prompts: Prompts
+
+
+def prompts(config: ModelConfig, seed: int, count: int = 2, learned: int = 3) -> Prompts:
+    """Draw `count` prompts that each hold all `learned` words (none: ordinary ones) at a place of its own.
+
+    Start and end are the vocabulary's last two ids. Encoder 1 pads with the end, encoder 2 with 0. Sizes differ in
+    height and width, and among the prompts.
+    """
+    random = np.random.default_rng(seed)
+    vocabulary, length = config.text_encoder_1.vocabulary, config.text_encoder_1.positions
+    ids_1 = np.full((count, length), vocabulary - 1, np.int32)
+    ids_2 = np.zeros((count, length), np.int32)
+    ends = np.linspace(learned + 3, length - 1, count).astype(np.int32)[::-1].copy()
+    for number, end in enumerate(ends):
+        words = random.integers(1, vocabulary - 2, end).astype(np.int32)
+        words[0] = vocabulary - 2
+        place = random.integers(1, end - learned)
+        words[place : place + learned] = vocabulary + np.arange(learned)
+        for ids in (ids_1, ids_2):
+            ids[number, :end] = words
+            ids[number, end] = vocabulary - 1
+    originals = random.integers(200, 2000, (count, 2))
+    crops = random.integers(0, 300, (count, 2))
+    targets = random.integers(32, 128, (count, 2)) * 8
+    rows_1, rows_2 = (
+        0.02 * random.standard_normal((max(learned, 1), encoder.width), dtype=np.float32)
+        for encoder in (config.text_encoder_1, config.text_encoder_2)
+    )
+    sizes = np.concatenate((originals, crops, targets), axis=1).astype(np.float32)
+    return Prompts(ids_1, ids_2, ends, rows_1, rows_2, sizes)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Draw standard-normal float32 numbers of `shape`."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def batch(config: ModelConfig, seed: int, count: int = 1, learned: int = 2, size: tuple[int, int] = (16, 8)) -> Batch:
+    """Draw what one training step of `count` pictures needs; latents are `size` (height, width)."""
+    random = np.random.default_rng(seed)
+    shape = (count, config.autoencoder.latent_channels, *size)
+    mean = random.standard_normal(shape, dtype=np.float32) / config.autoencoder.scale_factor
+    log_variance = random.standard_normal(shape, dtype=np.float32) - 1.0
+    posterior_noise, noise = random.standard_normal((2, *shape), dtype=np.float32)
+    timestep = random.integers(0, config.schedule.timesteps, count).astype(np.int32)
+    return Batch(mean, log_variance, posterior_noise, noise, timestep, prompts(config, seed, count, learned))
+
+
+def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Return ‖ours - reference‖ / ‖reference‖ of arrays that must have the same shape."""
+    assert ours.shape == reference.shape, f"{ours.shape} against {reference.shape}"
+    ours, reference = ours.astype(np.float64), reference.astype(np.float64)
+    return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))

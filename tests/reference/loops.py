@@ -1,0 +1,132 @@
+"""Textual inversion and guided Euler sampling in PyTorch, with PyTorch's optimizer and diffusers' scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import EulerDiscreteScheduler
+from torch import Tensor
+
+from gm.config import ModelConfig
+from tests.reference.inputs import Batch, Prompts
+from tests.reference.networks import Reference, tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `torch_training` went through: a loss a step; a norm (before clipping) and both rows after each update."""
+
+    losses: np.ndarray
+    norms: np.ndarray
+    rows_1: np.ndarray
+    rows_2: np.ndarray
+
+
+def scheduler(config: ModelConfig) -> EulerDiscreteScheduler:
+    """Return diffusers' Euler scheduler for the model's noise schedule."""
+    schedule = config.schedule
+    return EulerDiscreteScheduler(
+        num_train_timesteps=schedule.timesteps,
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        timestep_spacing="leading",  # not used for steps, which are given; makes init_noise_sigma (1 + σ²)^½
+    )
+
+
+def diffusion_loss(reference: Reference, rows_1: Any, rows_2: Any, batch: Batch) -> Tensor:
+    """Return mean((ε̂ - noise)²) of one batch as a function of the rows of the learned words."""
+    config, prompts = reference.config, batch.prompts
+    kept = scheduler(config).alphas_cumprod[tensor(batch.timestep).long()].reshape(-1, 1, 1, 1)
+    deviation = torch.exp(0.5 * tensor(batch.log_variance))
+    latents = (tensor(batch.mean) + deviation * tensor(batch.posterior_noise)) * config.autoencoder.scale_factor
+    noise = tensor(batch.noise)
+    noisy = kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
+    context, pooled = reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, rows_1, rows_2)
+    return torch.nn.functional.mse_loss(reference.epsilon(noisy, batch.timestep, context, pooled, prompts.sizes), noise)
+
+
+def loss_and_gradient(reference: Reference, batch: Batch) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the diffusion loss at the prompts' rows, and its gradient with respect to both."""
+    rows = [tensor(r).clone().requires_grad_() for r in (batch.prompts.rows_1, batch.prompts.rows_2)]
+    loss = diffusion_loss(reference, *rows, batch)
+    gradient_1, gradient_2 = torch.autograd.grad(loss, rows)
+    return loss.item(), gradient_1.numpy(), gradient_2.numpy()
+
+
+def torch_training(
+    reference: Reference,
+    rows_1: np.ndarray,
+    rows_2: np.ndarray,
+    batches: Sequence[Batch],
+    *,
+    accumulation: int,
+    learning_rates: Sequence[float],
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    max_grad_norm: float = 1.0,
+    weight_decay: float = 0.0,
+) -> Trained:
+    """Train the rows on `batches`, one a step, and update them after every `accumulation` steps.
+
+    There is one learning rate an update. The gradient is the mean over the steps of an update, clipped by the norm
+    over both rows together (`max_grad_norm` 0 never clips). The rows in the batches' prompts are not looked at.
+    """
+    assert len(batches) == accumulation * len(learning_rates)
+    rows = [torch.from_numpy(np.array(r, np.float32)).requires_grad_() for r in (rows_1, rows_2)]
+    optimizer = torch.optim.AdamW(rows, betas=betas, eps=eps, weight_decay=weight_decay)
+    losses, norms, kept = [], [], []
+    for update, rate in enumerate(learning_rates):
+        optimizer.zero_grad()
+        for batch in batches[update * accumulation : (update + 1) * accumulation]:
+            loss = diffusion_loss(reference, *rows, batch)
+            (loss / accumulation).backward()
+            losses.append(loss.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(rows, max_grad_norm or float("inf")).item())
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        kept.append([r.detach().numpy().copy() for r in rows])
+    return Trained(np.array(losses), np.array(norms), *(np.stack(each) for each in zip(*kept, strict=True)))
+
+
+@torch.no_grad()
+def torch_euler(
+    reference: Reference,
+    noise: np.ndarray,
+    prompts: Prompts,
+    negative: Prompts | None,
+    *,
+    steps: int = 20,
+    guidance_scale: float = 5.0,
+) -> np.ndarray:
+    """Return the latents [steps, N, z, h, w] after each step of guided Euler sampling, still scaled.
+
+    noise [N, z, h, w] is standard normal. Without `negative` (the empty negative prompt) the unconditional side's
+    context and pooled vector are zero. Both sides are told the sizes of `prompts`.
+    """
+    euler = scheduler(reference.config)
+    last = reference.config.schedule.timesteps - 1
+    euler.set_timesteps(timesteps=np.floor(np.linspace(last, 0, steps, endpoint=False)).astype(int).tolist())
+    context, pooled = _condition(reference, prompts)
+    if negative is None:
+        no_context, no_pooled = torch.zeros_like(context), torch.zeros_like(pooled)
+    else:
+        no_context, no_pooled = _condition(reference, negative)
+    x, trace = tensor(noise) * euler.init_noise_sigma, []
+    for time in euler.timesteps:
+        seen = euler.scale_model_input(x, time)
+        times = time.expand(len(x))
+        with_text = reference.epsilon(seen, times, context, pooled, prompts.sizes)
+        without = reference.epsilon(seen, times, no_context, no_pooled, prompts.sizes)
+        x = euler.step(without + guidance_scale * (with_text - without), time, x).prev_sample
+        trace.append(x.numpy().copy())
+    return np.stack(trace)
+
+
+def _condition(reference: Reference, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    return reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, prompts.rows_1, prompts.rows_2)

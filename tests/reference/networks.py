@@ -1,0 +1,196 @@
+"""The networks of SDXL by diffusers and transformers, filled by diffusers' own single-file reader."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.func import functional_call
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from gm.config import ModelConfig, TextEncoderConfig
+
+torch.set_num_threads(1)  # networks this small wait for threads longer than they compute
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The four networks of one model; everything takes and returns PyTorch tensors (NumPy arrays are converted)."""
+
+    config: ModelConfig
+    unet: UNet2DConditionModel
+    autoencoder: AutoencoderKL
+    text_encoder_1: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+
+    def encode_text_1(self, ids: Any, rows: Any) -> Tensor:
+        """Return the hidden state before the last layer [N, L, width 1]."""
+        return self._run("text_encoder_1", "embeddings.", ids, rows).hidden_states[-2]
+
+    def encode_text_2(self, ids: Any, rows: Any, pool_position: Any = None) -> tuple[Tensor, Tensor]:
+        """Return the hidden state before the last layer [N, L, width 2] and the pooled vector [N, width 2].
+
+        The vector is read at `pool_position`; without one, where transformers reads it: at the largest id.
+        """
+        out = self._run("text_encoder_2", "text_model.embeddings.", ids, rows)
+        if pool_position is None:
+            return out.hidden_states[-2], out.text_embeds
+        final = out.last_hidden_state  # normed already
+        pooled = self.text_encoder_2.text_projection(final[torch.arange(len(final)), tensor(pool_position).long()])
+        return out.hidden_states[-2], pooled
+
+    def condition(self, ids_1: Any, ids_2: Any, pool_position: Any, rows_1: Any, rows_2: Any) -> tuple[Tensor, Tensor]:
+        """Return the context [N, L, width 1 + width 2] and the pooled vector [N, width 2]."""
+        hidden_2, pooled = self.encode_text_2(ids_2, rows_2, pool_position)
+        return torch.cat((self.encode_text_1(ids_1, rows_1), hidden_2), dim=-1), pooled
+
+    def epsilon(self, x: Any, timestep: Any, context: Any, pooled: Any, sizes: Any) -> Tensor:
+        """Return the predicted noise [N, out, H, W]."""
+        added = {"text_embeds": tensor(pooled), "time_ids": tensor(sizes)}
+        return self.unet(tensor(x), tensor(timestep), tensor(context), added_cond_kwargs=added).sample
+
+    def class_vector(self, pooled: Any, sizes: Any) -> Tensor:
+        """Return what the UNet's `add_embedding` is given: the pooled vector and six sinusoids [N, V]."""
+        seen = []
+        hook = self.unet.add_embedding.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        pooled = tensor(pooled)
+        n, unet = len(pooled), self.config.unet
+        try:
+            x, context = torch.zeros(n, unet.in_channels, 8, 8), torch.zeros(n, 1, unet.context_width)
+            self.epsilon(x, torch.zeros(n), context, pooled, sizes)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def encode_picture(self, pictures: Any) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of the latents' posterior, unscaled."""
+        posterior = self.autoencoder.encode(tensor(pictures)).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def decode_latents(self, latents: Any) -> Tensor:
+        """Return the pictures of unscaled latents."""
+        return self.autoencoder.decode(tensor(latents)).sample
+
+    def _run(self, name: str, prefix: str, ids: Any, rows: Any) -> Any:
+        """Run a text encoder whose token table ends in `rows`, so that gradients reach them."""
+        model = getattr(self, name)
+        key = prefix + "token_embedding.weight"
+        table = torch.cat((model.get_parameter(key), tensor(rows)))
+        arguments = {"input_ids": tensor(ids).long(), "output_hidden_states": True}
+        return functional_call(model, {key: table}, (), arguments)
+
+
+def tensor(values: Any) -> Tensor:
+    """Return `values` as a tensor; a tensor comes back as it is."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+
+
+def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
+    """Read the published-format file at `path` with diffusers' reader; `folder` takes the configs it wants."""
+    unet = UNet2DConditionModel.from_single_file(str(path), config=_write(folder / "unet", _unet(config)))
+    autoencoder = AutoencoderKL.from_single_file(str(path), config=_write(folder / "vae", _autoencoder(config)))
+    text = []
+    for number, (kind, activation) in enumerate(
+        ((CLIPTextModel, "quick_gelu"), (CLIPTextModelWithProjection, "gelu")), 1
+    ):
+        encoder = getattr(config, f"text_encoder_{number}")
+        folder_of_encoder = _write(folder / f"text_{number}", _text_encoder(encoder, activation))
+        checkpoint = load_file(path)  # afresh: the reader may take tensors out
+        text.append(
+            create_diffusers_clip_model_from_ldm(
+                kind, checkpoint, config=folder_of_encoder, torch_dtype=torch.float32, local_files_only=True
+            )
+        )
+    for model in (unet, autoencoder, *text):
+        missing = [name for name, p in model.named_parameters() if p.is_meta]
+        assert not missing, f"diffusers' reader did not find {missing}"
+        model.requires_grad_(False).eval()
+    return Reference(config, unet, autoencoder, *text)
+
+
+def _write(folder: Path, config: dict[str, Any]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def _unet(config: ModelConfig) -> dict[str, Any]:
+    """Return diffusers' names for our options; the rest is as in stable-diffusion-xl-base-1.0/unet/config.json."""
+    unet = config.unet
+    channels = [mult * unet.model_channels for mult in unet.channel_mult]
+    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in unet.transformer_depth]
+    up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(unet.transformer_depth)]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": config.size_width,
+        "attention_head_dim": [c // unet.head_width for c in channels],  # diffusers' misnomer: the number of heads
+        "block_out_channels": channels,
+        "center_input_sample": False,
+        "cross_attention_dim": unet.context_width,
+        "down_block_types": down,
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": unet.in_channels,
+        "layers_per_block": unet.num_res_blocks,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "norm_eps": 1e-5,
+        "norm_num_groups": unet.norm_groups,
+        "out_channels": unet.out_channels,
+        "projection_class_embeddings_input_dim": unet.vector_width,
+        "resnet_time_scale_shift": "default",
+        "transformer_layers_per_block": list(unet.transformer_depth),
+        "up_block_types": up,
+        "use_linear_projection": True,
+    }
+
+
+def _autoencoder(config: ModelConfig) -> dict[str, Any]:
+    vae = config.autoencoder
+    levels = len(vae.channel_mult)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": [mult * vae.channels for mult in vae.channel_mult],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": vae.latent_channels,
+        "layers_per_block": vae.num_res_blocks,
+        "norm_num_groups": vae.norm_groups,
+        "sample_size": config.resolution,
+        "scaling_factor": vae.scale_factor,
+    }
+
+
+def _text_encoder(encoder: TextEncoderConfig, activation: str) -> dict[str, Any]:
+    """Return a config as published with SDXL, whose `eos_token_id` 2 makes transformers pool at the largest id."""
+    return {
+        "model_type": "clip_text_model",
+        "hidden_size": encoder.width,
+        "intermediate_size": 4 * encoder.width,
+        "projection_dim": encoder.width,
+        "num_hidden_layers": encoder.layers,
+        "num_attention_heads": encoder.heads,
+        "max_position_embeddings": encoder.positions,
+        "vocab_size": encoder.vocabulary,
+        "hidden_act": activation,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }

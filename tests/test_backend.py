@@ -1,0 +1,162 @@
+"""What is chosen for which device, and the pieces that only run on Ascend, through their interface."""
+
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from gm import backend
+from gm.config import RunConfig
+from gm.errors import UserError
+
+
+def test_without_a_card_the_cpu_is_chosen_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="gm"):
+        found = backend.setup(RunConfig())
+    assert (found.device, found.graph, found.dtype, found.world, found.leads) == ("CPU", True, ms.float32, 1, True)
+    assert "running on CPU; --device_target chooses" in caplog.text
+    assert not backend.setup(RunConfig(device_target="CPU", ms_mode=1)).graph
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"no Ascend card on this machine .* use --device_target CPU"):
+        backend.setup(RunConfig(device_target="Ascend"))
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [
+        ("auto", "CPU", ms.float32),
+        ("auto", "Ascend", ms.float16),
+        ("bfloat16", "Ascend", ms.bfloat16),
+        ("float32", "Ascend", ms.float32),
+        ("float16", "CPU", ms.float16),
+    ],
+)
+def test_precision_follows_the_device(name: str, device: str, expected: object) -> None:
+    assert backend.precision(name, device) == expected
+
+
+def test_bfloat16_on_cpu_is_refused() -> None:
+    with pytest.raises(UserError, match="no bfloat16; use --precision float32"):
+        backend.setup(RunConfig(device_target="CPU", precision="bfloat16"))
+
+
+def test_processes_without_the_flag_and_the_flag_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="needs several processes: mpirun -n N"):
+        backend.setup(RunConfig(device_target="CPU"), is_parallel=True)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were started without --is_parallel True"):
+        backend.setup(RunConfig(device_target="CPU"))
+
+
+@pytest.mark.parametrize(("version", "warned"), [("2.7.1", False), ("2.8.0", False), ("2.9.0", True), ("2.10.0", True)])
+def test_slow_versions_are_announced(version: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    backend._warn_of_slow_convolution(version)
+    assert ("mindspore==2.8.0" in caplog.text) is warned
+
+
+def test_mpirun_is_put_into_mindspores_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def adopted(job: str) -> dict[str, str]:
+        ranks = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_NAMESPACE": job}
+        environment = {**ranks, "OMPI_COMMAND": "python", "PMIX_RANK": "3"}
+        monkeypatch.setattr(backend.os, "environ", environment)
+        backend._adopt_mpirun()
+        return environment
+
+    found = adopted("1815937025")
+    assert (found["MS_ROLE"], found["MS_WORKER_NUM"], found["MS_NODE_ID"]) == ("MS_WORKER", "4", "3")
+    assert found["MS_SCHED_HOST"] == "127.0.0.1"
+    assert 1024 < int(found["MS_SCHED_PORT"]) < 32768
+    assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(found)
+    assert adopted("1815937025") == found
+    assert adopted("1815937026")["MS_SCHED_PORT"] != found["MS_SCHED_PORT"]  # another job on the same machine
+
+
+def tensors(length: int, context: int, dtype: object = ms.float32) -> list[Tensor]:
+    random = np.random.default_rng(0)
+    shapes = [(2, 3, length, 8), (2, 3, context, 8), (2, 3, context, 8)]
+    return [Tensor(random.standard_normal(shape).astype(np.float32), dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_pytorchs(causal: bool) -> None:
+    import torch
+
+    query, key, value = tensors(7, 7 if causal else 5)
+    ours = backend.attention(query, key, value, causal).asnumpy()
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.from_numpy(x.asnumpy()) for x in (query, key, value)), is_causal=causal
+    )
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def flash_by_its_documentation(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    head_num: int,
+    attn_mask: Tensor | None,
+    scalar_value: float,
+    **layout: str,
+) -> Tensor:
+    """What the operator is documented to compute: the mask marks what to discard, the scale is explicit."""
+    assert layout == {"input_layout": "BNSD"}
+    assert head_num == query.shape[1]
+    q, k, v = (x.asnumpy().astype(np.float64) for x in (query, key, value))
+    scores = q @ k.swapaxes(-1, -2) * scalar_value
+    if attn_mask is not None:
+        assert attn_mask.dtype in (ms.uint8, ms.bool_)
+        scores = np.where(attn_mask.asnumpy().astype(bool), -np.inf, scores)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return Tensor((weights / weights.sum(-1, keepdims=True) @ v).astype(np.float16))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_flash_call_means_what_the_fallback_computes(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "flash_attention_score", flash_by_its_documentation)
+    query, key, value = tensors(7, 7 if causal else 5, ms.float16)
+    flash = backend._flash_attention(query, key, value, causal).asnumpy()
+    plain = backend._plain_attention(query, key, value, causal).asnumpy()
+    np.testing.assert_allclose(flash.astype(np.float32), plain.astype(np.float32), atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "flash"),
+    [("Ascend", ms.float16, True), ("Ascend", ms.float32, False), ("CPU", ms.float16, False)],
+)
+def test_the_flash_kernel_serves_half_precision_on_ascend_only(
+    device: str, dtype: object, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr(backend, "_flash_attention", lambda *a: called.append("flash"))
+    monkeypatch.setattr(backend, "_plain_attention", lambda *a: called.append("plain"))
+    monkeypatch.setattr(backend, "ascend_present", lambda: True)
+    for name in ("set_device", "set_context"):
+        monkeypatch.setattr(ms, name, lambda *a, **k: None)
+    monkeypatch.setattr(backend, "_has_flash", None)
+    backend.setup(RunConfig(device_target=device))
+    backend.attention(*tensors(4, 4, dtype), causal=False)
+    assert called == ["flash" if flash else "plain"]
+
+
+def test_compiled_gives_the_same_and_only_where_asked() -> None:
+    class Double(nn.Cell):
+        def construct(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    x = Tensor(np.ones(3, np.float32))
+    eager, graph = backend.compiled(Double(), False), backend.compiled(Double(), True)
+    assert np.array_equal(eager(x).asnumpy(), graph(x).asnumpy())
+    assert "construct" not in vars(eager)
+    assert "construct" in vars(graph)
+
+
+def test_a_mean_over_one_rank_changes_nothing() -> None:
+    x = Tensor(np.arange(3, dtype=np.float32))
+    assert backend.MeanOverRanks(1)(x) is x
+    assert math.isclose(float(backend.MeanOverRanks(1)(x).sum()), 3.0)

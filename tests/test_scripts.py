@@ -1,0 +1,180 @@
+"""The two scripts as a person runs them: the whole way once, and every kind of bad input."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm import command_line
+from gm.weights import containers
+from gm.weights.lazy import in_memory
+from tests.workshop import Workshop
+
+ROOT = Path(__file__).resolve().parents[1]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def script(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
+    """Return the function that runs a script in this process, which must fail, and returns its one line."""
+
+    def run(name: str, *arguments: str) -> str:
+        save_path = tmp_path / "out"
+        monkeypatch.setattr(
+            sys, "argv", [name, "--config", str(workshop.yaml), "--save_path", str(save_path), *arguments]
+        )
+        main = importlib.import_module(name).main
+        with pytest.raises(SystemExit) as caught:
+            command_line.run(main)
+        assert caught.value.code == 2
+        assert not save_path.exists()
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Return a folder with one good picture, one broken one and one text file."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (20, 20), "red").save(folder / "good.png")
+    (folder / "broken.png").write_bytes((folder / "good.png").read_bytes()[:40])
+    (folder / "notes.txt").write_text("hello")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data_path", "@nowhere"], "nowhere"),
+        (["--data_path", ""], "data_path"),
+        (["--data_path", "@empty"], "no picture in"),
+        (["--data_path", "@pictures"], "broken.png"),
+        (["--num_vector", "2"], "unknown argument --num_vector; did you mean '--num_vectors'?"),
+        (["--num_vectors", "0"], "concept.num_vectors is 0; the least is 1"),
+        (["--num_vectors", "76"], "with 76 vectors fits in no prompt; give it at most 75"),
+        (["--num_vectors", "72"], "would be cut; shorten the prompt"),
+        (["--total_step", "many"], "training.total_step: Value 'many'"),
+        (["--placeholder_token", "cat"], "'cat' is"),
+        (["--placeholder_token", "two words"], "two words"),
+        (["--initializer_token", " "], "holds no word; give one, or leave it out"),
+        (["--infer_prompt", "a photo"], "holds neither {} nor <toy>; add one"),
+        (["--template_file", "@nowhere.txt"], "nowhere.txt"),
+        (["--template_file", "@bad.txt"], "bad.txt"),
+        (["--learnable_property", "thing"], "it may be 'object', 'style', 'face'"),
+        (["--resolution", "20"], "data.resolution is 20; it must be a multiple of 8"),
+        (["--weight", "@nowhere.ckpt"], "no weights "),
+        (["--weight", "@other.safetensors"], "does not fit the model"),
+        (["--weight", "@bad.txt"], "bad.txt"),
+        (["--device_target", "Ascend"], "no Ascend card on this machine"),
+        (["--device_target", "GPU"], "it may be 'Ascend', 'CPU'"),
+        (["--precision", "bfloat16"], "no bfloat16"),
+        (["--is_parallel", "True"], "needs several processes"),
+    ],
+)
+def test_training_names_what_is_wrong(
+    script: Run, pictures: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.txt").write_text("a photo without a place for the word\n")
+    containers.write(tmp_path / "other.safetensors", {"some.weight": in_memory(np.zeros(3, np.float32))})
+    placed = [a.replace("@", f"{tmp_path}/") for a in arguments]
+    assert message in script("train_textual_inversion", *placed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "a cat"], "unknown argument --prompts; did you mean '--prompt'?"),
+        (["--task", "img2img"], "sampling.task is 'img2img'; it may be 'txt2img'"),
+        (["--sampler", "dpm"], "unknown sampler 'dpm'; known are euler"),
+        (["--height", "20"], "sampling.height is 20; it must be a multiple of 8"),
+        (["--textual_inversion_weight", "@wide.ckpt"], "rows 768 and 1280 wide, the model's are 16 and 24"),
+        (["--textual_inversion_weight", "@nowhere.ckpt"], "there is no file"),
+        (["--weight", "@nowhere.ckpt"], "no weights "),
+        (["--num_cols", "0"], "sampling.num_cols is 0; the least is 1"),
+        (["--guidance_scale", "-1"], "sampling.guidance_scale is -1.0; the least is 0.0"),
+    ],
+)
+def test_sampling_names_what_is_wrong(script: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    from gm.concepts import files
+    from gm.concepts.concept import Concept
+
+    wide = Concept("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
+    files.save(wide, tmp_path / "wide.ckpt")
+    placed = [a.replace("@", f"{tmp_path}/") for a in arguments]
+    assert message in script("demo.sampling_without_streamlit", *placed)
+
+
+def command(*arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path) -> None:
+    """Train and sample by the given commands, in graph mode, with the variables of the customer's shell."""
+    shell = {"MS_PYNATIVE_GE": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+    own = ("--config", str(workshop.yaml), "--weight", str(workshop.folder / "weights.ckpt"), "--ms_mode", "0")
+    trained = command(
+        *("train_textual_inversion.py", *own, "--data_path", str(workshop.folder / "pictures")),
+        *("--save_path", str(tmp_path / "run"), "--infer_during_train", "True", "--total_step", "6"),
+        *("--gradient_accumulation_steps", "4", "--num_vectors", "10", "--placeholder_token", "<cat-toy>"),
+        *("--learnable_property", "object"),
+        **shell,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "compiling the training graph" in trained.stdout
+    assert "step 6/6  update 2/2" in trained.stdout
+    learned = tmp_path / "run" / "smallest_6_ti.ckpt"
+    assert f"learned <cat-toy>: {learned}" in trained.stdout
+    sampled = command(
+        *("demo/sampling_without_streamlit.py", "--task", "txt2img", *own, "--textual_inversion_weight", str(learned)),
+        *("--prompt", "a <cat-toy> backpack", "--device_target", "CPU", "--num_cols", "4"),
+        *("--save_path", str(tmp_path / "out")),
+        **shell,
+    )
+    assert sampled.returncode == 0, sampled.stderr
+    assert len(list((tmp_path / "out").glob("picture_*.png"))) == 4
+    assert Image.open(tmp_path / "out" / "grid_00000.png").size == (64, 16)
+
+
+def test_a_mistake_ends_the_process_with_code_2_and_one_line() -> None:
+    ended = command("train_textual_inversion.py", "--data_pth", "x")
+    assert ended.returncode == 2
+    assert ended.stderr == "error: unknown argument --data_pth; did you mean '--data_path'?\n"
+    assert ended.stdout == ""
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Workshop, tmp_path: Path) -> None:
+    from gm.concepts import files
+
+    own = ("train_textual_inversion.py", "--config", str(workshop.yaml), "--total_step", "4")
+    accumulation = ("--gradient_accumulation_steps", "2", "--num_vectors", "2")
+    mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2")
+    two = command(*own, *accumulation, "--is_parallel", "True", "--save_path", str(tmp_path / "two"), prefix=mpirun)
+    assert two.returncode == 0, two.stdout + two.stderr
+    one = command(*own, *accumulation, "--train_batch_size", "2", "--save_path", str(tmp_path / "one"))
+    assert one.returncode == 0, one.stderr
+    a, b = (files.load(tmp_path / name / "smallest_4_ti.ckpt") for name in ("one", "two"))
+    for left, right in ((a.rows_1, b.rows_1), (a.rows_2, b.rows_2)):
+        assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
+    assert two.stdout.count("learned <toy>") == 1

@@ -1,0 +1,249 @@
+"""A whole run on the smallest model: files, log, repeatability, both modes, and that it learns."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm import config as configuration
+from gm import sdxl
+from gm.backend import Backend
+from gm.concepts import files
+from gm.config import Config
+from gm.data import latents
+from gm.errors import UserError
+from gm.generation.files import recipe
+from gm.training import loop, plan, run
+from gm.training.console import Console, Smoothed
+from gm.training.feed import Feed
+from gm.training.validation import HeldOut
+from gm.weights import transfer
+from tests.workshop import Workshop
+
+EAGER = Backend("CPU", graph=False, dtype=ms.float32)
+GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
+
+
+def train(workshop: Workshop, config: Config, backend: Backend = EAGER) -> tuple[list[float], np.ndarray]:
+    made = plan.make(config)
+    learned, feed = run.prepare(workshop.model, made, backend)
+    reports = list(loop.run(workshop.model, learned, feed, config.training, made.updates, backend))
+    return [r.loss for r in reports], np.concatenate([r.ravel() for r in learned.arrays()])
+
+
+def whole_run(workshop: Workshop, config: Config) -> Path:
+    model = sdxl.build(config.model)  # a run may give the autoencoder away
+    transfer.load(model, config.run.weight, config.model)
+    return run.run(model, plan.make(config), EAGER)
+
+
+def test_graph_and_pynative_learn_the_same_and_a_second_run_repeats_the_first(workshop: Workshop) -> None:
+    config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 2}, data={"flip": True})
+    eager, again, graph = (train(workshop, config, b) for b in (EAGER, EAGER, GRAPH))
+    assert eager[0] == again[0]
+    assert np.array_equal(eager[1], again[1])
+    np.testing.assert_allclose(graph[0], eager[0], rtol=1e-4)
+    np.testing.assert_allclose(graph[1], eager[1], rtol=1e-3, atol=1e-4)
+    other = train(workshop, workshop.config(training={"total_step": 10, "seed": 43}))
+    assert not np.allclose(other[0], eager[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -> None:
+    config = workshop.config(training={"total_step": 6, "gradient_accumulation_steps": 2})
+    model = sdxl.build(config.model, ms.float16)
+    transfer.load(model, config.run.weight, config.model)
+    made, backend = plan.make(config), Backend("CPU", graph, ms.float16)
+    learned, feed = run.prepare(model, made, backend)
+    reports = list(loop.run(model, learned, feed, config.training, made.updates, backend))
+    losses, rows = train(workshop, config)
+    assert all(r.finite for r in reports)
+    np.testing.assert_allclose([r.loss for r in reports], losses, rtol=2e-3)
+    moved = np.concatenate([r.ravel() for r in learned.arrays()])
+    start = np.concatenate([r.ravel() for r in run.prepare(model, made, backend)[0].arrays()])
+    assert np.linalg.norm(moved - rows) < 0.05 * np.linalg.norm(rows - start)
+    assert {p.dtype for p in model.unet.get_parameters() if p.name.endswith("weight")} == {ms.float16}
+    assert {p.dtype for p in learned.get_parameters()} == {ms.float32}
+
+
+def test_it_learns(workshop: Workshop) -> None:
+    config = workshop.config(training={"total_step": 120, "gradient_accumulation_steps": 2, "learning_rate": 2e-2})
+    made = plan.make(config)
+    learned, feed = run.prepare(workshop.model, made, EAGER)
+    held_out = HeldOut(workshop.model, feed, 24, config.training.seed, GRAPH)
+    before = held_out.losses(*learned.arrays())
+    for _ in loop.run(workshop.model, learned, feed, config.training, made.updates, GRAPH):
+        pass
+    after = held_out.losses(*learned.arrays())
+    print(f"held-out loss {before.mean():.4f} before, {after.mean():.4f} after")
+    assert after.mean() < 0.97 * before.mean()
+    assert (after < before).sum() >= 20
+    # Rows moved as far in a random direction do not do that.
+    start, _ = run.prepare(workshop.model, made, EAGER)
+    random = np.random.default_rng(0)
+    stray = []
+    for a, b in zip(start.arrays(), learned.arrays(), strict=True):
+        way = random.standard_normal(a.shape).astype(np.float32)
+        stray.append(a + way * np.linalg.norm(b - a) / np.linalg.norm(way))
+    assert held_out.losses(*stray).mean() > after.mean() + 0.5 * (before.mean() - after.mean())
+
+
+def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"total_step": 7, "gradient_accumulation_steps": 2, "save_ckpt_interval": 3, "held_out_draws": 2}
+    preview = {"infer_during_train": True, "infer_interval": 5}
+    config = workshop.config(
+        training={**options, **preview, "save_path": str(tmp_path / "r"), "log_interval": 2}, sampling={"num_cols": 2}
+    )
+    last = whole_run(workshop, config)
+    folder = tmp_path / "r"
+    assert last == folder / "smallest_7_ti.ckpt"
+    assert sorted(p.name for p in folder.glob("*.ckpt")) == [f"smallest_{n}_ti.ckpt" for n in (3, 6, 7)]
+    assert configuration.load(folder / "config.yaml") == config
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records[:-1]] == [2, 4, 6, 7]
+    assert [r["update"] for r in records[:-1]] == [1, 2, 3, 4]  # the step left over made one more
+    assert records[0]["gradient_norm"] > 0
+    assert {"loss", "loss_smoothed", "learning_rate", "seconds", "skipped"} <= set(records[0])
+    assert {"held_out_before", "held_out_after"} <= set(records[-1])
+    previews = sorted(p.name for p in (folder / "previews").iterdir())
+    assert previews == ["step_5_00000.png", "step_7_00000.png"]
+    assert Image.open(folder / "previews" / previews[0]).size == (32, 16)
+    assert recipe(folder / "previews" / previews[0])["prompt"] == "a photo of <toy>"
+    concept = files.load(last)
+    assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<toy>", 2, 7)
+    assert concept.details["base_model"] == sdxl.fingerprint(workshop.model)
+    assert concept.details["recipe"]["training"]["total_step"] == 7
+    out = capsys.readouterr().out
+    assert "step 7/7  update 4/4  loss " in out
+    assert "s/step" in out
+    assert "held-out loss" in out
+
+
+def test_an_earlier_run_is_moved_aside_and_nothing_is_lost(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(training={"total_step": 1, "save_path": str(tmp_path / "r")})
+    first = whole_run(workshop, config).read_bytes()
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    whole_run(workshop, workshop.config(training={"total_step": 1, "seed": 1, "save_path": str(tmp_path / "r")}))
+    whole_run(workshop, config)
+    assert (tmp_path / "r" / "earlier_1" / "smallest_1_ti.ckpt").read_bytes() == first
+    assert (tmp_path / "r" / "earlier_2" / "config.yaml").exists()
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = workshop.config(training={"save_path": str(tmp_path / "file" / "r")})
+    with pytest.raises(
+        UserError, match=r"cannot write to --save_path .*file/r: Not a directory; choose another folder"
+    ):
+        run.open_folder(plan.make(config))
+
+
+def test_compilation_is_announced_in_graph_mode_only(workshop: Workshop) -> None:
+    said: list[str] = []
+    run.announce(workshop.model, EAGER, said.append)
+    assert said == []
+    run.announce(workshop.model, GRAPH, said.append)
+    assert "compiling" in said[0]
+    assert "about" in said[0]
+
+
+def test_initial_rows(workshop: Workshop) -> None:
+    tables = [
+        workshop.model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,
+        workshop.model.conditioner.embedders[1].model.token_embedding.embedding_table,
+    ]
+    tables = [t.asnumpy() for t in tables]
+
+    def rows(**concept: object) -> tuple[np.ndarray, np.ndarray]:
+        return run.prepare(workshop.model, plan.make(workshop.config(concept=concept)), EAGER)[0].arrays()
+
+    red, cat = 736, 2368  # OpenAI's ids of "red" and "cat"
+    for found, table in zip(rows(initializer_token="red cat", num_vectors=3), tables, strict=True):
+        assert np.array_equal(found, table[[red, cat, red]])
+    for found, table in zip(rows(initializer_token="cat", num_vectors=2), tables, strict=True):
+        assert np.array_equal(found, table[[cat, cat]])
+    for found, table in zip(rows(num_vectors=60), tables, strict=True):
+        assert found.std() == pytest.approx(table.std(), rel=0.1)
+        assert abs(found.mean() - table.mean()) < 0.1 * table.std()
+        assert len(np.unique(found, axis=0)) == 60
+
+
+def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> None:
+    made = plan.make(workshop.config(training={"train_batch_size": 4}, data={"flip": True}))
+    encoded = latents.encode(workshop.model.first_stage_model, made.pictures, True, 0.13025)
+    feed = Feed(made, encoded)
+    batch = feed.batch(0)
+    assert batch.x.shape == (4, 4, 8, 8)
+    told = {tuple(row) for row in batch.sizes.asnumpy().astype(int).tolist()}
+    assert {(t[0], t[4], t[5]) for t in told} == {(20, 16, 16)}
+    assert {t[1] for t in told} == {24, 25, 26}
+    assert all((batch.ids_1.asnumpy() == 49408).sum(1) == 1)
+    assert (batch.ids_1.asnumpy()[:, -1] == 49407).all()
+    assert (batch.ids_2.asnumpy()[:, -1] == 0).all()
+    found = batch.ids_2.asnumpy()[np.arange(4), batch.pool_position.asnumpy()]
+    assert (found == 49407).all()
+    sigma = feed.sigmas[batch.timestep.asnumpy().astype(int)].reshape(-1, 1, 1, 1)
+    clean = batch.x.asnumpy() * np.sqrt(sigma**2 + 1) - sigma * batch.noise.asnumpy()
+    spread = np.exp(0.5 * encoded.log_variance).max() * 0.13025
+    assert np.abs(clean).max() < np.abs(encoded.mean).max() * 0.13025 + 6 * spread
+    assert abs(batch.noise.asnumpy().std() - 1) < 0.1
+
+
+def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) -> None:
+    made = plan.make(workshop.config(training={"train_batch_size": 2}))
+    encoded = latents.encode(workshop.model.first_stage_model, made.pictures, False, 0.13025)
+    whole = Feed(made, encoded)
+    halves = [Feed(plan.make(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
+    for field, parts in zip(whole.batch(3), zip(*(h.batch(3) for h in halves), strict=True), strict=True):
+        assert np.array_equal(field.asnumpy(), np.concatenate([p.asnumpy() for p in parts]))
+
+
+def test_latents_are_drawn_from_the_posterior(workshop: Workshop) -> None:
+    made = plan.make(workshop.config())
+    encoded = latents.encode(workshop.model.first_stage_model, made.pictures, True, 0.5)
+    assert encoded.mean.shape == (3, 2, 4, 8, 8)
+    noise = np.ones(encoded.mean.shape[2:], np.float32)
+    high, low = encoded.draw(1, 0, noise), encoded.draw(1, 0, -noise)
+    np.testing.assert_allclose((high + low) / 2, encoded.mean[1, 0] * 0.5, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose((high - low) / 2, np.exp(0.5 * encoded.log_variance[1, 0]) * 0.5, rtol=1e-3, atol=1e-5)
+    assert not np.allclose(encoded.mean[1, 0], encoded.mean[1, 1])
+
+
+def test_the_progress_line_in_a_file_and_numbers_json_has_not(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = Console(tmp_path / "log.jsonl", steps=3, updates=3, log_interval=1, stream=stream)
+    for step, loss in ((1, 0.5), (2, float("nan")), (3, 0.7)):
+        console.show(loop.Report(step, step, loss, bool(np.isfinite(loss)), 1e-3, 1.0, 0.25))
+    console.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 1/3  update 1/3  loss 0.5000  lr 1.00e-03  0.25 s/step  … left"
+    assert lines[-1] == "step 3/3  update 3/3  loss 0.6010  lr 1.00e-03  0.25 s/step  0 s left  skipped 1"
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records[1]["loss"] is None
+    assert records[2]["skipped"] == 1
+
+
+def test_smoothing_is_unbiased_at_the_start() -> None:
+    average = Smoothed()
+    assert average.add(3.0) == pytest.approx(3.0)
+    assert average.add(5.0) == pytest.approx((0.98 * 0.02 * 3 + 0.02 * 5) / (1 - 0.98**2))
+
+
+def test_non_pictures_are_named_in_the_log(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = (workshop.folder / "pictures" / "0.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(picture)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    with caplog.at_level(logging.INFO, logger="gm"):
+        made = plan.make(workshop.config(data={"data_path": str(tmp_path)}))
+    assert len(made.pictures) == 1
+    assert "notes.txt" in caplog.text

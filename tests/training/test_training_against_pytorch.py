@@ -1,0 +1,133 @@
+"""gm/training/feed.py, step.py and loop.py together: ten updates beside PyTorch's AdamW on the same draws."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from gm import draws
+from gm.backend import Backend
+from gm.config import ConceptConfig, Config, DataConfig, TrainingConfig
+from gm.data.batches import samples
+from gm.data.latents import Latents
+from gm.text.tokenizer import END, Tokenizer, pool_positions
+from gm.training import loop, schedules
+from gm.training.feed import Feed
+from gm.training.plan import Plan
+from gm.training.step import Learned
+from tests.reference.inputs import Batch, Prompts, normal, relative_error
+
+UPDATES, ACCUMULATION, BATCH = 10, 4, 2
+LATENT = (8, 8, 6)  # channels, height, width
+PROMPTS = ("a photo of a <cat> on a table", "<cat>", "an extremely long and detailed painting of one small <cat>")
+
+
+@pytest.fixture(scope="module")
+def config(smallest):
+    # Limits and sizes at which nothing is idle: gradients of about 0.1 are clipped in some updates, an epsilon of
+    # 1e-4 is of their size, and the learning rate changes.
+    training = TrainingConfig(
+        seed=5,
+        total_step=UPDATES * ACCUMULATION,
+        train_batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATION,
+        learning_rate=2e-3,
+        lr_schedule="cosine",
+        lr_warmup_updates=2,
+        adam_beta2=0.99,
+        adam_epsilon=1e-4,
+        weight_decay=0.1,
+        max_grad_norm=0.07,
+    )
+    return Config(
+        model=smallest.config,
+        concept=ConceptConfig(placeholder_token="<cat>", num_vectors=2),
+        data=DataConfig(flip=True),
+        training=training,
+    )
+
+
+@pytest.fixture(scope="module")
+def feed(config):
+    tokenizer = Tokenizer(config.model.text_encoder_1.positions)
+    tokenizer.add_placeholder("<cat>", 2)
+    plan = Plan(config, [], PROMPTS, PROMPTS[0], tokenizer, None)
+    mean, log_variance = normal(80, 3, 2, *LATENT) / 0.3, normal(81, 3, 2, *LATENT) - 1.0
+    sizes = np.random.default_rng(82).integers(0, 1500, (3, 2, 6)).astype(np.float32)
+    return Feed(plan, Latents(mean, log_variance, sizes, config.model.autoencoder.scale_factor))
+
+
+@pytest.fixture(scope="module")
+def trained(smallest, config, feed):
+    """What PyTorch makes of the same draws."""
+    from tests.reference.loops import torch_training
+
+    training = config.training
+    rates = [schedules.learning_rate(k, UPDATES, training) for k in range(UPDATES)]
+    return torch_training(
+        smallest.reference,
+        *rows(config),
+        [batch(config, feed, step) for step in range(training.total_step)],
+        accumulation=ACCUMULATION,
+        learning_rates=rates,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        max_grad_norm=training.max_grad_norm,
+        weight_decay=training.weight_decay,
+    )
+
+
+def rows(config):
+    model = config.model
+    return 0.02 * normal(83, 2, model.text_encoder_1.width), 0.02 * normal(84, 2, model.text_encoder_2.width)
+
+
+def batch(config, feed, step):
+    """Return what `step` shows, put together from the draws without `Feed`."""
+    training, latents = config.training, feed.latents
+    shown = samples(
+        step,
+        seed=training.seed,
+        batch=BATCH,
+        rank=0,
+        world=1,
+        pictures=3,
+        templates=len(PROMPTS),
+        timesteps=config.model.schedule.timesteps,
+        flip=True,
+    )
+    picture, variant = [s.picture for s in shown], [int(s.mirrored) for s in shown]
+    noises = [
+        np.stack([draws.normal(LATENT, training.seed, f"training {what}", s.index) for s in shown])
+        for what in ("posterior", "noise")
+    ]
+    tokenizer = Tokenizer(config.model.text_encoder_1.positions)
+    tokenizer.add_placeholder("<cat>", 2)
+    texts = [PROMPTS[s.template] for s in shown]
+    ids_1, ids_2 = tokenizer(texts, padding=END), tokenizer(texts, padding=0)
+    prompts = Prompts(
+        ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), latents.sizes[picture, variant]
+    )
+    times = np.array([s.timestep for s in shown], np.int32)
+    return Batch(latents.mean[picture, variant], latents.log_variance[picture, variant], *noises, times, prompts)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_ten_updates(smallest, config, feed, trained, graph):
+    learned = Learned(rows(config), half=False)
+    backend = Backend("CPU", graph, ms.float32)
+    losses, norms, kept = [], [], []
+    for report in loop.run(smallest.model, learned, feed, config.training, UPDATES, backend):
+        assert report.finite
+        losses.append(report.loss)
+        if report.gradient_norm is not None:
+            norms.append(report.gradient_norm)
+            kept.append(learned.arrays())
+    assert min(trained.norms) < config.training.max_grad_norm < max(trained.norms)
+    np.testing.assert_allclose(losses, trained.losses, rtol=2e-5)
+    np.testing.assert_allclose(norms, trained.norms, rtol=1e-4)
+    for number, expected in enumerate((trained.rows_1, trained.rows_2)):
+        start, ours = rows(config)[number], np.stack([each[number] for each in kept])
+        assert relative_error(ours, expected) < 1e-4
+        assert relative_error(ours - start, expected - start) < 1e-4

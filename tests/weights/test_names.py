@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from gm import sdxl
+from gm.config import ModelConfig
+from gm.weights import names
+from gm.weights.names import Layout
+
+# Of the sorted lines "name<TAB>sizes,joined,by,commas\n" of sd_xl_base_1.0.safetensors (huggingface.co/stabilityai/
+# stable-diffusion-xl-base-1.0), position_ids left out.
+PUBLISHED_SHA256 = "3bab1f809ccaca6d88c7a956ab7d32ca7b13e61ffc55bc7d044e49493b1c1217"
+
+
+@pytest.fixture(scope="module")
+def full_size() -> Layout:
+    return names.layout(sdxl.build(ModelConfig()))
+
+
+def test_the_full_size_model_has_the_published_names_and_shapes(full_size: Layout) -> None:
+    assert len(full_size) == 2514
+    lines = sorted(f"{names.published_name(name)}\t{','.join(map(str, shape))}\n" for name, shape in full_size.items())
+    assert hashlib.sha256("".join(lines).encode()).hexdigest() == PUBLISHED_SHA256
+
+
+def test_no_two_parameters_share_a_published_name(full_size: Layout) -> None:
+    assert len({names.published_name(name) for name in full_size}) == len(full_size)
+
+
+@pytest.mark.parametrize(
+    ("ours", "published"),
+    [
+        ("a.norm.gamma", "a.norm.weight"),
+        ("a.norm.beta", "a.norm.bias"),
+        ("token_embedding.embedding_table", "token_embedding.weight"),
+        ("a.conv.weight", "a.conv.weight"),
+        ("a.gamma.bias", "a.gamma.bias"),
+        ("a.embedding_table2", "a.embedding_table2"),
+        ("logit_scale", "logit_scale"),
+    ],
+)
+def test_three_suffixes_differ(ours: str, published: str) -> None:
+    assert names.published_name(ours) == published
+
+
+def test_no_name_of_ours_is_anothers_published_one(full_size: Layout) -> None:
+    """What lets a file be read without knowing whose names it has."""
+    published = {names.published_name(name): name for name in full_size}
+    assert all(published.get(name, name) == name for name in full_size)
+
+
+def test_learned_rows_are_no_part_of_the_layout() -> None:
+    class Table(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding_table = Parameter(Tensor([[1.0, 2.0]]))
+            self.learned_rows = Parameter(Tensor([1.0]))
+
+    class Model(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token_embedding = Table()
+
+    assert names.layout(Model()) == {"token_embedding.embedding_table": (1, 2)}

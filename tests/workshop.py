@@ -1,0 +1,55 @@
+"""The smallest model with the published vocabulary, its weights and some pictures, as files the scripts can use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gm import config as configuration
+from gm import draws
+from gm.config import Config
+from gm.sdxl import SDXL, build
+from gm.weights import containers, names
+from gm.weights.lazy import in_memory
+from tools.tiny_model.random_weights import values
+
+YAML = """
+model:
+  version: smallest
+  resolution: 16
+  unet: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1, transformer_depth: [1, 1], head_width: 8,
+    context_width: 40, vector_width: 72, norm_groups: 4}
+  text_encoder_1: {width: 16, layers: 2, heads: 2}
+  text_encoder_2: {width: 24, layers: 2, heads: 2}
+  autoencoder: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_groups: 4}
+run: {device_target: CPU, weight: "%(folder)s/weights.ckpt", ms_mode: 1}
+concept: {placeholder_token: <toy>, num_vectors: 2}
+data: {data_path: "%(folder)s/pictures"}
+training: {learning_rate: 1.0e-2, total_step: 4, save_path: "%(folder)s/runs"}
+sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/outputs"}
+"""
+
+
+class Workshop:
+    """A folder with `config.yaml`, `weights.ckpt` and `pictures/`; `model` is loaded and shared."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.yaml = folder, folder / "config.yaml"
+        self.yaml.write_text(YAML % {"folder": folder})
+        self.model: SDXL = build(self.config().model)
+        layout = names.layout(self.model)
+        weights = {name: values(names.published_name(name), shape, 5) for name, shape in layout.items()}
+        containers.write(
+            folder / "weights.ckpt", {name: in_memory(w.astype(np.float32)) for name, w in weights.items()}
+        )
+        (folder / "pictures").mkdir()
+        for number in range(3):
+            noise = draws.generator(number, "picture").integers(0, 256, (20, 24 + number, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / "pictures" / f"{number}.png")
+
+    def config(self, **sections: dict[str, Any]) -> Config:
+        """Return the config with single options replaced: `training={"total_step": 8}`."""
+        return configuration.load(self.yaml, sections)

@@ -1,0 +1,48 @@
+"""Write a checkpoint with seeded random weights in the published single-file format.
+
+    python tools/tiny_model/random_weights.py --target checkpoints/tiny_sd_xl_base.safetensors
+
+It draws nothing sensible, but it is a real model of SDXL's family: it converts, trains and samples.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from gm import command_line, draws, sdxl
+from gm import config as configuration
+from gm.weights import containers, names
+from gm.weights.lazy import in_memory
+
+
+def values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return random weights for the published `name`: activations keep about their size from layer to layer."""
+    noise = draws.normal(shape, seed, name)
+    if len(shape) >= 2:
+        # A token's row adds up with the others of its prompt; a matrix preserves the variance of what it multiplies.
+        return noise * 0.5 if "token_embedding" in name else noise / np.prod(shape[1:]) ** 0.5
+    is_norm = name.endswith("weight")  # the only vectors called weight scale a normalised input
+    return 1.0 + 0.1 * noise if is_norm else 0.05 * noise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/training/tiny_textual_inversion.yaml")
+    parser.add_argument("--target", default="checkpoints/tiny_sd_xl_base.safetensors")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    model = sdxl.build(configuration.load(options.config).model)
+    shapes = {names.published_name(name): shape for name, shape in names.layout(model).items()}
+    tensors = {
+        name: in_memory(np.asarray(values(name, shape, options.seed), np.float16)) for name, shape in shapes.items()
+    }
+    containers.write(options.target, tensors, {"format": "pt"})
+    print(f"wrote {options.target}: {len(tensors)} tensors")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
