@@ -1,6 +1,7 @@
 """Draw pictures from prompts, learned words included: see `--help` and docs/sampling.md."""
 
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -12,16 +13,16 @@ def main() -> None:
     config = command_line.parse("Draw pictures with SDXL and words it has learned.", ("run", "sampling"))
     from gm import api  # after the flags: --help need not wait for MindSpore
     from gm.generation import run
-    from gm.progress import Line
+    from gm.progress import Line, bar
 
     job = run.make(config)
     toolkit = api.load(config)
-    line = Line()
+    line, started = Line(), time.monotonic()
     for event in run.run(toolkit.model, toolkit.painter, job):
         if isinstance(event, Path):
             line.say(f"wrote {event}")
         else:
-            line.show(f"step {event.done}/{event.total}")
+            line.show(bar(event.done, event.total, time.monotonic() - started), last=event.done == event.total)
 
 
 if __name__ == "__main__":

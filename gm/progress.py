@@ -40,6 +40,13 @@ class Line:
         self.width = 0
 
 
+def bar(done: int, total: int, seconds: float, width: int = 30) -> str:
+    """Draw how much of `total` is done after `seconds`, and the time that is left at that pace."""
+    full = width * done // total
+    left = f"{clock(seconds / done * (total - done))} left" if done else "…"
+    return f"[{'#' * full}{'.' * (width - full)}] {done}/{total}  {left}"
+
+
 def clock(seconds: float) -> str:
     """Write a duration as people read it: 48 s, 3:05 min, 2:10 h."""
     whole = round(seconds)

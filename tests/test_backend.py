@@ -156,6 +156,19 @@ def test_compiled_gives_the_same_and_only_where_asked() -> None:
     assert "construct" in vars(graph)
 
 
+def test_compilation_is_announced_in_graph_mode_only() -> None:
+    said: list[str] = []
+    net = nn.SequentialCell(*[nn.ReLU() for _ in range(999)])
+    backend.Backend("CPU", False, ms.float32).announce(said.append, "it", net)
+    assert said == []
+    backend.Backend("CPU", True, ms.float32).announce(said.append, "it", net)
+    backend.Backend("CPU", True, ms.float32).announce(said.append, "it", net, gradient=True)
+    assert said == [
+        "compiling it: about 10 s, nothing moves meanwhile",
+        "compiling it: about 30 s, nothing moves meanwhile",
+    ]
+
+
 def test_a_mean_over_one_rank_changes_nothing() -> None:
     x = Tensor(np.arange(3, dtype=np.float32))
     assert backend.MeanOverRanks(1)(x) is x

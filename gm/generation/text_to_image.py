@@ -86,7 +86,7 @@ class Painter:
     """A model ready to draw; keeps its compiled graphs between calls of `draw`."""
 
     def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
-        self.model, self.pooling = model, pooling
+        self.model, self.backend, self.pooling = model, backend, pooling
         self.condition = compiled(_Condition(model), backend.graph)
         self.plain = compiled(_Guided(model, False), backend.graph)
         self.guided = compiled(_Guided(model, True), backend.graph)

@@ -19,7 +19,6 @@ from gm.data import latents
 from gm.errors import UserError
 from gm.generation import files as pictures
 from gm.generation.text_to_image import Order, Painter
-from gm.progress import clock
 from gm.sdxl import SDXL
 from gm.training import loop
 from gm.training.console import Console
@@ -30,7 +29,6 @@ from gm.training.validation import HeldOut
 
 log = logging.getLogger("gm")
 
-_COMPILE_SECONDS_A_CELL = 0.03  # measured on two CPU cores, see docs/training.md
 _RESULTS = ("*_ti.ckpt", "log.jsonl", "config.yaml", "previews")
 
 
@@ -78,9 +76,11 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
         return last
     folder = open_folder(plan)
     console = Console(folder / "log.jsonl", training.total_step, plan.updates, training.log_interval)
-    preview = _previews(model, plan, backend, folder) if training.infer_during_train else None
+    preview = _previews(model, plan, backend, folder, console) if training.infer_during_train else None
     held_out = _held_out(model, learned, feed, plan, backend, console)
-    announce(model, backend, console.say)
+    backend.announce(
+        console.say, "the training graph, with the first step", model.unet, model.conditioner, gradient=True
+    )
     for report in loop.run(model, learned, feed, training, plan.updates, backend):
         console.show(report)
         now = concept(learned, plan, base_model, report.step)
@@ -117,14 +117,6 @@ def open_folder(plan: Plan) -> Path:
     return folder
 
 
-def announce(model: SDXL, backend: Backend, say: Callable[[str], None]) -> None:
-    """Say before a graph is compiled that it will be, and about how long that takes."""
-    if backend.graph:
-        cells = sum(1 for part in (model.unet, model.conditioner) for _ in part.cells_and_names())
-        seconds = clock(cells * _COMPILE_SECONDS_A_CELL)
-        say(f"compiling the training graph with the first step: about {seconds}, nothing moves meanwhile")
-
-
 def _initial_rows(table: np.ndarray, plan: Plan, encoder: int) -> np.ndarray:
     vectors, seed = plan.config.concept.num_vectors, plan.config.training.seed
     if plan.initial_ids is None:
@@ -136,12 +128,13 @@ def _due(step: int, interval: int, last: int) -> bool:
     return step % interval == 0 or step == last
 
 
-def _previews(model: SDXL, plan: Plan, backend: Backend, folder: Path) -> Callable[[Concept], Path]:
+def _previews(model: SDXL, plan: Plan, backend: Backend, folder: Path, console: Console) -> Callable[[Concept], Path]:
     painter, config = Painter(model, backend, plan.config.run.pooling), plan.config
     count = config.sampling.num_cols * config.sampling.num_rows
     orders = [Order(plan.preview, config.sampling.seed + k) for k in range(count)]
 
     def preview(now: Concept) -> Path:
+        backend.announce(console.say, "the preview's graphs", model.unet, model.conditioner)
         drawn = [p for d in painter.draw(orders, words([now], config.model), config.sampling) for p in d.pictures]
         (folder / "previews").mkdir(exist_ok=True)
         recipe = {**dataclasses.asdict(config.sampling), "prompt": plan.preview, "step": now.details["step"]}

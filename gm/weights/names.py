@@ -11,13 +11,13 @@ from mindspore import nn
 Layout = dict[str, tuple[int, ...]]
 
 _SUFFIXES = {".gamma": ".weight", ".beta": ".bias", ".embedding_table": ".weight"}
-LEARNED = ".learned_rows"  # of a concept, never part of a model's file
-UNUSED = ".position_ids"  # published beside the weights: 0, 1, 2, …
+# Found beside the weights, and none: 0, 1, 2, … in the published file; the noise levels in many that were merged since.
+UNUSED = (".position_ids", "denoiser.sigmas")
 
 
 def layout(model: nn.Cell) -> Layout:
     """Return MindSpore's name and the shape of every published parameter of `model`, in the network's order."""
-    return {p.name: tuple(p.shape) for p in model.get_parameters() if not p.name.endswith(LEARNED)}
+    return {p.name: tuple(p.shape) for p in model.get_parameters()}
 
 
 def published_name(name: str) -> str:

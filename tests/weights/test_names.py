@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from mindspore import Parameter, Tensor, nn
 
 from gm import sdxl
 from gm.config import ModelConfig
@@ -50,18 +49,3 @@ def test_no_name_of_ours_is_anothers_published_one(full_size: Layout) -> None:
     """What lets a file be read without knowing whose names it has."""
     published = {names.published_name(name): name for name in full_size}
     assert all(published.get(name, name) == name for name in full_size)
-
-
-def test_learned_rows_are_no_part_of_the_layout() -> None:
-    class Table(nn.Cell):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding_table = Parameter(Tensor([[1.0, 2.0]]))
-            self.learned_rows = Parameter(Tensor([1.0]))
-
-    class Model(nn.Cell):
-        def __init__(self) -> None:
-            super().__init__()
-            self.token_embedding = Table()
-
-    assert names.layout(Model()) == {"token_embedding.embedding_table": (1, 2)}

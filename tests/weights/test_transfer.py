@@ -65,9 +65,10 @@ def test_what_mindspore_saved_of_a_model_converts(smallest: Case, tmp_path: Path
     assert all(np.array_equal(converted[name], array) for name, array in smallest.weights.items())
 
 
-def test_position_ids_are_left_out(smallest: Case, tmp_path: Path) -> None:
+def test_what_is_stored_beside_the_weights_is_left_out(smallest: Case, tmp_path: Path) -> None:
     ids = {"conditioner.embedders.0.transformer.text_model.embeddings.position_ids": np.arange(30)[None]}
-    containers.write(tmp_path / "a.safetensors", lazy(smallest.weights | ids))
+    levels = {"denoiser.sigmas": np.ones(1000, np.float32)}
+    containers.write(tmp_path / "a.safetensors", lazy(smallest.weights | ids | levels))
     transfer.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", smallest.config, "float32")
     assert set(load_file(tmp_path / "b.safetensors")) == set(smallest.weights)
 

@@ -1,0 +1,64 @@
+"""The toolkit in four calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gm import api
+from gm import config as configuration
+from gm.errors import UserError
+from gm.training.loop import Report
+from tests.workshop import Workshop
+
+
+@pytest.fixture(scope="module")
+def toolkit(workshop: Workshop) -> api.Toolkit:
+    return api.load(workshop.yaml, run={"ms_mode": 1}, sampling={"sample_step": 2})
+
+
+def test_load_learn_generate_save(workshop: Workshop, toolkit: api.Toolkit, tmp_path: Path) -> None:
+    reports: list[Report] = []
+    concept = api.learn(
+        toolkit,
+        workshop.folder / "pictures",
+        "<cat-toy>",
+        num_vectors=3,
+        initializer_token="cat",
+        training={"total_step": 3},
+        data={"flip": True},
+        on_step=reports.append,
+    )
+    assert [r.step for r in reports] == [1, 2, 3]
+    assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<cat-toy>", 3, 3)
+    api.save(concept, tmp_path / "c_ti.ckpt")
+    opened = api.open_concept(tmp_path / "c_ti.ckpt")
+    one, two = api.generate(toolkit, ["a <cat-toy>", "a <cat-toy>"], [opened], seed=3)
+    again = api.generate(toolkit, "a <cat-toy>", [concept], seed=4)
+    assert one.shape == (16, 16, 3)
+    assert not np.array_equal(one, two)
+    assert np.array_equal(again[0], two)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c_ti.ckpt"]
+
+
+def test_a_config_loads_as_its_file_does(workshop: Workshop, toolkit: api.Toolkit) -> None:
+    config = configuration.load(workshop.yaml, {"run": {"ms_mode": 1}, "sampling": {"sample_step": 2}})
+    other = api.load(config)
+    assert other.config == toolkit.config
+    assert np.array_equal(api.generate(other, "a cat")[0], api.generate(toolkit, "a cat")[0])
+    with pytest.raises(UserError, match="options go into the Config"):
+        api.load(config, run={"ms_mode": 0})
+
+
+def test_mistakes_are_named(workshop: Workshop, toolkit: api.Toolkit) -> None:
+    with pytest.raises(UserError, match=r"concept.num_vectors is 0; the least is 1"):
+        api.learn(toolkit, workshop.folder / "pictures", "<toy>", num_vectors=0)
+    with pytest.raises(UserError, match=r"sampling.sample_step is 0; the least is 1"):
+        api.generate(toolkit, "a cat", sample_step=0)
+    with pytest.raises(UserError, match=r"no weights nowhere.ckpt; --weight names them"):
+        api.load(
+            dataclasses.replace(toolkit.config, run=dataclasses.replace(toolkit.config.run, weight="nowhere.ckpt"))
+        )
