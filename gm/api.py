@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ class Toolkit:
     config: Config
     model: SDXL
     backend: Backend
-    painter: Painter
+
+    @cached_property
+    def painter(self) -> Painter:
+        """What draws; made when first asked for, since it holds on to the autoencoder."""
+        return Painter(self.model, self.backend, self.config.run.pooling)
 
 
 def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
@@ -68,7 +73,7 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     model = sdxl.build(config.model, backend.dtype)
     transfer.load(model, config.run.weight, config.model)
     log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)
-    return Toolkit(config, model, backend, Painter(model, backend, config.run.pooling))
+    return Toolkit(config, model, backend)
 
 
 def learn(

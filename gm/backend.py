@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from gm.progress import clock
 log = logging.getLogger("gm")
 
 ASCEND_DEVICE_FILES = "davinci[0-9]*"  # what the Ascend driver puts into /dev, one a card
+_SCHEDULER_SECONDS = 60
 _FIRST_PORT, _PORTS = 20000, 12000  # of the scheduler, below the range that systems give away by themselves
 
 
@@ -53,11 +56,12 @@ def _adopt_mpirun() -> None:
 
 
 _adopt_mpirun()
+os.environ.setdefault("GLOG_v", "3")  # MindSpore's errors only: its warnings bury what the toolkit says
 
 import mindspore as ms  # noqa: E402
 from mindspore import Tensor, communication, nn, ops  # noqa: E402
 
-_COMPILE_SECONDS_A_CELL = 0.01  # measured on two CPU cores; a graph with its gradient takes about three times as long
+_COMPILE_SECONDS_A_CELL = 0.01  # measured on two CPU cores; a graph with its gradient takes about twice as long
 _has_flash = False  # set by `setup`; a graph cannot ask for the device while it is compiled
 
 
@@ -80,7 +84,7 @@ class Backend:
         """Say before a graph is compiled that it will be, and about how long that takes; nothing in PyNative mode."""
         if self.graph:
             cells = sum(1 for part in parts for _ in part.cells_and_names())
-            seconds = cells * _COMPILE_SECONDS_A_CELL * (3 if gradient else 1)
+            seconds = cells * _COMPILE_SECONDS_A_CELL * (2 if gradient else 1)
             say(f"compiling {what}: about {clock(seconds)}, nothing moves meanwhile")
 
 
@@ -107,6 +111,8 @@ def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
         ms.runtime.launch_blocking()
         _warn_of_slow_convolution(ms.__version__)
     rank, world = _join(device) if is_parallel else (0, 1)
+    if rank:
+        log.setLevel(logging.WARNING)  # the first rank tells what all of them do
     return Backend(device, run.ms_mode == 0, dtype, rank, world)
 
 
@@ -173,6 +179,8 @@ def _join(device: str) -> tuple[int, int]:
         raise UserError("--is_parallel True needs several processes: mpirun -n N python train_textual_inversion.py …")
     if os.environ.get("MS_ROLE") == "MS_WORKER" and os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
         _start_scheduler()
+    if device == "CPU":
+        _await_scheduler()
     communication.init()
     return communication.get_rank(), communication.get_group_size()
 
@@ -183,6 +191,19 @@ def _start_scheduler() -> None:
     environment.pop("MS_NODE_ID", None)
     code = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
     subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+
+
+def _await_scheduler() -> None:
+    """Wait until the scheduler listens: a rank that calls before it does is let in only after a minute of retries."""
+    address = (os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"]))
+    until = time.monotonic() + _SCHEDULER_SECONDS
+    while time.monotonic() < until:
+        try:
+            socket.create_connection(address, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise UserError(f"no scheduler answers at {address[0]}:{address[1]}; set MS_SCHED_HOST and MS_SCHED_PORT to it")
 
 
 def _warn_of_slow_convolution(version: str) -> None:

@@ -165,7 +165,7 @@ def test_compilation_is_announced_in_graph_mode_only() -> None:
     backend.Backend("CPU", True, ms.float32).announce(said.append, "it", net, gradient=True)
     assert said == [
         "compiling it: about 10 s, nothing moves meanwhile",
-        "compiling it: about 30 s, nothing moves meanwhile",
+        "compiling it: about 20 s, nothing moves meanwhile",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -83,11 +84,11 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
     )
     for report in loop.run(model, learned, feed, training, plan.updates, backend):
         console.show(report)
-        now = concept(learned, plan, base_model, report.step)
         if _due(report.step, training.save_ckpt_interval, training.total_step):
+            now = concept(learned, plan, base_model, report.step)
             files.save(now, folder / file_name(plan, report.step))
         if preview and _due(report.step, training.infer_interval, training.total_step):
-            console.say(f"preview {preview(now)}")
+            console.say(f"preview {preview(concept(learned, plan, base_model, report.step))}")
     held_out()
     console.close()
     return last
@@ -105,8 +106,8 @@ def open_folder(plan: Plan) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         earlier = sorted(path for pattern in _RESULTS for path in folder.glob(pattern))
         if earlier:
-            number = 1 + sum(1 for _ in folder.glob("earlier_*"))
-            aside = folder / f"earlier_{number}"
+            taken = {path.name for path in folder.glob("earlier_*")}
+            aside = next(folder / name for k in itertools.count(1) if (name := f"earlier_{k}") not in taken)
             aside.mkdir()
             for path in earlier:
                 path.rename(aside / path.name)
@@ -151,6 +152,7 @@ def _held_out(
     training = plan.config.training
     if not training.held_out_draws:
         return lambda: None
+    backend.announce(console.say, "the graph that measures the held-out loss", model.unet, model.conditioner)
     held_out = HeldOut(model, feed, training.held_out_draws, training.seed, backend)
     before = held_out.losses(*learned.arrays())
 

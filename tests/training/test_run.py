@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
+import weakref
 from pathlib import Path
 
 import mindspore as ms
@@ -12,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gm import api, sdxl
 from gm import config as configuration
-from gm import sdxl
 from gm.backend import Backend
 from gm.concepts import files
 from gm.config import Config
@@ -59,7 +61,7 @@ def test_graph_and_pynative_learn_the_same_and_a_second_run_repeats_the_first(wo
 
 @pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
 def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -> None:
-    config = workshop.config(training={"total_step": 6, "gradient_accumulation_steps": 2})
+    config = workshop.config(training={"total_step": 2})
     model = sdxl.build(config.model, ms.float16)
     transfer.load(model, config.run.weight, config.model)
     made, backend = plan.make(config), Backend("CPU", graph, ms.float16)
@@ -137,6 +139,16 @@ def test_an_earlier_run_is_moved_aside_and_nothing_is_lost(workshop: Workshop, t
     assert (tmp_path / "r" / "earlier_1" / "smallest_1_ti.ckpt").read_bytes() == first
     assert (tmp_path / "r" / "earlier_2" / "config.yaml").exists()
     assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_the_autoencoder_is_given_away_unless_previews_need_it(workshop: Workshop, tmp_path: Path) -> None:
+    for previews in (False, True):
+        options = {"total_step": 1, "infer_during_train": previews, "save_path": str(tmp_path / str(previews))}
+        toolkit = api.load(workshop.config(training=options))
+        kept = weakref.ref(toolkit.model.first_stage_model)
+        run.run(toolkit.model, plan.make(toolkit.config), toolkit.backend)
+        gc.collect()
+        assert (kept() is not None) is previews
 
 
 def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Path) -> None:
