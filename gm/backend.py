@@ -179,7 +179,7 @@ def _join(device: str) -> tuple[int, int]:
         raise UserError("--is_parallel True needs several processes: mpirun -n N python train_textual_inversion.py …")
     if os.environ.get("MS_ROLE") == "MS_WORKER" and os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
         _start_scheduler()
-    if device == "CPU":
+    if device == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":  # msrun runs the script as the scheduler, too
         _await_scheduler()
     communication.init()
     return communication.get_rank(), communication.get_group_size()

@@ -118,14 +118,16 @@ def test_sampling_names_what_is_wrong(script: Run, tmp_path: Path, arguments: li
     assert message in script("demo.sampling_without_streamlit", *placed)
 
 
-def command(*arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, launcher: tuple[str, ...] = (sys.executable,), **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*prefix, sys.executable, *arguments],
+        [*launcher, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, **environment},
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
         check=False,
     )
 
@@ -168,13 +170,17 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Work
     from gm.concepts import files
 
     own = ("train_textual_inversion.py", "--config", str(workshop.yaml), "--total_step", "4")
-    accumulation = ("--gradient_accumulation_steps", "2", "--num_vectors", "2")
-    mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2")
-    two = command(*own, *accumulation, "--is_parallel", "True", "--save_path", str(tmp_path / "two"), prefix=mpirun)
-    assert two.returncode == 0, two.stdout + two.stderr
-    one = command(*own, *accumulation, "--train_batch_size", "2", "--save_path", str(tmp_path / "one"))
+    own += ("--gradient_accumulation_steps", "2", "--save_path")
+    one = command(*own, str(tmp_path / "one"), "--train_batch_size", "2")
     assert one.returncode == 0, one.stderr
-    a, b = (files.load(tmp_path / name / "smallest_4_ti.ckpt") for name in ("one", "two"))
-    for left, right in ((a.rows_1, b.rows_1), (a.rows_2, b.rows_2)):
-        assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
-    assert two.stdout.count("learned <toy>") == 1
+    alone = files.load(tmp_path / "one" / "smallest_4_ti.ckpt")
+    mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable)
+    msrun = ("msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--log_dir={tmp_path / 'logs'}")
+    for launcher in (mpirun, msrun):
+        folder = tmp_path / launcher[0]
+        ended = command(*own, str(folder), "--is_parallel", "True", launcher=launcher)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        together = files.load(folder / "smallest_4_ti.ckpt")
+        for left, right in ((alone.rows_1, together.rows_1), (alone.rows_2, together.rows_2)):
+            assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
+        assert len((folder / "log.jsonl").read_text().splitlines()) == 4  # one rank writes

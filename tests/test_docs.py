@@ -1,0 +1,112 @@
+"""The docs are true: their commands parse, their Python runs, their links and options exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gm import command_line
+from gm.generation import files
+from tests.workshop import Workshop
+from tools.convert_weights import convert
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
+DOCS += sorted((ROOT / "docs").glob("*.md"))
+TRAINING, SAMPLING = ("run", "concept", "data", "training"), ("run", "sampling")
+OTHER_FLAGS = {"--help", "--server.port", "--allow-run-as-root"}
+LAUNCHER = r"(mpirun -n \d+ python |msrun (--\w+=\S+ +)*|python )"
+
+
+def blocks(doc: Path, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", doc.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Return every line of every bash block, continued lines joined."""
+    text = "\n".join(block for doc in DOCS for block in blocks(doc, "bash")).replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def known_flags() -> set[str]:
+    parser = command_line.Parser("all")
+    owner: dict[str, str] = {}
+    for section in dict.fromkeys((*TRAINING, *SAMPLING)):
+        if section != "sampling":
+            command_line._add_flags(parser, section, owner)
+    sampling = command_line.Parser("sampling")
+    command_line._add_flags(sampling, "sampling", owner)
+    return {f"--{name}" for name in owner} | {"--config", "--source", "--target", "--dtype", "--overwrite"}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if re.match(r"(make (demo|test|install)|pip install -r requirement.txt)( |$)", line):
+        target = shlex.split(line, comments=True)[-1]
+        assert (ROOT / target).exists() or f"\n{target}:" in (ROOT / "Makefile").read_text()
+        return
+    start = re.match(LAUNCHER, line)
+    assert start, line
+    script, *arguments = shlex.split(line[start.end() :], comments=True)
+    if script == "train_textual_inversion.py":
+        command_line.parse("", TRAINING, [a for a in arguments if a != "--help"])
+    elif script == "demo/sampling_without_streamlit.py":
+        command_line.parse("", SAMPLING, arguments)
+    elif script == "tools/convert_weights/convert.py":
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        convert._flags()
+    else:
+        assert (ROOT / script).is_file()
+
+
+def test_the_customers_commands_are_there() -> None:
+    lines = [re.sub(r" +", " ", line) for line in commands()]
+    assert (
+        "python train_textual_inversion.py --data_path datasets/chinese_art --save_path runs/chinese_art "
+        "--infer_during_train True --gradient_accumulation_steps 4 --num_vectors 2 --total_step 2000 "
+        '--placeholder_token "<chinese-art>" --learnable_property "style"'
+    ) in lines
+    assert any(line.startswith("python demo/sampling_without_streamlit.py --task txt2img --config") for line in lines)
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_options_exist_and_no_machine_is_named(doc: Path) -> None:
+    text = doc.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (doc.parent / target).exists(), target
+    outside_bash = re.sub(r"```bash\n.*?```", "", text, flags=re.DOTALL)
+    unknown = set(re.findall(r"--[a-z][\w.-]+", outside_bash)) - known_flags() - OTHER_FLAGS
+    assert unknown == set()
+    assert not re.search(r"/(work|tmp|root|home)/", text)
+
+
+def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(ROOT / "README.md", "python")
+    for ours, theirs in (
+        ("configs/training/tiny_textual_inversion.yaml", str(workshop.yaml)),
+        ("datasets/cat_toy", str(workshop.folder / "pictures")),
+        ('"total_step": 200', '"total_step": 2'),
+    ):
+        assert block.count(ours) == 1
+        block = block.replace(ours, theirs)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block, names)
+    assert names["pictures"][0].shape == (16, 16, 3)
+    assert (tmp_path / "cat_toy_ti.ckpt").is_file()
+
+
+def test_the_python_in_the_sampling_guide_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outputs").mkdir()
+    files.save(np.zeros((4, 4, 3), np.uint8), {"prompt": "a toy"}, tmp_path / "outputs", "picture")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(ROOT / "docs" / "sampling.md", "python")
+    exec(block, {})
+    assert capsys.readouterr().out == "a toy\n"
