@@ -1,11 +1,11 @@
-"""The toolkit in four calls: load, learn, generate, save. The scripts are thin over this file.
+"""The toolkit in four calls: load, learn, generate, save. The scripts are thin over the same functions.
 
-from gm import api
+A word from pictures, and a picture with it:
 
-toolkit = api.load("configs/training/tiny_textual_inversion.yaml", run={"weight": "checkpoints/tiny_sd_xl_base.ckpt"})
-concept = api.learn(toolkit, "datasets/cat_toy", "<cat-toy>", num_vectors=4, training={"total_step": 200})
-pictures = api.generate(toolkit, "a <cat-toy> on the moon", [concept], seed=7)
-api.save(concept, "cat_toy_ti.ckpt")
+    toolkit = api.load("configs/training/tiny_textual_inversion.yaml")
+    concept = api.learn(toolkit, "datasets/cat_toy", "<cat-toy>", num_vectors=4, training={"total_step": 200})
+    pictures = api.generate(toolkit, "a <cat-toy> on the moon", [concept], seed=7)
+    api.save(concept, "cat_toy_ti.ckpt")
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@
 It draws nothing sensible, but it is a real model of SDXL's family: it converts, trains and samples.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -30,18 +29,20 @@ def values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/training/tiny_textual_inversion.yaml")
-    parser.add_argument("--target", default="checkpoints/tiny_sd_xl_base.safetensors")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    model = sdxl.build(configuration.load(options.config).model)
+    parser = command_line.Parser("Write a checkpoint with seeded random weights in the published single-file format.")
+    parser.add_argument(
+        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
+    )
+    parser.add_argument("--target", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    flags = parser.read()
+    model = sdxl.build(configuration.load(flags["config"]).model)
     shapes = {names.published_name(name): shape for name, shape in names.layout(model).items()}
     tensors = {
-        name: in_memory(np.asarray(values(name, shape, options.seed), np.float16)) for name, shape in shapes.items()
+        name: in_memory(np.asarray(values(name, shape, flags["seed"]), np.float16)) for name, shape in shapes.items()
     }
-    containers.write(options.target, tensors, {"format": "pt"})
-    print(f"wrote {options.target}: {len(tensors)} tensors")
+    containers.write(flags["target"], tensors, {"format": "pt"})
+    print(f"wrote {flags['target']}: {len(tensors)} tensors")
 
 
 if __name__ == "__main__":
