@@ -1,4 +1,4 @@
-# make demo: see it work, on any machine.  make test: the proof.  Both need nothing but Python 3.10 or 3.11 and make.
+# make demo: see it work, on any machine.  make test: the proof.  Both need nothing but Python 3.10 to 3.12 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

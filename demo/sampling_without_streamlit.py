@@ -17,12 +17,13 @@ def main() -> None:
 
     job = run.make(config)
     toolkit = api.load(config)
-    line, started = Line(), time.monotonic()
+    line, first = Line(), 0.0
     for event in run.run(toolkit.model, toolkit.painter, job):
         if isinstance(event, Path):
             line.say(f"wrote {event}")
         else:
-            line.show(bar(event.done, event.total, time.monotonic() - started), last=event.done == event.total)
+            first = time.monotonic() if event.done == 1 else first
+            line.show(bar(event.done, event.total, time.monotonic() - first), last=event.done == event.total)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _flush(target.parent)
 
 
+def check_folder(path: str | Path, option: str) -> None:
+    """Raise UserError, naming the `option`, if the folder `path` could not be made or written to; makes nothing."""
+    folder = Path(path).absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"cannot write to {option} {path}: {nearest} is no folder; choose another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {option} {path}: {nearest} may not be written to; choose another")
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

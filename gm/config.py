@@ -15,6 +15,8 @@ from gm import options
 from gm.errors import UserError
 from gm.options import option
 
+POOLING_RULES = ("end_of_text", "argmax")
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -120,7 +122,7 @@ class RunConfig:
     pooling: str = option(
         "end_of_text",
         "token the pooled text vector is read at; argmax is what diffusers and mindone do",
-        choices=("end_of_text", "argmax"),
+        choices=POOLING_RULES,
     )
 
 

@@ -41,9 +41,12 @@ class Line:
 
 
 def bar(done: int, total: int, seconds: float, width: int = 30) -> str:
-    """Draw how much of `total` is done after `seconds`, and the time that is left at that pace."""
+    """Draw how much of `total` is done, `seconds` after the first was, and the time that is left at that pace.
+
+    The first step does not count: it holds the compilation of the graph.
+    """
     full = width * done // total
-    left = f"{clock(seconds / done * (total - done))} left" if done else "…"
+    left = f"{clock(seconds / (done - 1) * (total - done))} left" if done > 1 else "…"
     return f"[{'#' * full}{'.' * (width - full)}] {done}/{total}  {left}"
 
 

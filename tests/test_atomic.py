@@ -172,3 +172,14 @@ def test_the_file_of_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    atomic.check_folder(tmp_path / "a" / "b", "--save_path")
+    assert names(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to --save_path .*/file/b: .*/file is no folder; choose another"):
+        atomic.check_folder(tmp_path / "file" / "b", "--save_path")
+    monkeypatch.setattr(atomic.os, "access", lambda *a: False)  # nothing is closed to root
+    with pytest.raises(UserError, match=r"may not be written to; choose another"):
+        atomic.check_folder(tmp_path / "a", "--save_path")

@@ -40,8 +40,8 @@ def test_a_file_gets_whole_lines() -> None:
 
 
 def test_bar() -> None:
-    assert bar(0, 8, 0.0, width=4) == "[....] 0/8  …"
-    assert bar(6, 8, 30.0, width=4) == "[###.] 6/8  10 s left"
+    assert bar(1, 8, 0.0, width=4) == "[....] 1/8  …"
+    assert bar(6, 8, 30.0, width=4) == "[###.] 6/8  12 s left"
     assert bar(8, 8, 40.0, width=4) == "[####] 8/8  0 s left"
 
 

@@ -69,6 +69,7 @@ def pictures(tmp_path: Path) -> Path:
         (["--total_step", "many"], "training.total_step: Value 'many'"),
         (["--placeholder_token", "cat"], "'cat' is"),
         (["--placeholder_token", "two words"], "two words"),
+        (["--save_path", "@bad.txt/run"], "bad.txt is no folder; choose another"),
         (["--initializer_token", " "], "holds no word; give one, or leave it out"),
         (["--infer_prompt", "a photo"], "holds neither {} nor <toy>; add one"),
         (["--template_file", "@nowhere.txt"], "nowhere.txt"),
@@ -99,6 +100,8 @@ def test_training_names_what_is_wrong(
     [
         (["--prompts", "a cat"], "unknown argument --prompts; did you mean '--prompt'?"),
         (["--task", "img2img"], "sampling.task is 'img2img'; it may be 'txt2img'"),
+        (["--save_path", "@wide.ckpt/out"], "wide.ckpt is no folder; choose another"),
+        (["--prompt", "promts.txt"], "there is no file promts.txt; --prompt is what to draw"),
         (["--sampler", "dpm"], "unknown sampler 'dpm'; known are euler"),
         (["--height", "20"], "sampling.height is 20; it must be a multiple of 8"),
         (["--textual_inversion_weight", "@wide.ckpt"], "rows 768 and 1280 wide, the model's are 16 and 24"),

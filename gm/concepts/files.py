@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gm.concepts.concept import Concept
+from gm.config import POOLING_RULES
 from gm.errors import UserError
 from gm.weights import containers
 from gm.weights.lazy import in_memory
@@ -53,5 +54,12 @@ def load(path: str | Path) -> Concept:
             "vectors: the file is damaged"
         )
     pooling = contents.metadata.get("pooling", _POOLING_OF_OTHERS)
-    details = json.loads(contents.metadata.get("details", "{}"))
+    if pooling not in POOLING_RULES:
+        raise UserError(
+            f"{path} was learned under the pooling rule {pooling!r}, which is not known: update the toolkit"
+        )
+    try:
+        details = json.loads(contents.metadata.get("details", "{}"))
+    except ValueError as error:
+        raise UserError(f"{path} holds details that are no JSON ({error}): the file is damaged") from error
     return Concept(contents.metadata["placeholder_token"], rows_1, rows_2, pooling, details)

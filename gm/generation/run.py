@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gm import sdxl
+from gm import atomic, sdxl
 from gm.concepts import files as concept_files
 from gm.concepts.concept import Concept, Words, words
 from gm.config import Config
@@ -36,16 +36,17 @@ class Job:
 def make(config: Config) -> Job:
     """Check everything that can be wrong before the weights are read; UserError names the first thing that is."""
     sampling = config.sampling
+    atomic.check_folder(sampling.save_path, "--save_path")
     samplers.by_name(sampling.sampler)
     frame = sizes.frame(sampling, config.model)
     concepts = [concept_files.load(path) for path in sampling.textual_inversion_weight]
     known = words(concepts, config.model)
     prompts = _prompts(sampling.prompt)
-    known.tokenizer([*prompts, sampling.negative_prompt], padding=0)  # finds a concept that would be cut off
+    texts = [*prompts, sampling.negative_prompt]
+    known.tokenizer(texts, padding=0)  # finds a concept that would be cut off
+    used = {number for text in texts for number in known.tokenizer.encode(text)}
     for concept in concepts:
-        if not any(
-            set(known.tokenizer.placeholders[concept.placeholder]) & set(known.tokenizer.encode(p)) for p in prompts
-        ):
+        if not used & set(known.tokenizer.placeholders[concept.placeholder]):
             log.warning("no prompt uses %s", concept.placeholder)
         if concept.pooling != config.run.pooling:
             log.warning(
@@ -101,6 +102,8 @@ def _prompts(prompt: str) -> list[str]:
         is_file = Path(prompt).is_file()
     except OSError:  # longer than a file's name may be
         is_file = False
+    if not is_file and prompt.endswith(".txt"):
+        raise UserError(f"there is no file {prompt}; --prompt is what to draw, or a text file of prompts that exists")
     if not is_file:
         return [prompt]
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
+from gm import atomic
 from gm.concepts import initial
 from gm.config import Config
 from gm.data import folder, templates
 from gm.data.folder import Picture
 from gm.errors import UserError
 from gm.text.tokenizer import Tokenizer
+
+log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,14 @@ class Plan:
 def make(config: Config) -> Plan:
     """Read pictures and prompts; UserError names the first thing that is wrong with them."""
     concept = config.concept
+    atomic.check_folder(config.training.save_path, "--save_path")
     tokenizer = Tokenizer(config.model.text_encoder_1.positions)
     ids = None if concept.initializer_token is None else initial.token_ids(concept.initializer_token, tokenizer)
+    if ids and len(ids) > concept.num_vectors:
+        log.warning(
+            "--initializer_token %r has %d tokens, of which --num_vectors %d uses the first %d",
+            *(concept.initializer_token, len(ids), concept.num_vectors, concept.num_vectors),
+        )
     tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
     lines = templates.load(concept.learnable_property, concept.template_file)
     prompts = tuple(templates.fill(line, concept.placeholder_token) for line in lines)

@@ -133,9 +133,13 @@ def _previews(model: SDXL, plan: Plan, backend: Backend, folder: Path, console: 
     painter, config = Painter(model, backend, plan.config.run.pooling), plan.config
     count = config.sampling.num_cols * config.sampling.num_rows
     orders = [Order(plan.preview, config.sampling.seed + k) for k in range(count)]
+    compiled = False
 
     def preview(now: Concept) -> Path:
-        backend.announce(console.say, "the preview's graphs", model.unet, model.conditioner)
+        nonlocal compiled
+        if not compiled:
+            backend.announce(console.say, "the preview's graphs", model.unet, model.conditioner)
+        compiled = True
         drawn = [p for d in painter.draw(orders, words([now], config.model), config.sampling) for p in d.pictures]
         (folder / "previews").mkdir(exist_ok=True)
         recipe = {**dataclasses.asdict(config.sampling), "prompt": plan.preview, "step": now.details["step"]}

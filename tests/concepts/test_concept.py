@@ -97,6 +97,21 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
         files.load(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"details": "{no json"}, "holds details that are no JSON .*: the file is damaged"),
+        ({"pooling": "mean"}, "under the pooling rule 'mean', which is not known"),
+    ],
+)
+def test_entries_that_make_no_sense_are_refused(tmp_path: Path, entry: dict[str, str], message: str) -> None:
+    rows = concept()
+    tensors = [{"name": files.ROWS_1, "data": Tensor(rows.rows_1)}, {"name": files.ROWS_2, "data": Tensor(rows.rows_2)}]
+    ms.save_checkpoint(tensors, str(tmp_path / "a.ckpt"), append_dict={"placeholder_token": "<toy>", **entry})
+    with pytest.raises(UserError, match=message):
+        files.load(tmp_path / "a.ckpt")
+
+
 def test_only_ckpt_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must end in \.ckpt"):
         files.save(concept(), tmp_path / "a.safetensors")

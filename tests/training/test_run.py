@@ -154,10 +154,12 @@ def test_the_autoencoder_is_given_away_unless_previews_need_it(workshop: Worksho
 def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = workshop.config(training={"save_path": str(tmp_path / "file" / "r")})
-    with pytest.raises(
-        UserError, match=r"cannot write to --save_path .*file/r: Not a directory; choose another folder"
-    ):
-        run.open_folder(plan.make(config))
+    with pytest.raises(UserError, match=r"cannot write to --save_path .*file/r: .*file is no folder; choose another"):
+        plan.make(config)
+    made = plan.make(workshop.config(training={"save_path": str(tmp_path / "later")}))
+    (tmp_path / "later").write_text("")  # it is there by the time the weights are loaded
+    with pytest.raises(UserError, match=r"cannot write to --save_path .*later: File exists; choose another folder"):
+        run.open_folder(made)
 
 
 def test_initial_rows(workshop: Workshop) -> None:
@@ -240,6 +242,13 @@ def test_smoothing_is_unbiased_at_the_start() -> None:
     average = Smoothed()
     assert average.add(3.0) == pytest.approx(3.0)
     assert average.add(5.0) == pytest.approx((0.98 * 0.02 * 3 + 0.02 * 5) / (1 - 0.98**2))
+
+
+def test_an_initializer_longer_than_the_rows_is_announced(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+    plan.make(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 2}))
+    assert "--initializer_token" not in caplog.text
+    plan.make(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
+    assert "--initializer_token 'red cat' has 2 tokens, of which --num_vectors 1 uses the first 1" in caplog.text
 
 
 def test_non_pictures_are_named_in_the_log(
