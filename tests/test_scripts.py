@@ -71,6 +71,8 @@ def pictures(tmp_path: Path) -> Path:
         (["--placeholder_token", "two words"], "two words"),
         (["--save_path", "@bad.txt/run"], "bad.txt is no folder; choose another"),
         (["--initializer_token", " "], "holds no word; give one, or leave it out"),
+        (["--infer_prompt", "two", "--placeholder_token", "mytoy"], "holds neither {} nor mytoy; add one"),
+        (["--infer_prompt", "mytoys", "--placeholder_token", "mytoy"], "holds neither {} nor mytoy; add one"),
         (["--infer_prompt", "a photo"], "holds neither {} nor <toy>; add one"),
         (["--template_file", "@nowhere.txt"], "nowhere.txt"),
         (["--template_file", "@bad.txt"], "bad.txt"),

@@ -49,9 +49,9 @@ def make(config: Config) -> Plan:
     lines = templates.load(concept.learnable_property, concept.template_file)
     prompts = tuple(templates.fill(line, concept.placeholder_token) for line in lines)
     preview = config.training.infer_prompt or lines[0]
-    if "{}" not in preview and concept.placeholder_token.lower() not in preview.lower():
-        raise UserError(f"--infer_prompt {preview!r} holds neither {{}} nor {concept.placeholder_token}; add one")
     preview = templates.fill(preview, concept.placeholder_token)
+    if not {*tokenizer.placeholders[concept.placeholder_token]} & {*tokenizer.encode(preview)}:
+        raise UserError(f"--infer_prompt {preview!r} holds neither {{}} nor {concept.placeholder_token}; add one")
     tokenizer([*prompts, preview], padding=0)  # finds a prompt that has no room for the placeholder
     pictures = folder.read(config.data.data_path, config.data.resolution or config.model.resolution)
     return Plan(config, pictures, prompts, preview, tokenizer, ids)

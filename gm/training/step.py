@@ -60,8 +60,7 @@ class Step(nn.Cell):
     """One forward and backward pass: adds the gradient of a batch's loss to the sums.
 
     Takes the fields of `feed.Batch`, one by one: a named tuple would be compiled in as a constant. Returns the loss and
-    whether the gradient was finite: one that was not is left out of the sums, and in half
-    precision halves the loss scale.
+    whether the gradient was finite: one that was not is left out of the sums, and in half precision halves the scale.
     """
 
     def __init__(self, model: SDXL, learned: Learned, half: bool) -> None:
