@@ -32,7 +32,7 @@ demo: $(VENV)/installed $(TINY).ckpt
 	$(BIN)/python train_textual_inversion.py $(CONFIG) --data_path datasets/cat_toy --save_path runs/demo \
 	    --placeholder_token "<cat-toy>" --initializer_token "cat toy" --infer_during_train True
 	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/demo \
-	    --textual_inversion_weight runs/demo/tiny-SD-XL_200_ti.ckpt --prompt "a <cat-toy> backpack" --num_cols 4
+	    --textual_inversion_weight runs/demo/tiny-SD-XL_400_ti.ckpt --prompt "a <cat-toy> backpack" --num_cols 4
 	@echo "pictures: outputs/demo   learned files, previews, log: runs/demo   model: $(TINY).ckpt"
 
 check: $(VENV)/tested

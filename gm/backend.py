@@ -80,6 +80,14 @@ class Backend:
         """Whether this process writes files and progress."""
         return self.rank == 0
 
+    def gather(self) -> None:
+        """Wait until every rank is here, as all do before they end.
+
+        On the CPU backend a rank that ends while others work may crash, and mpirun then ends the others, too.
+        """
+        if self.world > 1:
+            MeanOverRanks(self.world)(Tensor([0.0], ms.float32)).asnumpy()
+
     def announce(self, say: Callable[[str], None], what: str, *parts: nn.Cell, gradient: bool = False) -> None:
         """Say before a graph is compiled that it will be, and about how long that takes; nothing in PyNative mode."""
         if self.graph:

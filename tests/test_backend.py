@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -185,6 +188,29 @@ def test_compilation_is_announced_in_graph_mode_only() -> None:
         "compiling it: about 11 s, nothing moves meanwhile",
         "compiling it: about 23 s, nothing moves meanwhile",
     ]
+
+
+RANK = """
+import sys, time
+from pathlib import Path
+from gm import backend
+from gm.config import RunConfig
+
+here = backend.setup(RunConfig(device_target="CPU", ms_mode=1), is_parallel=True)
+if here.leads:
+    time.sleep(1)
+    Path(sys.argv[1]).write_text("written")
+here.gather()
+assert Path(sys.argv[1]).read_text() == "written"
+"""
+
+
+def test_no_rank_ends_before_the_others_are_done(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "-x", f"PYTHONPATH={Path.cwd()}")
+    command = (*mpirun, sys.executable, str(tmp_path / "rank.py"), str(tmp_path / "file"))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_a_mean_over_one_rank_changes_nothing() -> None:

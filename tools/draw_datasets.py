@@ -1,4 +1,4 @@
-"""Draw the two example datasets from nothing: `python tools/draw_datasets.py [--folder datasets] [--seed 0]`."""
+"""Draw the example datasets from nothing: `python tools/draw_datasets.py [--folder datasets] [--seed 0]`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.drawings import cat_toy, chinese_art
+from tools.tiny_model.concepts import CONFETTI, HUMBUG
 
-SETS = {"cat_toy": cat_toy.pictures, "chinese_art": chinese_art.pictures}
+SETS = {
+    "cat_toy": cat_toy.pictures,
+    "chinese_art": chinese_art.pictures,
+    "humbug": HUMBUG.pictures,
+    "confetti": CONFETTI.pictures,
+}
+FLAT = ("humbug", "confetti")  # kept as PNG, which is smaller for flat colours and keeps them
 
 
 def draw(folder: Path, seed: int = 0) -> list[Path]:
@@ -19,7 +26,7 @@ def draw(folder: Path, seed: int = 0) -> list[Path]:
     for name, pictures in SETS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for title, picture in pictures(seed).items():
-            path = folder / name / f"{title}.jpg"
+            path = folder / name / f"{title}{'.png' if name in FLAT else '.jpg'}"
             picture.save(path, quality=88, optimize=True)
             written.append(path)
     return written

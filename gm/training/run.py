@@ -30,7 +30,7 @@ from gm.training.validation import HeldOut
 
 log = logging.getLogger("gm")
 
-_RESULTS = ("*_ti.ckpt", "log.jsonl", "config.yaml", "previews")
+_RESULTS = ("*_ti.ckpt", "*_ti.safetensors", "log.jsonl", "config.yaml", "previews")
 
 
 def prepare(model: SDXL, plan: Plan, backend: Backend) -> tuple[Learned, Feed]:
@@ -74,6 +74,7 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
     if not backend.leads:
         for _ in loop.run(model, learned, feed, training, plan.updates, backend):
             pass
+        backend.gather()
         return last
     folder = open_folder(plan)
     console = Console(folder / "log.jsonl", training.total_step, plan.updates, training.log_interval)
@@ -86,11 +87,13 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
         console.show(report)
         if _due(report.step, training.save_ckpt_interval, training.total_step):
             now = concept(learned, plan, base_model, report.step)
-            files.save(now, folder / file_name(plan, report.step))
+            for ending in files.NAMES:
+                files.save(now, (folder / file_name(plan, report.step)).with_suffix(ending))
         if preview and _due(report.step, training.infer_interval, training.total_step):
             console.say(f"preview {preview(concept(learned, plan, base_model, report.step))}")
     held_out()
     console.close()
+    backend.gather()
     return last
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import safetensors.numpy
 from mindspore import Tensor
 
 from gm.concepts import files, initial
@@ -34,11 +35,37 @@ def assert_equal(a: Concept, b: Concept) -> None:
     assert np.array_equal(a.rows_2, b.rows_2)
 
 
+@pytest.mark.parametrize("ending", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("vectors", [1, 10])
-def test_a_file_gives_back_what_was_saved(tmp_path: Path, vectors: int) -> None:
+def test_a_file_gives_back_what_was_saved(tmp_path: Path, vectors: int, ending: str) -> None:
     saved = concept("<ein-schöner-Würfel>", vectors)
-    files.save(saved, tmp_path / "a_ti.ckpt")
-    assert_equal(files.load(tmp_path / "a_ti.ckpt"), saved)
+    files.save(saved, tmp_path / f"a_ti{ending}")
+    assert_equal(files.load(tmp_path / f"a_ti{ending}"), saved)
+
+
+def test_other_programs_find_the_rows_they_look_for(tmp_path: Path) -> None:
+    saved = concept()
+    files.save(saved, tmp_path / "a_ti.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "a_ti.safetensors")
+    assert sorted(found) == ["clip_g", "clip_l"]
+    assert np.array_equal(found["clip_l"], saved.rows_1)
+    assert np.array_equal(found["clip_g"], saved.rows_2)
+
+
+def test_a_file_of_another_program_is_called_after_its_file(tmp_path: Path) -> None:
+    saved = concept()
+    rows = {"clip_l": saved.rows_1.astype(np.float16), "clip_g": saved.rows_2}
+    safetensors.numpy.save_file(rows, tmp_path / "my cat.safetensors")
+    found = files.load(tmp_path / "my cat.safetensors")
+    assert (found.placeholder, found.num_vectors, found.pooling) == ("my cat", 2, "end_of_text")
+    np.testing.assert_allclose(found.rows_1, saved.rows_1, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kept", "encoder"), [("clip_g", "CLIP-L"), ("clip_l", "OpenCLIP bigG")])
+def test_a_safetensors_file_of_one_encoder_is_refused(tmp_path: Path, kept: str, encoder: str) -> None:
+    safetensors.numpy.save_file({kept: concept().rows_1}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=f"lacks the rows of {encoder}"):
+        files.load(tmp_path / "a.safetensors")
 
 
 def test_mindspore_reads_the_file_as_mindone_does(tmp_path: Path) -> None:
@@ -112,9 +139,9 @@ def test_entries_that_make_no_sense_are_refused(tmp_path: Path, entry: dict[str,
         files.load(tmp_path / "a.ckpt")
 
 
-def test_only_ckpt_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"must end in \.ckpt"):
-        files.save(concept(), tmp_path / "a.safetensors")
+def test_no_other_kind_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must end in \.ckpt, or in \.safetensors"):
+        files.save(concept(), tmp_path / "a.pt")
     assert list(tmp_path.iterdir()) == []
 
 

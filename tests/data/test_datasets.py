@@ -16,7 +16,7 @@ DATASETS = Path(__file__).parents[2] / "datasets"
 
 
 def shipped():
-    return sorted(p.relative_to(DATASETS) for p in DATASETS.rglob("*") if p.suffix == ".jpg")
+    return sorted(p.relative_to(DATASETS) for p in DATASETS.rglob("*") if p.suffix in (".jpg", ".png"))
 
 
 @pytest.mark.slow

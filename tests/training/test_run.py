@@ -122,6 +122,10 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
     assert recipe(folder / "previews" / previews[0])["prompt"] == "a photo of <toy>"
     concept = files.load(last)
     assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<toy>", 2, 7)
+    assert [p.stem for p in sorted(folder.glob("*.safetensors"))] == [p.stem for p in sorted(folder.glob("*.ckpt"))]
+    twin = files.load(last.with_suffix(".safetensors"))
+    assert np.array_equal(twin.rows_2, concept.rows_2)
+    assert twin.details == concept.details
     assert concept.details["base_model"] == sdxl.fingerprint(workshop.model)
     assert concept.details["recipe"]["training"]["total_step"] == 7
     out = capsys.readouterr().out
@@ -137,6 +141,7 @@ def test_an_earlier_run_is_moved_aside_and_nothing_is_lost(workshop: Workshop, t
     whole_run(workshop, workshop.config(training={"total_step": 1, "seed": 1, "save_path": str(tmp_path / "r")}))
     whole_run(workshop, config)
     assert (tmp_path / "r" / "earlier_1" / "smallest_1_ti.ckpt").read_bytes() == first
+    assert (tmp_path / "r" / "earlier_1" / "smallest_1_ti.safetensors").exists()
     assert (tmp_path / "r" / "earlier_2" / "config.yaml").exists()
     assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
 

@@ -1,8 +1,9 @@
 """Write a checkpoint with seeded random weights in the published single-file format.
 
-    python tools/tiny_model/random_weights.py --target checkpoints/tiny_sd_xl_base.safetensors
+    python tools/tiny_model/random_weights.py --target checkpoints/random.safetensors
 
-It draws nothing sensible, but it is a real model of SDXL's family: it converts, trains and samples.
+It draws nothing sensible, but it is a real model of SDXL's family, of any size that a config describes: it converts,
+trains and samples.
 """
 
 import sys
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
     )
-    parser.add_argument("--target", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
+    parser.add_argument("--target", default="checkpoints/random.safetensors", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     flags = parser.read()
     model = sdxl.build(configuration.load(flags["config"]).model)
