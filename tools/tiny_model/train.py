@@ -21,6 +21,7 @@ from gm import backend, command_line, sdxl
 from gm import config as configuration
 from gm.backend import Backend
 from gm.config import RunConfig
+from gm.errors import UserError
 from gm.sdxl import SDXL
 from gm.weights import containers, names
 from gm.weights.lazy import in_memory
@@ -93,12 +94,17 @@ def main() -> None:
     parser.add_argument("--state", default="runs/tiny_model", help="folder to go on from (default: %(default)s)")
     parser.add_argument("--target", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--is_parallel", default="False", help="True where mpirun started several processes")
+    parser.add_argument(
+        "--is_parallel", choices=("True", "False"), default="False", help="whether mpirun started several processes"
+    )
     for name, default in (("autoencoder_updates", AUTOENCODER.updates), ("updates", DIFFUSION.updates)):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=SCENES, help="whose latents are kept (default: %(default)s)")
     flags = parser.read()
     where = backend.setup(RunConfig(device_target="CPU", ms_mode=1), flags["is_parallel"] == "True")
+    for recipe in (AUTOENCODER, DIFFUSION):
+        if recipe.batch % where.world:
+            raise UserError(f"{where.world} ranks cannot share batches of {recipe.batch}; start 1, 2, 4 or 8")
     model = sdxl.build(configuration.load(flags["config"]).model)
     state, seed = Path(flags["state"]), flags["seed"]
     state.mkdir(parents=True, exist_ok=True)
