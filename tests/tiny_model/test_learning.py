@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mindspore import Tensor, nn
+from PIL import Image
 from safetensors.numpy import load_file
 
 from gm import sdxl
@@ -21,7 +23,7 @@ from gm.networks.layers import Linear
 from gm.weights import transfer
 from tests.reference.inputs import relative_error
 from tests.workshop import Workshop
-from tools.tiny_model import autoencoder, diffusion, learning, train
+from tools.tiny_model import autoencoder, curves, diffusion, learning, train
 from tools.tiny_model.learning import Learner, Recipe
 
 ONE = Backend("CPU", graph=False, dtype=ms.float32)
@@ -166,6 +168,18 @@ def test_the_whole_recipe_runs_goes_on_and_is_the_same_on_two_ranks(workshop: Wo
     assert worst < 0.02  # float16 files; Adam turns the last bits of tiny gradients into steps
     again = recipe_in_miniature(workshop, tmp_path / "whole")
     assert all(np.array_equal(again[name], whole[name]) for name in whole)
+
+
+def test_the_curves_are_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {"autoencoder": [float(k) for k in range(25, 0, -1)], "diffusion": [4.0] * 10}
+    train.write_curves(losses, tmp_path / "curves.json")
+    kept = json.loads((tmp_path / "curves.json").read_text())
+    assert kept == {"every": 10, "autoencoder": [20.5, 10.5, 3.0], "diffusion": [4.0]}
+    target = tmp_path / "curves.png"
+    monkeypatch.setattr(sys, "argv", ["curves.py", "--source", str(tmp_path / "curves.json"), "--target", str(target)])
+    curves.main()
+    with Image.open(target) as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
 
 
 def test_every_weight_that_is_read_learns(workshop: Workshop) -> None:

@@ -31,6 +31,7 @@ from tools.tiny_model.learning import Learner, Recipe
 AUTOENCODER = Recipe(updates=3000, batch=8, rate=2e-3)
 DIFFUSION = Recipe(updates=5000, batch=48, rate=1.5e-3)
 SCENES = 16000  # whose latents the diffusion half sees again and again, with other captions and noise
+_EVERY = 10  # updates whose mean loss is one point of the curves
 _QUIET = ("conv2.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")
 
 
@@ -86,6 +87,15 @@ def write(model: SDXL, target: Path) -> None:
     containers.write(target, tensors, {"format": "pt"})
 
 
+def write_curves(curves: dict[str, list[float]], target: Path) -> None:
+    """Write the losses, each the mean of `_EVERY` updates."""
+    means = {
+        name: [float(f"{np.mean(losses[k : k + _EVERY]):.4g}") for k in range(0, len(losses), _EVERY)]
+        for name, losses in curves.items()
+    }
+    target.write_text(json.dumps({"every": _EVERY} | means))
+
+
 def main() -> None:
     parser = command_line.Parser("Train the tiny model from nothing, on two cores; it goes on where it was stopped.")
     parser.add_argument(
@@ -114,8 +124,9 @@ def main() -> None:
     latents = autoencoder.encode(model, where, state / "latents.npy", seed, flags["scenes"])
     curves["diffusion"] = train_diffusion(model, latents, where, state, seed, second)
     if where.leads:
-        write(model, Path(flags["target"]))
-        (state / "curves.json").write_text(json.dumps(curves))
+        target = Path(flags["target"])
+        write(model, target)
+        write_curves(curves, target.with_name(f"{target.stem}_curves.json"))
         say(f"wrote {flags['target']}")
     where.gather()
 
