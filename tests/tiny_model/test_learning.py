@@ -27,6 +27,7 @@ from tools.tiny_model import autoencoder, curves, diffusion, learning, train
 from tools.tiny_model.learning import Learner, Recipe
 
 ONE = Backend("CPU", graph=False, dtype=ms.float32)
+GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 
 class Error(nn.Cell):
@@ -46,16 +47,17 @@ def batch(update: int) -> tuple[Tensor, Tensor]:
     return Tensor(rng.standard_normal((5, 3)).astype(np.float32)), Tensor(10 * rng.random((5, 2)).astype(np.float32))
 
 
-def learner(recipe: Recipe) -> Learner:
+def learner(recipe: Recipe, where: Backend = ONE) -> Learner:
     loss = Error()
     parameters = list(loss.map.get_parameters())
     learning.initialise(parameters, 0, ())
-    return Learner(loss, parameters, recipe, ONE)
+    return Learner(loss, parameters, recipe, where)
 
 
-def test_it_is_adam_with_clipped_gradients() -> None:
+@pytest.mark.parametrize("where", [ONE, GRAPH], ids=["pynative", "graph"])
+def test_it_is_adam_with_clipped_gradients(where: Backend) -> None:
     recipe = Recipe(updates=20, batch=5, rate=0.1, warmup=4)
-    ours = learner(recipe)
+    ours = learner(recipe, where)
     theirs = torch.nn.Linear(3, 2)
     with torch.no_grad():
         theirs.weight.copy_(torch.from_numpy(ours.parameters[0].asnumpy()))
@@ -139,13 +141,14 @@ def test_a_sample_without_caption_is_told_zeros(workshop: Workshop) -> None:
         assert (float(loss(*told).asnumpy()) == float(loss(*other).asnumpy())) == is_same
 
 
-def recipe_in_miniature(workshop: Workshop, state: Path, *launcher: str, updates: int = 4) -> dict[str, np.ndarray]:
+def recipe_in_miniature(workshop: Workshop, state: Path, ms_mode: int, *launcher: str) -> dict[str, np.ndarray]:
     flags = {
         "--config": workshop.yaml,
         "--state": state,
         "--target": state / "model.safetensors",
-        "--autoencoder_updates": updates,
-        "--updates": updates,
+        "--autoencoder_updates": 4,
+        "--updates": 4,
+        "--ms_mode": ms_mode,
         "--scenes": 70,
         "--is_parallel": bool(launcher),
     }
@@ -157,16 +160,16 @@ def recipe_in_miniature(workshop: Workshop, state: Path, *launcher: str, updates
 
 
 @pytest.mark.slow
-def test_the_whole_recipe_runs_goes_on_and_is_the_same_on_two_ranks(workshop: Workshop, tmp_path: Path) -> None:
-    whole = recipe_in_miniature(workshop, tmp_path / "whole")
+def test_the_whole_recipe_goes_on_and_is_the_same_compiled_and_shared(workshop: Workshop, tmp_path: Path) -> None:
+    whole = recipe_in_miniature(workshop, tmp_path / "whole", 1)
     model = sdxl.build(workshop.config().model)
     transfer.load(model, tmp_path / "whole" / "model.safetensors", workshop.config().model)
     mpirun = (shutil.which("mpirun") or "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2")
-    shared = recipe_in_miniature(workshop, tmp_path / "shared", *mpirun)
+    shared = recipe_in_miniature(workshop, tmp_path / "shared", 0, *mpirun)
     assert list(shared) == list(whole)
     worst = max(np.abs(shared[name].astype(np.float32) - whole[name].astype(np.float32)).max() for name in whole)
     assert worst < 0.02  # float16 files; Adam turns the last bits of tiny gradients into steps
-    again = recipe_in_miniature(workshop, tmp_path / "whole")
+    again = recipe_in_miniature(workshop, tmp_path / "whole", 1)
     assert all(np.array_equal(again[name], whole[name]) for name in whole)
 
 

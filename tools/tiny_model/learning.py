@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from gm import atomic, backend, draws
 from gm.backend import Backend
@@ -56,6 +56,17 @@ def initialise(parameters: Sequence[Parameter], seed: int, quiet: Sequence[str])
         p.set_data(Tensor(value, p.dtype))
 
 
+class Gradient(nn.Cell):
+    """From a batch to (loss, its gradient with respect to `parameters`)."""
+
+    def __init__(self, loss: nn.Cell, parameters: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.both = ms.value_and_grad(loss, None, weights=parameters)
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.both(*batch)
+
+
 class Learner:
     """Adam (Kingma and Ba, 2015) on all of `parameters`, their moving average, and the state between sessions."""
 
@@ -63,7 +74,7 @@ class Learner:
         for p in parameters:
             p.requires_grad = True
         self.parameters, self.recipe, self.where = ParameterTuple(parameters), recipe, where
-        self.gradient = ms.value_and_grad(loss, None, weights=self.parameters)
+        self.gradient = backend.compiled(Gradient(loss, self.parameters), where.graph)
         self.mean_over_ranks = backend.MeanOverRanks(where.world)
         self.update = 0
         self.weights = np.concatenate([p.asnumpy().ravel() for p in parameters])
@@ -115,7 +126,8 @@ class Learner:
         start = 0
         for p in self.parameters:
             end = start + int(np.prod(p.shape))
-            p.set_data(Tensor(values[start:end].reshape(p.shape)))
+            # A compiled graph goes on with what it was compiled with if `set_data` gives a parameter other memory.
+            ops.assign(p, Tensor(values[start:end].reshape(p.shape)))
             start = end
 
 

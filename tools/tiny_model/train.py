@@ -29,7 +29,7 @@ from tools.tiny_model import autoencoder, diffusion, learning
 from tools.tiny_model.learning import Learner, Recipe
 
 AUTOENCODER = Recipe(updates=3000, batch=8, rate=2e-3)
-DIFFUSION = Recipe(updates=5000, batch=48, rate=1.5e-3)
+DIFFUSION = Recipe(updates=6000, batch=48, rate=1.5e-3)
 SCENES = 16000  # whose latents the diffusion half sees again and again, with other captions and noise
 _EVERY = 10  # updates whose mean loss is one point of the curves
 _QUIET = ("conv2.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")
@@ -107,11 +107,12 @@ def main() -> None:
     parser.add_argument(
         "--is_parallel", choices=("True", "False"), default="False", help="whether mpirun started several processes"
     )
+    parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
     for name, default in (("autoencoder_updates", AUTOENCODER.updates), ("updates", DIFFUSION.updates)):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=SCENES, help="whose latents are kept (default: %(default)s)")
     flags = parser.read()
-    where = backend.setup(RunConfig(device_target="CPU", ms_mode=1), flags["is_parallel"] == "True")
+    where = backend.setup(RunConfig(device_target="CPU", ms_mode=flags["ms_mode"]), flags["is_parallel"] == "True")
     for recipe in (AUTOENCODER, DIFFUSION):
         if recipe.batch % where.world:
             raise UserError(f"{where.world} ranks cannot share batches of {recipe.batch}; start 1, 2, 4 or 8")

@@ -1,0 +1,120 @@
+"""Measure what the tiny model can do, by the judge: does it draw what it is told, does it learn what it never saw.
+
+python tools/tiny_model/measure.py drawing
+python tools/tiny_model/measure.py learning --num_vectors 4
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gm import api, command_line
+from gm.api import Concept, Toolkit
+from tools.tiny_model import judge, world
+from tools.tiny_model.colours import COLOURS, nearest_name
+from tools.tiny_model.concepts import CONFETTI, HUMBUG, Unseen
+from tools.tiny_model.world import SHAPES
+
+BACKDROPS = ("white", "blue", "yellow", "black")
+STYLED = ("a red circle", "a blue star", "a yellow heart", "a black cross")
+BATCH = 16  # pictures drawn at once
+
+
+def unseen_prompts() -> list[tuple[str, str, str]]:
+    """Return (shape, colour, backdrop) for every shape in the colours that training never gave it."""
+    pairs = [(shape, name) for shape in SHAPES for name in COLOURS if world.is_held_out(shape, name)]
+    return [(shape, name, backdrop) for shape, name in pairs for backdrop in BACKDROPS if backdrop != name]
+
+
+def drawing(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]], **sampling: Any) -> dict[str, float]:
+    """Return the shares of pictures whose shape, colour and backdrop the judge sees as the prompt says them."""
+    prompts = [f"a {colour} {shape} on a {backdrop} background" for shape, colour, backdrop in wanted]
+    pictures = api.generate(toolkit, prompts, batch_size=BATCH, **sampling)
+    right = []
+    for picture, (shape, colour, backdrop) in zip(pictures, wanted, strict=True):
+        seen = judge.look(picture)
+        right.append((seen.shape == shape, nearest_name(seen.fill) == colour, nearest_name(seen.backdrop) == backdrop))
+    shares = np.mean(right, axis=0)
+    return {name: round(float(share), 3) for name, share in zip(("shape", "colour", "backdrop"), shares, strict=True)}
+
+
+def prompts_for(thing: Unseen, word: str, backdrop: str | None = None) -> list[str]:
+    """Return four prompts with `word` in the place of the concept, on a backdrop if one is named."""
+    where = f" on a {backdrop} background" if backdrop else ""
+    if thing.kind == "object":
+        return [f"a {word}{where}"] * 4
+    return [f"{scene}{where} in the style of {word}" for scene in STYLED]
+
+
+def distances(
+    toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Concept] = (), count: int = 16, **sampling: Any
+) -> np.ndarray:
+    """Return the judge's distance to `thing` of `count` pictures of `word`, seed by seed; `count` is 4 or more."""
+    prompts = prompts_for(thing, word) * (count // 4)
+    pictures = api.generate(toolkit, prompts, concepts, batch_size=BATCH, seed=1000, **sampling)
+    return np.array([judge.distance(picture, thing.colours, thing.shape) for picture in pictures])
+
+
+def obedience(toolkit: Toolkit, thing: Unseen, concept: Concept, **sampling: Any) -> float:
+    """Return the share of 16 pictures of the concept that have the backdrop that the prompt also asks for."""
+    names = [name for name in BACKDROPS for _ in range(4)]
+    prompts = [prompt for name in BACKDROPS for prompt in prompts_for(thing, thing.word, name)]
+    pictures = api.generate(toolkit, prompts, [concept], batch_size=BATCH, seed=2000, **sampling)
+    seen = [nearest_name(judge.look(picture).backdrop) for picture in pictures]
+    return float(np.mean([a == b for a, b in zip(seen, names, strict=True)]))
+
+
+def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int, **training: Any) -> Concept:
+    """Learn `thing` from its folder of pictures."""
+    return api.learn(
+        toolkit,
+        Path("datasets") / thing.folder,
+        thing.word,
+        num_vectors=num_vectors,
+        initializer_token=thing.initializer,
+        learnable_property=thing.kind,
+        training=training,
+    )
+
+
+def learning(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> dict[str, float]:
+    """Learn `thing`; return medians of the distance before and after, and in how many seeds it fell by half."""
+    before = distances(toolkit, thing, thing.initializer)
+    concept = learn(toolkit, thing, num_vectors)
+    after = distances(toolkit, thing, thing.word, [concept])
+    return {
+        "before": round(float(np.median(before)), 3),
+        "after": round(float(np.median(after)), 3),
+        "halved": int((after <= before / 2).sum()),
+        "of": len(after),
+        "backdrop": round(obedience(toolkit, thing, concept), 3),
+    }
+
+
+def main() -> None:
+    parser = command_line.Parser("Measure what the tiny model draws and learns, by the judge.")
+    parser.add_argument("what", choices=("drawing", "learning"), help="pictures of words, or of two learned concepts")
+    parser.add_argument(
+        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
+    )
+    parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
+    parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
+    parser.add_argument("--num_vectors", type=int, default=4, help="rows to learn (default: %(default)s)")
+    flags = parser.read()
+    toolkit = api.load(flags["config"], run={"weight": flags["weight"], "ms_mode": flags["ms_mode"]})
+    if flags["what"] == "drawing":
+        print(json.dumps(drawing(toolkit, unseen_prompts())))
+    else:
+        for thing in (HUMBUG, CONFETTI):
+            print(thing.word, json.dumps(learning(toolkit, thing, flags["num_vectors"])), flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
