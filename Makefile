@@ -22,17 +22,14 @@ $(VENV)/tested: $(VENV)/installed requirement-test.txt
 	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
 	touch $@
 
-$(TINY).safetensors: tools/tiny_model/random_weights.py configs/training/tiny_textual_inversion.yaml | $(VENV)/installed
-	$(BIN)/python tools/tiny_model/random_weights.py --target $@
-
-$(TINY).ckpt: $(TINY).safetensors
+$(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed
 	$(BIN)/python tools/convert_weights/convert.py $(CONFIG) --source $< --target $@ --overwrite
 
 demo: $(VENV)/installed $(TINY).ckpt
-	$(BIN)/python train_textual_inversion.py $(CONFIG) --data_path datasets/cat_toy --save_path runs/demo \
-	    --placeholder_token "<cat-toy>" --initializer_token "cat toy" --infer_during_train True
+	$(BIN)/python train_textual_inversion.py $(CONFIG) --data_path datasets/humbug --save_path runs/demo \
+	    --placeholder_token "<humbug>" --initializer_token heart --infer_during_train True
 	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/demo \
-	    --textual_inversion_weight runs/demo/tiny-SD-XL_400_ti.ckpt --prompt "a <cat-toy> backpack" --num_cols 4
+	    --textual_inversion_weight runs/demo/tiny-SD-XL_400_ti.ckpt --prompt "a <humbug> on a blue background"
 	@echo "pictures: outputs/demo   learned files, previews, log: runs/demo   model: $(TINY).ckpt"
 
 check: $(VENV)/tested
@@ -44,4 +41,4 @@ test: check
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) runs/demo outputs/demo $(TINY).safetensors $(TINY).ckpt
+	rm -rf $(VENV) runs/demo outputs/demo $(TINY).ckpt

@@ -3,9 +3,9 @@
 A word from pictures, and a picture with it:
 
     toolkit = api.load("configs/training/tiny_textual_inversion.yaml")
-    concept = api.learn(toolkit, "datasets/cat_toy", "<cat-toy>", num_vectors=4, training={"total_step": 200})
-    pictures = api.generate(toolkit, "a <cat-toy> on the moon", [concept], seed=7)
-    api.save(concept, "cat_toy_ti.ckpt")
+    concept = api.learn(toolkit, "datasets/humbug", "<humbug>", initializer_token="heart")
+    pictures = api.generate(toolkit, "a <humbug> on a blue background", [concept], seed=7)
+    api.save(concept, "humbug_ti.ckpt")
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import pytest
 from tests.reference.configs import CONFIGS
 
 if TYPE_CHECKING:
+    from gm.api import Concept, Toolkit
+    from gm.sdxl import SDXL
     from tests.reference.case import Case
     from tests.workshop import Workshop
 
@@ -65,6 +67,30 @@ def workshop(device: None, tmp_path_factory: pytest.TempPathFactory) -> Workshop
     made = Workshop(tmp_path_factory.mktemp("workshop"))
     transfer.load(made.model, made.folder / "weights.ckpt", made.config().model)
     return made
+
+
+@pytest.fixture(scope="session")
+def toolkit(device: None) -> Toolkit:
+    """Return the shipped tiny model, which draws and learns, in graph mode; what runs on it must leave it as it is."""
+    from gm import api
+
+    config = "configs/training/tiny_textual_inversion.yaml"
+    return api.load(config, run={"weight": "checkpoints/tiny_sd_xl_base.safetensors", "device_target": "CPU"})
+
+
+@pytest.fixture(scope="session")
+def tiny(toolkit: Toolkit) -> SDXL:
+    """Return the shipped tiny model alone."""
+    return toolkit.model
+
+
+@pytest.fixture(scope="session")
+def humbug(toolkit: Toolkit) -> Concept:
+    """Return the object that the demo learns, learned as the demo does."""
+    from tools.tiny_model import measure
+    from tools.tiny_model.concepts import HUMBUG
+
+    return measure.learn(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
 
 
 @pytest.fixture

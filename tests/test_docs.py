@@ -20,10 +20,10 @@ from tools.convert_weights import convert
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
-DOCS += sorted((ROOT / "docs").glob("*.md"))
+DOCS += [ROOT / "checkpoints" / "tiny_sd_xl_base.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAINING, SAMPLING = ("run", "concept", "data", "training"), ("run", "sampling")
 OTHER_FLAGS = {"--help", "--server.port", "--allow-run-as-root"}
-LAUNCHER = r"(mpirun -n \d+ python |msrun (--\w+=\S+ +)*|python )"
+LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
 
 
 def blocks(doc: Path, language: str) -> list[str]:
@@ -136,8 +136,8 @@ def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monke
     (block,) = blocks(ROOT / "README.md", "python")
     for ours, theirs in (
         ("configs/training/tiny_textual_inversion.yaml", str(workshop.yaml)),
-        ("datasets/cat_toy", str(workshop.folder / "pictures")),
-        ('"total_step": 200', '"total_step": 2'),
+        ("datasets/humbug", str(workshop.folder / "pictures")),
+        ('"total_step": 400', '"total_step": 2'),
     ):
         assert block.count(ours) == 1
         block = block.replace(ours, theirs)
@@ -145,7 +145,7 @@ def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monke
     names: dict = {}
     exec(block, names)
     assert names["pictures"][0].shape == (16, 16, 3)
-    assert (tmp_path / "cat_toy_ti.ckpt").is_file()
+    assert (tmp_path / "humbug_ti.ckpt").is_file()
 
 
 def test_the_python_in_the_sampling_guide_runs(

@@ -1,0 +1,58 @@
+"""The programs that measure and show the tiny model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gm.api import Concept, Toolkit
+from tests.workshop import Workshop
+from tools.tiny_model import measure, show, world
+from tools.tiny_model.colours import nearest_name, oklab
+from tools.tiny_model.concepts import HUMBUG
+from tools.tiny_model.sheet import sheet
+
+
+def test_a_sheet_shows_every_row_under_its_label() -> None:
+    red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    drawn = np.asarray(sheet({"one": [red, red], "two": [blue]}))
+    assert drawn.shape == (2 * (128 + 22 + 8) + 8, 2 * (128 + 8) + 8, 3)
+    halves = np.split(drawn, 2)
+    for half, colour, count in ((halves[0], (255, 0, 0), 2), (halves[1], (0, 0, 255), 1)):
+        assert (half == colour).all(-1).sum() == count * 128 * 128
+        assert (half[:30] < 200).all(-1).sum() > 10  # the label's letters
+
+
+def test_what_is_asked_for_was_never_trained() -> None:
+    wanted = measure.unseen_prompts()
+    assert {shape for shape, *_ in wanted} == set(world.SHAPES)
+    scenes = [world.scene(0, k) for k in range(500)]
+    seen = {(scene.shape, nearest_name(scene.fill)) for scene in scenes}
+    assert not seen & {(shape, colour) for shape, colour, _ in wanted}
+    assert all(colour != backdrop for _, colour, backdrop in wanted)
+
+
+def test_measuring_from_the_command_line(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weight = str(workshop.folder / "weights.ckpt")
+    flags = ["drawing", "--config", str(workshop.yaml), "--weight", weight, "--ms_mode", "1"]
+    monkeypatch.setattr(sys, "argv", ["measure.py", *flags])
+    monkeypatch.setattr(measure, "unseen_prompts", lambda: [("heart", "cyan", "white"), ("star", "green", "blue")])
+    measure.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(found) == ["shape", "colour", "backdrop"]
+    assert set(found.values()) <= {0.0, 0.5, 1.0}
+
+
+def test_the_readmes_picture_shows_the_word_before_and_after(toolkit: Toolkit, humbug: Concept) -> None:
+    rows = show.rows(toolkit, HUMBUG, humbug)
+    learned_from, before, after = rows.values()
+    assert len(learned_from) == len(before) == len(after) == len(list(Path("datasets/humbug").iterdir()))
+    teal = np.asarray(oklab(HUMBUG.colours["stripes"]))
+    shares = [np.mean([np.linalg.norm(oklab(p) - teal, axis=-1) < 0.1 for p in row]) for row in (before, after)]
+    assert shares[1] > shares[0] + 0.02
