@@ -5,6 +5,7 @@ python -m tests.tiny_model.beside_diffusers --target docs/pictures/beside_diffus
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def ours(
     """Return what our sampler makes of `start` in PyNative mode."""
     painter = Painter(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
     orders = [Order(text, 0, latents) for text, latents in zip(prompts, start, strict=True)]
-    *_, last = painter.draw(orders, words(concepts, CONFIG.model), sampling)
+    at_once = dataclasses.replace(sampling, batch_size=len(orders))
+    *_, last = painter.draw(orders, words(concepts, CONFIG.model), at_once)
     return last
 
 
