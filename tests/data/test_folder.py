@@ -1,33 +1,15 @@
-"""gm/data/folder.py: what comes out of a folder, number by number, and what is said about files that will not do."""
+"""gm/data/folder.py: order, size and place of what comes out of a folder, number by number."""
 
 from __future__ import annotations
 
 import logging
-import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from gm.data import folder
-from gm.errors import UserError
-
-WHITE, BLACK = 1.0, -1.0
-
-
-def save(path, array, **options):
-    Image.fromarray(np.asarray(array, np.uint8)).save(path, **options)
-    return path
-
-
-def one(tmp_path, resolution):
-    (picture,) = folder.read(tmp_path, resolution)
-    return picture
-
-
-def noise(height, width):
-    """Every pixel at random, but far from black and white, which a sharp filter would overshoot and clip."""
-    return np.random.default_rng(0).integers(70, 186, (height, width, 3), np.uint8)
+from tests.data.pictures import noise, one, save
 
 
 def quarters(size=16):
@@ -130,23 +112,6 @@ def test_enlarging_warns_and_shrinking_does_not(tmp_path, caplog):
     assert caplog.messages == ["enlarged to 40 pixels, larger originals would show more: small.png"]
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_colours_are_those_of_the_pictures_own_colour_space(tmp_path, ending):
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # A space whose first number is the green light and whose second is the red.
-    swapped = srgb.replace(b"rXYZ", b"----").replace(b"gXYZ", b"rXYZ").replace(b"----", b"gXYZ")
-    red = np.full((16, 16, 3), (200, 30, 30), np.uint8)
-    for profile, expected in (
-        (None, (200, 30, 30)),
-        (srgb, (200, 30, 30)),
-        (swapped, (30, 200, 30)),
-        (b"junk", (200, 30, 30)),
-    ):
-        Image.fromarray(red).save(tmp_path / f"a.{ending}", icc_profile=profile)
-        found = (one(tmp_path, 16).pixels[:, 8, 8] + 1) * 127.5
-        np.testing.assert_allclose(found, expected, atol=6)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "jpg", "tiff"])
 def test_exif_orientation(tmp_path, orientation, ending):
@@ -169,180 +134,6 @@ def test_exif_orientation(tmp_path, orientation, ending):
     assert picture.original == (32, 48)
     assert picture.crop == (0, 8)
     np.testing.assert_allclose(corners(picture.pixels), [[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]], atol=0.06)
-
-
-def colours(tmp_path, resolution=8):
-    return one(tmp_path, resolution).pixels[:, 4, 4]
-
-
-@pytest.mark.parametrize(("alpha", "expected"), [(0, [1, 1, 1]), (255, [1, -1, -1]), (128, [1, -0.004, -0.004])])
-def test_transparency_lies_on_white(tmp_path, alpha, expected):
-    save(tmp_path / "a.png", np.full((8, 8, 4), [255, 0, 0, alpha]))
-    np.testing.assert_allclose(colours(tmp_path), expected, atol=0.005)
-
-
-def test_grey_with_alpha(tmp_path):
-    save(tmp_path / "a.png", np.full((8, 8, 2), [0, 51]))
-    np.testing.assert_allclose(colours(tmp_path), 0.6, atol=0.005)
-
-
-@pytest.mark.parametrize(("clear", "expected"), [(None, [1, -1, 1]), (3, [1, 1, 1]), (2, [1, -1, 1])])
-def test_palette(tmp_path, clear, expected):
-    image = Image.new("P", (8, 8), 3)
-    image.putpalette([0, 0, 0] * 3 + [255, 0, 255])
-    image.save(tmp_path / "a.png", **({} if clear is None else {"transparency": clear}))
-    np.testing.assert_allclose(colours(tmp_path), expected)
-
-
-@pytest.mark.parametrize("value", [0, 255, 300, 32768, 65535])
-@pytest.mark.parametrize("ending", ["png", "tiff", "pgm"])
-def test_sixteen_bit_grey(tmp_path, value, ending):
-    values = np.full((8, 8), value, np.uint16)
-    if ending == "pgm":  # which older Pillows read but do not write
-        (tmp_path / "a.pgm").write_bytes(b"P5 8 8 65535\n" + values.astype(">u2").tobytes())
-    else:
-        Image.fromarray(values).save(tmp_path / f"a.{ending}")
-    np.testing.assert_allclose(colours(tmp_path), value / 65535 * 2 - 1, atol=1 / 255)
-
-
-def test_sixteen_bit_grey_with_a_clear_value(tmp_path):
-    values = np.full((8, 8), 1000, np.uint16)
-    values[:, 4:] = 2000
-    path = tmp_path / "a.png"
-    Image.fromarray(values).save(path)
-    content, chunk = path.read_bytes(), b"tRNS" + (2000).to_bytes(2, "big")  # by hand: older Pillows only read it
-    chunk = (2).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-    path.write_bytes(content[:33] + chunk + content[33:])  # behind the header
-    pixels = one(tmp_path, 8).pixels
-    assert pixels[0, 4, 7] == WHITE
-    assert pixels[0, 4, 0] < -0.9
-
-
-@pytest.mark.parametrize(("mode", "colour", "expected"), [("L", 255, WHITE), ("1", 0, BLACK), ("1", 1, WHITE)])
-def test_grey_and_two_tone(tmp_path, mode, colour, expected):
-    Image.new(mode, (8, 8), colour).save(tmp_path / "a.png")
-    np.testing.assert_allclose(colours(tmp_path), expected)
-
-
-@pytest.mark.parametrize("ending", ["jpg", "tiff"])
-def test_cmyk(tmp_path, ending):
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / f"a.{ending}")
-    np.testing.assert_allclose(colours(tmp_path), [1, -1, -1], atol=0.03)
-
-
-def test_animation_gives_its_first_frame(tmp_path):
-    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_allclose(colours(tmp_path), [1, -1, -1], atol=0.02)
-
-
-def test_files_that_are_no_pictures_are_named_in_the_log(tmp_path, caplog):
-    save(tmp_path / "a.png", noise(8, 8))
-    for name in (".DS_Store", ".hidden.png", "notes.txt", "film.mpg", "IMG_1.HEIC"):
-        (tmp_path / name).write_bytes(b"something")
-    (tmp_path / "more.png").mkdir()
-    save(tmp_path / "more.png" / "deep.png", noise(8, 8))
-    with caplog.at_level(logging.INFO, logger="gm"):
-        assert one(tmp_path, 8).name == "a.png"
-    assert caplog.messages == [
-        f"ignored in {tmp_path}, no picture by its ending: IMG_1.HEIC, film.mpg, more.png/, notes.txt"
-    ]
-
-
-def test_hidden_files_are_passed_over_silently(tmp_path, caplog):
-    save(tmp_path / "a.png", noise(8, 8))
-    (tmp_path / ".DS_Store").write_bytes(b"x")
-    with caplog.at_level(logging.INFO, logger="gm"):
-        folder.read(tmp_path, 8)
-    assert caplog.messages == []
-
-
-def error(path, resolution=8):
-    with pytest.raises(UserError) as caught:
-        folder.read(path, resolution)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("empty", ["", "  "])
-def test_empty_data_path(empty):
-    assert error(empty) == "--data_path is empty; give the folder of pictures to learn from"
-
-
-def test_no_such_folder(tmp_path):
-    path = tmp_path / "nowhere"
-    assert error(path) == f"--data_path {path} is not there; give the folder of pictures to learn from"
-
-
-def test_a_file_for_a_folder(tmp_path):
-    path = save(tmp_path / "a.png", noise(8, 8))
-    assert error(path) == f"--data_path {path} is a file; give the folder of pictures to learn from"
-
-
-def test_empty_folder(tmp_path):
-    (tmp_path / ".keep").touch()
-    assert error(tmp_path) == f"no picture in {tmp_path}; put 3 to 20 .jpg or .png files right into it"
-
-
-def test_folder_without_pictures_names_what_it_has(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "a.heic").touch()
-    text = f"no picture in {tmp_path} but a.heic, pictures/; put 3 to 20 .jpg or .png files right into it"
-    assert error(tmp_path) == text
-
-
-@pytest.mark.filterwarnings("ignore:.*Truncated:UserWarning")
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff", "gif", "bmp"])
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9])
-def test_truncated_picture(tmp_path, ending, kept):
-    path = save(tmp_path / f"broken.{ending}", noise(40, 40))
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept)])
-    save(tmp_path / "good.png", noise(40, 40))
-    text = error(tmp_path)
-    assert text.startswith(f"cannot read the picture {path} (")
-    assert text.endswith("); save it again as JPEG or PNG, or remove it")
-    assert "\n" not in text
-
-
-def test_text_that_calls_itself_a_picture(tmp_path):
-    (tmp_path / "a.jpg").write_text("<html>not found</html>")
-    assert error(tmp_path).startswith(f"cannot read the picture {tmp_path / 'a.jpg'} (cannot identify image file")
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("ending", ["png", "jpg", "tiff", "webp"])
-def test_damage_anywhere_gives_a_picture_or_a_user_error(tmp_path, ending):
-    path = save(tmp_path / f"a.{ending}", noise(24, 24))
-    content = path.read_bytes()
-    rng = np.random.default_rng(1)
-    refused = 0
-    for _ in range(60):
-        damaged = bytearray(content)
-        for place in rng.integers(0, len(content), 12):
-            damaged[place] = rng.integers(256)
-        path.write_bytes(damaged)
-        try:
-            assert one(tmp_path, 8).pixels.shape == (3, 8, 8)
-        except UserError:
-            refused += 1
-    assert refused > 0
-
-
-def test_floating_point_picture(tmp_path):
-    Image.new("F", (8, 8), 0.5).save(tmp_path / "a.tiff")
-    assert "(its pixels are floating-point numbers)" in error(tmp_path)
-
-
-@pytest.mark.parametrize("value", [70_000, -1])
-def test_more_than_sixteen_bits(tmp_path, value):
-    Image.fromarray(np.full((8, 8), value, np.int32)).save(tmp_path / "a.tiff")
-    assert "(its pixels have more than 16 bits)" in error(tmp_path)
-
-
-def test_decompression_bomb(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.png", np.zeros((2000, 1001, 3)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    assert error(tmp_path) == f"{path} has more than 2 million pixels; make a smaller copy and use that"
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 59), (50, 77), (59, 40), (40, 40), (33, 50)])
