@@ -18,7 +18,7 @@ def test_it_draws_shapes_in_colours_that_it_never_saw_them_in(toolkit: Toolkit) 
 
 
 def test_it_learned_the_object_and_other_words_still_count(toolkit: Toolkit, humbug: Concept) -> None:
-    before = measure.distances(toolkit, HUMBUG, HUMBUG.initializer)
-    after = measure.distances(toolkit, HUMBUG, HUMBUG.word, [humbug])
-    assert (after <= before / 2).sum() >= 14
-    assert measure.obedience(toolkit, HUMBUG, humbug) >= 0.9
+    found = measure.learning(toolkit, HUMBUG, humbug)
+    assert found["of"] == 16
+    assert found["halved"] >= 14
+    assert found["backdrop"] >= 0.9

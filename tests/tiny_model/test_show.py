@@ -47,6 +47,15 @@ def test_measuring_from_the_command_line(
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(found) == ["shape", "colour", "backdrop"]
     assert set(found.values()) <= {0.0, 0.5, 1.0}
+    monkeypatch.setattr(sys, "argv", ["measure.py", "learning", *flags[1:], "--num_vectors", "3"])
+    measure.main()
+    lines = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("<")]
+    assert [word for word, _ in lines] == ["<humbug>", "<confetti>"]
+    for _, text in lines:
+        learned = json.loads(text)
+        assert learned["of"] == 16
+        assert 0 <= learned["halved"] <= 16
+        assert min(learned["before"], learned["after"]) > 0
 
 
 def test_the_readmes_picture_shows_the_word_before_and_after(toolkit: Toolkit, humbug: Concept) -> None:

@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -33,10 +32,10 @@ def unseen_prompts() -> list[tuple[str, str, str]]:
     return [(shape, name, backdrop) for shape, name in pairs for backdrop in BACKDROPS if backdrop != name]
 
 
-def drawing(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]], **sampling: Any) -> dict[str, float]:
+def drawing(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]]) -> dict[str, float]:
     """Return the shares of pictures whose shape, colour and backdrop the judge sees as the prompt says them."""
     prompts = [f"a {colour} {shape} on a {backdrop} background" for shape, colour, backdrop in wanted]
-    pictures = api.generate(toolkit, prompts, batch_size=BATCH, **sampling)
+    pictures = api.generate(toolkit, prompts, batch_size=BATCH)
     right = []
     for picture, (shape, colour, backdrop) in zip(pictures, wanted, strict=True):
         seen = judge.look(picture)
@@ -53,25 +52,22 @@ def prompts_for(thing: Unseen, word: str, backdrop: str | None = None) -> list[s
     return [f"{scene}{where} in the style of {word}" for scene in STYLED]
 
 
-def distances(
-    toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Concept] = (), count: int = 16, **sampling: Any
-) -> np.ndarray:
-    """Return the judge's distance to `thing` of `count` pictures of `word`, seed by seed; `count` is 4 or more."""
-    prompts = prompts_for(thing, word) * (count // 4)
-    pictures = api.generate(toolkit, prompts, concepts, batch_size=BATCH, seed=1000, **sampling)
+def distances(toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Concept] = ()) -> np.ndarray:
+    """Return the judge's distance to `thing` of 16 pictures of `word`, seed by seed."""
+    pictures = api.generate(toolkit, prompts_for(thing, word) * 4, concepts, batch_size=BATCH, seed=1000)
     return np.array([judge.distance(picture, thing.colours, thing.shape) for picture in pictures])
 
 
-def obedience(toolkit: Toolkit, thing: Unseen, concept: Concept, **sampling: Any) -> float:
+def obedience(toolkit: Toolkit, thing: Unseen, concept: Concept) -> float:
     """Return the share of 16 pictures of the concept that have the backdrop that the prompt also asks for."""
     names = [name for name in BACKDROPS for _ in range(4)]
     prompts = [prompt for name in BACKDROPS for prompt in prompts_for(thing, thing.word, name)]
-    pictures = api.generate(toolkit, prompts, [concept], batch_size=BATCH, seed=2000, **sampling)
+    pictures = api.generate(toolkit, prompts, [concept], batch_size=BATCH, seed=2000)
     seen = [nearest_name(judge.look(picture).backdrop) for picture in pictures]
     return float(np.mean([a == b for a, b in zip(seen, names, strict=True)]))
 
 
-def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int, **training: Any) -> Concept:
+def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> Concept:
     """Learn `thing` from its folder of pictures."""
     return api.learn(
         toolkit,
@@ -80,14 +76,12 @@ def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int, **training: Any) ->
         num_vectors=num_vectors,
         initializer_token=thing.initializer,
         learnable_property=thing.kind,
-        training=training,
     )
 
 
-def learning(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> dict[str, float]:
-    """Learn `thing`; return medians of the distance before and after, and in how many seeds it fell by half."""
+def learning(toolkit: Toolkit, thing: Unseen, concept: Concept) -> dict[str, float]:
+    """Return the median distance of the first word and of `concept`, and in how many seeds it fell by half."""
     before = distances(toolkit, thing, thing.initializer)
-    concept = learn(toolkit, thing, num_vectors)
     after = distances(toolkit, thing, thing.word, [concept])
     return {
         "before": round(float(np.median(before)), 3),
@@ -113,7 +107,8 @@ def main() -> None:
         print(json.dumps(drawing(toolkit, unseen_prompts())))
     else:
         for thing in (HUMBUG, CONFETTI):
-            print(thing.word, json.dumps(learning(toolkit, thing, flags["num_vectors"])), flush=True)
+            concept = learn(toolkit, thing, flags["num_vectors"])
+            print(thing.word, json.dumps(learning(toolkit, thing, concept)), flush=True)
 
 
 if __name__ == "__main__":
