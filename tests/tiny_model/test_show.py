@@ -47,8 +47,11 @@ def test_measuring_from_the_command_line(
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(found) == ["shape", "colour", "backdrop"]
     assert set(found.values()) <= {0.0, 0.5, 1.0}
+    learn, asked = measure.learn, []
+    monkeypatch.setattr(measure, "learn", lambda *given: asked.append(given[2]) or learn(*given))
     monkeypatch.setattr(sys, "argv", ["measure.py", "learning", *flags[1:], "--num_vectors", "3"])
     measure.main()
+    assert asked == [3, 3]
     lines = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("<")]
     assert [word for word, _ in lines] == ["<humbug>", "<confetti>"]
     for _, text in lines:
