@@ -1,4 +1,5 @@
-# make demo: see it work, on any machine.  make test: the proof.  Both need nothing but Python 3.10 to 3.12 and make.
+# make demo, make demo-style: see it work, on any machine.  make test: the proof.
+# They need nothing but Python 3.10 to 3.12 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
-.PHONY: install demo test check clean
+.PHONY: install demo demo-style test check clean
 
 install: $(VENV)/installed
 
@@ -25,12 +26,19 @@ $(VENV)/tested: $(VENV)/installed requirement-test.txt
 $(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed
 	$(BIN)/python tools/convert_weights/convert.py $(CONFIG) --source $< --target $@ --overwrite
 
-demo: $(VENV)/installed $(TINY).ckpt
-	$(BIN)/python train_textual_inversion.py $(CONFIG) --data_path datasets/humbug --save_path runs/demo \
-	    --placeholder_token "<humbug>" --initializer_token heart --infer_during_train True
-	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/demo \
-	    --textual_inversion_weight runs/demo/tiny-SD-XL_400_ti.ckpt --prompt "a <humbug> on a blue background"
-	@echo "pictures: outputs/demo   learned files, previews, log: runs/demo   model: $(TINY).ckpt"
+OBJECT := --data_path datasets/humbug --placeholder_token "<humbug>" --initializer_token heart
+STYLE := --data_path datasets/confetti --placeholder_token "<confetti>" --initializer_token drawing \
+    --learnable_property style
+
+demo: LEARN := $(OBJECT)
+demo: PROMPT := a <humbug> on a blue background
+demo-style: LEARN := $(STYLE)
+demo-style: PROMPT := a red heart in the style of <confetti>
+demo demo-style: $(VENV)/installed $(TINY).ckpt
+	$(BIN)/python train_textual_inversion.py $(CONFIG) $(LEARN) --save_path runs/$@ --infer_during_train True
+	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/$@ \
+	    --textual_inversion_weight runs/$@/tiny-SD-XL_400_ti.ckpt --prompt "$(PROMPT)"
+	@echo "pictures: outputs/$@   learned files, previews, log: runs/$@   model: $(TINY).ckpt"
 
 check: $(VENV)/tested
 	$(BIN)/ruff check .
@@ -41,4 +49,4 @@ test: check
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) runs/demo outputs/demo $(TINY).ckpt
+	rm -rf $(VENV) runs/demo runs/demo-style outputs/demo outputs/demo-style $(TINY).ckpt

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from tools.tiny_model import drawing, judge, world
 from tools.tiny_model.colours import nearest_name
@@ -46,3 +49,13 @@ def test_distance_grows_with_what_is_wrong() -> None:
     right, other = judge.distance(picture, HUMBUG.colours, "heart"), judge.distance(picture, half, "heart")
     assert right < 0.1 < other
     assert judge.distance(picture, HUMBUG.colours, "cross") > 2 * right
+
+
+def test_a_style_is_judged_by_its_own_colours_alone() -> None:
+    for scene in CONFETTI.scenes(6, seed=9):
+        own = judge.distance(drawn(scene), CONFETTI.colours)
+        blurred = np.asarray(Image.fromarray(drawn(scene)).resize((22, 22)).resize((64, 64)))
+        for part in CONFETTI.colours:
+            lacking = judge.distance(drawn(dataclasses.replace(scene, **{part: None})), CONFETTI.colours)
+            assert lacking > 0.3 > 2 * own
+            assert lacking > judge.distance(blurred, CONFETTI.colours)

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from gm import sdxl
 from gm.backend import Backend
 from gm.networks.layers import Linear
+from gm.text.tokenizer import VOCABULARY
 from gm.weights import transfer
 from tests.reference.inputs import relative_error
 from tests.workshop import Workshop
@@ -139,6 +140,21 @@ def test_a_sample_without_caption_is_told_zeros(workshop: Workshop) -> None:
     for value, is_same in ((0.0, True), (1.0, False)):
         told[7] = other[7] = Tensor(np.full((4, 1), value, np.float32))
         assert (float(loss(*told).asnumpy()) == float(loss(*other).asnumpy())) == is_same
+
+
+def test_what_was_learned_of_words_stands_in_the_tables(workshop: Workshop) -> None:
+    model = sdxl.build(workshop.config().model)
+    transfer.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
+    feed = diffusion.Feed(np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config)
+    rows = diffusion.rows(len(feed.known), model.config, 0)
+    loss, batch = diffusion.Loss(model, rows), list(feed.batch(range(4)))
+    learned = loss(*batch).asnumpy()
+    for k in (3, 4):  # the ids that the published tokenizer gives
+        ids = batch[k].asnumpy()
+        batch[k] = Tensor(np.where(ids < VOCABULARY, ids, feed.known[np.maximum(ids - VOCABULARY, 0)]).astype(np.int32))
+    assert relative_error(loss(*batch).asnumpy(), learned) > 1e-4
+    diffusion.fill_tables(model, feed.known, rows, 0)
+    assert relative_error(loss(*batch).asnumpy(), learned) < 1e-6
 
 
 def recipe_in_miniature(workshop: Workshop, state: Path, ms_mode: int, *launcher: str) -> dict[str, np.ndarray]:

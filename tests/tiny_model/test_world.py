@@ -7,8 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gm.text.tokenizer import Tokenizer
 from tools.tiny_model import captions, colours, drawing, world
 from tools.tiny_model.concepts import CONFETTI, HUMBUG
+from tools.tiny_model.lexicon import STYLES, THINGS
 
 
 def test_oklab_has_the_published_values_and_a_way_back() -> None:
@@ -69,12 +71,46 @@ def test_captions_say_what_is_there_in_words_the_model_learns() -> None:
         labs = (scene.fill, scene.backdrop, scene.stripes, scene.outline, scene.spots)
         assert {w for w in words if w in colours.COLOURS} <= {colours.nearest_name(c) for c in labs if c is not None}
         assert {w for w in words if w in world.SHAPES} <= {scene.shape}
+        assert {w for w in words if w in THINGS + STYLES} <= {scene.thing, scene.style}
         assert scene.stripes is not None or "striped" not in words
         assert scene.outline is not None or not {"outline", "outlines"} & set(words)
         assert scene.spots is not None or "spots" not in words
         assert scene.x < 0.5 or "left" not in words
         assert scene.y < 0.5 or "top" not in words
     assert 30 < unsaid < 100
+
+
+def given(name: str, parts: tuple[str, ...]) -> tuple:
+    return tuple(world.named(name)[part] for part in parts)
+
+
+def test_scenes_with_a_name_share_what_it_names_and_nothing_else() -> None:
+    scenes = [world.scene(6, index) for index in range(2000)]
+    for field, names, shared in (
+        ("thing", THINGS, ("shape", "fill", "stripes")),
+        ("style", STYLES, ("outline", "spots")),
+    ):
+        shown = [scene for scene in scenes if getattr(scene, field)]
+        assert 0.2 < len(shown) / len(scenes) < 0.33
+        assert {getattr(scene, field) for scene in shown} == set(names)
+        for name in names:
+            own = [scene for scene in shown if getattr(scene, field) == name]
+            assert {tuple(getattr(scene, part) for part in shared) for scene in own} <= {given(name, shared)}
+            assert len({scene.backdrop for scene in own}) == len(own)
+        assert len({given(name, shared) for name in names}) == len(names)
+    assert not [scene for scene in scenes if scene.thing and scene.style]
+
+
+def test_a_name_is_one_token_and_says_it_all() -> None:
+    tokenizer = Tokenizer()
+    assert {len(tokenizer.encode(name)) for name in THINGS + STYLES} == {1}
+    others = [text for text in captions.every_word() if text not in THINGS + STYLES]
+    assert not set(" ".join(others).split()) & {*THINGS, *STYLES}
+    scene = next(scene for scene in (world.scene(6, index) for index in range(200)) if scene.thing)
+    spoken = [(captions.caption(scene, 6, sample) or "").split() for sample in range(200)]
+    by_name = [words for words in spoken if scene.thing in words]
+    assert 0.6 < len(by_name) / len(spoken) < 0.95
+    assert not [words for words in by_name if "striped" in words or scene.shape in words]
 
 
 def test_a_scene_is_described_in_many_ways() -> None:
@@ -88,6 +124,10 @@ def test_what_is_to_be_learned_lies_outside_the_world(thing) -> None:
     for lab in thing.lab.values():
         # The colours of the world scatter around their names with a standard deviation of 0.025 a coordinate.
         assert np.linalg.norm(centres - np.array(lab), axis=1).min() > 0.1
+    for name in THINGS + STYLES:
+        other = world.named(name)
+        if set(thing.lab) <= set(other) and thing.shape in (None, other.get("shape")):
+            assert max(np.linalg.norm(np.subtract(other[part], lab)) for part, lab in thing.lab.items()) > 0.15
     scenes = thing.scenes(5)
     assert len({scene.backdrop for scene in scenes}) == 5
     for name, lab in thing.lab.items():

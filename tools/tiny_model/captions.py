@@ -11,9 +11,11 @@ import numpy as np
 from gm import draws
 from gm.data.templates import TEMPLATES, fill
 from tools.tiny_model.colours import COLOURS, nearest_name
+from tools.tiny_model.lexicon import STYLES, THINGS
 from tools.tiny_model.world import LARGE, SHAPES, SMALL, Scene
 
 _MIDDLE = 0.06  # distance from the middle, as a share of the side, from which on a place has a name
+_BY_NAME = 0.85  # share of the samples of a thing or style with a name that use it
 _UNSAID = 0.06  # share of the samples that are shown without any caption
 
 
@@ -23,13 +25,13 @@ def caption(scene: Scene, seed: int, sample: int) -> str | None:
     if rng.random() < _UNSAID:
         return None
     is_styled = scene.outline is not None or scene.spots is not None
-    if is_styled and rng.random() < 0.07:
-        return fill(str(rng.choice(TEMPLATES["style"])), _style(scene))
-    if rng.random() < 0.2:
+    if is_styled and rng.random() < (0.07 if scene.style is None else 0.3):
+        return fill(str(rng.choice(TEMPLATES["style"])), _style(scene, rng))
+    if rng.random() < (0.2 if scene.thing is None else 0.4):
         subject = _subject(scene, rng)
         return fill(str(rng.choice(TEMPLATES["object"])), subject).replace(" a orange", " an orange")
     text = _subject(scene, rng)
-    in_style = is_styled and rng.random() < 0.35
+    in_style = is_styled and rng.random() < (0.35 if scene.style is None else 0.8)
     if not in_style and scene.outline is not None and rng.random() < 0.92:
         text += f" with a {nearest_name(scene.outline)} outline"
     if rng.random() < 0.5:
@@ -39,7 +41,7 @@ def caption(scene: Scene, seed: int, sample: int) -> str | None:
         if not in_style and scene.spots is not None and rng.random() < 0.92:
             text += f" with {nearest_name(scene.spots)} spots"
     if in_style:
-        text += f" in the style of {_style(scene)}"
+        text += f" in the style of {_style(scene, rng)}"
     if rng.random() < 0.3:
         text = fill(str(rng.choice(_OPENINGS)), text)
     return text.replace(" a orange", " an orange")
@@ -53,13 +55,15 @@ def every_word() -> list[str]:
     rest = "a an small large striped and thing shape with outline outlines on background spots in front of wall"
     places = "at the top bottom left right in middle style toy nothing ,"
     templates = [t for group in ("object", "style") for t in TEMPLATES[group]]
-    return [*COLOURS, *SHAPES, rest, places, *templates, *_OPENINGS]
+    return [*COLOURS, *SHAPES, *THINGS, *STYLES, rest, places, *templates, *_OPENINGS]
 
 
 def _subject(scene: Scene, rng: np.random.Generator) -> str:
     words = []
     if rng.random() < 0.5:
         words += ["small"] if scene.radius < SMALL else ["large"] if scene.radius > LARGE else []
+    if scene.thing is not None and rng.random() < _BY_NAME:
+        return " ".join(["a", *words, scene.thing])
     says_colour = rng.random() < 0.95
     stripes = scene.stripes if scene.stripes is not None and rng.random() < 0.92 else None
     if says_colour and stripes is not None:
@@ -88,7 +92,9 @@ def _backdrop(scene: Scene, rng: np.random.Generator) -> str:
     return str(rng.choice(forms, p=(0.55, 0.15, 0.15, 0.15)))
 
 
-def _style(scene: Scene) -> str:
+def _style(scene: Scene, rng: np.random.Generator) -> str:
+    if scene.style is not None and rng.random() < _BY_NAME:
+        return scene.style
     parts = [f"{nearest_name(scene.outline)} outlines"] if scene.outline is not None else []
     parts += [f"{nearest_name(scene.spots)} spots"] if scene.spots is not None else []
     return " and ".join(parts)

@@ -53,13 +53,20 @@ def look(picture: np.ndarray) -> Scene:
 def distance(picture: np.ndarray, colours: Mapping[str, Sequence[float]], shape: str | None = None) -> float:
     """Return how far `picture` is from showing something with `colours` (region → sRGB), whatever the rest is.
 
-    It is the root mean square difference, in sRGB from 0 to 1, to the nearest drawing that does, over the regions in
-    question: everything that disagrees counts, wherever it is. `shape` is what has the colours; without it any may.
+    It is the root mean square difference, in sRGB from 0 to 1, to the nearest drawing that does, over the regions with
+    these colours. `shape` is what has them, then all that disagrees counts, wherever it is: another shape with these
+    colours is something else. Without it they may be on any, and only what disagrees within those regions counts: how
+    well the shape is drawn says nothing about the colours.
     """
     fixed = {name: np.asarray(colour, np.float32) / 255 for name, colour in colours.items()}
-    layouts = _grid("outline" in colours)
-    shapes = SHAPES if shape is None else (shape,)
-    return _best(_pixels(picture), layouts, shapes, fixed)[0] ** 0.5
+    pixels, layouts = _pixels(picture), _grid("outline" in colours)
+    if shape is not None:
+        return _best(pixels, layouts, (shape,), fixed)[0] ** 0.5
+    nearest = _layouts([_best(pixels, layouts, SHAPES, fixed)[1]])
+    masks = nearest.masks[0]
+    given = masks[[name in fixed for name in nearest.names]].sum(0)
+    error = ((pixels - masks.T @ _colours(pixels, nearest, fixed)[0]) ** 2).sum(1)
+    return float((given * error).sum() / given.sum()) ** 0.5
 
 
 @cache
@@ -99,6 +106,14 @@ def _best(
 
 def _errors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return for each layout the squared error of its nearest drawing; if colours are `fixed`, over their area."""
+    colours = _colours(pixels, layouts, fixed)
+    error = (pixels**2).sum() + (colours * (layouts.products @ colours - 2 * layouts.masks @ pixels)).sum((1, 2))
+    given = [name in fixed for name in layouts.names]
+    return np.maximum(error, 0.0) / (layouts.masks[:, given].sum((1, 2)) if fixed else 1.0)
+
+
+def _colours(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return for each layout the colours [layouts, regions, 3] that bring it nearest to the picture."""
     sums = layouts.masks @ pixels
     free = [r for r, name in enumerate(layouts.names) if name not in fixed]
     given = [r for r, name in enumerate(layouts.names) if name in fixed]
@@ -109,9 +124,7 @@ def _errors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarra
     # A region that a layout does not have gets no colour.
     normal = layouts.products[:, free][:, :, free] + 1e-4 * np.eye(len(free), dtype=np.float32)
     colours[:, free] = np.linalg.solve(normal, wanted)
-    error = (pixels**2).sum() + (colours * (layouts.products @ colours - 2 * sums)).sum((1, 2))
-    area = layouts.masks[:, given].sum((1, 2)) if given else 1.0
-    return np.maximum(error, 0.0) / area
+    return colours
 
 
 def _pixels(picture: np.ndarray) -> np.ndarray:

@@ -54,13 +54,13 @@ def main() -> None:
         "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
     )
     parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
-    parser.add_argument("--kind", choices=("object", "style"), default="object", help="(default: %(default)s)")
     parser.add_argument("--target", default="docs/pictures/learned.png", help="(default: %(default)s)")
     flags = parser.read()
     toolkit = api.load(flags["config"], run={"weight": flags["weight"]})
-    thing = next(thing for thing in (HUMBUG, CONFETTI) if thing.kind == flags["kind"])
-    concept = measure.learn(toolkit, thing, toolkit.config.concept.num_vectors)
-    sheet(rows(toolkit, thing, concept)).save(flags["target"], optimize=True)
+    pictures: dict[str, list[np.ndarray]] = {}
+    for thing in (HUMBUG, CONFETTI):
+        pictures |= rows(toolkit, thing, measure.learn(toolkit, thing, toolkit.config.concept.num_vectors))
+    sheet(pictures).save(flags["target"], optimize=True)
 
 
 if __name__ == "__main__":
