@@ -60,7 +60,5 @@ def _stands_out(colour: np.ndarray, others: Iterable[tuple[float, ...] | np.ndar
     return all(np.linalg.norm(colour - np.asarray(other)) > 0.25 for other in others)
 
 
-HUMBUG = Unseen("humbug", "<humbug>", "heart", "object", "heart", {"fill": (250, 106, 120), "stripes": (0, 128, 128)})
-CONFETTI = Unseen(
-    "confetti", "<confetti>", "drawing", "style", None, {"outline": (212, 24, 150), "spots": (172, 222, 74)}
-)
+HUMBUG = Unseen("humbug", "<humbug>", "heart", "object", "heart", {"fill": (235, 80, 130), "stripes": (250, 180, 30)})
+CONFETTI = Unseen("confetti", "<confetti>", "paris", "style", None, {"outline": (195, 20, 95), "spots": (250, 180, 30)})
