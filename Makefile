@@ -26,8 +26,9 @@ $(VENV)/tested: $(VENV)/installed requirement-test.txt
 $(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed
 	$(BIN)/python tools/convert_weights/convert.py $(CONFIG) --source $< --target $@ --overwrite
 
+# Both start from words that the tiny model knows: paris is the name of one of its styles.
 OBJECT := --data_path datasets/humbug --placeholder_token "<humbug>" --initializer_token heart
-STYLE := --data_path datasets/confetti --placeholder_token "<confetti>" --initializer_token drawing \
+STYLE := --data_path datasets/confetti --placeholder_token "<confetti>" --initializer_token paris \
     --learnable_property style
 
 demo: LEARN := $(OBJECT)

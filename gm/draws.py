@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 
 
-def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
+def generator(seed: int, purpose: str, *index: int | str) -> np.random.Generator:
     """Return a fresh generator for (`seed`, `purpose`, `index`); equal arguments give equal streams."""
     key = int.from_bytes(hashlib.blake2b(repr((seed, purpose, index)).encode(), digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key))

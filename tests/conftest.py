@@ -86,11 +86,20 @@ def tiny(toolkit: Toolkit) -> SDXL:
 
 @pytest.fixture(scope="session")
 def humbug(toolkit: Toolkit) -> Concept:
-    """Return the object that the demo learns, learned as the demo does."""
+    """Return the object, learned as `make demo` does."""
     from tools.tiny_model import measure
     from tools.tiny_model.concepts import HUMBUG
 
     return measure.learn(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
+
+
+@pytest.fixture(scope="session")
+def confetti(toolkit: Toolkit) -> Concept:
+    """Return the style, learned as `make demo-style` does."""
+    from tools.tiny_model import measure
+    from tools.tiny_model.concepts import CONFETTI
+
+    return measure.learn(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
 
 
 @pytest.fixture

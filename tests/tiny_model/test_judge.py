@@ -46,7 +46,7 @@ def test_distance_grows_with_what_is_wrong() -> None:
     rose, gold = HUMBUG.colours.values()
     half = {"fill": rose, "stripes": tuple((a + b) / 2 for a, b in zip(rose, gold, strict=True))}
     picture = drawn(scene)
-    right, other = judge.distance(picture, HUMBUG.colours, "heart"), judge.distance(picture, half, "heart")
+    right, other = (judge.distance(picture, colours, HUMBUG.shape) for colours in (HUMBUG.colours, half))
     assert right < 0.1 < other
     assert judge.distance(picture, HUMBUG.colours, "cross") > 2 * right
 

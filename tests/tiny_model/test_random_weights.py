@@ -1,4 +1,4 @@
-"""The checkpoint that `make demo` starts from."""
+"""Checkpoints with random weights, of any size."""
 
 from __future__ import annotations
 

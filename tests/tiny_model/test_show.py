@@ -13,7 +13,7 @@ from gm.api import Concept, Toolkit
 from tests.workshop import Workshop
 from tools.tiny_model import measure, show, world
 from tools.tiny_model.colours import nearest_name, oklab
-from tools.tiny_model.concepts import HUMBUG
+from tools.tiny_model.concepts import CONFETTI, HUMBUG, Unseen
 from tools.tiny_model.sheet import sheet
 
 
@@ -61,10 +61,13 @@ def test_measuring_from_the_command_line(
         assert min(learned["before"], learned["after"]) > 0
 
 
-def test_the_readmes_picture_shows_the_word_before_and_after(toolkit: Toolkit, humbug: Concept) -> None:
-    rows = show.rows(toolkit, HUMBUG, humbug)
+@pytest.mark.parametrize("thing", [HUMBUG, CONFETTI])
+def test_the_readmes_picture_shows_the_word_before_and_after(
+    toolkit: Toolkit, thing: Unseen, humbug: Concept, confetti: Concept
+) -> None:
+    rows = show.rows(toolkit, thing, humbug if thing is HUMBUG else confetti)
     learned_from, before, after = rows.values()
-    assert len(learned_from) == len(before) == len(after) == len(list(Path("datasets/humbug").iterdir()))
-    teal = np.asarray(oklab(HUMBUG.colours["stripes"]))
-    shares = [np.mean([np.linalg.norm(oklab(p) - teal, axis=-1) < 0.1 for p in row]) for row in (before, after)]
-    assert shares[1] > shares[0] + 0.02
+    assert len(learned_from) == len(before) == len(after) == len(list((Path("datasets") / thing.folder).iterdir()))
+    for lab in thing.lab.values():
+        shares = [np.mean([np.linalg.norm(oklab(p) - lab, axis=-1) < 0.1 for p in row]) for row in (before, after)]
+        assert shares[1] > shares[0] + 0.02

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,7 +52,7 @@ class Unseen:
         radius = rng.uniform(0.24, 0.34)
         room = 0.47 - radius
         place = 0.5 + room * rng.uniform(-1, 1, 2)
-        parts = {"fill": tuple(oklab(COLOURS[str(rng.choice(fills))])), "backdrop": backdrop} | own
+        parts: dict[str, Any] = {"fill": tuple(oklab(COLOURS[str(rng.choice(fills))])), "backdrop": backdrop} | own
         shape = self.shape or world.SHAPES[number % len(world.SHAPES)]
         return Scene(shape, radius, float(place[0]), float(place[1]), **parts)
 

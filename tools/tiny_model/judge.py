@@ -149,5 +149,5 @@ def _read(picture: np.ndarray, layout: Scene) -> Scene:
             colours["outline"] = None
     seen = {name: None if c is None else tuple(float(value) for value in c) for name, c in colours.items()}
     fill, backdrop = seen["fill"] or _ANY, seen["backdrop"] or _ANY
-    rest = {name: seen.get(name) for name in ("stripes", "outline", "spots")}
-    return Scene(layout.shape, layout.radius, layout.x, layout.y, fill, backdrop, **rest)
+    stripes, outline, spots = (seen.get(name) for name in ("stripes", "outline", "spots"))
+    return Scene(layout.shape, layout.radius, layout.x, layout.y, fill, backdrop, stripes, outline, spots)

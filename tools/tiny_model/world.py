@@ -80,7 +80,7 @@ def _random(rng: np.random.Generator) -> Scene:
     has_stripes, has_outline, has_spots = rng.random(3) < (0.4, 0.35, 0.35)
     radius = rng.uniform(0.19, 0.36)
     room = 0.5 - radius - 0.03
-    parts = {
+    parts: dict[str, Any] = {
         "shape": str(rng.choice(SHAPES)),
         "radius": radius,
         "x": 0.5 + room * rng.uniform(-1, 1),
