@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -149,5 +150,5 @@ def _read(picture: np.ndarray, layout: Scene) -> Scene:
             colours["outline"] = None
     seen = {name: None if c is None else tuple(float(value) for value in c) for name, c in colours.items()}
     fill, backdrop = seen["fill"] or _ANY, seen["backdrop"] or _ANY
-    stripes, outline, spots = (seen.get(name) for name in ("stripes", "outline", "spots"))
-    return Scene(layout.shape, layout.radius, layout.x, layout.y, fill, backdrop, stripes, outline, spots)
+    patterns: dict[str, Any] = {name: seen.get(name) for name in ("stripes", "outline", "spots")}
+    return Scene(layout.shape, layout.radius, layout.x, layout.y, fill, backdrop, **patterns)
