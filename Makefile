@@ -34,7 +34,7 @@ STYLE := --data_path datasets/confetti --placeholder_token "<confetti>" --initia
 demo: LEARN := $(OBJECT)
 demo: PROMPT := a <humbug> on a blue background
 demo-style: LEARN := $(STYLE)
-demo-style: PROMPT := a red heart in the style of <confetti>
+demo-style: PROMPT := a blue star in the style of <confetti>
 demo demo-style: $(VENV)/installed $(TINY).ckpt
 	$(BIN)/python train_textual_inversion.py $(CONFIG) $(LEARN) --save_path runs/$@ --infer_during_train True
 	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/$@ \
