@@ -133,11 +133,21 @@ def precision(name: str, device: str) -> Any:
     return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
 
 
-def compiled(cell: nn.Cell, graph: bool) -> nn.Cell:
-    """Return `cell`, its `construct` compiled to a graph on first call (once a shape) if `graph`."""
-    if graph:
-        cell.construct = ms.jit(cell.construct)
-    return cell
+def compiled(cell: nn.Cell, graph: bool) -> Callable[..., Any]:
+    """Return `cell`, or, if `graph`, a function that runs it as a graph, compiled on first call (once a shape)."""
+    if not graph:
+        return cell
+
+    def run(*inputs: Any) -> Any:
+        # In PyNative mode the caller hands the graph to another thread and spins until it is done, on a core that the
+        # graph's kernels need: up to 5 times slower on the CPU backend. In graph mode it sleeps.
+        ms.set_context(mode=ms.GRAPH_MODE)
+        try:
+            return cell(*inputs)
+        finally:
+            ms.set_context(mode=ms.PYNATIVE_MODE)
+
+    return run
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

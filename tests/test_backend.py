@@ -171,10 +171,24 @@ def test_compiled_gives_the_same_and_only_where_asked() -> None:
             return x * 2
 
     x = Tensor(np.ones(3, np.float32))
-    eager, graph = backend.compiled(Double(), False), backend.compiled(Double(), True)
-    assert np.array_equal(eager(x).asnumpy(), graph(x).asnumpy())
-    assert "construct" not in vars(eager)
-    assert "construct" in vars(graph)
+    cell = Double()
+    assert backend.compiled(cell, False) is cell
+    assert np.array_equal(backend.compiled(cell, True)(x).asnumpy(), cell(x).asnumpy())
+
+
+def test_graph_mode_lasts_no_longer_than_a_call() -> None:
+    class Mode(nn.Cell):
+        def __call__(self, fails: bool) -> int:
+            if fails:
+                raise ValueError("no")
+            return ms.get_context("mode")
+
+    ask = backend.compiled(Mode(), True)
+    assert ask(False) == ms.GRAPH_MODE
+    assert ms.get_context("mode") == ms.PYNATIVE_MODE
+    with pytest.raises(ValueError, match="no"):
+        ask(True)
+    assert ms.get_context("mode") == ms.PYNATIVE_MODE
 
 
 def test_compilation_is_announced_in_graph_mode_only() -> None:
