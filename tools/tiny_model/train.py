@@ -29,7 +29,7 @@ from tools.tiny_model import autoencoder, diffusion, learning
 from tools.tiny_model.learning import Learner, Recipe
 
 AUTOENCODER = Recipe(updates=3000, batch=8, rate=2e-3)
-DIFFUSION = Recipe(updates=12000, batch=48, rate=1.5e-3)
+DIFFUSION = Recipe(updates=8000, batch=48, rate=1.5e-3)
 SCENES = 16000  # whose latents the diffusion half sees again and again, with other captions and noise
 _EVERY = 10  # updates whose mean loss is one point of the curves
 _QUIET = ("conv2.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")
