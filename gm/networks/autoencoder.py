@@ -70,10 +70,10 @@ class _Downsample(nn.Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, channels, 3, ms.float32, stride=2, padding=0)
+        self.conv = Conv2d(channels, channels, 3, ms.float32, stride=2, padding=(0, 1, 0, 1))
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.conv(ops.pad(x, (0, 1, 0, 1)))
+        return self.conv(x)
 
 
 class _Level(nn.Cell):

@@ -43,14 +43,26 @@ class Linear(nn.Cell):
 
 
 class Conv2d(nn.Cell):
-    """Convolution with a bias, x [N, inputs, H, W] → [N, outputs, H', W']; zero padding keeps H×W at stride 1."""
+    """Convolution with a bias, x [N, inputs, H, W] → [N, outputs, H', W'].
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, dtype: Any, stride: int = 1, padding: int = -1) -> None:
+    Zeros are added at `padding` (top, bottom, left, right); by default so many that stride 1 keeps H×W.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        dtype: Any,
+        stride: int = 1,
+        padding: tuple[int, int, int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.weight = parameter((outputs, inputs, kernel, kernel), dtype, "weight")
         self.bias = parameter((outputs,), dtype, "bias")
-        padding = kernel // 2 if padding < 0 else padding
-        self.convolution = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=padding, stride=stride)
+        # Never ops.pad: in a graph, its gradient on CPU does not come back after some tens of runs.
+        pad = (kernel // 2,) * 4 if padding is None else padding
+        self.convolution = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=pad, stride=stride)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.convolve(x)
