@@ -62,7 +62,7 @@ import mindspore as ms  # noqa: E402
 from mindspore import Tensor, communication, nn, ops  # noqa: E402
 
 _LARGEST_SCORES = 2**26  # attention scores held at once: a quarter of a gigabyte
-_has_flash = False  # set by `setup`; a graph cannot ask for the device while it is compiled
+_on_ascend = False  # set by `setup`; a graph cannot ask for the device while it is compiled
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
         raise UserError(f"{world} processes were started without --is_parallel True; add it, or start one process")
     if not run.device_target:
         log.info("running on %s; --device_target chooses", device)
-    global _has_flash
-    _has_flash = device == "Ascend"
+    global _on_ascend
+    _on_ascend = device == "Ascend"
     ms.set_device(device)
     ms.set_context(mode=ms.PYNATIVE_MODE)  # `compiled` turns single Cells into graphs
     if device == "CPU":
@@ -122,6 +122,11 @@ def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
     if rank:
         log.setLevel(logging.WARNING)  # the first rank tells what all of them do
     return Backend(device, run.ms_mode == 0, dtype, rank, world)
+
+
+def on_ascend() -> bool:
+    """Return whether `setup` chose Ascend, also while a graph is compiled."""
+    return _on_ascend
 
 
 def precision(name: str, device: str) -> Any:
@@ -155,7 +160,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor
 
     `causal` hides later positions. The flash kernel is Ascend's and takes half precision only.
     """
-    if _has_flash and query.dtype != ms.float32:
+    if _on_ascend and query.dtype != ms.float32:
         return _flash_attention(query, key, value, causal)
     return _plain_attention(query, key, value, causal)
 

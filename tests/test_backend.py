@@ -159,7 +159,7 @@ def test_the_flash_kernel_serves_half_precision_on_ascend_only(
     monkeypatch.setattr(backend, "ascend_present", lambda: True)
     for name in ("set_device", "set_context"):
         monkeypatch.setattr(ms, name, lambda *a, **k: None)
-    monkeypatch.setattr(backend, "_has_flash", None)
+    monkeypatch.setattr(backend, "_on_ascend", None)
     backend.setup(RunConfig(device_target=device))
     backend.attention(*tensors(4, 4, dtype), causal=False)
     assert called == ["flash" if flash else "plain"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from mindspore import Tensor, nn, ops
 
+from gm import operators
 from gm.config import TextEncoderConfig
 from gm.networks.layers import Embedding, LayerNorm, Linear, attend, parameter
 from gm.networks.token_embedding import TokenEmbedding
@@ -118,7 +119,7 @@ class _Mlp(nn.Cell):
         self.c_proj = Linear(4 * width, width, dtype)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.c_proj(ops.gelu(self.c_fc(x), approximate="none"))
+        return self.c_proj(operators.gelu(self.c_fc(x)))
 
 
 class _OpenClipBlock(nn.Cell):

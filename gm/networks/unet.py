@@ -11,6 +11,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from gm import operators
 from gm.config import UNetConfig
 from gm.networks.layers import Conv2d, GroupNorm, LayerNorm, Linear, Sinusoids, Upsample, attend
 
@@ -77,7 +78,7 @@ class _Gate(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         value, gate = ops.split(self.proj(x), self.half, axis=-1)
-        return value * ops.gelu(gate, approximate="none")
+        return value * operators.gelu(gate)
 
 
 class _FeedForward(nn.Cell):
