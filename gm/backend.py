@@ -145,7 +145,7 @@ def compiled(cell: nn.Cell, graph: bool) -> Callable[..., Any]:
 
     def run(*inputs: Any) -> Any:
         # In PyNative mode the caller hands the graph to another thread and spins until it is done, on a core that the
-        # graph's kernels need: up to 5 times slower on the CPU backend. In graph mode it sleeps.
+        # graph's kernels need: up to 6 times slower on the CPU backend. In graph mode it sleeps.
         ms.set_context(mode=ms.GRAPH_MODE)
         try:
             return cell(*inputs)
