@@ -43,8 +43,8 @@ def test_distance_tells_the_thing_from_the_rest_of_the_world(thing) -> None:
 
 def test_distance_grows_with_what_is_wrong() -> None:
     scene = HUMBUG.scenes(1)[0]
-    rose, gold = HUMBUG.colours.values()
-    half = {"fill": rose, "stripes": tuple((a + b) / 2 for a, b in zip(rose, gold, strict=True))}
+    salmon, violet = HUMBUG.colours.values()
+    half = {"fill": salmon, "stripes": tuple((a + b) / 2 for a, b in zip(salmon, violet, strict=True))}
     picture = drawn(scene)
     right, other = (judge.distance(picture, colours, HUMBUG.shape) for colours in (HUMBUG.colours, half))
     assert right < 0.1 < other

@@ -61,5 +61,5 @@ def _stands_out(colour: np.ndarray, others: Iterable[tuple[float, ...] | np.ndar
     return all(np.linalg.norm(colour - np.asarray(other)) > 0.25 for other in others)
 
 
-HUMBUG = Unseen("humbug", "<humbug>", "heart", "object", "heart", {"fill": (235, 80, 130), "stripes": (250, 180, 30)})
+HUMBUG = Unseen("humbug", "<humbug>", "heart", "object", "heart", {"fill": (226, 130, 130), "stripes": (130, 10, 226)})
 CONFETTI = Unseen("confetti", "<confetti>", "paris", "style", None, {"outline": (195, 20, 95), "spots": (250, 180, 30)})
