@@ -61,7 +61,6 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore's errors only: its warnings bu
 import mindspore as ms  # noqa: E402
 from mindspore import Tensor, communication, nn, ops  # noqa: E402
 
-_LARGEST_SCORES = 2**26  # attention scores held at once: a quarter of a gigabyte
 _on_ascend = False  # set by `setup`; a graph cannot ask for the device while it is compiled
 
 
@@ -156,42 +155,14 @@ def compiled(cell: nn.Cell, graph: bool) -> Callable[..., Any]:
     return run
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """softmax(QKᵀ/√d)V: query [N, heads, L, d], key and value [N, heads, S, d] → [N, heads, L, d].
-
-    `causal` hides later positions. The flash kernel is Ascend's and takes half precision only.
-    """
-    if _on_ascend and query.dtype != ms.float32:
-        return _flash_attention(query, key, value, causal)
-    return _plain_attention(query, key, value, causal)
-
-
-def _flash_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """softmax(QKᵀ/√d)V by Ascend's kernel, in half precision: query [N, heads, L, d], key, value [N, heads, S, d]."""
     length, heads, width = query.shape[2], query.shape[1], query.shape[3]
     # The kernel's mask marks what to discard, and its scale defaults to 1.
     mask = ops.triu(ops.ones((length, length), ms.uint8), diagonal=1) if causal else None
     return ops.flash_attention_score(
         query, key, value, heads, attn_mask=mask, scalar_value=1.0 / math.sqrt(width), input_layout="BNSD"
     )
-
-
-def _plain_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    n, heads, length = query.shape[:3]
-    rows = max(1, _LARGEST_SCORES // (n * heads * key.shape[2]))
-    if causal or length <= rows:
-        return _whole_attention(query, key, value, causal)
-    pieces = [_whole_attention(query[:, :, i : i + rows], key, value, False) for i in range(0, length, rows)]
-    return ops.concat(pieces, axis=2)
-
-
-def _whole_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    scores = ops.BatchMatMul(transpose_b=True)(query * (1.0 / math.sqrt(query.shape[3])), key)
-    scores = ops.cast(scores, ms.float32)
-    if causal:
-        length = query.shape[2]
-        scores = scores + ops.triu(ops.full((length, length), -1e9, dtype=ms.float32), diagonal=1)
-    weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
-    return ops.BatchMatMul()(weights, value)
 
 
 class MeanOverRanks(nn.Cell):

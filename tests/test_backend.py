@@ -10,7 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from gm import backend
 from gm.config import RunConfig
@@ -78,91 +78,6 @@ def test_mpirun_is_put_into_mindspores_words(monkeypatch: pytest.MonkeyPatch) ->
     assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(found)
     assert adopted("1815937025") == found
     assert adopted("1815937026")["MS_SCHED_PORT"] != found["MS_SCHED_PORT"]  # another job on the same machine
-
-
-def tensors(length: int, context: int, dtype: object = ms.float32) -> list[Tensor]:
-    random = np.random.default_rng(0)
-    shapes = [(2, 3, length, 8), (2, 3, context, 8), (2, 3, context, 8)]
-    return [Tensor(random.standard_normal(shape).astype(np.float32), dtype) for shape in shapes]
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_is_pytorchs(causal: bool) -> None:
-    import torch
-
-    query, key, value = tensors(7, 7 if causal else 5)
-    ours = backend.attention(query, key, value, causal).asnumpy()
-    theirs = torch.nn.functional.scaled_dot_product_attention(
-        *(torch.from_numpy(x.asnumpy()) for x in (query, key, value)), is_causal=causal
-    )
-    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_attention_in_pieces_is_the_same(graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Attention(nn.Cell):
-        def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return backend.attention(query, key, value, False)
-
-    query, key, value = tensors(7, 5)
-    whole = Attention()(query, key, value).asnumpy()
-    pieces = []
-    real = backend._whole_attention
-    monkeypatch.setattr(backend, "_LARGEST_SCORES", 3 * 2 * 3 * 5)  # three of the seven queries at once
-    if not graph:
-        monkeypatch.setattr(backend, "_whole_attention", lambda *a: pieces.append(a[0].shape[2]) or real(*a))
-    found = backend.compiled(Attention(), graph)(query, key, value).asnumpy()
-    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-7)
-    assert pieces == ([] if graph else [3, 3, 1])
-
-
-def flash_by_its_documentation(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    head_num: int,
-    attn_mask: Tensor | None,
-    scalar_value: float,
-    **layout: str,
-) -> Tensor:
-    """What the operator is documented to compute: the mask marks what to discard, the scale is explicit."""
-    assert layout == {"input_layout": "BNSD"}
-    assert head_num == query.shape[1]
-    q, k, v = (x.asnumpy().astype(np.float64) for x in (query, key, value))
-    scores = q @ k.swapaxes(-1, -2) * scalar_value
-    if attn_mask is not None:
-        assert attn_mask.dtype in (ms.uint8, ms.bool_)
-        scores = np.where(attn_mask.asnumpy().astype(bool), -np.inf, scores)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return Tensor((weights / weights.sum(-1, keepdims=True) @ v).astype(np.float16))
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_flash_call_means_what_the_fallback_computes(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "flash_attention_score", flash_by_its_documentation)
-    query, key, value = tensors(7, 7 if causal else 5, ms.float16)
-    flash = backend._flash_attention(query, key, value, causal).asnumpy()
-    plain = backend._plain_attention(query, key, value, causal).asnumpy()
-    np.testing.assert_allclose(flash.astype(np.float32), plain.astype(np.float32), atol=4e-3)
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "flash"),
-    [("Ascend", ms.float16, True), ("Ascend", ms.float32, False), ("CPU", ms.float16, False)],
-)
-def test_the_flash_kernel_serves_half_precision_on_ascend_only(
-    device: str, dtype: object, flash: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called = []
-    monkeypatch.setattr(backend, "_flash_attention", lambda *a: called.append("flash"))
-    monkeypatch.setattr(backend, "_plain_attention", lambda *a: called.append("plain"))
-    monkeypatch.setattr(backend, "ascend_present", lambda: True)
-    for name in ("set_device", "set_context"):
-        monkeypatch.setattr(ms, name, lambda *a, **k: None)
-    monkeypatch.setattr(backend, "_on_ascend", None)
-    backend.setup(RunConfig(device_target=device))
-    backend.attention(*tensors(4, 4, dtype), causal=False)
-    assert called == ["flash" if flash else "plain"]
 
 
 def test_compiled_gives_the_same_and_only_where_asked() -> None:

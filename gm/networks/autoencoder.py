@@ -8,9 +8,9 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm import backend
 from gm.config import AutoencoderConfig
-from gm.networks.layers import Conv2d, GroupNorm, Upsample
+from gm.networks.layers import Conv2d, GroupNorm, PointwiseConv2d, Upsample
+from gm.operators import sequence
 
 _EPSILON = 1e-6
 
@@ -23,7 +23,7 @@ class _ResBlock(nn.Cell):
         self.norm2 = GroupNorm(groups, outputs, _EPSILON)
         self.conv2 = Conv2d(outputs, outputs, 3, ms.float32)
         self.silu = nn.SiLU()
-        self.nin_shortcut = None if inputs == outputs else Conv2d(inputs, outputs, 1, ms.float32)
+        self.nin_shortcut = None if inputs == outputs else PointwiseConv2d(inputs, outputs, ms.float32)
 
     def construct(self, x: Tensor) -> Tensor:
         h = self.conv1(self.silu(self.norm1(x)))
@@ -39,19 +39,16 @@ class _Attention(nn.Cell):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = GroupNorm(groups, channels, _EPSILON)
-        self.q = Conv2d(channels, channels, 1, ms.float32)
-        self.k = Conv2d(channels, channels, 1, ms.float32)
-        self.v = Conv2d(channels, channels, 1, ms.float32)
-        self.proj_out = Conv2d(channels, channels, 1, ms.float32)
+        self.q = PointwiseConv2d(channels, channels, ms.float32)
+        self.k = PointwiseConv2d(channels, channels, ms.float32)
+        self.v = PointwiseConv2d(channels, channels, ms.float32)
+        self.proj_out = PointwiseConv2d(channels, channels, ms.float32)
+        self.attend = sequence.attention(heads=1)
 
     def construct(self, x: Tensor) -> Tensor:
-        n, channels, height, width = x.shape
         y = self.norm(x)
-        query = self.q(y).reshape((n, 1, channels, height * width)).swapaxes(2, 3)
-        key = self.k(y).reshape((n, 1, channels, height * width)).swapaxes(2, 3)
-        value = self.v(y).reshape((n, 1, channels, height * width)).swapaxes(2, 3)
-        out = backend.attention(query, key, value, False).swapaxes(2, 3)
-        return x + self.proj_out(out.reshape((n, channels, height, width)))
+        query, key, value = (sequence.of_picture(layer(y)) for layer in (self.q, self.k, self.v))
+        return x + self.proj_out(sequence.picture(self.attend(query, key, value), *x.shape[2:]))
 
 
 class _Middle(nn.Cell):
@@ -148,8 +145,8 @@ class Autoencoder(nn.Cell):
         super().__init__()
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)
-        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1, ms.float32)
-        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1, ms.float32)
+        self.quant_conv = PointwiseConv2d(2 * config.latent_channels, 2 * config.latent_channels, ms.float32)
+        self.post_quant_conv = PointwiseConv2d(config.latent_channels, config.latent_channels, ms.float32)
 
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of the posterior, each [N, z, H/r, W/r]."""

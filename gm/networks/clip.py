@@ -8,8 +8,9 @@ from mindspore import Tensor, nn, ops
 
 from gm import operators
 from gm.config import TextEncoderConfig
-from gm.networks.layers import Embedding, LayerNorm, Linear, attend, parameter
+from gm.networks.layers import Embedding, LayerNorm, Projection, parameter
 from gm.networks.token_embedding import TokenEmbedding
+from gm.operators import sequence
 
 
 class _Embeddings(nn.Cell):
@@ -25,14 +26,14 @@ class _Embeddings(nn.Cell):
 class _SelfAttention(nn.Cell):
     def __init__(self, width: int, heads: int, dtype: Any) -> None:
         super().__init__()
-        self.heads = heads
-        self.q_proj = Linear(width, width, dtype)
-        self.k_proj = Linear(width, width, dtype)
-        self.v_proj = Linear(width, width, dtype)
-        self.out_proj = Linear(width, width, dtype)
+        self.q_proj = Projection(width, width, dtype)
+        self.k_proj = Projection(width, width, dtype)
+        self.v_proj = Projection(width, width, dtype)
+        self.out_proj = Projection(width, width, dtype)
+        self.attend = sequence.attention(heads, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
+        return self.out_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
 
 
 class _QuickGELUMlp(nn.Cell):
@@ -40,8 +41,8 @@ class _QuickGELUMlp(nn.Cell):
 
     def __init__(self, width: int, dtype: Any) -> None:
         super().__init__()
-        self.fc1 = Linear(width, 4 * width, dtype)
-        self.fc2 = Linear(4 * width, width, dtype)
+        self.fc1 = Projection(width, 4 * width, dtype)
+        self.fc2 = Projection(4 * width, width, dtype)
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
@@ -76,11 +77,11 @@ class _ClipTextModel(nn.Cell):
         self.final_layer_norm = LayerNorm(config.width)
 
     def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
-        x = self.embeddings(ids, rows)
+        x = sequence.of_tokens(self.embeddings(ids, rows))
         # SDXL reads the layer before the last, without the final norm: what follows is published but never computed.
         for index in range(self.last):
             x = self.encoder.layers[index](x)
-        return x
+        return sequence.tokens(x)
 
 
 class ClipL(nn.Cell):
@@ -99,27 +100,25 @@ class _FusedAttention(nn.Cell):
 
     def __init__(self, width: int, heads: int, dtype: Any) -> None:
         super().__init__()
-        self.width, self.heads = width, heads
         self.in_proj_weight = parameter((3 * width, width), dtype, "in_proj_weight")
         self.in_proj_bias = parameter((3 * width,), dtype, "in_proj_bias")
-        self.out_proj = Linear(width, width, dtype)
-        self.product = ops.MatMul(transpose_b=True)
+        self.out_proj = Projection(width, width, dtype)
+        self.attend = sequence.attention(heads, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        n, length, width = x.shape
-        joined = ops.bias_add(self.product(x.reshape((-1, width)), self.in_proj_weight), self.in_proj_bias)
-        query, key, value = ops.split(joined.reshape((n, length, 3 * width)), width, axis=-1)
-        return self.out_proj(attend(query, key, value, self.heads, causal=True))
+        query, key, value = sequence.split(sequence.project(x, self.in_proj_weight, self.in_proj_bias), 3)
+        return self.out_proj(self.attend(query, key, value))
 
 
 class _Mlp(nn.Cell):
     def __init__(self, width: int, dtype: Any) -> None:
         super().__init__()
-        self.c_fc = Linear(width, 4 * width, dtype)
-        self.c_proj = Linear(4 * width, width, dtype)
+        self.c_fc = Projection(width, 4 * width, dtype)
+        self.c_proj = Projection(4 * width, width, dtype)
+        self.gelu = operators.gelu()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.c_proj(operators.gelu(self.c_fc(x)))
+        return self.c_proj(self.gelu(self.c_fc(x)))
 
 
 class _OpenClipBlock(nn.Cell):
@@ -159,11 +158,12 @@ class OpenClipG(nn.Cell):
         self.logit_scale = parameter((), dtype, "logit_scale")  # published, and of no use here
 
     def construct(self, ids: Tensor, rows: Tensor, pool_position: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.token_embedding(ids, rows) + self.positional_embedding
+        hidden = sequence.of_tokens(self.token_embedding(ids, rows) + self.positional_embedding)
         for index in range(self.last):
             hidden = self.transformer.resblocks[index](hidden)
-        x = self.transformer.resblocks[self.last](hidden)
+        x = sequence.tokens(self.transformer.resblocks[self.last](hidden))
         n, length, width = x.shape
         flat = ops.arange(n).astype(pool_position.dtype) * length + pool_position
-        pooled = self.ln_final(ops.gather(x.reshape((n * length, width)), flat, 0))
-        return hidden, ops.matmul(pooled, self.text_projection)
+        pooled = ops.gather(x.reshape((n * length, width)), flat, 0).expand_dims(1)
+        pooled = sequence.tokens(self.ln_final(sequence.of_tokens(pooled))).reshape((n, width))
+        return sequence.tokens(hidden), ops.matmul(pooled, self.text_projection)

@@ -14,7 +14,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
-from gm import backend
+from gm import operators
+from gm.operators import sequence
 
 
 def parameter(shape: tuple[int, ...], dtype: Any, name: str) -> Parameter:
@@ -26,20 +27,24 @@ def parameter(shape: tuple[int, ...], dtype: Any, name: str) -> Parameter:
 
 
 class Linear(nn.Cell):
-    """Affine map of the last axis: x [..., inputs] → [..., outputs]; weight [outputs, inputs]."""
+    """Affine map of vectors: x [N, inputs] → [N, outputs]; weight [outputs, inputs]."""
 
     def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
         super().__init__()
-        self.inputs, self.outputs = inputs, outputs
         self.weight = parameter((outputs, inputs), dtype, "weight")
         self.bias = parameter((outputs,), dtype, "bias") if bias else None
         self.product = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.product(x.reshape((-1, self.inputs)), self.weight)
-        if self.bias is not None:
-            y = ops.bias_add(y, self.bias)
-        return y.reshape((*x.shape[:-1], self.outputs))
+        y = self.product(x, self.weight)
+        return y if self.bias is None else ops.bias_add(y, self.bias)
+
+
+class Projection(Linear):
+    """Affine map of every token of a sequence (`gm.operators.sequence`); weight [outputs, inputs]."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return sequence.project(x, self.weight, self.bias)
 
 
 class Conv2d(nn.Cell):
@@ -71,6 +76,17 @@ class Conv2d(nn.Cell):
         return ops.bias_add(self.convolution(x, self.weight), self.bias)
 
 
+class PointwiseConv2d(Conv2d):
+    """Convolution with a kernel of one pixel, x [N, inputs, H, W] → [N, outputs, H, W]: a projection of the pixels."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
+        super().__init__(inputs, outputs, 1, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight = self.weight.reshape(self.weight.shape[:2])
+        return sequence.picture(sequence.project(sequence.of_picture(x), weight, self.bias), *x.shape[2:])
+
+
 class Embedding(nn.Cell):
     """A frozen table [rows, width], looked up by id."""
 
@@ -80,17 +96,16 @@ class Embedding(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """Normalises the last axis (eps 1e-5) in float32."""
+    """Normalises every token of a sequence (`gm.operators.sequence`) in float32."""
 
     def __init__(self, width: int, epsilon: float = 1e-5) -> None:
         super().__init__()
         self.gamma = parameter((width,), ms.float32, "gamma")
         self.beta = parameter((width,), ms.float32, "beta")
-        self.normalise = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
+        self.normalise = operators.layer_norm(width, epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
-        y, _, _ = self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta)
-        return ops.cast(y, x.dtype)
+        return ops.cast(self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta), x.dtype)
 
 
 class GroupNorm(nn.Cell):
@@ -98,13 +113,12 @@ class GroupNorm(nn.Cell):
 
     def __init__(self, groups: int, channels: int, epsilon: float) -> None:
         super().__init__()
-        self.groups, self.epsilon = groups, epsilon
         self.gamma = parameter((channels,), ms.float32, "gamma")
         self.beta = parameter((channels,), ms.float32, "beta")
+        self.normalise = operators.group_norm(groups, epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = ops.group_norm(ops.cast(x, ms.float32), self.groups, self.gamma, self.beta, self.epsilon)
-        return ops.cast(y, x.dtype)
+        return ops.cast(self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta), x.dtype)
 
 
 class Upsample(nn.Cell):
@@ -123,17 +137,6 @@ class Upsample(nn.Cell):
         x = mint.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
         # A slice of everything is copied all the same.
         return self.conv(x if x.shape[2:] == size else x[:, :, : size[0], : size[1]])
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
-    """Multi-head attention over projected query [N, L, C] and key, value [N, S, C] → [N, L, C]."""
-    n, length, channels = query.shape
-    width = channels // heads
-    query = query.reshape((n, length, heads, width)).transpose((0, 2, 1, 3))
-    key = key.reshape((n, -1, heads, width)).transpose((0, 2, 1, 3))
-    value = value.reshape((n, -1, heads, width)).transpose((0, 2, 1, 3))
-    out = backend.attention(query, key, value, causal)
-    return out.transpose((0, 2, 1, 3)).reshape((n, length, channels))
 
 
 class Sinusoids(nn.Cell):

@@ -1,7 +1,8 @@
 """The denoising UNet of SDXL (Podell et al., 2023), with the published checkpoint's names.
 
 Every layer of a block takes (x, time, context, size) and uses what it needs, so that a block is a plain list of
-layers. `size` is the height and width that the next block on the way up expects.
+layers. `size` is the height and width that the next block on the way up expects; the context is a sequence
+(`gm.operators.sequence`) inside.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from mindspore import Tensor, nn, ops
 
 from gm import operators
 from gm.config import UNetConfig
-from gm.networks.layers import Conv2d, GroupNorm, LayerNorm, Linear, Sinusoids, Upsample, attend
+from gm.networks.layers import Conv2d, GroupNorm, LayerNorm, Linear, PointwiseConv2d, Projection, Sinusoids, Upsample
+from gm.operators import sequence
 
 
 class _InputConv(Conv2d):
@@ -48,7 +50,7 @@ class _ResBlock(nn.Cell):
         self.out_layers = nn.SequentialCell(
             GroupNorm(groups, outputs, 1e-5), nn.SiLU(), nn.Identity(), Conv2d(outputs, outputs, 3, dtype)
         )
-        self.skip_connection = nn.Identity() if inputs == outputs else Conv2d(inputs, outputs, 1, dtype)
+        self.skip_connection = nn.Identity() if inputs == outputs else PointwiseConv2d(inputs, outputs, dtype)
 
     def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(time).expand_dims(-1).expand_dims(-1)
@@ -58,14 +60,14 @@ class _ResBlock(nn.Cell):
 class _Attention(nn.Cell):
     def __init__(self, width: int, context_width: int, heads: int, dtype: Any) -> None:
         super().__init__()
-        self.heads = heads
-        self.to_q = Linear(width, width, dtype, bias=False)
-        self.to_k = Linear(context_width, width, dtype, bias=False)
-        self.to_v = Linear(context_width, width, dtype, bias=False)
-        self.to_out = nn.SequentialCell(Linear(width, width, dtype))
+        self.to_q = Projection(width, width, dtype, bias=False)
+        self.to_k = Projection(context_width, width, dtype, bias=False)
+        self.to_v = Projection(context_width, width, dtype, bias=False)
+        self.to_out = nn.SequentialCell(Projection(width, width, dtype))
+        self.attend = sequence.attention(heads)
 
     def construct(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        return self.to_out(self.attend(self.to_q(x), self.to_k(context), self.to_v(context)))
 
 
 class _Gate(nn.Cell):
@@ -73,18 +75,18 @@ class _Gate(nn.Cell):
 
     def __init__(self, width: int, dtype: Any) -> None:
         super().__init__()
-        self.half = 4 * width
-        self.proj = Linear(width, 8 * width, dtype)
+        self.proj = Projection(width, 8 * width, dtype)
+        self.gelu = operators.gelu()
 
     def construct(self, x: Tensor) -> Tensor:
-        value, gate = ops.split(self.proj(x), self.half, axis=-1)
-        return value * operators.gelu(gate)
+        value, gate = sequence.split(self.proj(x), 2)
+        return value * self.gelu(gate)
 
 
 class _FeedForward(nn.Cell):
     def __init__(self, width: int, dtype: Any) -> None:
         super().__init__()
-        self.net = nn.SequentialCell(_Gate(width, dtype), nn.Identity(), Linear(4 * width, width, dtype))
+        self.net = nn.SequentialCell(_Gate(width, dtype), nn.Identity(), Projection(4 * width, width, dtype))
 
     def construct(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -114,20 +116,17 @@ class _SpatialTransformer(nn.Cell):
         super().__init__()
         heads = channels // config.head_width
         self.norm = GroupNorm(config.norm_groups, channels, 1e-6)
-        self.proj_in = Linear(channels, channels, dtype)
+        self.proj_in = Projection(channels, channels, dtype)
         self.transformer_blocks = nn.CellList(
             [_TransformerBlock(channels, config.context_width, heads, dtype) for _ in range(depth)]
         )
-        self.proj_out = Linear(channels, channels, dtype)
+        self.proj_out = Projection(channels, channels, dtype)
 
     def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
-        n, channels, height, width = x.shape
-        h = self.norm(x).reshape((n, channels, height * width)).transpose((0, 2, 1))
-        h = self.proj_in(h)
+        h = self.proj_in(sequence.of_picture(self.norm(x)))
         for block in self.transformer_blocks:
             h = block(h, context)
-        h = self.proj_out(h).transpose((0, 2, 1)).reshape((n, channels, height, width))
-        return x + h
+        return x + sequence.picture(self.proj_out(h), *x.shape[2:])
 
 
 class UNet(nn.Cell):
@@ -160,7 +159,7 @@ class UNet(nn.Cell):
     def construct(self, x: Tensor, timestep: Tensor, context: Tensor, vector: Tensor) -> Tensor:
         time = self.time_embed(ops.cast(self.sinusoids(timestep), self.dtype))
         time = time + self.label_emb(ops.cast(vector, self.dtype))
-        x, context = ops.cast(x, self.dtype), ops.cast(context, self.dtype)
+        x, context = ops.cast(x, self.dtype), sequence.of_tokens(ops.cast(context, self.dtype))
         skips: tuple[Tensor, ...] = ()
         size = x.shape[2:]
         for block in self.input_blocks:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from gm import sdxl
@@ -61,10 +64,11 @@ def load(model: nn.Cell, path: str | Path, config: ModelConfig) -> None:
     layout = names.layout(model)
     tensors = open_weights(path, layout, config)
     check(layout, tensors, path)
-    for parameter in model.get_parameters():
-        if parameter.name in layout:
-            _fill(parameter, tensors[parameter.name])
-            tensors[parameter.name].release()
+    parameters = [parameter for parameter in model.get_parameters() if parameter.name in layout]
+    # Casts take the time, and NumPy casts without Python's lock: one thread a core.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(lambda parameter: _fill(parameter, tensors[parameter.name]), parameters):
+            pass
 
 
 def convert(
@@ -96,14 +100,18 @@ def convert(
 
 
 def _fill(parameter: Parameter, tensor: LazyTensor) -> None:
-    values = tensor.read()
+    parameter.set_data(_values(parameter, tensor.read()))
+    tensor.release()
+
+
+def _values(parameter: Parameter, values: np.ndarray) -> Tensor:
+    """Return `values` as a tensor of the dtype of `parameter`, in memory of its own."""
     if parameter.dtype == ms.bfloat16:  # NumPy has none
-        parameter.set_data(Tensor(values, ms.bfloat16))
-        return
+        return Tensor(values, ms.bfloat16)
     wanted = cast_values(values, _NUMPY[parameter.dtype], parameter.name)
     # A copy, lest the model change with its file. Tensor(view) copies too, but takes two to three times as long.
     owned = wanted.copy() if wanted is values else wanted
-    parameter.set_data(Tensor.from_numpy(owned))
+    return Tensor.from_numpy(owned)
 
 
 def _few(found: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""gm/operators.py against PyTorch: values and gradients."""
+"""gm/operators/activation.py against PyTorch: values and gradients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ import torch
 from mindspore import Tensor, nn, ops
 
 from gm import backend, operators
-
-
-class Gelu(nn.Cell):
-    def construct(self, x: Tensor) -> Tensor:
-        return operators.gelu(x)
 
 
 class Slope(nn.Cell):
@@ -33,8 +28,8 @@ def test_gelu(graph: bool) -> None:
     inputs = torch.from_numpy(x).requires_grad_()
     values = torch.nn.functional.gelu(inputs)
     values.sum().backward()
-    found = backend.compiled(Gelu(), graph)(Tensor(x)).asnumpy()
-    slope = backend.compiled(Slope(Gelu()), graph)(Tensor(x)).asnumpy()
+    found = backend.compiled(operators.gelu(), graph)(Tensor(x)).asnumpy()
+    slope = backend.compiled(Slope(operators.gelu()), graph)(Tensor(x)).asnumpy()
     assert np.abs(found - values.detach().numpy()).max() < 2e-6
     assert np.abs(slope - inputs.grad.numpy()).max() < 4e-6  # measured: 2e-6
 
@@ -42,7 +37,7 @@ def test_gelu(graph: bool) -> None:
 def test_gelu_in_half_precision_overflows_nowhere() -> None:
     x = np.linspace(-1000, 1000, 999).astype(np.float16)
     expected = torch.nn.functional.gelu(torch.from_numpy(x).float()).half().numpy()
-    np.testing.assert_allclose(operators.gelu(Tensor(x)).asnumpy(), expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(operators.gelu()(Tensor(x)).asnumpy(), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_ascend_has_the_native_operator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,5 +45,5 @@ def test_ascend_has_the_native_operator(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(backend, "_on_ascend", True)
     monkeypatch.setattr(ops, "gelu", lambda x, approximate: asked.append(approximate) or x)
     x = Tensor(np.ones(3, np.float32))
-    assert operators.gelu(x) is x
+    assert operators.gelu()(x) is x
     assert asked == ["none"]

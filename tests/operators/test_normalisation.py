@@ -1,0 +1,104 @@
+"""gm/operators/normalisation.py against PyTorch: values and gradients, in both modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import Tensor, nn
+
+from gm import backend, operators
+from tests.reference.inputs import normal, relative_error
+
+modes = pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+
+
+class Slope(nn.Cell):
+    """The gradient of (cell(x, …) · weights).sum() with respect to x."""
+
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self.weighted = Weighted(cell)
+
+    def construct(self, weights: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
+        return ms.grad(self.weighted)(x, weights, rest)
+
+
+class Weighted(nn.Cell):
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, x: Tensor, weights: Tensor, rest: tuple) -> Tensor:
+        return (self.cell(x, *rest) * weights).sum()
+
+
+def compare(cell: nn.Cell, theirs: Callable, graph: bool, x: np.ndarray, *rest: np.ndarray) -> None:
+    weights = normal(9, *x.shape)
+    inputs = torch.from_numpy(x).requires_grad_()
+    expected = theirs(inputs, *map(torch.from_numpy, rest))
+    (expected * torch.from_numpy(weights)).sum().backward()
+    found = backend.compiled(cell, graph)(Tensor(x), *map(Tensor, rest)).asnumpy()
+    slope = backend.compiled(Slope(cell), graph)(Tensor(weights), Tensor(x), *map(Tensor, rest)).asnumpy()
+    assert relative_error(found, expected.detach().numpy()) < 2e-6
+    assert relative_error(slope, inputs.grad.numpy()) < 1e-5
+
+
+@modes
+@pytest.mark.parametrize(("n", "length"), [(1, 7), (3, 5), (1, 1)])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_layer_norm(graph: bool, n: int, length: int, offset: float) -> None:
+    """A mean thirty times the deviation costs no digits: it is taken away before anything is squared."""
+    x = normal(1, 24, n, length) + np.float32(offset)
+    gamma, beta = 1.0 + 0.1 * normal(2, 24), normal(3, 24)
+
+    def theirs(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.layer_norm(x.permute(1, 2, 0), (24,), gamma, beta, 1e-5)
+        return y.permute(2, 0, 1)
+
+    if offset:
+        x = np.round(x * 64) / np.float32(64)  # so that the sums themselves are exact
+    compare(operators.layer_norm(24, 1e-5), theirs, graph, x, gamma, beta)
+
+
+@modes
+@pytest.mark.parametrize("shape", [(1, 12, 5, 7), (3, 12, 4, 4), (2, 12, 1, 1)])
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_group_norm(graph: bool, shape: tuple[int, ...], epsilon: float) -> None:
+    gamma, beta = 1.0 + 0.1 * normal(2, 12), normal(3, 12)
+
+    def theirs(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.group_norm(x, 3, gamma, beta, epsilon)
+
+    compare(operators.group_norm(3, epsilon), theirs, graph, 2.0 + normal(1, *shape), gamma, beta)
+
+
+@modes
+def test_softmax(graph: bool) -> None:
+    compare(operators.softmax(), lambda x: torch.softmax(x, dim=-1), graph, 5.0 * normal(1, 2, 3, 4, 11))
+
+
+def test_ascend_has_the_native_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compute the same, from tokens that come first."""
+    x, gamma, beta = normal(1, 2, 5, 24), 1.0 + 0.1 * normal(2, 24), normal(3, 24)
+    picture = normal(4, 2, 24, 4, 4)
+
+    def computed(x: np.ndarray) -> list[np.ndarray]:
+        weights = Tensor(gamma), Tensor(beta)
+        cells = operators.layer_norm(24, 1e-5), operators.group_norm(3, 1e-5), operators.softmax()
+        inputs = (Tensor(x), *weights), (Tensor(picture), *weights), (Tensor(picture),)
+        return [cell(*given).asnumpy() for cell, given in zip(cells, inputs, strict=True)]
+
+    ours = computed(np.ascontiguousarray(x.transpose(2, 0, 1)))
+    ours[0] = ours[0].transpose(1, 2, 0)
+    monkeypatch.setattr(backend, "_on_ascend", True)
+    for found, native in zip(ours, computed(x), strict=True):
+        assert relative_error(found, native) < 2e-6
+
+
+def test_cells_alike_are_one() -> None:
+    assert operators.layer_norm(24, 1e-5) is operators.layer_norm(24, 1e-5)
+    assert operators.layer_norm(24, 1e-5) is not operators.layer_norm(24, 1e-6)
