@@ -61,7 +61,12 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore's errors only: its warnings bu
 import mindspore as ms  # noqa: E402
 from mindspore import Tensor, communication, nn, ops  # noqa: E402
 
-_on_ascend = False  # set by `setup`; a graph cannot ask for the device while it is compiled
+from gm import graphs  # noqa: E402
+
+# With the gradient, two CPU cores took 12, 26, 61 s for 471, 852, 2,298 Cells, and 1.5, 4.4, 12 s if a graph was kept.
+_SECONDS_A_CELL, _KEPT_SHARE = 0.014, 0.2
+# Set by `setup`; a graph cannot ask for the device while it is compiled.
+_on_ascend, _rank, _world = False, 0, 1
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,6 @@ class Backend:
         if self.world > 1:
             MeanOverRanks(self.world)(Tensor([0.0], ms.float32)).asnumpy()
 
-    def announce(self, say: Callable[[str], None], what: str, *parts: nn.Cell, gradient: bool = False) -> None:
-        """Say before a graph is compiled that it will be, and about how long that takes; nothing in PyNative mode."""
-        if self.graph:
-            cells = sum(1 for part in parts for _ in part.cells_and_names())
-            # Two CPU cores took 10, 19 s for 460, 820 Cells, and with the gradient 20, 42, 104 s for 460, 820, 2,300.
-            seconds = 0.023 * cells * (2 if gradient else 1)
-            say(f"compiling {what}: about {clock(seconds)}, nothing moves meanwhile")
-
 
 def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
     """Choose the device, once and before any tensor is made.
@@ -110,18 +107,19 @@ def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
         raise UserError(f"{world} processes were started without --is_parallel True; add it, or start one process")
     if not run.device_target:
         log.info("running on %s; --device_target chooses", device)
-    global _on_ascend
+    global _on_ascend, _rank, _world
     _on_ascend = device == "Ascend"
     ms.set_device(device)
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # `compiled` turns single Cells into graphs
+    # `compiled` turns single Cells into graphs and keeps them; MindSpore's own cache would mistake one for another.
+    ms.set_context(mode=ms.PYNATIVE_MODE, enable_compile_cache=False)
     if device == "CPU":
         # The asynchronous PyNative pipeline spins on a core of its own: 2 to 20 times slower on the CPU backend.
         ms.runtime.launch_blocking()
         _warn_of_slow_convolution(ms.__version__)
-    rank, world = _join(device) if is_parallel else (0, 1)
-    if rank:
+    _rank, _world = _join(device) if is_parallel else (0, 1)
+    if _rank:
         log.setLevel(logging.WARNING)  # the first rank tells what all of them do
-    return Backend(device, run.ms_mode == 0, dtype, rank, world)
+    return Backend(device, run.ms_mode == 0, dtype, _rank, _world)
 
 
 def on_ascend() -> bool:
@@ -138,21 +136,43 @@ def precision(name: str, device: str) -> Any:
     return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
 
 
-def compiled(cell: nn.Cell, graph: bool) -> Callable[..., Any]:
-    """Return `cell`, or, if `graph`, a function that runs it as a graph, compiled on first call (once a shape)."""
+def compiled(cell: nn.Cell, graph: bool, what: str = "", gradient: bool = False) -> Callable[..., Any]:
+    """Return `cell`, or, if `graph`, a function that runs it as a graph, compiled on first call (once a shape).
+
+    A graph is kept for later processes (`gm.graphs`). Where compiling takes more than a moment, it is said before that
+    `what` is compiled and about how long that takes; `gradient` tells that the cell differentiates.
+    """
     if not graph:
         return cell
+    known = set()
 
     def run(*inputs: Any) -> Any:
+        shapes = tuple((getattr(x, "shape", x), str(getattr(x, "dtype", ""))) for x in inputs)
         # In PyNative mode the caller hands the graph to another thread and spins until it is done, on a core that the
         # graph's kernels need: up to 6 times slower on the CPU backend. In graph mode it sleeps.
         ms.set_context(mode=ms.GRAPH_MODE)
         try:
-            return cell(*inputs)
+            if shapes in known:
+                return cell(*inputs)
+            known.add(shapes)
+            file = graphs.place(cell, inputs, (_on_ascend, _world))
+            if what:
+                _announce(cell, what, gradient, file is not None and file.exists())
+            with graphs.kept(file, _rank):
+                return cell(*inputs)
         finally:
             ms.set_context(mode=ms.PYNATIVE_MODE)
 
     return run
+
+
+def _announce(cell: nn.Cell, what: str, gradient: bool, kept: bool) -> None:
+    """Say about how long a graph takes that is compiled now, or that is read because an earlier process kept it."""
+    cells = sum(1 for _ in cell.cells_and_names())
+    seconds = _SECONDS_A_CELL * cells * (2 if gradient else 1) * (_KEPT_SHARE if kept else 1)
+    if seconds >= 2:
+        doing = "reading the kept graph of" if kept else "compiling"
+        log.info("%s %s: about %s, nothing moves meanwhile", doing, what, clock(seconds))
 
 
 def flash_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from gm.sdxl import SDXL
     from tests.reference.case import Case
     from tests.workshop import Workshop
+
+
+os.environ["GM_GRAPHS"] = ""  # a test compiles what it tests, and leaves nothing behind
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,7 +74,6 @@ def run(model: SDXL, painter: Painter, job: Job) -> Iterator[Drawn | Path]:
     for concept in job.concepts:
         if concept.details.get("base_model", base_model) != base_model:
             log.warning("%s was learned on other weights than these; it may look different", concept.placeholder)
-    painter.backend.announce(log.info, "the graphs, with the first step", model.unet, model.conditioner)
     for orders in job.orders:
         pictures: list[np.ndarray] = []
         for drawn in painter.draw(orders, job.words, sampling):

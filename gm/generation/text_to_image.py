@@ -87,10 +87,10 @@ class Painter:
 
     def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
         self.model, self.backend, self.pooling = model, backend, pooling
-        self.condition = compiled(_Condition(model), backend.graph)
-        self.plain = compiled(_Guided(model, False), backend.graph)
-        self.guided = compiled(_Guided(model, True), backend.graph)
-        self.decode = compiled(_Decoder(model), backend.graph)
+        self.condition = compiled(_Condition(model), backend.graph, "the text encoders")
+        self.plain = compiled(_Guided(model, False), backend.graph, "the drawing graph, with the first step")
+        self.guided = compiled(_Guided(model, True), backend.graph, "the drawing graph, with the first step")
+        self.decode = compiled(_Decoder(model), backend.graph, "the decoder")
 
     def draw(self, orders: Sequence[Order], words: Words, sampling: SamplingConfig) -> Iterator[Drawn]:
         """Draw every order, `sampling.batch_size` at a time, yielding after each network step.

@@ -35,7 +35,7 @@ def run(
 ) -> Iterator[Report]:
     """Train `learned` for `config.total_step` steps and yield a report after each; the caller saves and shows."""
     half = backend.dtype == ms.float16
-    step = compiled(Step(model, learned, half), backend.graph)
+    step = compiled(Step(model, learned, half), backend.graph, "the training graph, with the first step", gradient=True)
     update = compiled(Update(learned, config, backend.world), backend.graph)
     made = 0
     for number in range(1, config.total_step + 1):

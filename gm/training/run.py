@@ -80,9 +80,6 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
     console = Console(folder / "log.jsonl", training.total_step, plan.updates, training.log_interval)
     preview = _previews(model, plan, backend, folder, console) if training.infer_during_train else None
     held_out = _held_out(model, learned, feed, plan, backend, console)
-    backend.announce(
-        console.say, "the training graph, with the first step", model.unet, model.conditioner, gradient=True
-    )
     for report in loop.run(model, learned, feed, training, plan.updates, backend):
         console.show(report)
         if _due(report.step, training.save_ckpt_interval, training.total_step):
@@ -136,13 +133,9 @@ def _previews(model: SDXL, plan: Plan, backend: Backend, folder: Path, console: 
     painter, config = Painter(model, backend, plan.config.run.pooling), plan.config
     count = config.sampling.num_cols * config.sampling.num_rows
     orders = [Order(plan.preview, config.sampling.seed + k) for k in range(count)]
-    compiled = False
 
     def preview(now: Concept) -> Path:
-        nonlocal compiled
-        if not compiled:
-            backend.announce(console.say, "the preview's graphs", model.unet, model.conditioner)
-        compiled = True
+        console.line.end()  # what compiles says so
         drawn = [p for d in painter.draw(orders, words([now], config.model), config.sampling) for p in d.pictures]
         (folder / "previews").mkdir(exist_ok=True)
         recipe = {**dataclasses.asdict(config.sampling), "prompt": plan.preview, "step": now.details["step"]}
@@ -159,7 +152,6 @@ def _held_out(
     training = plan.config.training
     if not training.held_out_draws:
         return lambda: None
-    backend.announce(console.say, "the graph that measures the held-out loss", model.unet, model.conditioner)
     held_out = HeldOut(model, feed, training.held_out_draws, training.seed, backend)
     before = held_out.losses(*learned.arrays())
 

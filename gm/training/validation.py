@@ -16,7 +16,7 @@ class HeldOut:
     """`draws` fixed draws of picture, prompt, noise and noise level; the levels are spread evenly over all."""
 
     def __init__(self, model: SDXL, feed: Feed, draws: int, seed: int, backend: Backend) -> None:
-        self.network = compiled(_Plain(model), backend.graph)
+        self.network = compiled(_Plain(model), backend.graph, "the graph that measures the held-out loss")
         levels = (np.arange(draws) + 0.5) / draws * len(feed.sigmas)
         samples = [
             Sample(k % len(feed.latents.mean), False, k % len(feed.ids_1), int(level), k)
