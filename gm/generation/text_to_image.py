@@ -39,19 +39,19 @@ class Drawn:
 
 
 class _Guided(nn.Cell):
-    """Clean latents as the model sees them; the context holds the unconditional half first if there is guidance."""
+    """Clean latents as the model sees them; what it heard is of the unconditional half first if there is guidance."""
 
     def __init__(self, model: SDXL, with_guidance: bool) -> None:
         super().__init__(auto_prefix=False)
         self.unet, self.with_guidance = model.unet, with_guidance
 
     def construct(
-        self, x: Tensor, sigma: Tensor, time: Tensor, scale: Tensor, context: Tensor, vector: Tensor
+        self, x: Tensor, sigma: Tensor, time: Tensor, scale: Tensor, vector: Tensor, *heard: Tensor
     ) -> Tensor:
         y = denoiser.network_input(x, sigma)
         if self.with_guidance:
             y = ops.concat((y, y), axis=0)
-        epsilon = self.unet(y, time.broadcast_to((y.shape[0],)), context, vector)
+        epsilon = self.unet.denoise(y, time.broadcast_to((y.shape[0],)), heard, vector)
         if self.with_guidance:
             unconditional, conditional = ops.chunk(epsilon, 2, axis=0)
             epsilon = guidance.guided(unconditional, conditional, scale)
@@ -67,6 +67,17 @@ class _Condition(nn.Cell):
 
     def construct(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         return self.conditioner(*inputs)
+
+
+class _Listen(nn.Cell):
+    """What the UNet hears of a context, the same in every step of the sampler."""
+
+    def __init__(self, model: SDXL) -> None:
+        super().__init__(auto_prefix=False)
+        self.unet = model.unet
+
+    def construct(self, context: Tensor) -> tuple[Tensor, ...]:
+        return self.unet.listen(context)
 
 
 class _Decoder(nn.Cell):
@@ -88,6 +99,7 @@ class Painter:
     def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
         self.model, self.backend, self.pooling = model, backend, pooling
         self.condition = compiled(_Condition(model), backend.graph, "the text encoders")
+        self.listen = compiled(_Listen(model), backend.graph)
         self.plain = compiled(_Guided(model, False), backend.graph, "the drawing graph, with the first step")
         self.guided = compiled(_Guided(model, True), backend.graph, "the drawing graph, with the first step")
         self.decode = compiled(_Decoder(model), backend.graph, "the decoder")
@@ -122,10 +134,10 @@ class Painter:
             negative = self._negative(sampling.negative_prompt, len(orders), words, frame)
             context, vector = ops.concat((negative[0], context)), ops.concat((negative[1], vector))
         network = self.guided if with_guidance else self.plain
-        scale = Tensor(sampling.guidance_scale, ms.float32)
+        scale, heard = Tensor(sampling.guidance_scale, ms.float32), self.listen(context)
 
         def denoise(x: Tensor, sigma: float, time: int) -> Tensor:
-            return network(x, Tensor(sigma, ms.float32), Tensor([time], ms.float32), scale, context, vector)
+            return network(x, Tensor(sigma, ms.float32), Tensor([time], ms.float32), scale, vector, *heard)
 
         noise = np.stack([self.noise(order, frame) for order in orders])
         start = Tensor((noise * (sigmas[0] ** 2 + 1.0) ** 0.5).astype(np.float32))

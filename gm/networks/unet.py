@@ -1,8 +1,9 @@
 """The denoising UNet of SDXL (Podell et al., 2023), with the published checkpoint's names.
 
-Every layer of a block takes (x, time, context, size) and uses what it needs, so that a block is a plain list of
-layers. `size` is the height and width that the next block on the way up expects; the context is a sequence
-(`gm.operators.sequence`) inside.
+Every layer of a block takes (x, time, heard, size) and uses what it needs, so that a block is a plain list of layers.
+`heard` are the keys and values of the text for all cross-attentions in turn, sequences of `gm.operators.sequence`:
+what a layer contributes to them, its `listen` returns. `size` is the height and width that the next block on the way up
+expects.
 """
 
 from __future__ import annotations
@@ -18,27 +19,34 @@ from gm.networks.layers import Conv2d, GroupNorm, LayerNorm, Linear, PointwiseCo
 from gm.operators import sequence
 
 
-class _InputConv(Conv2d):
+class _Deaf(nn.Cell):
+    """A layer that attends to no text."""
+
+    def listen(self, context: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
+class _InputConv(_Deaf, Conv2d):
     # A subclass, not a wrapper, which would change the published name.
-    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:  # type: ignore[override]
+    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:  # type: ignore[override]
         return self.convolve(x)
 
 
-class _Down(nn.Cell):
+class _Down(_Deaf):
     def __init__(self, channels: int, dtype: Any) -> None:
         super().__init__()
         self.op = Conv2d(channels, channels, 3, dtype, stride=2)
 
-    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
+    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:
         return self.op(x)
 
 
-class _Up(Upsample):
-    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:  # type: ignore[override]
+class _Up(_Deaf, Upsample):
+    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:  # type: ignore[override]
         return self.double(x, size)
 
 
-class _ResBlock(nn.Cell):
+class _ResBlock(_Deaf):
     """Two convolutions around an injection of the time vector, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, time_width: int, groups: int, dtype: Any) -> None:
@@ -52,7 +60,7 @@ class _ResBlock(nn.Cell):
         )
         self.skip_connection = nn.Identity() if inputs == outputs else PointwiseConv2d(inputs, outputs, dtype)
 
-    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
+    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(time).expand_dims(-1).expand_dims(-1)
         return self.skip_connection(x) + self.out_layers(h)
 
@@ -66,8 +74,12 @@ class _Attention(nn.Cell):
         self.to_out = nn.SequentialCell(Projection(width, width, dtype))
         self.attend = sequence.attention(heads)
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.to_out(self.attend(self.to_q(x), self.to_k(context), self.to_v(context)))
+    def listen(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of what is attended to."""
+        return self.to_k(context), self.to_v(context)
+
+    def construct(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.to_out(self.attend(self.to_q(x), key, value))
 
 
 class _Gate(nn.Cell):
@@ -102,10 +114,10 @@ class _TransformerBlock(nn.Cell):
         self.norm2 = LayerNorm(width)
         self.norm3 = LayerNorm(width)
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+    def construct(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
         y = self.norm1(x)
-        x = x + self.attn1(y, y)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn1(y, *self.attn1.listen(y))
+        x = x + self.attn2(self.norm2(x), key, value)
         return x + self.ff(self.norm3(x))
 
 
@@ -121,16 +133,28 @@ class _SpatialTransformer(nn.Cell):
             [_TransformerBlock(channels, config.context_width, heads, dtype) for _ in range(depth)]
         )
         self.proj_out = Projection(channels, channels, dtype)
+        self.first = 0  # place of the first block's key among all that is heard; the UNet knows
 
-    def construct(self, x: Tensor, time: Tensor, context: Tensor, size: tuple) -> Tensor:
-        h = self.proj_in(sequence.of_picture(self.norm(x)))
+    def listen(self, context: Tensor) -> tuple[Tensor, ...]:
+        heard: tuple[Tensor, ...] = ()
         for block in self.transformer_blocks:
-            h = block(h, context)
+            heard = heard + block.attn2.listen(context)
+        return heard
+
+    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:
+        h = self.proj_in(sequence.of_picture(self.norm(x)))
+        place = self.first
+        for block in self.transformer_blocks:
+            h = block(h, heard[place], heard[place + 1])
+            place += 2
         return x + sequence.picture(self.proj_out(h), *x.shape[2:])
 
 
 class UNet(nn.Cell):
-    """x [N, in, H, W], timestep [N] float32, context [N, 77, C], vector [N, V] → ε [N, out, H, W] in float32."""
+    """x [N, in, H, W], timestep [N] float32, context [N, 77, C], vector [N, V] → ε [N, out, H, W] in float32.
+
+    Who asks for many x of one context can let the network `listen` once and give what it `heard` to `denoise`.
+    """
 
     def __init__(self, config: UNetConfig, dtype: Any) -> None:
         super().__init__()
@@ -155,26 +179,49 @@ class UNet(nn.Cell):
             nn.SiLU(),
             Conv2d(config.model_channels, config.out_channels, 3, dtype),
         )
+        heard = 0
+        for _, layer in self.cells_and_names():
+            if isinstance(layer, _SpatialTransformer):
+                layer.first = heard
+                heard += 2 * len(layer.transformer_blocks)
 
     def construct(self, x: Tensor, timestep: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        return self.denoise(x, timestep, self.listen(context), vector)
+
+    def listen(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Return the keys and values of `context` [N, 77, C] for every cross-attention in turn."""
+        context = sequence.of_tokens(ops.cast(context, self.dtype))
+        heard: tuple[Tensor, ...] = ()
+        for block in self.input_blocks:
+            for layer in block:
+                heard = heard + layer.listen(context)
+        for layer in self.middle_block:
+            heard = heard + layer.listen(context)
+        for block in self.output_blocks:
+            for layer in block:
+                heard = heard + layer.listen(context)
+        return heard
+
+    def denoise(self, x: Tensor, timestep: Tensor, heard: tuple, vector: Tensor) -> Tensor:
+        """Return ε [N, out, H, W] of x, given what was `heard` of the context."""
         time = self.time_embed(ops.cast(self.sinusoids(timestep), self.dtype))
         time = time + self.label_emb(ops.cast(vector, self.dtype))
-        x, context = ops.cast(x, self.dtype), sequence.of_tokens(ops.cast(context, self.dtype))
+        x = ops.cast(x, self.dtype)
         skips: tuple[Tensor, ...] = ()
         size = x.shape[2:]
         for block in self.input_blocks:
             for layer in block:
-                x = layer(x, time, context, size)
+                x = layer(x, time, heard, size)
             skips = (*skips, x)
         for layer in self.middle_block:
-            x = layer(x, time, context, size)
+            x = layer(x, time, heard, size)
         for block in self.output_blocks:
             x = ops.concat((x, skips[-1]), axis=1)
             skips = skips[:-1]
             if len(skips) > 0:
                 size = skips[-1].shape[2:]
             for layer in block:
-                x = layer(x, time, context, size)
+                x = layer(x, time, heard, size)
         return ops.cast(self.out(x), ms.float32)
 
 
