@@ -22,8 +22,8 @@ def _nothing() -> None:
 class LazyTensor:
     """A tensor of `shape`; `dtype` is NumPy's name of what the file holds.
 
-    `read` returns the values, often a view of the file that may not be written to; "bfloat16", which NumPy has not,
-    reads as float32. After `release` the file's pages count no longer as this process's memory; views stay valid.
+    `read` returns the values, often a view of the file; "bfloat16", which NumPy has not, reads as float32. After
+    `release` the file's pages count no longer as this process's memory; views stay valid, unless they were written to.
     """
 
     shape: tuple[int, ...]
@@ -76,7 +76,8 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # Who writes to a value gets a page of his own, and the file stays as it is.
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def tensor(self, shape: tuple[int, ...], dtype: str, spans: list[tuple[int, int]]) -> LazyTensor:
         """Return the tensor whose bytes are those in `spans` of (start, end), one after the other."""

@@ -59,6 +59,8 @@ def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path)
 def load(model: nn.Cell, path: str | Path, config: ModelConfig) -> None:
     """Fill `model` from a file or folder of any kind, each parameter keeping its dtype.
 
+    What lies in the file as the model wants it stays there, mapped: writing to the model does not change the file, but
+    the file must not be written over while the model lives (replacing it, as this toolkit does, is no harm).
     Raises UserError as `open_weights` and `check` do, before anything is changed, and as `cast_values` does.
     """
     layout = names.layout(model)
@@ -100,18 +102,17 @@ def convert(
 
 
 def _fill(parameter: Parameter, tensor: LazyTensor) -> None:
-    parameter.set_data(_values(parameter, tensor.read()))
-    tensor.release()
-
-
-def _values(parameter: Parameter, values: np.ndarray) -> Tensor:
-    """Return `values` as a tensor of the dtype of `parameter`, in memory of its own."""
+    values = tensor.read()
     if parameter.dtype == ms.bfloat16:  # NumPy has none
-        return Tensor(values, ms.bfloat16)
+        parameter.set_data(Tensor(values, ms.bfloat16))
+        return tensor.release()
     wanted = cast_values(values, _NUMPY[parameter.dtype], parameter.name)
-    # A copy, lest the model change with its file. Tensor(view) copies too, but takes two to three times as long.
-    owned = wanted.copy() if wanted is values else wanted
-    return Tensor.from_numpy(owned)
+    # Values that need no cast stay in the pages of their file, which all processes of a machine share.
+    kept = np.require(wanted, requirements=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
+    parameter.set_data(Tensor.from_numpy(kept))
+    if not np.may_share_memory(kept, values):
+        tensor.release()
+    return None
 
 
 def _few(found: list[str]) -> str:

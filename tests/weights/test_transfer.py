@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor
+from mindspore import Tensor, ops
 from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_torch
 
@@ -87,13 +87,15 @@ def test_a_model_is_filled_and_keeps_its_types(smallest: Case, tmp_path: Path, e
     assert_filled(model, smallest.weights, half=True)
 
 
-def test_a_loaded_model_is_independent_of_its_file(smallest: Case, tmp_path: Path) -> None:
+def test_a_loaded_model_outlives_its_file(smallest: Case, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     transfer.convert(smallest.path, path, smallest.config, "float32")
     model = sdxl.build(smallest.config)
     transfer.load(model, path, smallest.config)
-    with path.open("r+b") as file:
-        file.write(bytes(path.stat().st_size))
+    zeros = {name: np.zeros_like(array) for name, array in smallest.weights.items()}
+    containers.write(path, lazy(zeros))  # as everything here writes: beside its place, then renamed into it
+    assert_filled(model, smallest.weights)
+    path.unlink()
     assert_filled(model, smallest.weights)
 
 
@@ -223,3 +225,28 @@ def test_a_killed_conversion_leaves_no_target_and_the_next_one_tidies_up(smalles
     assert [path.name for path in tmp_path.iterdir()] == [f".a.ckpt.{process.pid}.0.tmp"]
     transfer.convert(smallest.path, target, smallest.config, "float16")
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_what_needs_no_cast_stays_in_the_pages_of_its_file(smallest: Case, tmp_path: Path) -> None:
+    containers.write(tmp_path / "a.safetensors", lazy(smallest.weights))
+    before = (tmp_path / "a.safetensors").read_bytes()
+    model = sdxl.build(smallest.config)
+    transfer.load(model, tmp_path / "a.safetensors", smallest.config)
+    mapped = Path("/proc/self/smaps").read_text().partition(str(tmp_path / "a.safetensors"))[2]
+    assert int(mapped.partition("Private_Dirty:")[2].split()[0]) == 0
+    for parameter in model.get_parameters():
+        ops.assign(parameter, parameter * 0 + 7)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    mapped = Path("/proc/self/smaps").read_text().partition(str(tmp_path / "a.safetensors"))[2]
+    assert int(mapped.partition("Private_Dirty:")[2].split()[0]) > 0.9 * len(before) / 1024
+
+
+def test_a_cast_lets_the_file_go(smallest: Case, tmp_path: Path) -> None:
+    transfer.convert(smallest.path, tmp_path / "half.safetensors", smallest.config, "float16")
+    model = sdxl.build(smallest.config)
+    transfer.load(model, tmp_path / "half.safetensors", smallest.config)
+    kept = [p for p in model.get_parameters() if p.dtype == ms.float32]
+    for parameter in kept:
+        ops.assign(parameter, parameter * 0 + 7)
+    mapped = Path("/proc/self/smaps").read_text().partition(str(tmp_path / "half.safetensors"))[2]
+    assert not mapped or int(mapped.partition("Rss:")[2].split()[0]) == 0
