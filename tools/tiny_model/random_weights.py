@@ -7,6 +7,7 @@ trains and samples.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -16,7 +17,7 @@ import numpy as np
 from gm import command_line, draws, sdxl
 from gm import config as configuration
 from gm.weights import containers, names
-from gm.weights.lazy import in_memory
+from gm.weights.lazy import LazyTensor
 
 
 def values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -39,11 +40,16 @@ def main() -> None:
     flags = parser.read()
     model = sdxl.build(configuration.load(flags["config"]).model)
     shapes = {names.published_name(name): shape for name, shape in names.layout(model).items()}
+    # Drawn when they are written, one at a time: at full size all of them would be 7 GB.
     tensors = {
-        name: in_memory(np.asarray(values(name, shape, flags["seed"]), np.float16)) for name, shape in shapes.items()
+        name: LazyTensor(shape, "float16", partial(_half, name, shape, flags["seed"])) for name, shape in shapes.items()
     }
     containers.write(flags["target"], tensors, {"format": "pt"})
     print(f"wrote {flags['target']}: {len(tensors)} tensors")
+
+
+def _half(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.asarray(values(name, shape, seed), np.float16)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""Workers that time chained operators of MindSpore: python -m benchmarks.chains ours|native SHAPES."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from benchmarks import shapes
+from benchmarks.shapes import EPSILON, LINKS, Shape
+from benchmarks.worker import Work, serve
+from gm import backend, draws, operators
+from gm.config import RunConfig
+from gm.operators import sequence
+
+
+class _Chain(nn.Cell):
+    """The mean square of x after `LINKS` times the same operator; its second input is a context, or nothing to it."""
+
+    def __init__(self, shape: Shape, ours: bool) -> None:
+        super().__init__(auto_prefix=False)
+        self.ours, self.operator, self.width, self.scale = ours, shape.operator, shape.width, float(shape.width)
+        self.across, self.heads, self.causal, self.groups = shape.keys > 0, shape.heads, shape.causal, shape.groups
+        width = shape.width
+        self.weight = _frozen(draws.normal((width, width), 0, "weight") / width**0.5)
+        self.gamma, self.beta = _frozen(np.ones(width)), _frozen(np.zeros(width))
+        self.layer_norm = operators.layer_norm(width, EPSILON) if ours else ops.LayerNorm(-1, -1, EPSILON)
+        self.group_norm = operators.group_norm(shape.groups, EPSILON)
+        self.softmax = operators.softmax() if ours else ops.Softmax(-1)
+        self.gelu = operators.gelu()
+        self.attend = sequence.attention(shape.heads, shape.causal)
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        for _ in range(LINKS):
+            x = self.link(x, context)
+        return (x * x).mean()
+
+    def link(self, x: Tensor, context: Tensor) -> Tensor:
+        if self.operator == "softmax":
+            # Times the number of values, lest the gradient shrink to nothing on its way back.
+            return self.softmax(x) * self.scale
+        if self.operator == "attention":
+            other = context if self.across else x
+            return self.attend(x, other, other) if self.ours else self.native_attention(x, other)
+        if self.ours:
+            return self.our_link(x)
+        return self.native_link(x)
+
+    def our_link(self, x: Tensor) -> Tensor:
+        if self.operator == "layer_norm":
+            return self.layer_norm(x, self.gamma, self.beta)
+        if self.operator == "group_norm":
+            return self.group_norm(x, self.gamma, self.beta)
+        if self.operator == "gelu":
+            return self.gelu(x)
+        return sequence.project(x, self.weight, self.beta)
+
+    def native_link(self, x: Tensor) -> Tensor:
+        if self.operator == "layer_norm":
+            return self.layer_norm(x, self.gamma, self.beta)[0]
+        if self.operator == "group_norm":
+            return ops.group_norm(x, self.groups, self.gamma, self.beta, EPSILON)
+        if self.operator == "gelu":
+            return ops.gelu(x, approximate="none")
+        y = ops.MatMul(transpose_b=True)(x.reshape((-1, self.width)), self.weight)
+        return ops.bias_add(y, self.beta).reshape(x.shape)
+
+    def native_attention(self, x: Tensor, other: Tensor) -> Tensor:
+        q, k, v = self.apart(x), self.apart(other), self.apart(other)
+        scores = ops.BatchMatMul(transpose_b=True)(q, k) * (1.0 / math.sqrt(self.width // self.heads))
+        if self.causal:
+            length = scores.shape[3]
+            scores = scores + ops.triu(ops.full((length, length), -1e9, dtype=ms.float32), diagonal=1)
+        return ops.BatchMatMul()(ops.Softmax(-1)(scores), v).transpose((0, 2, 1, 3)).reshape(x.shape)
+
+    def apart(self, x: Tensor) -> Tensor:
+        return x.reshape((x.shape[0], x.shape[1], self.heads, -1)).transpose((0, 2, 1, 3))
+
+
+class _Both(nn.Cell):
+    def __init__(self, chain: nn.Cell, count: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.chain, self.positions = chain, tuple(range(count))
+
+    def construct(self, x: Tensor, context: Tensor) -> Any:
+        return ms.value_and_grad(self.chain, grad_position=self.positions)(x, context)
+
+
+def inputs(shape: Shape, ours: bool) -> list[Tensor]:
+    """Return x and the context as the operator takes them."""
+    x = draws.normal((1, shape.tokens, shape.width), 0, "x")
+    context = draws.normal((1, max(1, shape.keys), shape.width), 0, "context")
+    if shape.operator == "softmax":
+        return [Tensor(draws.normal((shape.heads, shape.tokens, shape.width), 0, "x")), Tensor(context)]
+    if shape.operator == "group_norm":
+        return [Tensor(x.transpose(0, 2, 1).reshape(1, shape.width, shape.height, -1).copy()), Tensor(context)]
+    return [sequence.of_tokens(Tensor(each)) if ours else Tensor(each) for each in (x, context)]
+
+
+def set_up(ours: bool, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
+    """Return a worker that runs every chain once a piece, forward, and forward and back."""
+    backend.setup(RunConfig(device_target="CPU"))
+    pairs = {}
+    for shape in wanted:
+        chain = _Chain(shape, ours)
+        count = 2 if shape.operator == "attention" and shape.keys else 1
+        both = backend.compiled(_Both(chain, count), True)
+        pairs[str(shape)] = (backend.compiled(chain, True), both, inputs(shape, ours))
+
+    def work() -> dict[str, Any]:
+        return {name: [_timed(forward, x), _timed(both, x)] for name, (forward, both, x) in pairs.items()}
+
+    return {}, lambda: {"chains": work()}
+
+
+def _timed(run: Any, x: list[Tensor]) -> float:
+    started = time.perf_counter()
+    made = run(*x)
+    (made[0] if isinstance(made, tuple) else made).asnumpy()
+    return time.perf_counter() - started
+
+
+def _frozen(values: np.ndarray) -> Parameter:
+    return Parameter(Tensor(np.asarray(values, np.float32)), requires_grad=False)
+
+
+def main() -> None:
+    serve(lambda: set_up(sys.argv[1] == "ours", shapes.read(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

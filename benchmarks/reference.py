@@ -1,0 +1,166 @@
+"""Workers that run PyTorch and diffusers: python -m benchmarks.reference step|sampling CASE.
+
+The training step does what diffusers' textual-inversion example for SDXL does: it encodes the pictures anew every
+step, both token tables are trained whole by AdamW, and the rows of all other words are put back afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import cases
+from benchmarks.cases import Case
+from benchmarks.worker import Work, serve
+from gm import draws
+from gm.data import folder, templates
+from gm.text.tokenizer import END, VOCABULARY, Tokenizer
+from tests.reference import loops, networks
+from tests.reference.networks import Reference
+
+_SIDE = 2048  # of the matrices whose product tells the machine's speed
+
+
+def product_speed() -> float:
+    """Return the float32 FLOPs a second of PyTorch's matrix product, 2048³, in the median of ten."""
+    a, b, taken = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE), []
+    for _ in range(12):
+        started = time.perf_counter()
+        a @ b
+        taken.append(time.perf_counter() - started)
+    return 2 * _SIDE**3 / statistics.median(taken[2:])
+
+
+def step(case: Case) -> tuple[dict[str, Any], Work]:
+    """Return a worker that trains: `accumulation` steps a piece, and the update after them."""
+    facts, reference = _start(case)
+    trainer = _Trainer(case, reference)
+
+    def work() -> dict[str, Any]:
+        started = time.perf_counter()
+        loss = trainer.update()
+        return {"seconds": (time.perf_counter() - started) / case.accumulation, "loss": loss}
+
+    return facts, work
+
+
+class _Trainer:
+    """Both text encoders with tables that are longer by the learned rows, their optimizer, and what they are shown."""
+
+    def __init__(self, case: Case, reference: Reference) -> None:
+        self.case, self.reference = case, reference
+        self.encoders = (reference.text_encoder_1, reference.text_encoder_2)
+        tables = []
+        for encoder in self.encoders:
+            encoder.resize_token_embeddings(VOCABULARY + case.vectors, mean_resizing=False)
+            table = encoder.get_input_embeddings().weight
+            tables.append(table.requires_grad_(True))
+            encoder.train()
+        self.tables = tables
+        self.optimizer = torch.optim.AdamW(tables, lr=1e-3)
+        self.originals = [table.detach().clone() for table in tables]
+        self.others = torch.arange(VOCABULARY + case.vectors) < VOCABULARY
+        self.kept = loops.scheduler(reference.config).alphas_cumprod
+        pictures = folder.read(case.model.pictures, case.resolution)
+        self.pictures = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
+        six = [[*p.original, *p.crop, case.resolution, case.resolution] for p in pictures]
+        self.sizes = torch.tensor(six, dtype=torch.float32)
+        self.ids = _prompts(case)
+        self.samples = count()
+
+    def update(self) -> float:
+        """Take `accumulation` steps and update the rows; return the last loss."""
+        for _ in range(self.case.accumulation):
+            loss = self._loss()
+            (loss / self.case.accumulation).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for table, original in zip(self.tables, self.originals, strict=True):
+                table[self.others] = original[self.others]
+        return loss.item()
+
+    def _loss(self) -> torch.Tensor:
+        shown = [next(self.samples) for _ in range(self.case.batch)]
+        pictures = [number % len(self.pictures) for number in shown]
+        prompts = [number % len(self.ids[0]) for number in shown]
+        vae = self.reference.autoencoder
+        latents = vae.encode(self.pictures[pictures]).latent_dist.sample().detach() * vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, len(self.kept), (self.case.batch,))
+        kept = self.kept[timesteps].reshape(-1, 1, 1, 1)
+        noisy = kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
+        first = self.encoders[0](self.ids[0][prompts], output_hidden_states=True)
+        second = self.encoders[1](self.ids[1][prompts], output_hidden_states=True)
+        context = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
+        epsilon = self.reference.epsilon(noisy, timesteps, context, second.text_embeds, self.sizes[pictures])
+        return torch.nn.functional.mse_loss(epsilon, noise)
+
+
+def sampling(case: Case) -> tuple[dict[str, Any], Work]:
+    """Return a worker that draws `batch` pictures a piece, in the steps that ours takes."""
+    from tests.reference import pipeline
+
+    facts, reference = _start(case)
+    with tempfile.TemporaryDirectory() as tokenizers:
+        pipe = pipeline.pipeline(reference, Path(tokenizers))
+    autoencoder, last = reference.config.autoencoder, reference.config.schedule.timesteps - 1
+    side = case.resolution // autoencoder.reduction
+    times = np.floor(np.linspace(last, 0, case.steps, endpoint=False)).astype(int).tolist()
+    noise = np.stack([draws.normal((autoencoder.latent_channels, side, side), k, "picture") for k in range(case.batch)])
+
+    def work() -> dict[str, Any]:
+        ticks: list[float] = []
+
+        def tick(_: Any, number: int, time_: Any, values: dict[str, Any]) -> dict[str, Any]:
+            ticks.append(time.perf_counter())
+            return values
+
+        pipe(
+            prompt=[cases.PROMPT] * case.batch,
+            timesteps=times,
+            guidance_scale=case.guidance,
+            latents=torch.from_numpy(noise),
+            height=case.resolution,
+            width=case.resolution,
+            callback_on_step_end=tick,
+        )
+        return {"steps": cases.between(ticks)}
+
+    return facts, work
+
+
+def _start(case: Case) -> tuple[dict[str, Any], Reference]:
+    """Return the machine's speed and the networks."""
+    torch.set_num_threads(os.cpu_count() or 1)  # tests.reference.networks leaves one
+    torch.manual_seed(0)
+    facts = {"product_flops_per_second": product_speed()}
+    with tempfile.TemporaryDirectory() as configs:
+        return facts, networks.load(case.config().model, case.model.source, Path(configs))
+
+
+def _prompts(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of every template with the placeholder, for both encoders."""
+    tokenizer = Tokenizer()
+    tokenizer.add_placeholder(cases.PLACEHOLDER, case.vectors)
+    prompts = [templates.fill(line, cases.PLACEHOLDER) for line in templates.load("object", None)]
+    one, two = tokenizer(prompts, padding=END), tokenizer(prompts, padding=0)
+    return torch.from_numpy(one).long(), torch.from_numpy(two).long()
+
+
+def main() -> None:
+    kind, case = sys.argv[1], cases.read(sys.argv[2])
+    serve(lambda: {"step": step, "sampling": sampling}[kind](case))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What every benchmark is asked, and how it answers: a small table, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.alternation import Measured
+from benchmarks.models import SIZES, Size
+from gm.command_line import Parser
+from gm.errors import UserError
+
+_LIBRARIES = ("mindspore", "torch", "diffusers", "transformers", "numpy")
+
+
+def parser(description: str, size: str = "tiny") -> Parser:
+    """Return a parser that knows --size and --json."""
+    made = Parser(description)
+    made.add_argument("--size", default=size, choices=list(SIZES), help="of the model (default: %(default)s)")
+    made.add_argument("--json", metavar="PATH", help="file to write everything measured to, as JSON")
+    return made
+
+
+def add_turns(parser: Parser) -> None:
+    """Add the flags that say how often to measure."""
+    parser.add_argument("--rounds", type=int, help="turns of each side (default: the size's)")
+    parser.add_argument("--pieces", type=int, help="pieces of work a turn (default: the size's)")
+    parser.add_argument("--warm_ups", type=int, help="pieces of work that do not count (default: the size's)")
+
+
+def add_graphs(parser: Parser) -> None:
+    """Add the flag that says where compiled graphs come from."""
+    parser.add_argument(
+        "--graphs",
+        default="compiled",
+        choices=("compiled", "kept"),
+        help="compiled anew in every process, or kept from an earlier run of the same command if there was one; what "
+        "compiling leaves behind is in the peak (default: %(default)s)",
+    )
+
+
+def choose_graphs(flags: dict[str, Any]) -> None:
+    """Let every worker started from now on do as --graphs says."""
+    if flags["graphs"] == "compiled":
+        os.environ["GM_GRAPHS"] = ""
+
+
+def turns(flags: dict[str, Any], size: Size, **usual: int) -> dict[str, int]:
+    """Return the values of those flags, for `alternation.alternate`; `usual` replaces the size's."""
+    usual = {"rounds": size.rounds, "pieces": size.pieces, "warm_ups": size.warm_ups, **usual}
+    for name, value in usual.items():
+        if flags[name] is not None and flags[name] < (name != "warm_ups"):
+            raise UserError(f"--{name} is {flags[name]}; the least is {int(name != 'warm_ups')}")
+        usual[name] = value if flags[name] is None else flags[name]
+    return usual
+
+
+def sides(measured: dict[str, Measured], unit: str = "s") -> str:
+    """Return the table of what alternated: seconds and memory of each side."""
+    header = ["", f"median {unit}", f"min {unit}", f"max {unit}", "peak GB", "whole process GB"]
+    rows = [
+        [name, *map(seconds, (m.median, min(m.seconds), max(m.seconds))), *map(gigabytes, (m.peak, m.peak_of_process))]
+        for name, m in measured.items()
+    ]
+    return table(header, rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table, the first column to the left and numbers to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    padded = [
+        [cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(r, widths, strict=True))]
+        for r in lines
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def answer(path: str | None, title: str, text: str, results: dict[str, Any], measured: bool = True) -> None:
+    """Print `title` and `text`; write `results`, and the machine if `measured`, to the JSON file at `path` if any."""
+    print(f"{title}\n\n{text}")
+    if path:
+        whole = {"title": title, **({"machine": machine()} if measured else {}), **results}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """Return what a measurement depends on beside the code."""
+    known = {d.metadata["Name"].lower() for d in metadata.distributions()}
+    versions = {name: metadata.version(name) for name in _LIBRARIES if name in known}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": os.cpu_count(),
+        "memory": memory,
+        "processor": _processor(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def seconds(value: float) -> str:
+    """Write a duration with three digits that count."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def gigabytes(value: float) -> str:
+    """Write bytes as gigabytes of 10⁹."""
+    return f"{value / 1e9:.3g}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,84 @@
+"""A picture drawn by this toolkit against one by diffusers' SDXL pipeline, in turns: Euler, guidance, float32.
+
+python benchmarks/sampling.py --size tiny --steps 20
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import report
+from benchmarks.alternation import Measured, alternate, pairwise, worker
+from benchmarks.cases import Case
+from benchmarks.models import SIZES, prepare
+from gm import command_line
+from gm.errors import UserError
+
+_ROUNDS = {"tiny": 10, "small": 5, "full": 2}
+
+
+def main() -> None:
+    parser = report.parser("Time drawing a picture against diffusers' pipeline, and compare their memory.")
+    parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="of ours (default: %(default)s)")
+    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    parser.add_argument("--batch", type=int, default=1, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler, 3 at least (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="scale; 1 is none (default: %(default)s)")
+    report.add_turns(parser)
+    report.add_graphs(parser)
+    flags = parser.read()
+    if flags["steps"] < 3:
+        raise UserError(f"--steps is {flags['steps']}; the first and the last are not timed alone, so give 3 or more")
+    size = SIZES[flags["size"]]
+    case = Case(
+        *(size.name, flags["resolution"] or size.pixels, flags["batch"]),
+        mode=flags["mode"],
+        steps=flags["steps"],
+        guidance=flags["guidance"],
+    )
+    prepare(size)
+    report.choose_graphs(flags)
+    sides = {name: worker(f"benchmarks.{name}", "sampling", case.written()) for name in ("ours", "reference")}
+    # A picture is many steps: fewer of them are enough.
+    turns = report.turns(flags, size, rounds=_ROUNDS[size.name], pieces=1, warm_ups=1)
+    show(case, alternate(sides, **turns, together=size.together), flags["graphs"], flags["json"])
+
+
+def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | None) -> None:
+    """Print both sides and their ratios; `path` takes the JSON."""
+    ours, reference = measured["ours"], measured["reference"]
+    steps = {
+        name: statistics.median(s for answer in side.answers for s in answer["steps"])
+        for name, side in measured.items()
+    }
+    results: dict[str, Any] = {
+        "case": vars(case),
+        "graphs": graphs,
+        "seconds_a_step": steps,
+        "ratio_of_medians": ours.median / reference.median,
+        "median_of_ratios": pairwise(ours, reference),
+        "ratio_of_steps": steps["ours"] / steps["reference"],
+        "ratio_of_peaks": ours.peak / reference.peak,
+        "sides": {name: side.asdict() for name, side in measured.items()},
+    }
+    text = report.sides(measured)
+    text += (
+        f"\n\na step: ours {report.seconds(steps['ours'])} s, reference {report.seconds(steps['reference'])} s\n"
+        f"ours/reference: {results['ratio_of_medians']:.3f} of the time of a picture (median of pairs "
+        f"{results['median_of_ratios']:.3f}), {results['ratio_of_steps']:.3f} of a step's, "
+        f"{results['ratio_of_peaks']:.3f} of the memory while drawing"
+    )
+    title = (
+        f"A picture: {case.size}, {case.resolution} px, {case.batch} at once, {case.steps} steps of Euler, "
+        f"guidance {case.guidance:g}, float32, {case.mode} mode, graphs {graphs}"
+    )
+    report.answer(path, title, text, results)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

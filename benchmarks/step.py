@@ -1,0 +1,75 @@
+"""A training step of this toolkit against one of diffusers' SDXL textual inversion, in turns.
+
+python benchmarks/step.py --size tiny --mode graph
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import costs, report
+from benchmarks.alternation import Measured, alternate, pairwise, worker
+from benchmarks.cases import Case
+from benchmarks.models import SIZES, prepare
+from gm import command_line
+
+
+def main() -> None:
+    parser = report.parser("Time a training step against diffusers', and compare their memory.")
+    parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="of ours (default: %(default)s)")
+    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    parser.add_argument("--batch", type=int, default=1, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--vectors", type=int, default=4, help="learned rows (default: %(default)s)")
+    parser.add_argument("--accumulation", type=int, default=1, help="steps an update (default: %(default)s)")
+    report.add_turns(parser)
+    report.add_graphs(parser)
+    flags = parser.read()
+    size = SIZES[flags["size"]]
+    case = Case(
+        *(size.name, flags["resolution"] or size.pixels, flags["batch"], flags["vectors"], flags["accumulation"]),
+        mode=flags["mode"],
+    )
+    prepare(size)
+    report.choose_graphs(flags)
+    sides = {name: worker(f"benchmarks.{name}", "step", case.written()) for name in ("ours", "reference")}
+    measured = alternate(sides, **report.turns(flags, size), together=size.together)
+    show(case, measured, flags["graphs"], flags["json"])
+
+
+def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | None) -> None:
+    """Print both sides and their ratios; `path` takes the JSON."""
+    ours, reference = measured["ours"], measured["reference"]
+    flops = costs.total(costs.training(case.config().model, case.resolution, case.batch, "float32")).flops
+    speed = statistics.median(fact["product_flops_per_second"] for fact in reference.facts)
+    results: dict[str, Any] = {
+        "case": vars(case),
+        "graphs": graphs,
+        "ratio_of_medians": ours.median / reference.median,
+        "median_of_ratios": pairwise(ours, reference),
+        "ratio_of_peaks": ours.peak / reference.peak,
+        "flops": flops,
+        "product_flops_per_second": speed,
+        "fraction_of_product_speed": flops / ours.median / speed,
+        "sides": {name: side.asdict() for name, side in measured.items()},
+    }
+    text = report.sides(measured)
+    text += (
+        f"\n\nours/reference: {results['ratio_of_medians']:.3f} of the time (median of pairs "
+        f"{results['median_of_ratios']:.3f}), {results['ratio_of_peaks']:.3f} of the memory while stepping\n"
+        f"our step: {flops / 1e9:.4g} GFLOP counted, {flops / ours.median / 1e9:.3g} GFLOP/s, "
+        f"{results['fraction_of_product_speed']:.3f} of the {speed / 1e9:.3g} GFLOP/s of a float32 product 2048³"
+    )
+    title = (
+        f"A training step: {case.size}, {case.resolution} px, batch {case.batch}, {case.vectors} rows, "
+        f"{case.accumulation} steps an update, {case.mode} mode, graphs {graphs}"
+    )
+    report.answer(path, title, text, results)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
