@@ -58,7 +58,7 @@ class _LayerNorm(nn.Cell):
         self.width, self.epsilon = width, epsilon
         self.average = Tensor(np.full((1, width), 1.0 / width, np.float32))
         self.ones = Tensor(np.ones((width, 1), np.float32))
-        self.product, self.add, self.root = ops.MatMul(), ops.BiasAdd(), ops.Rsqrt()
+        self.product, self.add, self.root, self.fill = ops.MatMul(), ops.BiasAdd(), ops.Rsqrt(), ops.FillV2()
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         centred, inverse = self._centred(x.reshape((self.width, -1)))
@@ -67,11 +67,15 @@ class _LayerNorm(nn.Cell):
 
     def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
         centred, inverse = self._centred(x.reshape((self.width, -1)))
-        scaled = slope.reshape((self.width, -1)) * self.product(gamma.reshape((-1, 1)), inverse)
+        slope = slope.reshape((self.width, -1))
+        scaled = slope * self.product(gamma.reshape((-1, 1)), inverse)
         mean = self.product(self.average, scaled)
         along = self.product(self.average, scaled * centred) * (inverse * inverse)
         gradient = self.add(scaled, -mean.reshape((-1,))) - centred * self.product(self.ones, along)
-        return gradient.reshape(x.shape), ops.zeros_like(gamma), ops.zeros_like(beta)
+        # Nothing is computed in a graph that wants no gradient of the weights.
+        of_gamma = self.product(slope * centred, inverse.reshape((-1, 1)))
+        of_beta = self.product(slope, self.fill((slope.shape[1], 1), Tensor(1.0, ms.float32)))
+        return gradient.reshape(x.shape), of_gamma.reshape((-1,)), of_beta.reshape((-1,))
 
     def _centred(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the columns of x without their mean, and one over the standard deviation of each [1, columns]."""
@@ -95,12 +99,20 @@ class _GroupNorm(nn.Cell):
         n, channels, height, width = x.shape
         rows = n * self.groups
         centred, inverse = self._centred(x)
-        scaled = slope.reshape((n * channels, -1)) * self._scale(inverse, gamma, n, height * width)
+        slope = slope.reshape((n * channels, -1))
+        scaled = slope * self._scale(inverse, gamma, n, height * width)
         mean = self._average(scaled, rows, width)
         along = self._average(scaled * centred.reshape((n * channels, -1)), rows, width) * (inverse * inverse)
         scaled = self.add(scaled.reshape((1, rows, -1)), -mean.reshape((-1,)))
         gradient = scaled - centred * self._repeated(along, channels // self.groups * height * width)
-        return gradient.reshape(x.shape), ops.zeros_like(gamma), ops.zeros_like(beta)
+        # Nothing is computed in a graph that wants no gradient of the weights.
+        of_gamma = self._average(slope * centred.reshape((n * channels, -1)), n * channels, width)
+        of_gamma = of_gamma.reshape((n, self.groups, -1)) * inverse.reshape((n, self.groups, 1))
+        of_beta = self._average(slope, n * channels, width)
+        samples = self.fill((1, n), Tensor(1.0 * height * width, ms.float32))
+        of_gamma = self.product(samples, of_gamma.reshape((n, channels)))
+        of_beta = self.product(samples, of_beta.reshape((n, channels)))
+        return gradient.reshape(x.shape), of_gamma.reshape((-1,)), of_beta.reshape((-1,))
 
     def _centred(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the groups of x without their mean [1, groups, K], and one over each one's deviation [groups, 1]."""

@@ -17,14 +17,16 @@ modes = pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"
 
 
 class Slope(nn.Cell):
-    """The gradient of (cell(x, …) · weights).sum() with respect to x."""
+    """The gradients of (cell(x, …) · weights).sum() with respect to x and to what else the cell takes."""
 
     def __init__(self, cell: nn.Cell) -> None:
         super().__init__()
         self.weighted = Weighted(cell)
 
-    def construct(self, weights: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
-        return ms.grad(self.weighted)(x, weights, rest)
+    def construct(self, weights: Tensor, x: Tensor, *rest: Tensor) -> tuple:
+        if len(rest) == 0:
+            return (ms.grad(self.weighted)(x, None, None, weights),)
+        return ms.grad(self.weighted, grad_position=(0, 1, 2))(x, rest[0], rest[1], weights)
 
 
 class Weighted(nn.Cell):
@@ -32,19 +34,20 @@ class Weighted(nn.Cell):
         super().__init__()
         self.cell = cell
 
-    def construct(self, x: Tensor, weights: Tensor, rest: tuple) -> Tensor:
-        return (self.cell(x, *rest) * weights).sum()
+    def construct(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, weights: Tensor) -> Tensor:
+        return ((self.cell(x) if gamma is None else self.cell(x, gamma, beta)) * weights).sum()
 
 
 def compare(cell: nn.Cell, theirs: Callable, graph: bool, x: np.ndarray, *rest: np.ndarray) -> None:
     weights = normal(9, *x.shape)
-    inputs = torch.from_numpy(x).requires_grad_()
-    expected = theirs(inputs, *map(torch.from_numpy, rest))
+    inputs = [torch.from_numpy(given).requires_grad_() for given in (x, *rest)]
+    expected = theirs(*inputs)
     (expected * torch.from_numpy(weights)).sum().backward()
     found = backend.compiled(cell, graph)(Tensor(x), *map(Tensor, rest)).asnumpy()
-    slope = backend.compiled(Slope(cell), graph)(Tensor(weights), Tensor(x), *map(Tensor, rest)).asnumpy()
+    slopes = backend.compiled(Slope(cell), graph)(Tensor(weights), Tensor(x), *map(Tensor, rest))
     assert relative_error(found, expected.detach().numpy()) < 2e-6
-    assert relative_error(slope, inputs.grad.numpy()) < 1e-5
+    for slope, given in zip(slopes, inputs, strict=True):
+        assert relative_error(slope.asnumpy(), given.grad.numpy()) < 1e-5
 
 
 @modes
