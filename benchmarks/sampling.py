@@ -41,11 +41,11 @@ def main() -> None:
         steps=flags["steps"],
         guidance=flags["guidance"],
     )
+    # A picture is many steps: fewer of them are enough.
+    turns = report.turns(flags, size, rounds=_ROUNDS[size.name], pieces=1, warm_ups=1)
     prepare(size)
     report.choose_graphs(flags)
     sides = {name: worker(f"benchmarks.{name}", "sampling", case.written()) for name in ("ours", "reference")}
-    # A picture is many steps: fewer of them are enough.
-    turns = report.turns(flags, size, rounds=_ROUNDS[size.name], pieces=1, warm_ups=1)
     show(case, alternate(sides, **turns, together=size.together), flags["graphs"], flags["json"])
 
 

@@ -34,11 +34,11 @@ def main() -> None:
         *(size.name, flags["resolution"] or size.pixels, flags["batch"], flags["vectors"], flags["accumulation"]),
         mode=flags["mode"],
     )
+    turns = report.turns(flags, size)
     prepare(size)
     report.choose_graphs(flags)
     sides = {name: worker(f"benchmarks.{name}", "step", case.written()) for name in ("ours", "reference")}
-    measured = alternate(sides, **report.turns(flags, size), together=size.together)
-    show(case, measured, flags["graphs"], flags["json"])
+    show(case, alternate(sides, **turns, together=size.together), flags["graphs"], flags["json"])
 
 
 def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | None) -> None:
