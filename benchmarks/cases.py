@@ -25,6 +25,7 @@ class Case:
     vectors: int = 4
     accumulation: int = 1
     mode: str = "graph"  # of ours: graph or pynative
+    low_memory: str = "auto"  # of ours, as --low_memory of the training script
     steps: int = 20  # of the sampler
     guidance: float = 5.0
 
@@ -38,7 +39,7 @@ class Case:
     def config(self) -> Config:
         """Return the toolkit's config for it; it never comes to an end by itself."""
         return self.model.config(
-            run={"ms_mode": ("graph", "pynative").index(self.mode)},
+            run={"ms_mode": ("graph", "pynative").index(self.mode), "low_memory": self.low_memory},
             concept={"placeholder_token": PLACEHOLDER, "num_vectors": self.vectors},
             data={"data_path": self.model.pictures, "resolution": self.resolution},
             training={

@@ -33,7 +33,8 @@ class _Chain(nn.Cell):
         self.group_norm = operators.group_norm(shape.groups, EPSILON)
         self.softmax = operators.softmax() if ours else ops.Softmax(-1)
         self.gelu = operators.gelu()
-        self.attend = sequence.attention(shape.heads, shape.causal)
+        self.attend = operators.attention(shape.heads, shape.causal)
+        self.project = operators.projection()
 
     def construct(self, x: Tensor, context: Tensor) -> Tensor:
         for _ in range(LINKS):
@@ -58,7 +59,7 @@ class _Chain(nn.Cell):
             return self.group_norm(x, self.gamma, self.beta)
         if self.operator == "gelu":
             return self.gelu(x)
-        return sequence.project(x, self.weight, self.beta)
+        return self.project(x, self.weight, self.beta)
 
     def native_link(self, x: Tensor) -> Tensor:
         if self.operator == "layer_norm":

@@ -28,13 +28,13 @@ _WORDS = 2000  # characters of a failed command's output that are shown
 
 def main() -> None:
     parser = report.parser("Measure the peak memory of converting, loading, training and sampling.")
-    parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="(default: %(default)s)")
+    report.add_mode(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
     parser.add_argument("--steps", type=int, default=3, help="of training, and of the sampler (default: %(default)s)")
     flags = parser.read()
     size = SIZES[flags["size"]]
     prepare(size)
-    case = Case(size.name, flags["resolution"] or size.pixels, mode=flags["mode"])
+    case = Case(size.name, flags["resolution"] or size.pixels, mode=flags["mode"], low_memory=flags["low_memory"])
     model = float32_size(case)
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory(dir=size.weight.parent) as folder:
@@ -49,7 +49,8 @@ def main() -> None:
         peaks["load"] = process.end()["peak_of_process"]
     rows = [[name, report.gigabytes(peak), f"{peak / model:.2f}"] for name, peak in peaks.items()]
     text = report.table(["", "peak GB", "times the model's float32 size"], rows)
-    title = f"Memory: {size.name}, {case.resolution} px, {flags['steps']} steps, {flags['mode']} mode; the model is "
+    title = f"Memory: {size.name}, {case.resolution} px, {flags['steps']} steps, {case.mode} mode, "
+    title += f"low memory {case.low_memory}; the model is "
     results: dict[str, Any] = {"case": vars(case), "model": model, "peaks": peaks}
     report.answer(flags["json"], f"{title}{report.gigabytes(model)} GB in float32", text, results)
 
@@ -68,7 +69,7 @@ def float32_size(case: Case) -> int:
 def commands(case: Case, steps: int, folder: Path) -> dict[str, list[str]]:
     """Return the arguments of Python, by what they do; what they write goes to `folder`."""
     size, pixels = case.model, str(case.resolution)
-    mode = ("--ms_mode", "0" if case.mode == "graph" else "1")
+    mode = ("--ms_mode", "0" if case.mode == "graph" else "1", "--low_memory", case.low_memory)
     ours = ("--config", size.yaml, "--weight", str(size.weight), *mode)
     made = {"import the toolkit": ["-c", "from gm import api"]}
     made |= {f"convert to {dtype}": _conversion(size, dtype, folder) for dtype in ("float16", "float32")}

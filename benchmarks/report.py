@@ -33,6 +33,13 @@ def add_turns(parser: Parser) -> None:
     parser.add_argument("--warm_ups", type=int, help="pieces of work that do not count (default: the size's)")
 
 
+def add_mode(parser: Parser) -> None:
+    """Add the flags that say how ours runs."""
+    modes, levels = ("graph", "pynative"), ("auto", "off", "some", "most")
+    parser.add_argument("--mode", default="graph", choices=modes, help="of ours (default: %(default)s)")
+    parser.add_argument("--low_memory", default="auto", choices=levels, help="of ours (default: %(default)s)")
+
+
 def add_graphs(parser: Parser) -> None:
     """Add the flag that says where compiled graphs come from."""
     parser.add_argument(

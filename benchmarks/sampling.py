@@ -24,7 +24,7 @@ _ROUNDS = {"tiny": 10, "small": 5, "full": 2}
 
 def main() -> None:
     parser = report.parser("Time drawing a picture against diffusers' pipeline, and compare their memory.")
-    parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="of ours (default: %(default)s)")
+    report.add_mode(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler, 3 at least (default: %(default)s)")
@@ -38,6 +38,7 @@ def main() -> None:
     case = Case(
         *(size.name, flags["resolution"] or size.pixels, flags["batch"]),
         mode=flags["mode"],
+        low_memory=flags["low_memory"],
         steps=flags["steps"],
         guidance=flags["guidance"],
     )
@@ -75,7 +76,7 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
     )
     title = (
         f"A picture: {case.size}, {case.resolution} px, {case.batch} at once, {case.steps} steps of Euler, "
-        f"guidance {case.guidance:g}, float32, {case.mode} mode, graphs {graphs}"
+        f"guidance {case.guidance:g}, float32, {case.mode} mode, low memory {case.low_memory}, graphs {graphs}"
     )
     report.answer(path, title, text, results)
 

@@ -21,7 +21,7 @@ from gm import command_line
 
 def main() -> None:
     parser = report.parser("Time a training step against diffusers', and compare their memory.")
-    parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="of ours (default: %(default)s)")
+    report.add_mode(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
     parser.add_argument("--batch", type=int, default=1, help="pictures a step (default: %(default)s)")
     parser.add_argument("--vectors", type=int, default=4, help="learned rows (default: %(default)s)")
@@ -33,6 +33,7 @@ def main() -> None:
     case = Case(
         *(size.name, flags["resolution"] or size.pixels, flags["batch"], flags["vectors"], flags["accumulation"]),
         mode=flags["mode"],
+        low_memory=flags["low_memory"],
     )
     turns = report.turns(flags, size)
     prepare(size)
@@ -66,7 +67,7 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
     )
     title = (
         f"A training step: {case.size}, {case.resolution} px, batch {case.batch}, {case.vectors} rows, "
-        f"{case.accumulation} steps an update, {case.mode} mode, graphs {graphs}"
+        f"{case.accumulation} steps an update, {case.mode} mode, low memory {case.low_memory}, graphs {graphs}"
     )
     report.answer(path, title, text, results)
 

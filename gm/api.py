@@ -71,7 +71,7 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     backend = backends.setup(config.run, config.training.is_parallel)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
-    transfer.load(model, config.run.weight, config.model)
+    transfer.load(model, config.run.weight, config.model, backend.widened)
     log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)
     return Toolkit(config, model, backend)
 

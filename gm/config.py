@@ -118,6 +118,12 @@ class RunConfig:
         "of the frozen weights; auto is float16 on Ascend and float32 on CPU",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
+    low_memory: str = option(
+        "auto",
+        "float16 weights that stay so in memory and are widened to float32 at each use: same numbers, slower steps; "
+        "auto is some in PyNative mode on CPU, else off",
+        choices=("auto", "off", "some", "most"),
+    )
     weight: str = option("checkpoints/sd_xl_base_1.0_ms.ckpt", "the model's weights: .ckpt or .safetensors")
     pooling: str = option(
         "end_of_text",

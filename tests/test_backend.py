@@ -49,6 +49,14 @@ def test_bfloat16_on_cpu_is_refused() -> None:
         backend.setup(RunConfig(device_target="CPU", precision="bfloat16"))
 
 
+@pytest.mark.parametrize(
+    ("chosen", "mode", "expected"),
+    [("auto", 0, math.inf), ("auto", 1, 2**23), ("off", 1, math.inf), ("some", 0, 2**23), ("most", 0, 2**20)],
+)
+def test_low_memory(chosen: str, mode: int, expected: float) -> None:
+    assert backend.setup(RunConfig(device_target="CPU", ms_mode=mode, low_memory=chosen)).widened == expected
+
+
 def test_processes_without_the_flag_and_the_flag_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="needs several processes: mpirun -n N"):
         backend.setup(RunConfig(device_target="CPU"), is_parallel=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from gm import operators
 from gm.config import AutoencoderConfig
 from gm.networks.layers import Conv2d, GroupNorm, PointwiseConv2d, Upsample
 from gm.operators import sequence
@@ -43,7 +44,7 @@ class _Attention(nn.Cell):
         self.k = PointwiseConv2d(channels, channels, ms.float32)
         self.v = PointwiseConv2d(channels, channels, ms.float32)
         self.proj_out = PointwiseConv2d(channels, channels, ms.float32)
-        self.attend = sequence.attention(heads=1)
+        self.attend = operators.attention(heads=1)
 
     def construct(self, x: Tensor) -> Tensor:
         y = self.norm(x)

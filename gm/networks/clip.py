@@ -30,7 +30,7 @@ class _SelfAttention(nn.Cell):
         self.k_proj = Projection(width, width, dtype)
         self.v_proj = Projection(width, width, dtype)
         self.out_proj = Projection(width, width, dtype)
-        self.attend = sequence.attention(heads, causal=True)
+        self.attend = operators.attention(heads, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.out_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
@@ -103,10 +103,11 @@ class _FusedAttention(nn.Cell):
         self.in_proj_weight = parameter((3 * width, width), dtype, "in_proj_weight")
         self.in_proj_bias = parameter((3 * width,), dtype, "in_proj_bias")
         self.out_proj = Projection(width, width, dtype)
-        self.attend = sequence.attention(heads, causal=True)
+        self.project = operators.projection()
+        self.attend = operators.attention(heads, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        query, key, value = sequence.split(sequence.project(x, self.in_proj_weight, self.in_proj_bias), 3)
+        query, key, value = sequence.split(self.project(x, self.in_proj_weight, self.in_proj_bias), 3)
         return self.out_proj(self.attend(query, key, value))
 
 
@@ -166,4 +167,4 @@ class OpenClipG(nn.Cell):
         flat = ops.arange(n).astype(pool_position.dtype) * length + pool_position
         pooled = ops.gather(x.reshape((n * length, width)), flat, 0).expand_dims(1)
         pooled = sequence.tokens(self.ln_final(sequence.of_tokens(pooled))).reshape((n, width))
-        return sequence.tokens(hidden), ops.matmul(pooled, self.text_projection)
+        return sequence.tokens(hidden), ops.matmul(pooled, ops.cast(self.text_projection, pooled.dtype))

@@ -36,15 +36,19 @@ class Linear(nn.Cell):
         self.product = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.product(x, self.weight)
+        y = self.product(x, ops.cast(self.weight, x.dtype))
         return y if self.bias is None else ops.bias_add(y, self.bias)
 
 
 class Projection(Linear):
     """Affine map of every token of a sequence (`gm.operators.sequence`); weight [outputs, inputs]."""
 
+    def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, dtype, bias)
+        self.project = operators.projection()
+
     def construct(self, x: Tensor) -> Tensor:
-        return sequence.project(x, self.weight, self.bias)
+        return self.project(x, self.weight, self.bias)
 
 
 class Conv2d(nn.Cell):
@@ -65,9 +69,7 @@ class Conv2d(nn.Cell):
         super().__init__()
         self.weight = parameter((outputs, inputs, kernel, kernel), dtype, "weight")
         self.bias = parameter((outputs,), dtype, "bias")
-        # Never ops.pad: in a graph, its gradient on CPU does not come back after some tens of runs.
-        pad = (kernel // 2,) * 4 if padding is None else padding
-        self.convolution = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=pad, stride=stride)
+        self.convolution = operators.convolution(outputs, kernel, padding or (kernel // 2,) * 4, stride)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.convolve(x)
@@ -81,10 +83,10 @@ class PointwiseConv2d(Conv2d):
 
     def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
         super().__init__(inputs, outputs, 1, dtype)
+        self.project = operators.projection()
 
     def construct(self, x: Tensor) -> Tensor:
-        weight = self.weight.reshape(self.weight.shape[:2])
-        return sequence.picture(sequence.project(sequence.of_picture(x), weight, self.bias), *x.shape[2:])
+        return sequence.picture(self.project(sequence.of_picture(x), self.weight, self.bias), *x.shape[2:])
 
 
 class Embedding(nn.Cell):
@@ -92,6 +94,7 @@ class Embedding(nn.Cell):
 
     def __init__(self, rows: int, width: int, dtype: Any) -> None:
         super().__init__()
+        self.dtype = dtype
         self.embedding_table = parameter((rows, width), dtype, "embedding_table")
 
 

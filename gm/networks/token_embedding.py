@@ -17,6 +17,6 @@ class TokenEmbedding(Embedding):
 
     def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
         vocabulary, n = self.embedding_table.shape[0], rows.shape[0]
-        known = ops.gather(self.embedding_table, ops.clamp(ids, 0, vocabulary - 1), 0)
-        learned = ops.gather(ops.cast(rows, known.dtype), ops.clamp(ids - vocabulary, 0, n - 1), 0)
+        known = ops.cast(ops.gather(self.embedding_table, ops.clamp(ids, 0, vocabulary - 1), 0), self.dtype)
+        learned = ops.gather(ops.cast(rows, self.dtype), ops.clamp(ids - vocabulary, 0, n - 1), 0)
         return ops.select(ops.expand_dims(ids >= vocabulary, -1).broadcast_to(known.shape), learned, known)

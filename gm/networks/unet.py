@@ -72,7 +72,7 @@ class _Attention(nn.Cell):
         self.to_k = Projection(context_width, width, dtype, bias=False)
         self.to_v = Projection(context_width, width, dtype, bias=False)
         self.to_out = nn.SequentialCell(Projection(width, width, dtype))
-        self.attend = sequence.attention(heads)
+        self.attend = operators.attention(heads)
 
     def listen(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of what is attended to."""

@@ -7,6 +7,8 @@ the two it is, the constructors ask the backend.
 """
 
 from gm.operators.activation import gelu
+from gm.operators.heads import attention
 from gm.operators.normalisation import group_norm, layer_norm, softmax
+from gm.operators.product import convolution, projection
 
-__all__ = ["gelu", "group_norm", "layer_norm", "softmax"]
+__all__ = ["attention", "convolution", "gelu", "group_norm", "layer_norm", "projection", "softmax"]

@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gm import backend
+from gm.operators import sequence
 from gm.operators.sharing import shared
 
 
@@ -21,17 +22,30 @@ def layer_norm(width: int, epsilon: float) -> nn.Cell:
 
     x is a float32 sequence as `sequence` lays it out: [width, N, L] on the CPU, [N, L, width] on Ascend.
     """
-    return _NativeLayerNorm(epsilon) if backend.on_ascend() else shared(_LayerNorm, width, epsilon)
+    native = shared(_NativeLayerNorm, epsilon)
+    return native if backend.on_ascend() else shared(_ByMode, shared(_LayerNorm, width, epsilon), native)
 
 
 def group_norm(groups: int, epsilon: float) -> nn.Cell:
     """Return the Cell (x [N, C, H, W] float32, gamma [C], beta [C]) → x normalised in groups (Wu and He, 2018)."""
-    return _NativeGroupNorm(groups, epsilon) if backend.on_ascend() else shared(_GroupNorm, groups, epsilon)
+    native = shared(_NativeGroupNorm, groups, epsilon)
+    return native if backend.on_ascend() else shared(_ByMode, shared(_GroupNorm, groups, epsilon), native)
 
 
 def softmax() -> nn.Cell:
     """Return the Cell x [..., n] float32 → its softmax over the last axis."""
     return nn.Softmax(axis=-1) if backend.on_ascend() else shared(_Softmax)
+
+
+class _ByMode(nn.Cell):
+    """`composed` in a graph; `native` in PyNative mode, where the launch of twenty operators takes longer than that."""
+
+    def __init__(self, composed: nn.Cell, native: nn.Cell) -> None:
+        super().__init__()
+        self.composed, self.native = composed, native
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return self.composed(x, gamma, beta) if backend.in_graph() else self.native(x, gamma, beta)
 
 
 class _NativeLayerNorm(nn.Cell):
@@ -40,7 +54,7 @@ class _NativeLayerNorm(nn.Cell):
         self.normalise = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return self.normalise(x, gamma, beta)[0]
+        return sequence.of_tokens(self.normalise(sequence.tokens(x), gamma, beta)[0])
 
 
 class _NativeGroupNorm(nn.Cell):

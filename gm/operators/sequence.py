@@ -8,16 +8,9 @@ functions return without looking inside.
 
 from __future__ import annotations
 
-import math
-
-import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from gm import backend
-from gm.operators.normalisation import softmax
-from gm.operators.sharing import shared
-
-_LARGEST_SCORES = 2**26  # attention scores held at once: a quarter of a gigabyte
 
 
 def of_tokens(x: Tensor) -> Tensor:
@@ -34,25 +27,13 @@ def of_picture(x: Tensor) -> Tensor:
     """Return the pixels of x [N, C, H, W] as a sequence of H·W tokens."""
     n, channels = x.shape[:2]
     x = x.reshape((n, channels, -1))
-    return x.transpose((0, 2, 1)) if backend.on_ascend() else _swapped(x)
+    return x.transpose((0, 2, 1)) if backend.on_ascend() else swapped(x)
 
 
 def picture(x: Tensor, height: int, width: int) -> Tensor:
     """Return a sequence of H·W tokens as a picture [N, C, H, W]."""
-    x = x.transpose((0, 2, 1)) if backend.on_ascend() else _swapped(x)
+    x = x.transpose((0, 2, 1)) if backend.on_ascend() else swapped(x)
     return x.reshape((x.shape[0], x.shape[1], height, width))
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return weight [outputs, C] times every token of the sequence x, plus bias [outputs] if there is one."""
-    outputs = weight.shape[0]
-    if backend.on_ascend():
-        y = ops.MatMul(transpose_b=True)(x.reshape((-1, x.shape[2])), weight)
-        return (y if bias is None else ops.bias_add(y, bias)).reshape((*x.shape[:2], outputs))
-    y = ops.MatMul()(weight, x.reshape((x.shape[0], -1)))
-    if bias is not None:
-        y = ops.bias_add(y.reshape((1, outputs, -1)), bias)
-    return y.reshape((outputs, *x.shape[1:]))
 
 
 def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -61,64 +42,7 @@ def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
     return ops.split(x, x.shape[axis] // parts, axis=axis)
 
 
-def attention(heads: int, causal: bool = False) -> nn.Cell:
-    """Return the Cell of softmax(QKᵀ/√d)V: sequences of L queries, S keys and S values → a sequence of L tokens.
-
-    `causal` hides later positions. The flash kernel is Ascend's and takes half precision only.
-    """
-    return shared(_Attention, heads, causal, backend.on_ascend())
-
-
-class _Attention(nn.Cell):
-    def __init__(self, heads: int, causal: bool, on_ascend: bool) -> None:
-        super().__init__()
-        self.heads, self.causal, self.on_ascend = heads, causal, on_ascend
-        self.softmax = softmax()
-
-    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = self._apart(query), self._apart(key), self._apart(value)
-        if self.on_ascend and query.dtype != ms.float32:
-            q, k, v = q.swapaxes(2, 3), k.swapaxes(2, 3), v.swapaxes(2, 3)
-            return self._joined(backend.flash_attention(q, k, v, self.causal).swapaxes(2, 3), query)
-        return self._joined(self._attend(q, k, v), query)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend within every head: query [N, heads, d, L], key and value [N, heads, d, S] → [N, heads, d, L]."""
-        n, heads, _, length = query.shape
-        most = max(1, _LARGEST_SCORES // (n * heads * key.shape[3]))
-        if self.causal or length <= most:
-            return self._whole(query, key, value)
-        pieces = [self._whole(query[:, :, :, i : i + most], key, value) for i in range(0, length, most)]
-        return ops.concat(pieces, axis=3)
-
-    def _whole(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = ops.BatchMatMul(transpose_a=True)(query * (1.0 / math.sqrt(query.shape[2])), key)
-        scores = ops.cast(scores, ms.float32)
-        if self.causal:
-            length = scores.shape[3]
-            later = ops.triu(ops.full((length, length), -1e9, dtype=ms.float32), diagonal=1)
-            # Not a broadcast sum, of which the CPU backend keeps an index.
-            flat = scores.reshape((-1, length * length))
-            scores = ops.bias_add(flat, later.reshape((-1,))).reshape(scores.shape)
-        return ops.BatchMatMul(transpose_b=True)(value, ops.cast(self.softmax(scores), value.dtype))
-
-    def _apart(self, x: Tensor) -> Tensor:
-        """Return a sequence as [N, heads, d, L]."""
-        if self.on_ascend:
-            n, length, channels = x.shape
-            return x.reshape((n, length, self.heads, channels // self.heads)).transpose((0, 2, 3, 1))
-        channels, n, length = x.shape
-        return _swapped(x).reshape((n, self.heads, channels // self.heads, length))
-
-    def _joined(self, x: Tensor, like: Tensor) -> Tensor:
-        """Return [N, heads, d, L] as a sequence."""
-        if self.on_ascend:
-            return x.transpose((0, 3, 1, 2)).reshape(like.shape)
-        n, length = like.shape[1:]
-        return _swapped(x.reshape((n, -1, length)))
-
-
-def _swapped(x: Tensor) -> Tensor:
+def swapped(x: Tensor) -> Tensor:
     """Return x [A, B, L] as [B, A, L]; one of A and B is small."""
     a, b, length = x.shape
     if a == 1 or b == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -56,8 +57,10 @@ def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path)
     raise UserError(f"{source} does not fit the model of {len(layout)} tensors: {hint}; {counts}")
 
 
-def load(model: nn.Cell, path: str | Path, config: ModelConfig) -> None:
+def load(model: nn.Cell, path: str | Path, config: ModelConfig, widened: float = math.inf) -> None:
     """Fill `model` from a file or folder of any kind, each parameter keeping its dtype.
+
+    Except those of at least `widened` values that the file has in float16: they stay so, and the networks widen them.
 
     What lies in the file as the model wants it stays there, mapped: writing to the model does not change the file, but
     the file must not be written over while the model lives (replacing it, as this toolkit does, is no harm).
@@ -69,7 +72,7 @@ def load(model: nn.Cell, path: str | Path, config: ModelConfig) -> None:
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in layout]
     # Casts take the time, and NumPy casts without Python's lock: one thread a core.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(lambda parameter: _fill(parameter, tensors[parameter.name]), parameters):
+        for _ in threads.map(lambda parameter: _fill(parameter, tensors[parameter.name], widened), parameters):
             pass
 
 
@@ -101,8 +104,10 @@ def convert(
     containers.write(target, out, {"format": "pt"} if to_published else None, count)
 
 
-def _fill(parameter: Parameter, tensor: LazyTensor) -> None:
+def _fill(parameter: Parameter, tensor: LazyTensor, widened: float) -> None:
     values = tensor.read()
+    if values.dtype == np.float16 and values.size >= widened:
+        parameter.set_dtype(ms.float16)
     if parameter.dtype == ms.bfloat16:  # NumPy has none
         parameter.set_data(Tensor(values, ms.bfloat16))
         return tensor.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from gm import sdxl
 from gm.backend import Backend
 from gm.concepts import files as concept_files
 from gm.concepts.concept import Concept, words
@@ -17,6 +19,7 @@ from gm.config import ModelConfig, SamplingConfig
 from gm.errors import UserError
 from gm.generation import files, run, sizes
 from gm.generation.text_to_image import Drawn, Order, Painter
+from gm.weights import transfer
 from tests.reference.inputs import relative_error
 from tests.workshop import Workshop
 
@@ -47,6 +50,18 @@ def test_pictures_and_progress(painter: Painter) -> None:
     assert latents.shape == (3, 4, 8, 8)
     assert [(d.done, len(d.pictures)) for d in drawn] == [(1, 0), (2, 0), (3, 2), (4, 0), (5, 0), (6, 1)]
     assert {d.total for d in drawn} == {6}
+
+
+def test_narrow_weights_draw_the_very_same(workshop: Workshop, tmp_path: Path) -> None:
+    config, latents = workshop.config(), []
+    transfer.convert(config.run.weight, tmp_path / "half.safetensors", config.model, "float16")
+    for widened in (math.inf, 300):
+        model = sdxl.build(config.model)
+        transfer.load(model, tmp_path / "half.safetensors", config.model, widened)
+        painter = Painter(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+        latents.append(draw(painter, Order("a <toy>", 7))[1])
+    assert model.unet.time_embed[0].weight.dtype == ms.float16
+    assert relative_error(latents[1], latents[0]) < 1e-6
 
 
 def test_a_picture_is_the_same_whatever_the_batch(painter: Painter) -> None:

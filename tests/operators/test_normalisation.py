@@ -105,3 +105,22 @@ def test_ascend_has_the_native_operators(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_cells_alike_are_one() -> None:
     assert operators.layer_norm(24, 1e-5) is operators.layer_norm(24, 1e-5)
     assert operators.layer_norm(24, 1e-5) is not operators.layer_norm(24, 1e-6)
+
+
+class Filled(nn.Cell):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return 0.0 * x + self.value
+
+
+@modes
+@pytest.mark.parametrize("make", [operators.layer_norm, operators.group_norm])
+def test_many_small_operators_are_for_graphs_only(make: Callable, graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = make(8, 0.001)
+    for value, name in enumerate(("native", "composed")):
+        monkeypatch.setitem(cell._cells, name, Filled(value))
+    x, gamma = Tensor(normal(1, 8, 8, 1, 3)), Tensor(normal(2, 8))
+    assert (backend.compiled(cell, graph)(x, gamma, gamma).asnumpy() == graph).all()

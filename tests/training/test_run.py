@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import logging
+import math
 import weakref
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from gm.config import Config
 from gm.data import latents
 from gm.errors import UserError
 from gm.generation.files import recipe
+from gm.sdxl import SDXL
 from gm.training import loop, plan, run
 from gm.training.console import Console, Smoothed
 from gm.training.feed import Feed
@@ -33,10 +35,12 @@ EAGER = Backend("CPU", graph=False, dtype=ms.float32)
 GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 
-def train(workshop: Workshop, config: Config, backend: Backend = EAGER) -> tuple[list[float], np.ndarray]:
-    made = plan.make(config)
-    learned, feed = run.prepare(workshop.model, made, backend)
-    reports = list(loop.run(workshop.model, learned, feed, config.training, made.updates, backend))
+def train(
+    workshop: Workshop, config: Config, backend: Backend = EAGER, model: SDXL | None = None
+) -> tuple[list[float], np.ndarray]:
+    made, model = plan.make(config), model or workshop.model
+    learned, feed = run.prepare(model, made, backend)
+    reports = list(loop.run(model, learned, feed, config.training, made.updates, backend))
     return [r.loss for r in reports], np.concatenate([r.ravel() for r in learned.arrays()])
 
 
@@ -75,6 +79,23 @@ def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -
     assert np.linalg.norm(moved - rows) < 0.05 * np.linalg.norm(rows - start)
     assert {p.dtype for p in model.unet.get_parameters() if p.name.endswith("weight")} == {ms.float16}
     assert {p.dtype for p in learned.get_parameters()} == {ms.float32}
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_narrow_weights_learn_the_very_same(workshop: Workshop, tmp_path: Path, graph: bool) -> None:
+    """Weights that are widened at every use are the numbers that loading would have made of them."""
+    config, backend = workshop.config(training={"total_step": 4}), Backend("CPU", graph, ms.float32)
+    transfer.convert(config.run.weight, tmp_path / "half.ckpt", config.model, "float16")
+    found = []
+    for widened in (math.inf, 300):
+        model = sdxl.build(config.model)
+        transfer.load(model, tmp_path / "half.ckpt", config.model, widened)
+        narrow = [p for p in model.get_parameters() if p.dtype == ms.float16]
+        assert len(narrow) == 0 if widened == math.inf else len(narrow) > 100
+        found.append(train(workshop, config, backend, model))
+    (losses, rows), (same_losses, same_rows) = found
+    np.testing.assert_allclose(same_losses, losses, rtol=1e-6)
+    np.testing.assert_allclose(same_rows, rows, rtol=1e-5, atol=1e-6)
 
 
 def test_it_learns(workshop: Workshop) -> None:

@@ -250,3 +250,18 @@ def test_a_cast_lets_the_file_go(smallest: Case, tmp_path: Path) -> None:
         ops.assign(parameter, parameter * 0 + 7)
     mapped = Path("/proc/self/smaps").read_text().partition(str(tmp_path / "half.safetensors"))[2]
     assert not mapped or int(mapped.partition("Rss:")[2].split()[0]) == 0
+
+
+def test_large_weights_stay_as_narrow_as_their_file(smallest: Case, tmp_path: Path) -> None:
+    """Only those that are large and narrow there: the rest is what the model asks for."""
+    transfer.convert(smallest.path, tmp_path / "half.safetensors", smallest.config, "float16")
+    layout = names.layout(sdxl.build(smallest.config))
+    large = {name for name, shape in layout.items() if np.prod(shape) >= 1000}
+    assert 0 < len(large) < len(layout)
+    for source, narrow in ((tmp_path / "half.safetensors", large), (smallest.path, set())):
+        model = sdxl.build(smallest.config)
+        transfer.load(model, source, smallest.config, widened=1000)
+        assert {p.name for p in model.get_parameters() if p.dtype == ms.float16} == narrow
+        assert {p.dtype for p in model.get_parameters()} <= {ms.float16, ms.float32}
+        assert not any(parameter.requires_grad for parameter in model.get_parameters())
+        assert_filled(model, smallest.weights, half=source != smallest.path)
