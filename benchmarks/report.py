@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alternation import Measured
+from benchmarks.alternation import Measured, pairwise
 from benchmarks.models import SIZES, Size
 from gm.command_line import Parser
 from gm.errors import UserError
@@ -75,6 +75,17 @@ def sides(measured: dict[str, Measured], unit: str = "s") -> str:
         for name, m in measured.items()
     ]
     return table(header, rows)
+
+
+def ratios(measured: dict[str, Measured]) -> dict[str, Any]:
+    """Return how ours compares with the reference, and all that both did."""
+    ours, reference = measured["ours"], measured["reference"]
+    return {
+        "ratio_of_medians": ours.median / reference.median,
+        "median_of_ratios": pairwise(ours, reference),
+        "ratio_of_peaks": ours.peak / reference.peak,
+        "sides": {name: side.asdict() for name, side in measured.items()},
+    }
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import report
-from benchmarks.alternation import Measured, alternate, pairwise, worker
+from benchmarks.alternation import Measured, alternate, worker
 from benchmarks.cases import Case
 from benchmarks.models import SIZES, prepare
 from gm import command_line
@@ -52,7 +52,6 @@ def main() -> None:
 
 def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | None) -> None:
     """Print both sides and their ratios; `path` takes the JSON."""
-    ours, reference = measured["ours"], measured["reference"]
     steps = {
         name: statistics.median(s for answer in side.answers for s in answer["steps"])
         for name, side in measured.items()
@@ -61,11 +60,8 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
         "case": vars(case),
         "graphs": graphs,
         "seconds_a_step": steps,
-        "ratio_of_medians": ours.median / reference.median,
-        "median_of_ratios": pairwise(ours, reference),
+        **report.ratios(measured),
         "ratio_of_steps": steps["ours"] / steps["reference"],
-        "ratio_of_peaks": ours.peak / reference.peak,
-        "sides": {name: side.asdict() for name, side in measured.items()},
     }
     text = report.sides(measured)
     text += (

@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import costs, report
-from benchmarks.alternation import Measured, alternate, pairwise, worker
+from benchmarks.alternation import Measured, alternate, worker
 from benchmarks.cases import Case
 from benchmarks.models import SIZES, prepare
 from gm import command_line
@@ -50,13 +50,10 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
     results: dict[str, Any] = {
         "case": vars(case),
         "graphs": graphs,
-        "ratio_of_medians": ours.median / reference.median,
-        "median_of_ratios": pairwise(ours, reference),
-        "ratio_of_peaks": ours.peak / reference.peak,
+        **report.ratios(measured),
         "flops": flops,
         "product_flops_per_second": speed,
         "fraction_of_product_speed": flops / ours.median / speed,
-        "sides": {name: side.asdict() for name, side in measured.items()},
     }
     text = report.sides(measured)
     text += (

@@ -105,6 +105,8 @@ def test_whatever_changes_a_graph_changes_its_place(home: Path, monkeypatch: pyt
     assert base.parent == home
     assert base == graphs.place(step(LIKE_BASE), inputs, (False, 1))
     unet, encoder, vae = LIKE_BASE.unet, LIKE_BASE.text_encoder_1, LIKE_BASE.autoencoder
+    narrow = step(LIKE_BASE)
+    narrow.loss.unet.time_embed[0].weight.set_dtype(ms.float16)
     others = [
         graphs.place(step(replace(LIKE_BASE, unet=replace(unet, head_width=8))), inputs, (False, 1)),
         graphs.place(step(replace(LIKE_BASE, unet=replace(unet, norm_groups=16))), inputs, (False, 1)),
@@ -112,6 +114,7 @@ def test_whatever_changes_a_graph_changes_its_place(home: Path, monkeypatch: pyt
         graphs.place(step(LIKE_BASE, half=True), inputs, (False, 1)),
         graphs.place(step(LIKE_BASE), (Tensor(np.zeros((1, 3), np.float32)),), (False, 1)),
         graphs.place(step(LIKE_BASE), (Tensor(np.zeros((2, 3), np.float16)),), (False, 1)),
+        graphs.place(narrow, inputs, (False, 1)),
         graphs.place(step(LIKE_BASE), inputs, (True, 1)),
         graphs.place(step(LIKE_BASE), inputs, (False, 2)),
     ]

@@ -189,3 +189,23 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Work
         for left, right in ((alone.rows_1, together.rows_1), (alone.rows_2, together.rows_2)):
             assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
         assert len((folder / "log.jsonl").read_text().splitlines()) == 4  # one rank writes
+
+
+def test_ranks_read_the_graphs_that_ranks_have_kept(workshop: Workshop, tmp_path: Path) -> None:
+    from gm.concepts import files
+
+    learned, kept = [], []
+    for name in ("compiled", "read"):
+        ended = command(
+            *("train_textual_inversion.py", "--config", str(workshop.yaml), "--ms_mode", "0", "--is_parallel", "True"),
+            *("--total_step", "2", "--save_path", str(tmp_path / name)),
+            launcher=("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable),
+            GM_GRAPHS=str(tmp_path / "graphs"),
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        learned.append(files.load(tmp_path / name / "smallest_2_ti.ckpt"))
+        kept.append({path.name: path.stat().st_ino for path in (tmp_path / "graphs").glob("*.mindir")})
+    assert len(kept[0]) >= 2  # the step and the update, at least
+    assert kept[0] == kept[1]  # nothing was compiled, so nothing was written
+    assert np.array_equal(learned[0].rows_1, learned[1].rows_1)
+    assert np.array_equal(learned[0].rows_2, learned[1].rows_2)
