@@ -66,7 +66,8 @@ def kept(file: Path | None, rank: int) -> Iterator[None]:
     if file is None:
         yield
         return
-    ours = _folder() / f"rank_{rank}" / "graph_cache" / f"compile_cache_{next(_number)}.mindir"
+    role = os.environ.get("MS_ROLE", "")  # of a process among others on the CPU
+    ours = _folder() / f"rank_{rank}" / "graph_cache" / f"{role}compile_cache_{next(_number)}.mindir"
     ours.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
         shutil.copyfile(file, ours)
@@ -137,7 +138,11 @@ def _structure(cell: nn.Cell) -> list[Any]:
     names = {id(part): name for name, part in cell.cells_and_names()}
     common = vars(nn.Cell())
     return [
-        (name, type(part).__qualname__, [(k, _described(v, names)) for k, v in vars(part).items() if k not in common])
+        (
+            *(name, type(part).__qualname__),
+            [_described(parameter, names) for _, parameter in part.parameters_and_names(expand=False)],
+            [(k, _described(v, names)) for k, v in vars(part).items() if k not in common],
+        )
         for name, part in cell.cells_and_names()
     ]
 

@@ -114,6 +114,7 @@ def test_whatever_changes_a_graph_changes_its_place(home: Path, monkeypatch: pyt
         graphs.place(step(LIKE_BASE, half=True), inputs, (False, 1)),
         graphs.place(step(LIKE_BASE), (Tensor(np.zeros((1, 3), np.float32)),), (False, 1)),
         graphs.place(step(LIKE_BASE), (Tensor(np.zeros((2, 3), np.float16)),), (False, 1)),
+        graphs.place(step(replace(LIKE_BASE, text_encoder_1=replace(encoder, vocabulary=49409))), inputs, (False, 1)),
         graphs.place(narrow, inputs, (False, 1)),
         graphs.place(step(LIKE_BASE), inputs, (True, 1)),
         graphs.place(step(LIKE_BASE), inputs, (False, 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from gm.weights import containers, diffusers_folder, names
 from gm.weights.lazy import LazyTensor, cast, cast_values
 from gm.weights.names import Layout
 from gm.weights.recognition import other_model
+
+log = logging.getLogger("gm")
 
 _SHOWN = 3  # names in a message
 _NUMPY = {ms.float16: "float16", ms.float32: "float32", ms.float64: "float64"}
@@ -70,9 +73,13 @@ def load(model: nn.Cell, path: str | Path, config: ModelConfig, widened: float =
     tensors = open_weights(path, layout, config)
     check(layout, tensors, path)
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in layout]
+    for parameter in parameters:
+        if tensors[parameter.name].dtype == "float16" and math.prod(parameter.shape) >= widened:
+            parameter.set_dtype(ms.float16)
+    _warn_if_too_large(sum(parameter.itemsize * parameter.size for parameter in parameters))
     # Casts take the time, and NumPy casts without Python's lock: one thread a core.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(lambda parameter: _fill(parameter, tensors[parameter.name], widened), parameters):
+        for _ in threads.map(lambda parameter: _fill(parameter, tensors[parameter.name]), parameters):
             pass
 
 
@@ -104,10 +111,8 @@ def convert(
     containers.write(target, out, {"format": "pt"} if to_published else None, count)
 
 
-def _fill(parameter: Parameter, tensor: LazyTensor, widened: float) -> None:
+def _fill(parameter: Parameter, tensor: LazyTensor) -> None:
     values = tensor.read()
-    if values.dtype == np.float16 and values.size >= widened:
-        parameter.set_dtype(ms.float16)
     if parameter.dtype == ms.bfloat16:  # NumPy has none
         parameter.set_data(Tensor(values, ms.bfloat16))
         return tensor.release()
@@ -118,6 +123,26 @@ def _fill(parameter: Parameter, tensor: LazyTensor, widened: float) -> None:
     if not np.may_share_memory(kept, values):
         tensor.release()
     return None
+
+
+def _warn_if_too_large(size: int) -> None:
+    """Say so before the system ends a process that takes more memory than there is, which it does without a word."""
+    free = memory_available()
+    if size > free:
+        log.warning(
+            "the weights take %.1f GB of memory, and %.1f GB are free: --low_memory most keeps float16 weights half as "
+            "large",
+            *(size / 1e9, free / 1e9),
+        )
+
+
+def memory_available() -> float:
+    """Return the bytes that a process can still get without others being moved to the disk; infinite if not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def _few(found: list[str]) -> str:

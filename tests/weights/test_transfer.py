@@ -265,3 +265,21 @@ def test_large_weights_stay_as_narrow_as_their_file(smallest: Case, tmp_path: Pa
         assert {p.dtype for p in model.get_parameters()} <= {ms.float16, ms.float32}
         assert not any(parameter.requires_grad for parameter in model.get_parameters())
         assert_filled(model, smallest.weights, half=source != smallest.path)
+
+
+def test_weights_that_do_not_fit_are_said_before(
+    smallest: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sdxl.build(smallest.config)
+    size = sum(parameter.size * 4 for parameter in model.get_parameters())
+    monkeypatch.setattr(transfer, "memory_available", lambda: size)
+    transfer.load(model, smallest.path, smallest.config)
+    assert caplog.messages == []
+    monkeypatch.setattr(transfer, "memory_available", lambda: size - 1)
+    transfer.load(model, smallest.path, smallest.config)
+    (said,) = caplog.messages
+    assert said.endswith("GB are free: --low_memory most keeps float16 weights half as large")
+
+
+def test_the_memory_that_is_free_is_known() -> None:
+    assert transfer.memory_available() > 1e8
