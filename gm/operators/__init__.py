@@ -3,7 +3,8 @@
 MindSpore's CPU backend is quick with matrix products, convolutions and the addition of a bias. It is slow with
 normalisations, sums along an axis, broadcasts and transposes, and keeps an index of 8 bytes an element of the last two.
 So on the CPU what is slow is said in terms of what is quick; on Ascend the native operators are the fast ones. Which of
-the two it is, the constructors ask the backend.
+the two it is, the constructors ask the backend. Normalisations ask once more when they run: in PyNative mode a native
+operator, though slow, is done before twenty quick ones are launched.
 """
 
 from gm.operators.activation import gelu

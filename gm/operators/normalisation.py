@@ -38,7 +38,7 @@ def softmax() -> nn.Cell:
 
 
 class _ByMode(nn.Cell):
-    """`composed` in a graph; `native` in PyNative mode, where the launch of twenty operators takes longer than that."""
+    """`composed` in a graph; `native` in PyNative mode, where twenty launches take longer than one slow operator."""
 
     def __init__(self, composed: nn.Cell, native: nn.Cell) -> None:
         super().__init__()
