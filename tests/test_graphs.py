@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from gm import graphs, sdxl
+from gm import backend, graphs, sdxl
 from gm.config import ModelConfig, TrainingConfig
 from gm.training.step import Learned, Step, Update
 from tests.reference.configs import LIKE_BASE
@@ -179,3 +179,18 @@ def test_the_home_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert graphs.home() == tmp_path / ".cache" / "sdxl-textual-inversion" / "graphs"
+
+
+def test_pynative_mode_reads_and_keeps_nothing(home: Path) -> None:
+    """The same Cell in a graph, by itself, and in a graph again, of the same kind as the first."""
+
+    def computed(graph: bool) -> float:
+        return float(backend.compiled(nn.ReLU6(), graph)(Tensor(np.full(3, 7.0, np.float32))).sum())
+
+    assert computed(graph=True) == 18.0
+    (kept,) = home.glob("*.mindir")
+    kept.write_bytes(b"")
+    assert computed(graph=False) == 18.0
+    assert kept.read_bytes() == b""
+    assert computed(graph=True) == 18.0
+    assert kept.stat().st_size > 0
