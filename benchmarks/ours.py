@@ -1,4 +1,4 @@
-"""Workers that run this toolkit: python -m benchmarks.ours step|sampling|load CASE."""
+"""Workers that run this toolkit: python -m benchmarks.ours step|sampling|load|unet CASE."""
 
 from __future__ import annotations
 
@@ -64,10 +64,61 @@ def load(case: Case) -> tuple[dict[str, Any], Work]:
     return {}, work
 
 
+def unet(case: Case) -> tuple[dict[str, Any], Work]:
+    """Return a worker that takes the UNet alone, of random weights, forward and back to the text once a piece."""
+    import mindspore as ms
+    import numpy as np
+    from mindspore import Tensor, nn
+    from mindspore.nn.utils import no_init_parameters
+
+    from gm import backend
+    from gm.networks.unet import UNet
+
+    class Loss(nn.Cell):
+        def __init__(self, network: nn.Cell) -> None:
+            super().__init__(auto_prefix=False)
+            self.network = network
+
+        def construct(self, context: Tensor, x: Tensor, time: Tensor, vector: Tensor) -> Tensor:
+            y = self.network(x, time, context, vector)
+            return (y * y).mean()
+
+    class Both(nn.Cell):
+        def __init__(self, loss: nn.Cell) -> None:
+            super().__init__(auto_prefix=False)
+            self.loss = loss
+
+        def construct(self, context: Tensor, x: Tensor, time: Tensor, vector: Tensor) -> Any:
+            return ms.value_and_grad(self.loss, grad_position=0)(context, x, time, vector)
+
+    config = case.config()
+    model = config.model
+    backend.setup(config.run)
+    with no_init_parameters():
+        network = UNet(model.unet, ms.float32)
+    random = np.random.default_rng(0)
+    for parameter in network.get_parameters():
+        values = random.standard_normal(parameter.shape, np.float32)
+        values *= np.float32(np.prod(parameter.shape[1:]) ** -0.5)
+        parameter.set_data(Tensor.from_numpy(values))
+    side = case.resolution // model.autoencoder.reduction
+    tokens = (1, model.text_encoder_1.positions, model.unet.context_width)
+    shapes = (tokens, (1, model.unet.in_channels, side, side), (1,), (1, model.unet.vector_width))
+    inputs = [Tensor(random.standard_normal(shape, np.float32)) for shape in shapes]
+    inputs[2] = Tensor([500.0], ms.float32)
+    both = backend.compiled(Both(Loss(network)), case.mode == "graph", gradient=True)
+
+    def work() -> dict[str, Any]:
+        loss, gradient = both(*inputs)
+        return {"loss": float(loss), "gradient": float(np.linalg.norm(gradient.asnumpy()))}
+
+    return {}, work
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     kind, case = sys.argv[1], cases.read(sys.argv[2])
-    serve(lambda: {"step": step, "sampling": sampling, "load": load}[kind](case))
+    serve(lambda: {"step": step, "sampling": sampling, "load": load, "unet": unet}[kind](case))
 
 
 if __name__ == "__main__":

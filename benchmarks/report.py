@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from typing import Any
 from benchmarks.alternation import Measured, pairwise
 from benchmarks.models import SIZES, Size
 from gm.command_line import Parser
+from gm.config import RunConfig
 from gm.errors import UserError
 
 _LIBRARIES = ("mindspore", "torch", "diffusers", "transformers", "numpy")
@@ -35,8 +37,8 @@ def add_turns(parser: Parser) -> None:
 
 def add_mode(parser: Parser) -> None:
     """Add the flags that say how ours runs."""
-    modes, levels = ("graph", "pynative"), ("auto", "off", "some", "most")
-    parser.add_argument("--mode", default="graph", choices=modes, help="of ours (default: %(default)s)")
+    levels = next(f.metadata["choices"] for f in dataclasses.fields(RunConfig) if f.name == "low_memory")
+    parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="of ours (default: %(default)s)")
     parser.add_argument("--low_memory", default="auto", choices=levels, help="of ours (default: %(default)s)")
 
 

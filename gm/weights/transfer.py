@@ -76,7 +76,8 @@ def load(model: nn.Cell, path: str | Path, config: ModelConfig, widened: float =
     for parameter in parameters:
         if tensors[parameter.name].dtype == "float16" and math.prod(parameter.shape) >= widened:
             parameter.set_dtype(ms.float16)
-    _warn_if_too_large(sum(parameter.itemsize * parameter.size for parameter in parameters))
+    widened_here = [p for p in parameters if tensors[p.name].dtype == "float16" and p.itemsize == 4]
+    _warn_if_too_large(sum(p.itemsize * p.size for p in parameters), sum(2 * p.size for p in widened_here))
     # Casts take the time, and NumPy casts without Python's lock: one thread a core.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for _ in threads.map(lambda parameter: _fill(parameter, tensors[parameter.name]), parameters):
@@ -125,15 +126,15 @@ def _fill(parameter: Parameter, tensor: LazyTensor) -> None:
     return None
 
 
-def _warn_if_too_large(size: int) -> None:
-    """Say so before the system ends a process that takes more memory than there is, which it does without a word."""
+def _warn_if_too_large(size: int, spare: int) -> None:
+    """Say so before the system ends a process that takes more memory than there is, which it does without a word.
+
+    `spare` are the bytes less if all weights stayed as narrow as in their file.
+    """
     free = memory_available()
     if size > free:
-        log.warning(
-            "the weights take %.1f GB of memory, and %.1f GB are free: --low_memory most keeps float16 weights half as "
-            "large",
-            *(size / 1e9, free / 1e9),
-        )
+        way = "--low_memory most keeps float16 weights half as large" if spare > 0.1 * size else "close other programs"
+        log.warning("the weights take %.1f GB of memory, and %.1f GB are free: %s", size / 1e9, free / 1e9, way)
 
 
 def memory_available() -> float:

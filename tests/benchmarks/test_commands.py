@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
+import numpy as np
 import pytest
 
-from benchmarks import arithmetic, profiled, shapes
+from benchmarks import arithmetic, joined, profiled, shapes
 from gm.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("arithmetic", "breakdown", "growth", "memory", "operators", "sampling", "start", "step")
+COMMANDS = ("arithmetic", "breakdown", "growth", "joining", "memory", "operators", "sampling", "start", "step", "unet")
 
 
 def run(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +44,7 @@ def test_a_mistake_is_one_line() -> None:
     assert ended.stderr == "error: --steps is 2; the first and the last are not timed alone, so give 3 or more\n"
     assert run("step", "--rounds", "0").stderr == "error: --rounds is 0; the least is 1\n"
     assert "did you mean '--batch'" in run("step", "--bach", "2").stderr
+    assert "--python must be the interpreter of an environment with mindone" in run("unet").stderr
 
 
 def test_arithmetic_counts_and_estimates(tmp_path: Path) -> None:
@@ -79,6 +82,25 @@ def test_the_operators_shapes_are_those_of_full_size() -> None:
     assert "group_norm 320 × 1024" in names
     assert "layer_norm 640 × 256" in names
     assert shapes.read(shapes.written(shapes.shapes(ModelConfig(), 256))) == shapes.shapes(ModelConfig(), 256)
+
+
+def test_the_products_of_one_input_are_those_of_full_size() -> None:
+    found = {str(group): group for group in joined.groups(ModelConfig(), 256)}
+    assert "q, k, v of 64 tokens to 1280: 60 × 3" in found
+    assert "q, k, v of 256 tokens to 640: 10 × 3" in found
+    # As the published file has them: 140 keys' and values' weights of 2048 inputs, 17 of the time vector.
+    assert sum(g.count for name, g in found.items() if name.startswith("keys") and g.width == 2048) == 140
+    assert sum(g.count for name, g in found.items() if name.startswith("time") and g.width == 1280) == 17
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_products_as_one_are_the_same_as_apart(joins: bool) -> None:
+    group = joined.Group("some", 6, 5, 4, 3)
+    products = joined.Products(group, joins)
+    weights = np.concatenate([weight.asnumpy() for weight in products.weights])
+    x = np.random.default_rng(0).standard_normal((6, 1, 5), np.float32)
+    parts = np.split(weights @ x[:, 0], 3)
+    assert float(products(ms.Tensor(x))) == pytest.approx(sum((part**2).mean() for part in parts), rel=1e-5)
 
 
 @pytest.mark.slow

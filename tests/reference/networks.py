@@ -98,7 +98,7 @@ def tensor(values: Any) -> Tensor:
 
 def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
     """Read the published-format file at `path` with diffusers' reader; `folder` takes the configs it wants."""
-    unet = UNet2DConditionModel.from_single_file(str(path), config=_write(folder / "unet", _unet(config)))
+    unet = UNet2DConditionModel.from_single_file(str(path), config=_write(folder / "unet", unet_config(config)))
     autoencoder = AutoencoderKL.from_single_file(str(path), config=_write(folder / "vae", _autoencoder(config)))
     text = []
     for number, (kind, activation) in enumerate(
@@ -125,7 +125,7 @@ def _write(folder: Path, config: dict[str, Any]) -> str:
     return str(folder)
 
 
-def _unet(config: ModelConfig) -> dict[str, Any]:
+def unet_config(config: ModelConfig) -> dict[str, Any]:
     """Return diffusers' names for our options; the rest is as in stable-diffusion-xl-base-1.0/unet/config.json."""
     unet = config.unet
     channels = [mult * unet.model_channels for mult in unet.channel_mult]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -268,17 +269,25 @@ def test_large_weights_stay_as_narrow_as_their_file(smallest: Case, tmp_path: Pa
 
 
 def test_weights_that_do_not_fit_are_said_before(
-    smallest: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    smallest: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = sdxl.build(smallest.config)
-    size = sum(parameter.size * 4 for parameter in model.get_parameters())
-    monkeypatch.setattr(transfer, "memory_available", lambda: size)
-    transfer.load(model, smallest.path, smallest.config)
-    assert caplog.messages == []
-    monkeypatch.setattr(transfer, "memory_available", lambda: size - 1)
-    transfer.load(model, smallest.path, smallest.config)
-    (said,) = caplog.messages
-    assert said.endswith("GB are free: --low_memory most keeps float16 weights half as large")
+    def said(path: Path, free: int, widened: float = math.inf) -> list[str]:
+        caplog.clear()
+        monkeypatch.setattr(transfer, "memory_available", lambda: free)
+        transfer.load(sdxl.build(smallest.config), path, smallest.config, widened)
+        return caplog.messages
+
+    size = sum(parameter.size * 4 for parameter in sdxl.build(smallest.config).get_parameters())
+    half = tmp_path / "half.ckpt"
+    transfer.convert(smallest.path, half, smallest.config, "float16")
+    assert said(half, size) == []
+    (one,) = said(half, size - 1)
+    assert one.endswith("GB are free: --low_memory most keeps float16 weights half as large")
+    assert said(half, size - 1, widened=1) == []
+    # What cannot be kept narrower is not advised.
+    for path, widened in ((half, 1), (smallest.path, math.inf)):
+        (one,) = said(path, 1, widened)
+        assert one.endswith("GB are free: close other programs")
 
 
 def test_the_memory_that_is_free_is_known() -> None:
