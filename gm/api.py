@@ -31,7 +31,7 @@ from gm.config import Config, SamplingConfig
 from gm.errors import UserError
 from gm.generation.text_to_image import Order, Painter
 from gm.sdxl import SDXL
-from gm.training import loop, plan
+from gm.training import desk, loop, plan
 from gm.training import run as runs
 from gm.training.loop import Report
 from gm.weights import transfer
@@ -68,7 +68,7 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
         raise UserError(
             f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py makes them"
         )
-    backend = backends.setup(config.run, config.training.is_parallel)
+    backend = backends.setup(config.run, config.training.is_parallel, config.training.rank_timeout)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
     transfer.load(model, config.run.weight, config.model, backend.widened)
@@ -102,7 +102,7 @@ def learn(
     learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
     for report in loop.run(toolkit.model, learned, feed, config.training, made.updates, toolkit.backend):
         on_step(report)
-    return runs.concept(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
+    return desk.concept(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
 
 
 def generate(

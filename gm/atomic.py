@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path} is not a file; give the name of a file to write")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{next(_NUMBER)}.tmp")
     try:
-        _remove_leftovers(target)
+        _remove_leftovers(target.parent, re.escape(target.name))
         temporary.touch()
     except OSError as error:
         raise UserError(f"cannot write {path}: {_reason(error, target.parent)}") from error
@@ -60,6 +60,11 @@ def check_folder(path: str | Path, option: str) -> None:
         raise UserError(f"cannot write to {option} {path}: {nearest} may not be written to; choose another")
 
 
+def sweep(folder: str | Path) -> None:
+    """Remove what killed processes left of writes to any file in `folder`."""
+    _remove_leftovers(Path(folder), ".+")
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -68,13 +73,13 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left of earlier writes to `target`."""
-    pattern = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.\d+\.tmp")
-    for entry in os.listdir(target.parent):
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed processes left of earlier writes to files whose names the expression `name` matches."""
+    pattern = re.compile(rf"\.{name}\.(\d+)\.\d+\.tmp")
+    for entry in os.listdir(folder):
         match = pattern.fullmatch(entry)
         if match and not _alive(int(match[1])):
-            (target.parent / entry).unlink(missing_ok=True)
+            (folder / entry).unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

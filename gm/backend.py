@@ -7,15 +7,17 @@ here, and each piece has a fallback that the tests use as the oracle of its inte
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,23 +88,58 @@ class Backend:
     rank: int = 0
     world: int = 1
     widened: float = math.inf
+    patience: float = 1800.0  # seconds that a rank waits for the others
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and progress."""
         return self.rank == 0
 
+    def means(self, values: Sequence[float]) -> list[float]:
+        """Return the mean over all ranks of each of `values`; every rank asks for it at the same moment."""
+        if self.world == 1:
+            return list(values)
+        with self.waiting():
+            found: list[float] = MeanOverRanks(self.world)(Tensor(values, ms.float32)).asnumpy().tolist()
+        return found
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """End this process, saying why, if the block, in which ranks talk to each other, takes longer than `patience`.
+
+        A launcher ends all ranks when one dies; this is for where it does not notice, as across a broken network.
+        """
+        if self.world == 1:
+            yield
+            return
+        timer = threading.Timer(self.patience, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        waited = clock(self.patience)
+        print(
+            f"error: rank {self.rank} has waited {waited} for the other ranks: one has ended, hangs, or is slower than "
+            "--rank_timeout allows; start again with --resume latest",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # what waits cannot be told
+
     def gather(self) -> None:
         """Wait until every rank is here, as all do before they end.
 
         On the CPU backend a rank that ends while others work may crash, and mpirun then ends the others, too.
         """
-        if self.world > 1:
-            MeanOverRanks(self.world)(Tensor([0.0], ms.float32)).asnumpy()
+        self.means([0.0])
 
 
-def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
-    """Choose the device, once and before any tensor is made.
+def setup(run: RunConfig, is_parallel: bool = False, patience: float = Backend.patience) -> Backend:
+    """Choose the device, once and before any tensor is made; ranks wait `patience` seconds for each other.
 
     Raises UserError for a device that is not there, a precision it has not, or processes without `--is_parallel`.
     """
@@ -130,7 +167,7 @@ def setup(run: RunConfig, is_parallel: bool = False) -> Backend:
     low_memory = run.low_memory
     if low_memory == "auto":
         low_memory = "some" if device == "CPU" and run.ms_mode == 1 else "off"
-    return Backend(device, run.ms_mode == 0, dtype, _rank, _world, _WIDENED[low_memory])
+    return Backend(device, run.ms_mode == 0, dtype, _rank, _world, _WIDENED[low_memory], patience)
 
 
 def on_ascend() -> bool:

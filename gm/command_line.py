@@ -56,7 +56,10 @@ def parse(description: str, sections: Sequence[str], arguments: Sequence[str] | 
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`, showing the toolkit's log; a UserError becomes one line on standard error and exit code 2."""
+    """Call `main`, showing the toolkit's log; a UserError becomes one line on standard error and exit code 2.
+
+    Ctrl-C is no mistake: it ends the script without a traceback, with the exit code that shells give it.
+    """
     log = logging.getLogger("gm")
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler(sys.stdout)]
@@ -65,6 +68,8 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _add_flags(parser: Parser, section: str, owner: dict[str, str]) -> None:

@@ -171,6 +171,14 @@ class TrainingConfig:
         0.0, "decoupled weight decay of the rows; 0 is right for almost everybody", minimum=0.0
     )
     max_grad_norm: float = option(1.0, "global norm the rows' gradient is clipped to; 0 never clips", minimum=0.0)
+    resume: str | None = option(
+        None, "go on from a saved state: latest (the newest in --save_path, if any) or the path of one"
+    )
+    save_state_interval: int = option(50, "steps between states to resume from; the last step writes one", minimum=1)
+    keep_states: int = option(2, "newest states that are kept", minimum=1)
+    max_skipped_steps: int = option(
+        25, "steps in a row without a finite loss and gradient after which the run stops", minimum=1
+    )
     save_ckpt_interval: int = option(500, "steps between learned files; the last step always writes one", minimum=1)
     held_out_draws: int = option(
         0, "draws kept from training, on which the loss is measured before and after; 0 is none", minimum=0
@@ -180,6 +188,7 @@ class TrainingConfig:
     infer_interval: int = option(500, "steps between previews", minimum=1)
     infer_prompt: str | None = option(None, "prompt of the previews, {} is the new word; default: the first template")
     is_parallel: bool = option(False, "share the work between the processes that mpirun or msrun started")
+    rank_timeout: int = option(1800, "seconds that a process waits for the others before it gives up", minimum=1)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from gm import atomic
 from gm.errors import UserError
 
 RECIPE_KEY = "recipe"  # of the PNG text that holds the recipe as JSON
@@ -29,12 +30,19 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
+def write(picture: np.ndarray, recipe: dict[str, Any], path: Path) -> None:
+    """Write a PNG to `path`, making its folder and replacing what is there; UserError if that is not possible."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    with atomic.replacing(path) as temporary:
+        temporary.write_bytes(_png(picture, recipe))
+
+
 def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str) -> Path:
     """Write a PNG under a name in `folder` that no file has yet, `stem`_00000.png and up; return its path."""
-    text = PngImagePlugin.PngInfo()
-    text.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False))
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG", pnginfo=text)
+    content = _png(picture, recipe)
     numbers = [
         int(m[1]) for m in (re.fullmatch(rf"{re.escape(stem)}_(\d+)\.png", p.name) for p in folder.iterdir()) if m
     ]
@@ -43,7 +51,7 @@ def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str) -
         path = folder / f"{stem}_{number:05d}.png"
         try:
             with path.open("xb") as file:  # fails, rather than overwrites, if another process was faster
-                file.write(content.getvalue())
+                file.write(content)
             return path
         except FileExistsError:
             number += 1
@@ -62,3 +70,11 @@ def recipe(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no recipe; only pictures made by this toolkit carry one")
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+def _png(picture: np.ndarray, recipe: dict[str, Any]) -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False))
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG", pnginfo=text)
+    return content.getvalue()

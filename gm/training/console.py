@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,7 +32,16 @@ class Console:
     def __init__(self, log: Path, steps: int, updates: int, log_interval: int, stream: TextIO | None = None) -> None:
         self.steps, self.updates, self.log_interval = steps, updates, log_interval
         self.line, self.loss, self.pace, self.skipped = Line(stream), Smoothed(), Smoothed(), 0
+        self.shown, self.complains = 0, True
         self.file = log.open("a", encoding="utf-8")
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a resumed run's console goes on from."""
+        return {"total": self.loss.total, "weight": self.loss.weight, "skipped": self.skipped}
+
+    def go_on(self, notes: dict[str, Any]) -> None:
+        """Take over the `notes` of an earlier console."""
+        self.loss.total, self.loss.weight, self.skipped = notes["total"], notes["weight"], notes["skipped"]
 
     def show(self, report: Report) -> None:
         """Take one step's report."""
@@ -41,22 +51,32 @@ class Console:
             self.skipped += 1
             smoothed = self.loss.total / self.loss.weight if self.loss.weight else float("nan")
         # The first step holds the compilation of the graph, which says nothing about the time that is left.
-        pace = self.pace.add(report.seconds) if report.step > 1 else report.seconds
-        left = clock(pace * (self.steps - report.step)) if report.step > 1 else "…"
+        self.shown += 1
+        pace = self.pace.add(report.seconds) if self.shown > 1 else report.seconds
+        left = clock(pace * (self.steps - report.step)) if self.shown > 1 else "…"
+        last = report.step == self.steps or report.ended is not None
         skipped = f"  skipped {self.skipped}" if self.skipped else ""
         self.line.show(
             f"step {report.step}/{self.steps}  update {report.update}/{self.updates}  loss {smoothed:.4f}  "
             f"lr {report.learning_rate:.2e}  {pace:.3g} s/step  {left} left{skipped}",
-            last=report.step == self.steps,
+            last=last,
         )
-        if report.step % self.log_interval == 0 or report.step == self.steps:
+        if last or report.step % self.log_interval == 0:
             self.record(**vars(report), loss_smoothed=smoothed, skipped=self.skipped)
 
     def record(self, **values: Any) -> None:
-        """Append one JSON line; not-a-number and infinity become null, which is what JSON has."""
+        """Append one JSON line; not-a-number and infinity become null, which is what JSON has.
+
+        A log that cannot be written to does not end the run.
+        """
         clean = {k: None if isinstance(v, float) and not -1e308 < v < 1e308 else v for k, v in values.items()}
-        self.file.write(json.dumps(clean, allow_nan=False) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(clean, allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            if self.complains:
+                self.say(f"cannot write to {self.file.name}: {error.strerror}; training goes on")
+            self.complains = False
 
     def say(self, text: str) -> None:
         """Print a line of its own, above the progress line."""
@@ -64,4 +84,5 @@ class Console:
 
     def close(self) -> None:
         self.line.end()
-        self.file.close()
+        with contextlib.suppress(OSError):  # what could not be written is still in its buffer
+            self.file.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -16,10 +16,15 @@ from gm.training import schedules
 from gm.training.feed import Feed
 from gm.training.step import Learned, Step, Update
 
+ASKED, DIVERGED = "asked", "diverged"
+
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did; `step` and `update` count from 1, `update` is the last one made (0 before the first)."""
+    """What one step did; `step` and `update` count from 1, `update` is the last one made (0 before the first).
+
+    `loss` is the mean over all ranks, and `finite` tells whether no rank had to leave its gradient out.
+    """
 
     step: int
     update: int
@@ -28,22 +33,50 @@ class Report:
     learning_rate: float
     gradient_norm: float | None  # before clipping; None if this step made no update
     seconds: float
+    ended: str | None = None  # why this was the last step, if that is not its number: ASKED or DIVERGED
 
 
 def run(
-    model: SDXL, learned: Learned, feed: Feed, config: TrainingConfig, updates: int, backend: Backend
+    model: SDXL,
+    learned: Learned,
+    feed: Feed,
+    config: TrainingConfig,
+    updates: int,
+    backend: Backend,
+    start: tuple[int, int] = (0, 0),
+    asked: Callable[[], bool] = lambda: False,
 ) -> Iterator[Report]:
-    """Train `learned` for `config.total_step` steps and yield a report after each; the caller saves and shows."""
+    """Train `learned` up to step `config.total_step` and yield a report after each; the caller saves and shows.
+
+    `start` are the steps and updates made before. It ends early, on all ranks after the same step, once `asked` says
+    so on any (with several ranks after an update, since what they have summed is theirs), or when
+    `config.max_skipped_steps` in a row were not finite: `learned` then has the rows of the last step that was.
+    """
     half = backend.dtype == ms.float16
     step = compiled(Step(model, learned, half), backend.graph, "the training graph, with the first step", gradient=True)
     update = compiled(Update(learned, config, backend.world), backend.graph)
-    made = 0
-    for number in range(1, config.total_step + 1):
+    before, made = start
+    rows = good = learned.arrays()
+    skipped = 0
+    for number in range(before + 1, config.total_step + 1):
         started = time.perf_counter()
         loss, finite = step(*feed.batch(number - 1))
         rate, norm = schedules.learning_rate(min(made, updates - 1), updates, config), None
         if number % config.gradient_accumulation_steps == 0 or number == config.total_step:
-            norm = float(update(Tensor(rate, ms.float32)))
+            with backend.waiting():
+                norm = float(update(Tensor(rate, ms.float32)))
             made += 1
-        loss = float(loss)  # waits for the device
-        yield Report(number, made, loss, bool(finite), rate, norm, time.perf_counter() - started)
+        # float() waits for the device.
+        mean, fine, stopping = backend.means((float(loss), float(finite), float(asked())))
+        skipped, good = (0, rows) if fine == 1.0 else (skipped + 1, good)
+        ended = None
+        if stopping and (backend.world == 1 or norm is not None):
+            ended = ASKED
+        if skipped == config.max_skipped_steps:
+            ended = DIVERGED
+            learned.restore({"rows_1": good[0], "rows_2": good[1]})
+        yield Report(number, made, mean, fine == 1.0, rate, norm, time.perf_counter() - started, ended)
+        if ended:
+            return
+        if norm is not None:
+            rows = learned.arrays()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gm import atomic
 from gm.concepts import initial
@@ -12,6 +12,8 @@ from gm.data import folder, templates
 from gm.data.folder import Picture
 from gm.errors import UserError
 from gm.text.tokenizer import Tokenizer
+from gm.training import state
+from gm.training.state import State
 
 log = logging.getLogger("gm")
 
@@ -26,6 +28,8 @@ class Plan:
     preview: str  # prompt of the previews
     tokenizer: Tokenizer  # knows the placeholder
     initial_ids: list[int] | None  # tokens whose rows to start from, or None for random rows
+    resumed: State | None = None  # what to go on from
+    changed: dict[str, str] = field(default_factory=dict)  # options that differ from those it was made with
 
     @property
     def updates(self) -> int:
@@ -38,6 +42,10 @@ def make(config: Config) -> Plan:
     """Read pictures and prompts; UserError names the first thing that is wrong with them."""
     concept = config.concept
     atomic.check_folder(config.training.save_path, "--save_path")
+    resumed = state.find(config.training.resume, config.training.save_path)
+    changed = {} if resumed is None else state.check(resumed, config)
+    for name, change in changed.items():
+        log.warning("--resume: %s was %s from here on", name, change)
     tokenizer = Tokenizer(config.model.text_encoder_1.positions)
     ids = None if concept.initializer_token is None else initial.token_ids(concept.initializer_token, tokenizer)
     if ids and len(ids) > concept.num_vectors:
@@ -54,4 +62,4 @@ def make(config: Config) -> Plan:
         raise UserError(f"--infer_prompt {preview!r} holds neither {{}} nor {concept.placeholder_token}; add one")
     tokenizer([*prompts, preview], padding=0)  # finds a prompt that has no room for the placeholder
     pictures = folder.read(config.data.data_path, config.data.resolution or config.model.resolution)
-    return Plan(config, pictures, prompts, preview, tokenizer, ids)
+    return Plan(config, pictures, prompts, preview, tokenizer, ids, resumed, changed)

@@ -6,7 +6,7 @@ a few kilobytes) beside it, and so that ranks talk to each other once an update.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -15,6 +15,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from gm import backend
 from gm.config import TrainingConfig
 from gm.diffusion import denoiser
+from gm.errors import UserError
 from gm.sdxl import SDXL
 
 _INITIAL_SCALE = 2.0**16
@@ -54,6 +55,18 @@ class Learned(nn.Cell):
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Return copies of the rows, float32 [n, width 1] and [n, width 2]."""
         return self.rows[0].asnumpy().copy(), self.rows[1].asnumpy().copy()
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Return copies of everything, float32, by name."""
+        return {parameter.name: parameter.asnumpy().copy() for parameter in self.get_parameters()}
+
+    def restore(self, values: Mapping[str, np.ndarray]) -> None:
+        """Take over what `snapshot` gave, or a part of it; UserError if it is another run's."""
+        own = {parameter.name: parameter for parameter in self.get_parameters()}
+        for name, value in values.items():
+            if name not in own or own[name].size != value.size:
+                raise UserError(f"the state holds {name} {list(value.shape)}, which does not fit this run")
+            own[name].set_data(Tensor(value.reshape(own[name].shape)))
 
 
 class Step(nn.Cell):

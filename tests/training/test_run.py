@@ -24,7 +24,7 @@ from gm.data import latents
 from gm.errors import UserError
 from gm.generation.files import recipe
 from gm.sdxl import SDXL
-from gm.training import loop, plan, run
+from gm.training import folder, loop, plan, run
 from gm.training.console import Console, Smoothed
 from gm.training.feed import Feed
 from gm.training.validation import HeldOut
@@ -127,23 +127,24 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
         training={**options, **preview, "save_path": str(tmp_path / "r"), "log_interval": 2}, sampling={"num_cols": 2}
     )
     last = whole_run(workshop, config)
-    folder = tmp_path / "r"
-    assert last == folder / "smallest_7_ti.ckpt"
-    assert sorted(p.name for p in folder.glob("*.ckpt")) == [f"smallest_{n}_ti.ckpt" for n in (3, 6, 7)]
-    assert configuration.load(folder / "config.yaml") == config
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    place = tmp_path / "r"
+    assert last == place / "smallest_7_ti.ckpt"
+    assert sorted(p.name for p in place.glob("*_ti.ckpt")) == [f"smallest_{n}_ti.ckpt" for n in (3, 6, 7)]
+    assert configuration.load(place / "config.yaml") == config
+    records = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records[:-1]] == [2, 4, 6, 7]
     assert [r["update"] for r in records[:-1]] == [1, 2, 3, 4]  # the step left over made one more
     assert records[0]["gradient_norm"] > 0
     assert {"loss", "loss_smoothed", "learning_rate", "seconds", "skipped"} <= set(records[0])
+    assert [p.name for p in place.glob("state_*")] == ["state_7.ckpt"]
     assert {"held_out_before", "held_out_after"} <= set(records[-1])
-    previews = sorted(p.name for p in (folder / "previews").iterdir())
-    assert previews == ["step_5_00000.png", "step_7_00000.png"]
-    assert Image.open(folder / "previews" / previews[0]).size == (32, 16)
-    assert recipe(folder / "previews" / previews[0])["prompt"] == "a photo of <toy>"
+    previews = sorted(p.name for p in (place / "previews").iterdir())
+    assert previews == ["step_5.png", "step_7.png"]
+    assert Image.open(place / "previews" / previews[0]).size == (32, 16)
+    assert recipe(place / "previews" / previews[0])["prompt"] == "a photo of <toy>"
     concept = files.load(last)
     assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<toy>", 2, 7)
-    assert [p.stem for p in sorted(folder.glob("*.safetensors"))] == [p.stem for p in sorted(folder.glob("*.ckpt"))]
+    assert [p.stem for p in sorted(place.glob("*.safetensors"))] == [p.stem for p in sorted(place.glob("*_ti.ckpt"))]
     twin = files.load(last.with_suffix(".safetensors"))
     assert np.array_equal(twin.rows_2, concept.rows_2)
     assert twin.details == concept.details
@@ -185,7 +186,7 @@ def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Pat
     made = plan.make(workshop.config(training={"save_path": str(tmp_path / "later")}))
     (tmp_path / "later").write_text("")  # it is there by the time the weights are loaded
     with pytest.raises(UserError, match=r"cannot write to --save_path .*later: File exists; choose another folder"):
-        run.open_folder(made)
+        folder.opened(made).__enter__()
 
 
 def test_initial_rows(workshop: Workshop) -> None:

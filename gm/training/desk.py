@@ -1,0 +1,133 @@
+"""What the first rank does beside training: shows, logs, saves, draws previews, measures the held-out loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gm.backend import Backend
+from gm.concepts import files
+from gm.concepts.concept import Concept, words
+from gm.errors import UserError
+from gm.generation import files as pictures
+from gm.generation.text_to_image import Order, Painter
+from gm.sdxl import SDXL
+from gm.training import folder, state
+from gm.training.console import Console
+from gm.training.feed import Feed
+from gm.training.loop import DIVERGED, Report
+from gm.training.plan import Plan
+from gm.training.state import State
+from gm.training.step import Learned
+from gm.training.validation import HeldOut
+
+
+class Desk:
+    """Takes the report of every step. What cannot be written on the way is said, and only the last write must work."""
+
+    def __init__(
+        self, model: SDXL, learned: Learned, feed: Feed, plan: Plan, backend: Backend, base_model: str, place: Path
+    ) -> None:
+        training, resumed = plan.config.training, plan.resumed
+        self.learned, self.plan, self.backend = learned, plan, backend
+        self.base_model, self.place, self.saved = base_model, place, resumed.step if resumed else 0
+        self.console = Console(place / folder.LOG, training.total_step, plan.updates, training.log_interval)
+        self.painter = Painter(model, backend, plan.config.run.pooling) if training.infer_during_train else None
+        self.held_out: HeldOut | None = None
+        self.before: np.ndarray = np.zeros(0)
+        if training.held_out_draws:
+            self.held_out = HeldOut(model, feed, training.held_out_draws, training.seed, backend)
+        if resumed:
+            self.console.go_on(resumed.notes["console"])
+            self.console.record(resumed_at=resumed.step, changed=plan.changed)
+            self.console.say(f"going on from {resumed.path}, after step {resumed.step}")
+            self.before = np.asarray(resumed.notes["held_out_before"])
+        if self.held_out and len(self.before) != training.held_out_draws:
+            self.before = self.held_out.losses(*learned.arrays())
+
+    def take(self, report: Report) -> None:
+        """Show a step, and write what is due after it."""
+        training = self.plan.config.training
+        last = report.ended is not None or report.step == training.total_step
+        self.console.show(report)
+        if last or report.step % training.save_ckpt_interval == 0:
+            self._write("the learned word", last, self._save_concept, report.step)
+        if self.painter and (last or report.step % training.infer_interval == 0) and not report.ended:
+            self._write("a preview", False, self._draw, report.step)
+        if self.held_out and report.step == training.total_step:
+            self._compare(report.step)
+        # Last: a run that is killed before goes on from an earlier state and writes all of this again.
+        if report.ended != DIVERGED and (last or self._state_is_due(report)):
+            self._write("the state", last, self._save_state, report)
+
+    def close(self) -> None:
+        self.console.close()
+
+    def _write(self, what: str, must: bool, write: Any, *arguments: Any) -> None:
+        """Call `write`; a failure is said, or, if it `must` not fail, raised."""
+        try:
+            write(*arguments)
+        except UserError as error:
+            if must:
+                raise
+            self.console.say(f"{what} is not saved, training goes on: {error}")
+
+    def _save_concept(self, step: int) -> None:
+        now = concept(self.learned, self.plan, self.base_model, step)
+        for ending in files.NAMES:
+            files.save(now, (self.place / file_name(self.plan, step)).with_suffix(ending))
+
+    def _state_is_due(self, report: Report) -> bool:
+        interval = self.plan.config.training.save_state_interval
+        due = report.step // interval > self.saved // interval
+        # Between updates every rank has a sum of its own.
+        return due and (self.backend.world == 1 or report.gradient_norm is not None)
+
+    def _save_state(self, report: Report) -> None:
+        notes = {"console": self.console.notes(), "held_out_before": self.before.tolist()}
+        config = self.plan.config
+        now = State(report.step, report.update, self.learned.snapshot(), self.base_model, state.options(config), notes)
+        state.save(now, self.place, config.training.keep_states)
+        self.saved = report.step
+
+    def _draw(self, step: int) -> None:
+        assert self.painter
+        self.console.line.end()  # what compiles says so
+        sampling = self.plan.config.sampling
+        orders = [Order(self.plan.preview, sampling.seed + k) for k in range(sampling.num_cols * sampling.num_rows)]
+        now = concept(self.learned, self.plan, self.base_model, step)
+        known = words([now], self.plan.config.model)
+        drawn = [p for progress in self.painter.draw(orders, known, sampling) for p in progress.pictures]
+        recipe = {**dataclasses.asdict(sampling), "prompt": self.plan.preview, "step": step}
+        path = self.place / folder.PREVIEWS / f"step_{step}.png"
+        pictures.write(pictures.grid(drawn, sampling.num_cols), recipe, path)
+        self.console.say(f"preview {path}")
+
+    def _compare(self, step: int) -> None:
+        assert self.held_out
+        after = self.held_out.losses(*self.learned.arrays())
+        means, lower = (float(self.before.mean()), float(after.mean())), int((after < self.before).sum())
+        self.console.say(f"held-out loss {means[0]:.4f} → {means[1]:.4f}; lower in {lower} of {len(after)} draws")
+        self.console.record(step=step, held_out_before=means[0], held_out_after=means[1], held_out_lower=lower)
+
+
+def concept(learned: Learned, plan: Plan, base_model: str, step: int) -> Concept:
+    """Return what is learned so far, with the recipe that made it."""
+    config = plan.config
+    options = state.options(config)
+    details = {
+        "version": config.model.version,
+        "base_model": base_model,
+        "step": step,
+        "seed": config.training.seed,
+        "recipe": {name: options[name] for name in ("run", "concept", "data", "training")},
+    }
+    return Concept(config.concept.placeholder_token, *learned.arrays(), config.run.pooling, details)
+
+
+def file_name(plan: Plan, step: int) -> str:
+    """Return the name of the learned file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`."""
+    return f"{plan.config.model.version}_{step}_ti.ckpt"

@@ -1,0 +1,323 @@
+"""A run that is stopped, killed or fails goes on as if nothing had happened, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from gm import sdxl
+from gm.backend import Backend
+from gm.concepts import files
+from gm.config import Config
+from gm.errors import UserError
+from gm.sdxl import SDXL
+from gm.training import desk, folder, loop, plan, run, state
+from gm.training.feed import Batch, Feed
+from gm.weights import transfer
+from tests.workshop import Workshop
+
+ROOT = Path(__file__).resolve().parents[2]
+EAGER = Backend("CPU", graph=False, dtype=ms.float32)
+GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
+Found = tuple[list[float], dict[str, np.ndarray]]
+
+
+@pytest.mark.parametrize("backend", [EAGER, GRAPH], ids=["pynative", "graph"])
+def test_interrupted_at_any_phase_it_goes_on_bit_for_bit(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    monkeypatch.setenv("GM_GRAPHS", str(tmp_path / "graphs"))  # compile once, not for every part
+    schedule = {"lr_schedule": "cosine", "lr_warmup_updates": 1, "adam_beta2": 0.9}
+    config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 4, **schedule})
+    made = plan.make(config)
+
+    def part(start: state.State | None, stop_after: int) -> tuple[Found, state.State]:
+        learned, feed = run.prepare(workshop.model, plan.make(config), backend)
+        first = (start.step, start.updates) if start else (0, 0)
+        if start:
+            learned.restore(start.tensors)
+        losses: list[float] = []
+        asked = lambda: len(losses) + first[0] + 1 == stop_after  # noqa: E731
+        for report in loop.run(workshop.model, learned, feed, config.training, made.updates, backend, first, asked):
+            losses.append(report.loss)
+        now = state.State(report.step, report.update, learned.snapshot(), "base", {})
+        return (losses, learned.snapshot()), state.load(state.save(now, tmp_path, 1))
+
+    (losses, end), _ = part(None, 0)
+    assert len(losses) == 10
+    for phase in (4, 5, 7, 9):  # just after an update, and one, three and one step into the next
+        (before, _), stopped = part(None, phase)
+        (after, found), _ = part(stopped, 0)
+        assert (len(before), len(after)) == (phase, 10 - phase)
+        assert before + after == losses
+        for name, value in end.items():
+            assert np.array_equal(found[name], value), name
+
+
+def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> Path:
+    model = sdxl.build(config.model)  # a run may give the autoencoder away
+    transfer.load(model, config.run.weight, config.model)
+    spoil(model)
+    return run.run(model, plan.make(config), EAGER)
+
+
+def contents(place: Path) -> dict[str, object]:
+    """Return everything a run has written that does not hold the time of day."""
+    found: dict[str, object] = {p.name: p.read_bytes() for p in sorted(place.glob("*_ti.*"))}
+    found |= {p.name: p.read_bytes() for p in sorted(place.glob("previews/*"))}
+    records = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
+    found["log"] = [{k: v for k, v in r.items() if k != "seconds"} for r in records if "resumed_at" not in r]
+    for path in place.glob("state_*.ckpt"):
+        last = state.load(path)
+        found[path.name] = (last.step, last.updates, last.notes, {n: t.tobytes() for n, t in last.tensors.items()})
+    return found
+
+
+OPTIONS = {
+    "total_step": 14,
+    "gradient_accumulation_steps": 3,
+    "save_state_interval": 2,
+    "save_ckpt_interval": 4,
+    "infer_during_train": True,
+    "infer_interval": 5,
+    "held_out_draws": 2,
+}
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_writes_the_same_files(workshop: Workshop, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    command = [sys.executable, "train_textual_inversion.py", "--config", str(workshop.yaml), "--save_path", str(place)]
+    command += [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    expected = contents(place)
+    place.rename(tmp_path / "whole")
+    draw, steps, kills = random.Random(3), [], 0
+    while kills < 20:
+        process = subprocess.Popen(
+            [*command, "--resume", "latest"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        log = place / "log.jsonl"
+        before = log.stat().st_size if log.exists() else 0
+        while process.poll() is None and (not log.exists() or log.stat().st_size <= before):
+            time.sleep(0.005)
+            before = min(before, log.stat().st_size) if log.exists() else before
+        time.sleep(draw.uniform(0.0, 2.0))
+        process.kill()
+        error = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), error
+        steps.append(max((int(p.stem.split("_")[1]) for p in place.glob("state_*.ckpt")), default=0))
+        if process.returncode == 0:
+            break
+        kills += 1
+    assert process.returncode == 0, steps
+    assert steps == sorted(steps)
+    assert kills >= 3
+    assert contents(place) == expected
+    assert not list(place.glob(".*.tmp"))
+    assert not list(place.glob("earlier_*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_ends_the_run_with_everything_saved(
+    workshop: Workshop, tmp_path: Path, number: signal.Signals
+) -> None:
+    place = tmp_path / "run"
+    command = [sys.executable, "-u", "train_textual_inversion.py", "--config", str(workshop.yaml)]
+    command += ["--save_path", str(place), "--total_step", "100000", "--gradient_accumulation_steps", "3"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    while not process.stdout.readline().startswith("step "):
+        pass
+    process.send_signal(number)
+    out, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (128 + number, "")
+    assert f"{number.name}: the run stops after this step" in out
+    stopped = state.find("latest", place)
+    assert stopped
+    assert f"stopped after step {stopped.step} of 100000" in out
+    assert "--resume latest goes on" in out
+    assert files.load(place / f"smallest_{stopped.step}_ti.ckpt").details["step"] == stopped.step
+    assert json.loads((place / "log.jsonl").read_text().splitlines()[-1])["step"] == stopped.step
+
+
+def test_going_on_longer_and_with_other_options_is_said(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = str(tmp_path / "run")
+    whole_run(workshop.config(training={"total_step": 4, "save_path": place, "save_state_interval": 2}))
+    first = contents(tmp_path / "run")
+    again = {"total_step": 4, "save_path": place, "save_state_interval": 2, "resume": "latest"}
+    assert whole_run(workshop.config(training=again)) == tmp_path / "run" / "smallest_4_ti.ckpt"
+    assert contents(tmp_path / "run") == first  # there was nothing left to do
+    options = {"total_step": 6, "save_path": place, "resume": "latest", "learning_rate": 1e-3}
+    whole_run(workshop.config(training=options))
+    assert "--resume: training.learning_rate was 0.01 → 0.001 from here on" in caplog.text
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [r.get("step", "resumed") for r in records] == [1, 2, 3, 4, "resumed", 5, 6]
+    assert records[4]["changed"]["training.learning_rate"] == "0.01 → 0.001"
+    assert (tmp_path / "run" / "smallest_4_ti.ckpt").read_bytes() == first["smallest_4_ti.ckpt"]
+    assert not (tmp_path / "run" / "earlier_1").exists()
+    # From an earlier state, what came after it is another way on, and is kept.
+    options["resume"] = str(tmp_path / "run" / "state_4.ckpt")
+    whole_run(workshop.config(training=options))
+    assert {p.name for p in (tmp_path / "run" / "earlier_1").iterdir()} == {
+        "smallest_6_ti.ckpt",
+        "smallest_6_ti.safetensors",
+        "state_6.ckpt",
+    }
+    # Into another folder, the earlier one is left alone.
+    before = contents(tmp_path / "run")
+    options |= {"save_path": str(tmp_path / "other"), "total_step": 5}
+    whole_run(workshop.config(training=options))
+    assert contents(tmp_path / "run") == before
+    assert {p.name for p in (tmp_path / "other").glob("*.ckpt")} == {"smallest_5_ti.ckpt", "state_5.ckpt"}
+
+
+def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    options = {"total_step": 2, "save_path": str(tmp_path / "run")}
+    whole_run(workshop.config(training=options))
+
+    def spoil(model: SDXL) -> None:
+        norm = next(p for p in model.unet.get_parameters() if p.name.endswith("gamma"))
+        norm.set_data(Tensor(norm.asnumpy() + 1))
+
+    with pytest.raises(UserError, match=r"was made on other weights than .*weights.ckpt; give --weight those"):
+        whole_run(workshop.config(training={**options, "total_step": 3, "resume": "latest"}), spoil)
+
+
+def test_one_folder_is_held_by_one_run(workshop: Workshop, tmp_path: Path) -> None:
+    made = plan.make(workshop.config(training={"save_path": str(tmp_path / "run")}))
+    with folder.opened(made):
+        (tmp_path / "run" / "smallest_1_ti.ckpt").write_text("being written")
+        with pytest.raises(UserError, match=r"another run is writing to --save_path .*run; wait until it ends, or"):
+            folder.opened(made).__enter__()
+        assert (tmp_path / "run" / "smallest_1_ti.ckpt").exists()
+    with folder.opened(made):
+        assert (tmp_path / "run" / "earlier_1" / "smallest_1_ti.ckpt").exists()
+
+
+def test_a_dead_process_holds_no_folder(workshop: Workshop, tmp_path: Path) -> None:
+    made = plan.make(workshop.config(training={"save_path": str(tmp_path)}))
+    code = f"""
+import os, sys
+from filelock import FileLock
+lock = FileLock({str(tmp_path / ".lock")!r})
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another run is writing"):
+        folder.opened(made).__enter__()
+    process.kill()
+    process.communicate()
+    with folder.opened(made):
+        pass
+
+
+def test_a_full_disk_costs_what_cannot_be_written_and_no_more(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files may be no larger than a limit between that of a learned file and that of a state."""
+    place = tmp_path / "run"
+    config = workshop.config(
+        training={"total_step": 6, "save_path": str(place), "save_state_interval": 2, "save_ckpt_interval": 3}
+    )
+    whole_run(config)
+    sizes = {p.name: p.stat().st_size for p in place.iterdir()}
+    limit = sizes["state_6.ckpt"] - 100
+    assert max(size for name, size in sizes.items() if not name.startswith("state")) < limit
+    shutil.rmtree(place)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*state_6.ckpt: the file is larger than"):
+            whole_run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    out = capsys.readouterr().out
+    assert len(re.findall("the state is not saved, training goes on: cannot write .*state_[24].ckpt", out)) == 2
+    assert sorted(p.name for p in place.glob("*.ckpt")) == ["smallest_3_ti.ckpt", "smallest_6_ti.ckpt"]
+    assert not list(place.glob(".*.tmp"))
+    assert not list(place.glob("state_*"))
+
+
+def spoiled_feed(monkeypatch: pytest.MonkeyPatch, good_steps: int) -> None:
+    """Let every batch after the first `good_steps` hold an infinite value."""
+    whole = Feed.batch
+
+    def batch(self: Feed, step: int) -> Batch:
+        made = whole(self, step)
+        return made if step < good_steps else Batch(Tensor(made.x.asnumpy() * np.float32(np.inf)), *made[1:])
+
+    monkeypatch.setattr(Feed, "batch", batch)
+
+
+def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"total_step": 50, "max_skipped_steps": 4, "save_state_interval": 1, "save_path": str(tmp_path / "bad")}
+    short = whole_run(workshop.config(training={"total_step": 3, "save_path": str(tmp_path / "good")}))
+    spoiled_feed(monkeypatch, 3)
+    with pytest.raises(UserError, match=r"step 7 is the 4th in a row without a finite loss, though .*smallest_7_ti"):
+        whole_run(workshop.config(training=options))
+    found, good = files.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), files.load(short)
+    # The third update followed the last good step, but no good step followed it.
+    assert np.isfinite(found.rows_1).all()
+    assert np.linalg.norm(found.rows_1 - good.rows_1) < 0.02 * np.linalg.norm(good.rows_1)
+    latest = state.find("latest", tmp_path / "bad")
+    assert latest
+    assert latest.step == 6  # the step that ended it left none
+    records = [json.loads(line) for line in (tmp_path / "bad" / "log.jsonl").read_text().splitlines()]
+    assert [r["skipped"] for r in records] == [0, 0, 0, 1, 2, 3, 4]
+    assert [r["finite"] for r in records] == [True] * 3 + [False] * 4
+
+
+def test_an_update_that_breaks_the_rows_is_taken_back(workshop: Workshop, tmp_path: Path) -> None:
+    options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
+    made = plan.make(workshop.config(training=options))
+    start = run.prepare(workshop.model, made, EAGER)[0].arrays()
+    with pytest.raises(UserError, match="in a row without a finite"):
+        whole_run(made.config)
+    last = max((tmp_path / "run").glob("*_ti.ckpt"))
+    assert np.array_equal(files.load(last).rows_1, start[0])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: model.unet, r"model\.diffusion_model\..* of the weights is not finite; convert or get them"),
+        (lambda model: model.first_stage_model, "the pictures, encoded, are not finite"),
+    ],
+    ids=["weights", "pictures"],
+)
+def test_the_cause_is_named(
+    workshop: Workshop, tmp_path: Path, spoil: Callable[[SDXL], ms.nn.Cell], message: str
+) -> None:
+    def nan(model: SDXL) -> None:
+        weight = next(p for p in spoil(model).get_parameters() if p.name.endswith("weight"))
+        weight.set_data(Tensor(weight.asnumpy() * np.float32(np.nan)))
+
+    options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=message):
+        whole_run(workshop.config(training=options), nan)
+    assert (tmp_path / "run" / desk.file_name(plan.make(workshop.config(training=options)), 2)).exists()
+    assert os.listdir(tmp_path / "run") != []
