@@ -5,7 +5,7 @@ from gm import command_line
 
 def main() -> None:
     config = command_line.parse(
-        "Learn a new word for SDXL from 3 to 20 pictures.", ("run", "concept", "data", "training")
+        "Learn a new word for SDXL from 3 to 20 pictures.", ("run", "concept", "data", "training", "loss")
     )
     from gm.training import plan  # after the flags: --help need not wait for MindSpore
 

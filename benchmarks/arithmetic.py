@@ -19,7 +19,7 @@ from benchmarks.costs import Cost
 from benchmarks.models import SIZES
 from gm import command_line
 from gm import config as configuration
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 
 _PEAKS = (280e12, 376e12)  # FLOP/s of a 910B in dense float16, as stated for its slowest and fastest variant
 _EFFICIENCIES = (0.25, 0.40, 0.55)

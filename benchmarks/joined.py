@@ -15,7 +15,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from benchmarks.models import SIZES
 from benchmarks.worker import Work, serve
 from gm import backend, draws, operators
-from gm.config import ModelConfig, RunConfig
+from gm.config import RunConfig
+from gm.model_config import ModelConfig
 
 SIDES = ("apart", "joined")
 WAYS = ("forward", "forward and back")

@@ -23,7 +23,7 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
     toolkit = api.load(config)
     learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
     toolkit.model.release_autoencoder()  # as training does where no previews are drawn
-    reports = loop.run(toolkit.model, learned, feed, config.training, made.updates, toolkit.backend)
+    reports = loop.run(toolkit.model, learned, feed, config, made.updates, toolkit.backend)
 
     def work() -> dict[str, Any]:
         started = time.perf_counter()

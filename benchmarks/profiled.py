@@ -95,7 +95,7 @@ def prepared(case: Case, part: str) -> Run:
         return lambda: encode(picture)[0].asnumpy()
     model.release_autoencoder()
     if part == "whole":
-        reports = loop.run(model, learned, feed, config.training, made.updates, toolkit.backend)
+        reports = loop.run(model, learned, feed, config, made.updates, toolkit.backend)
         return lambda: next(reports)
     if part == "update":
         update = backend.compiled(Update(learned, config.training, 1), graph)

@@ -100,7 +100,7 @@ def learn(
     configuration.check(config)
     made = plan.make(config)
     learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
-    for report in loop.run(toolkit.model, learned, feed, config.training, made.updates, toolkit.backend):
+    for report in loop.run(toolkit.model, learned, feed, config, made.updates, toolkit.backend):
         on_step(report)
     return desk.concept(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
 

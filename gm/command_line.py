@@ -85,7 +85,8 @@ def _add_flags(parser: Parser, section: str, owner: dict[str, str]) -> None:
             extra = {"nargs": "+"}
         name = kind.__name__ if isinstance(kind, type) and extra.get("nargs") != "+" else "str"
         group.add_argument(
-            f"--{f.name}",
+            *(f"--{name}" for name in (f.name, *f.metadata["aliases"])),
+            dest=f.name,
             default=argparse.SUPPRESS,
             metavar="True|False" if kind is bool else name.upper(),
             help=text.replace("%", "%%"),

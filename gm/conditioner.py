@@ -7,7 +7,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 from gm.networks.clip import ClipL, OpenClipG
 from gm.networks.layers import Sinusoids
 

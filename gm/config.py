@@ -12,97 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gm import options
-from gm.errors import UserError
+from gm.model_config import ModelConfig
 from gm.options import option
 
 POOLING_RULES = ("end_of_text", "argmax")
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The denoising network (`model.diffusion_model` in the published file)."""
-
-    in_channels: int = option(4, "latent channels in", minimum=1)
-    out_channels: int = option(4, "latent channels out", minimum=1)
-    model_channels: int = option(320, "channels of the first level", minimum=1)
-    channel_mult: tuple[int, ...] = option((1, 2, 4), "channels of each level, as multiples of the first")
-    num_res_blocks: int = option(2, "residual blocks a level (one more on the way up)", minimum=1)
-    transformer_depth: tuple[int, ...] = option((0, 2, 10), "transformer blocks a level; 0 is no attention")
-    head_width: int = option(64, "width of an attention head", minimum=1)
-    context_width: int = option(2048, "width of the text context: both encoders' hidden states", minimum=1)
-    vector_width: int = option(2816, "width of the class input: pooled text and six size sinusoids", minimum=1)
-    norm_groups: int = option(32, "groups of a group normalisation", minimum=1)
-
-
-@dataclass(frozen=True)
-class TextEncoderConfig:
-    """A CLIP text encoder: causal transformer over 77 tokens."""
-
-    width: int = option(768, "width of a token", minimum=1)
-    layers: int = option(12, "transformer layers", minimum=2)
-    heads: int = option(12, "attention heads", minimum=1)
-    vocabulary: int = option(49408, "rows of the published token table", minimum=1)
-    positions: int = option(77, "tokens of a prompt, start and end included", minimum=3)
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """The variational autoencoder between pictures and latents (`first_stage_model`)."""
-
-    channels: int = option(128, "channels of the first level", minimum=1)
-    channel_mult: tuple[int, ...] = option((1, 2, 4, 4), "channels of each level; each but the last halves the picture")
-    num_res_blocks: int = option(2, "residual blocks a level", minimum=1)
-    latent_channels: int = option(4, "channels of a latent", minimum=1)
-    norm_groups: int = option(32, "groups of a group normalisation", minimum=1)
-    scale_factor: float = option(0.13025, "latents are multiplied by this before diffusion")
-
-    @property
-    def reduction(self) -> int:
-        """Pixels a side that become one latent."""
-        return 2 ** (len(self.channel_mult) - 1)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The noise schedule of training, "scaled linear" betas (Rombach et al., 2022)."""
-
-    timesteps: int = option(1000, "noise levels", minimum=1)
-    beta_start: float = option(0.00085, "beta of the first level")
-    beta_end: float = option(0.012, "beta of the last level")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """One SDXL-family model."""
-
-    version: str = option("SD-XL-base-1.0", "name at the front of the files that training writes")
-    resolution: int = option(1024, "side in pixels the model was made for", minimum=8, step=8)
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    text_encoder_1: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    text_encoder_2: TextEncoderConfig = field(
-        default_factory=lambda: TextEncoderConfig(width=1280, layers=32, heads=20)
-    )
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-    def __post_init__(self) -> None:
-        joined = self.text_encoder_1.width + self.text_encoder_2.width
-        if self.unet.context_width != joined:
-            raise UserError(
-                f"model.unet.context_width is {self.unet.context_width}, but the two encoders give {joined}"
-            )
-        if len(self.unet.channel_mult) != len(self.unet.transformer_depth):
-            raise UserError("model.unet.channel_mult and model.unet.transformer_depth need one entry a level each")
-        if (
-            self.unet.vector_width <= self.text_encoder_2.width
-            or (self.unet.vector_width - self.text_encoder_2.width) % 6
-        ):
-            raise UserError("model.unet.vector_width must be text_encoder_2.width plus six equal size sinusoids")
-
-    @property
-    def size_width(self) -> int:
-        """Width of the sinusoid of each of the six sizes in the class input."""
-        return (self.unet.vector_width - self.text_encoder_2.width) // 6
 
 
 @dataclass(frozen=True)
@@ -162,13 +75,35 @@ class TrainingConfig:
     train_batch_size: int = option(1, "pictures a step and rank", minimum=1)
     gradient_accumulation_steps: int = option(1, "steps that make one update of the rows", minimum=1)
     learning_rate: float = option(1e-3, "peak learning rate of the rows", minimum=0.0)
-    lr_schedule: str = option("constant", "learning rate after warm-up", choices=("constant", "linear", "cosine"))
-    lr_warmup_updates: int = option(0, "updates over which the learning rate rises from 0", minimum=0)
+    learning_rate_clip_l: float | None = option(
+        None, "peak for the rows of CLIP-L, where it differs; 0 leaves them as they are", minimum=0.0
+    )
+    learning_rate_clip_g: float | None = option(
+        None, "peak for the rows of OpenCLIP bigG, where it differs; 0 leaves them as they are", minimum=0.0
+    )
+    scale_lr: bool = option(False, "multiply learning rates by batch size, accumulation steps and number of devices")
+    lr_schedule: str = option(
+        "constant",
+        "learning rate after warm-up",
+        choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"),
+        aliases=("lr_scheduler",),
+    )
+    lr_warmup_updates: int = option(
+        0, "updates over which the learning rate rises from 0", minimum=0, aliases=("lr_warmup_steps",)
+    )
+    lr_num_cycles: int = option(1, "how often cosine_with_restarts falls", minimum=1)
+    lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0)
     adam_beta1: float = option(0.9, "decay of Adam's mean gradient", minimum=0.0)
     adam_beta2: float = option(0.999, "decay of Adam's mean squared gradient", minimum=0.0)
     adam_epsilon: float = option(1e-8, "added to Adam's denominator", minimum=0.0)
     weight_decay: float = option(
-        0.0, "decoupled weight decay of the rows; 0 is right for almost everybody", minimum=0.0
+        0.0,
+        "decoupled weight decay of the rows; 0 is right for almost everybody",
+        minimum=0.0,
+        aliases=("adam_weight_decay",),
+    )
+    norm_pull: float = option(
+        0.0, "part of the way to the usual norm of a word that each row's norm is pulled after an update", minimum=0.0
     )
     max_grad_norm: float = option(1.0, "global norm the rows' gradient is clipped to; 0 never clips", minimum=0.0)
     resume: str | None = option(
@@ -181,14 +116,37 @@ class TrainingConfig:
     )
     save_ckpt_interval: int = option(500, "steps between learned files; the last step always writes one", minimum=1)
     held_out_draws: int = option(
-        0, "draws kept from training, on which the loss is measured before and after; 0 is none", minimum=0
+        0, "draws kept from training, on which the loss is measured; the best rows are then kept; 0 is none", minimum=0
     )
+    held_out_interval: int = option(100, "steps between these measurements; the first and the last are made", minimum=1)
     log_interval: int = option(1, "steps between records in the JSON-lines log", minimum=1)
     infer_during_train: bool = option(False, "draw previews, as the sampling section says, at intervals and at the end")
     infer_interval: int = option(500, "steps between previews", minimum=1)
     infer_prompt: str | None = option(None, "prompt of the previews, {} is the new word; default: the first template")
     is_parallel: bool = option(False, "share the work between the processes that mpirun or msrun started")
     rank_timeout: int = option(1800, "seconds that a process waits for the others before it gives up", minimum=1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What a step minimises."""
+
+    loss_type: str = option(
+        "l2", "squared error, or pseudo-Huber, which counts large errors less", choices=("l2", "huber")
+    )
+    huber_c: float = option(0.1, "error from which on pseudo-Huber grows along a line", minimum=1e-6)
+    min_snr_gamma: float = option(
+        0.0,
+        "low noise levels count as much less as their signal-to-noise ratio exceeds this; 5 is usual, 0 is off",
+        minimum=0.0,
+        aliases=("snr_gamma",),
+    )
+    noise_offset: float = option(0.0, "spread of a brightness added to each channel of the noise", minimum=0.0)
+    timestep_min: int = option(0, "lowest noise level shown, of 0 to 999", minimum=0)
+    timestep_max: int | None = option(None, "highest noise level shown; default: the schedule's last", minimum=0)
+    timestep_bias: float = option(
+        0.0, "above 0 shows high noise levels more often, below 0 low ones; 0 shows all alike"
+    )
 
 
 @dataclass(frozen=True)
@@ -230,6 +188,7 @@ class Config:
     concept: ConceptConfig = field(default_factory=ConceptConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 

@@ -17,9 +17,20 @@ from gm.errors import UserError, suggestion
 Schema = TypeVar("Schema")
 
 
-def option(default: Any, doc: str, *, choices: tuple = (), minimum: float | None = None, step: int = 1) -> Any:
-    """Declare one option: `minimum` is inclusive, `step` asks for a multiple, `choices` lists what is allowed."""
-    metadata = {"doc": doc, "choices": choices, "minimum": minimum, "step": step}
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple = (),
+    minimum: float | None = None,
+    step: int = 1,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """Declare one option: `minimum` is inclusive, `step` asks for a multiple, `choices` lists what is allowed.
+
+    `aliases` are the names that users of other trainers know its flag by.
+    """
+    metadata = {"doc": doc, "choices": choices, "minimum": minimum, "step": step, "aliases": aliases}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -6,11 +6,12 @@ import hashlib
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from gm.conditioner import Conditioner
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 from gm.networks.autoencoder import Autoencoder
 from gm.networks.unet import UNet
 
@@ -36,6 +37,17 @@ class SDXL(nn.Cell):
     @property
     def unet(self) -> UNet:
         return self.model.diffusion_model
+
+    def token_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the frozen token tables of both encoders, [rows, width]."""
+        one, two = (encoder for encoder in self.conditioner.embedders)
+        tables = one.transformer.text_model.embeddings.token_embedding, two.model.token_embedding
+        return tables[0].embedding_table.asnumpy(), tables[1].embedding_table.asnumpy()
+
+    def token_norms(self) -> tuple[float, float]:
+        """Return the usual Euclidean norm of a word's row in each encoder, the median over its table."""
+        one, two = (float(np.median(np.linalg.norm(table.astype(np.float32), axis=1))) for table in self.token_tables())
+        return one, two
 
     def release_autoencoder(self) -> None:
         """Give the autoencoder's memory back, once the pictures are encoded and none will be decoded."""

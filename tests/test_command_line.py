@@ -9,7 +9,7 @@ from gm import command_line
 from gm.config import Config
 from gm.errors import UserError
 
-TRAINING = ("run", "concept", "data", "training")
+TRAINING = ("run", "concept", "data", "training", "loss")
 TINY = ["--config", "configs/training/tiny_textual_inversion.yaml"]
 
 
@@ -43,6 +43,14 @@ def test_flags_set_their_options() -> None:
     )
     assert (config.concept.num_vectors, config.concept.placeholder_token) == (10, "<cat-toy>")
     assert (config.training.total_step, config.training.learning_rate) == (30, 1e-4)
+
+
+def test_the_names_of_diffusers_scripts_are_understood() -> None:
+    theirs = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "7", "--adam_weight_decay", "0.1", "--snr_gamma", "5")
+    ours = ("--lr_schedule", "cosine", "--lr_warmup_updates", "7", "--weight_decay", "0.1", "--min_snr_gamma", "5")
+    assert parse(*theirs) == parse(*ours) != parse()
+    with pytest.raises(UserError, match="did you mean '--lr_scheduler'"):
+        parse("--lr_scheduller", "cosine")
 
 
 def test_several_learned_files() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gm import config as configuration
-from gm.config import Config, ModelConfig, TextEncoderConfig
+from gm.config import Config
 from gm.errors import UserError
+from gm.model_config import ModelConfig, TextEncoderConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))

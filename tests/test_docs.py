@@ -21,8 +21,8 @@ from tools.convert_weights import convert
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
 DOCS += [ROOT / "checkpoints" / "tiny_sd_xl_base.md", *sorted((ROOT / "docs").glob("*.md"))]
-TRAINING, SAMPLING = ("run", "concept", "data", "training"), ("run", "sampling")
-OTHER_FLAGS = {"--help", "--server.port", "--allow-run-as-root"}
+TRAINING, SAMPLING = ("run", "concept", "data", "training", "loss"), ("run", "sampling")
+OTHER_FLAGS = {"--help", "--server.port", "--allow-run-as-root", "--signal", "--max_train_steps"}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
 
 
@@ -44,7 +44,8 @@ def known_flags() -> set[str]:
             command_line._add_flags(parser, section, owner)
     sampling = command_line.Parser("sampling")
     command_line._add_flags(sampling, "sampling", owner)
-    return {f"--{name}" for name in owner} | {"--config", "--source", "--target", "--dtype", "--overwrite"}
+    flags = {*parser._option_string_actions, *sampling._option_string_actions}
+    return flags | {"--config", "--source", "--target", "--dtype", "--overwrite"}
 
 
 @pytest.mark.parametrize("line", commands())

@@ -14,7 +14,8 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from gm import backend, graphs, sdxl
-from gm.config import ModelConfig, TrainingConfig
+from gm.config import TrainingConfig
+from gm.model_config import ModelConfig
 from gm.training.step import Learned, Step, Update
 from tests.reference.configs import LIKE_BASE
 

@@ -84,6 +84,9 @@ def pictures(tmp_path: Path) -> Path:
         (["--device_target", "Ascend"], "no Ascend card on this machine"),
         (["--device_target", "GPU"], "it may be 'Ascend', 'CPU'"),
         (["--precision", "bfloat16"], "no bfloat16"),
+        (["--timestep_max", "1000"], "--timestep_max 1000 leave no noise level; the model's are 0 to 999"),
+        (["--timestep_min", "500", "--timestep_max", "400"], "--timestep_min 500 and --timestep_max 400 leave no"),
+        (["--resume", "@nowhere.ckpt"], "there is no file"),
         (["--is_parallel", "True"], "needs several processes"),
     ],
 )

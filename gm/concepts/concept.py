@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gm.config import ModelConfig
 from gm.errors import UserError
+from gm.model_config import ModelConfig
 from gm.text.tokenizer import Tokenizer
 
 

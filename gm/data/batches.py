@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gm import draws
@@ -31,14 +32,16 @@ def samples(
     world: int,
     pictures: int,
     templates: int,
-    timesteps: int,
+    levels: tuple[int, int],
+    bias: float = 0.0,
     flip: bool,
 ) -> list[Sample]:
     """Return the `batch` samples that `rank` of `world` shows in `step` (from 0).
 
     Samples are numbered through the run, ranks side by side, so two ranks with one picture each show what one rank
     shows with two. Every `pictures` samples in a row are an epoch, which shows each picture once in an order of its
-    own; a batch may reach into the next epoch, so none is ever short.
+    own; a batch may reach into the next epoch, so none is ever short. Noise levels are from `levels[0]` to below
+    `levels[1]`, all alike; a `bias` above 0 favours the high ones, below 0 the low ones.
     """
     first = (step * world + rank) * batch
     shown = []
@@ -49,8 +52,16 @@ def samples(
                 picture=int(draws.permutation(pictures, seed, "order", epoch)[place]),
                 mirrored=flip and draws.integer(2, seed, "mirror", index) == 1,
                 template=draws.integer(templates, seed, "template", index),
-                timestep=draws.integer(timesteps, seed, "timestep", index),
+                timestep=_level(levels, bias, seed, index),
                 index=index,
             )
         )
     return shown
+
+
+def _level(levels: tuple[int, int], bias: float, seed: int, index: int) -> int:
+    low, high = levels
+    if not bias:
+        return low + draws.integer(high - low, seed, "timestep", index)
+    place = draws.generator(seed, "timestep", index).random() ** math.exp(-bias)
+    return low + min(int(place * (high - low)), high - low - 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gm.config import ScheduleConfig
+from gm.model_config import ScheduleConfig
 
 
 def training_sigmas(config: ScheduleConfig) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gm.config import ModelConfig, SamplingConfig
+from gm.config import SamplingConfig
 from gm.errors import UserError, suggestion
+from gm.model_config import ModelConfig
 
 # Width by height for each ratio of width to height that SDXL was trained on (Podell et al., 2023, appendix I).
 RATIOS: dict[str, tuple[int, int]] = {

@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm import operators
-from gm.config import AutoencoderConfig
+from gm.model_config import AutoencoderConfig
 from gm.networks.layers import Conv2d, GroupNorm, PointwiseConv2d, Upsample
 from gm.operators import sequence
 

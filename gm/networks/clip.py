@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import Tensor, nn, ops
 
 from gm import operators
-from gm.config import TextEncoderConfig
+from gm.model_config import TextEncoderConfig
 from gm.networks.layers import Embedding, LayerNorm, Projection, parameter
 from gm.networks.token_embedding import TokenEmbedding
 from gm.operators import sequence

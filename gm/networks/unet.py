@@ -14,7 +14,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm import operators
-from gm.config import UNetConfig
+from gm.model_config import UNetConfig
 from gm.networks.layers import Conv2d, GroupNorm, LayerNorm, Linear, PointwiseConv2d, Projection, Sinusoids, Upsample
 from gm.operators import sequence
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +24,12 @@ class Smoothed:
         """Take `value` in and return the average."""
         self.total = _SMOOTHING * self.total + (1 - _SMOOTHING) * value
         self.weight = _SMOOTHING * self.weight + (1 - _SMOOTHING)
-        return self.total / self.weight
+        return self.value
+
+    @property
+    def value(self) -> float:
+        """The average; not a number before there is one."""
+        return self.total / self.weight if self.weight else math.nan
 
 
 class Console:
@@ -49,7 +55,7 @@ class Console:
             smoothed = self.loss.add(report.loss)
         else:
             self.skipped += 1
-            smoothed = self.loss.total / self.loss.weight if self.loss.weight else float("nan")
+            smoothed = self.loss.value
         # The first step holds the compilation of the graph, which says nothing about the time that is left.
         self.shown += 1
         pace = self.pace.add(report.seconds) if self.shown > 1 else report.seconds

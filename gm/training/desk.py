@@ -22,7 +22,9 @@ from gm.training.loop import DIVERGED, Report
 from gm.training.plan import Plan
 from gm.training.state import State
 from gm.training.step import Learned
-from gm.training.validation import HeldOut
+from gm.training.validation import Course, HeldOut, change
+
+BEST = "best"  # in the place of the step in a learned file's name
 
 
 class Desk:
@@ -37,16 +39,17 @@ class Desk:
         self.console = Console(place / folder.LOG, training.total_step, plan.updates, training.log_interval)
         self.painter = Painter(model, backend, plan.config.run.pooling) if training.infer_during_train else None
         self.held_out: HeldOut | None = None
-        self.before: np.ndarray = np.zeros(0)
+        self.course: Course | None = None
         if training.held_out_draws:
             self.held_out = HeldOut(model, feed, training.held_out_draws, training.seed, backend)
         if resumed:
             self.console.go_on(resumed.notes["console"])
             self.console.record(resumed_at=resumed.step, changed=plan.changed)
             self.console.say(f"going on from {resumed.path}, after step {resumed.step}")
-            self.before = np.asarray(resumed.notes["held_out_before"])
-        if self.held_out and len(self.before) != training.held_out_draws:
-            self.before = self.held_out.losses(*learned.arrays())
+            self.course = Course(**resumed.notes["held_out"]) if resumed.notes["held_out"] else None
+        if self.held_out and (self.course is None or len(self.course.first) != training.held_out_draws):
+            now = self.held_out.losses(*learned.arrays()).tolist()
+            self.course = Course(now, now, self.saved)
 
     def take(self, report: Report) -> None:
         """Show a step, and write what is due after it."""
@@ -54,11 +57,11 @@ class Desk:
         last = report.ended is not None or report.step == training.total_step
         self.console.show(report)
         if last or report.step % training.save_ckpt_interval == 0:
-            self._write("the learned word", last, self._save_concept, report.step)
+            self._write("the learned word", last, self._save_concept, report.step, str(report.step))
         if self.painter and (last or report.step % training.infer_interval == 0) and not report.ended:
             self._write("a preview", False, self._draw, report.step)
-        if self.held_out and report.step == training.total_step:
-            self._compare(report.step)
+        if self.held_out and not report.ended and (last or report.step % training.held_out_interval == 0):
+            self._measure(report.step, last)
         # Last: a run that is killed before goes on from an earlier state and writes all of this again.
         if report.ended != DIVERGED and (last or self._state_is_due(report)):
             self._write("the state", last, self._save_state, report)
@@ -75,10 +78,10 @@ class Desk:
                 raise
             self.console.say(f"{what} is not saved, training goes on: {error}")
 
-    def _save_concept(self, step: int) -> None:
+    def _save_concept(self, step: int, name: str) -> None:
         now = concept(self.learned, self.plan, self.base_model, step)
         for ending in files.NAMES:
-            files.save(now, (self.place / file_name(self.plan, step)).with_suffix(ending))
+            files.save(now, (self.place / file_name(self.plan, name)).with_suffix(ending))
 
     def _state_is_due(self, report: Report) -> bool:
         interval = self.plan.config.training.save_state_interval
@@ -87,7 +90,8 @@ class Desk:
         return due and (self.backend.world == 1 or report.gradient_norm is not None)
 
     def _save_state(self, report: Report) -> None:
-        notes = {"console": self.console.notes(), "held_out_before": self.before.tolist()}
+        course = None if self.course is None else dataclasses.asdict(self.course)
+        notes = {"console": self.console.notes(), "held_out": course}
         config = self.plan.config
         now = State(report.step, report.update, self.learned.snapshot(), self.base_model, state.options(config), notes)
         state.save(now, self.place, config.training.keep_states)
@@ -106,12 +110,38 @@ class Desk:
         pictures.write(pictures.grid(drawn, sampling.num_cols), recipe, path)
         self.console.say(f"preview {path}")
 
-    def _compare(self, step: int) -> None:
+    def _measure(self, step: int, last: bool) -> None:
+        """Measure the held-out loss, log it, keep the rows if they are the best so far, and warn if it rises."""
         assert self.held_out
-        after = self.held_out.losses(*self.learned.arrays())
-        means, lower = (float(self.before.mean()), float(after.mean())), int((after < self.before).sum())
-        self.console.say(f"held-out loss {means[0]:.4f} → {means[1]:.4f}; lower in {lower} of {len(after)} draws")
-        self.console.record(step=step, held_out_before=means[0], held_out_after=means[1], held_out_lower=lower)
+        assert self.course
+        first, now = np.asarray(self.course.first), self.held_out.losses(*self.learned.arrays())
+        mean, low, high = change(first, now)
+        verdict = self.course.add(step, now, self.console.loss.value)
+        if verdict == "best":
+            self._write("the best word so far", False, self._save_concept, step, BEST)
+        if verdict == "overfit":
+            best = self.course.best_step
+            where = (
+                f"the best rows, of step {best}, are in {file_name(self.plan, BEST)}" if best else "none were better"
+            )
+            self.console.say(f"step {step}: the held-out loss rises while training's falls: over-fitting; {where}")
+        lower = int((now < first).sum())
+        if last:
+            self.console.say(
+                f"held-out loss {first.mean():.4f} → {now.mean():.4f} ({mean:+.4f}, 95 % {low:+.4f} to {high:+.4f}); "
+                f"lower in {lower} of {len(now)} draws; best {np.mean(self.course.best):.4f} after step "
+                f"{self.course.best_step}"
+            )
+        self.console.record(
+            step=step,
+            held_out=float(now.mean()),
+            held_out_before=float(first.mean()),
+            held_out_change=mean,
+            held_out_change_low=low,
+            held_out_change_high=high,
+            held_out_lower=lower,
+            held_out_best_step=self.course.best_step,
+        )
 
 
 def concept(learned: Learned, plan: Plan, base_model: str, step: int) -> Concept:
@@ -123,11 +153,11 @@ def concept(learned: Learned, plan: Plan, base_model: str, step: int) -> Concept
         "base_model": base_model,
         "step": step,
         "seed": config.training.seed,
-        "recipe": {name: options[name] for name in ("run", "concept", "data", "training")},
+        "recipe": {name: options[name] for name in ("run", "concept", "data", "training", "loss")},
     }
     return Concept(config.concept.placeholder_token, *learned.arrays(), config.run.pooling, details)
 
 
-def file_name(plan: Plan, step: int) -> str:
-    """Return the name of the learned file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`."""
+def file_name(plan: Plan, step: int | str) -> str:
+    """Return the name of the learned file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`, or of the `BEST`."""
     return f"{plan.config.model.version}_{step}_ti.ckpt"

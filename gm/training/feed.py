@@ -11,7 +11,7 @@ from gm import draws
 from gm.data import batches
 from gm.data.batches import Sample
 from gm.data.latents import Latents
-from gm.diffusion import denoiser, schedule
+from gm.diffusion import denoiser, losses, schedule
 from gm.text.tokenizer import END, pool_positions
 from gm.training.plan import Plan
 
@@ -21,6 +21,7 @@ class Batch(NamedTuple):
 
     x: Tensor  # network input, float32 [B, z, h, w]
     noise: Tensor  # what the network should find in it, float32 [B, z, h, w]
+    weight: Tensor  # of each place's error, float32 [B, 1, h, w]
     timestep: Tensor  # float32 [B]
     ids_1: Tensor  # int32 [B, 77]
     ids_2: Tensor  # int32 [B, 77]
@@ -36,6 +37,10 @@ class Feed:
         self.latents, self.rank, self.world = latents, rank, world
         self.seed, self.batch_size, self.flip = config.training.seed, config.training.train_batch_size, config.data.flip
         self.sigmas = schedule.training_sigmas(config.model.schedule)
+        loss = config.loss
+        self.weights = losses.min_snr_weights(self.sigmas, loss.min_snr_gamma)
+        self.levels = (loss.timestep_min, len(self.sigmas) if loss.timestep_max is None else loss.timestep_max + 1)
+        self.bias, self.offset = loss.timestep_bias, loss.noise_offset
         self.ids_1 = plan.tokenizer(plan.prompts, padding=END)
         self.ids_2 = plan.tokenizer(plan.prompts, padding=0)
         self.pool_positions = pool_positions(self.ids_2, config.run.pooling)
@@ -50,19 +55,26 @@ class Feed:
             world=self.world,
             pictures=len(self.latents.mean),
             templates=len(self.ids_1),
-            timesteps=len(self.sigmas),
+            levels=self.levels,
+            bias=self.bias,
             flip=self.flip,
         )
         return self.assemble(samples, self.seed, "training")
 
-    def assemble(self, samples: list[Sample], seed: int, purpose: str) -> Batch:
-        """Return the batch that shows `samples`; noise is drawn for (seed, purpose, each sample's index)."""
-        x, noise = zip(*[self._noised(sample, seed, purpose) for sample in samples], strict=True)
+    def assemble(self, samples: list[Sample], seed: int, purpose: str, plain: bool = False) -> Batch:
+        """Return the batch that shows `samples`; noise is drawn for (seed, purpose, each sample's index).
+
+        A `plain` one weighs every level alike and has no offset in its noise, whatever the config asks for.
+        """
+        offset = 0.0 if plain else self.offset
+        x, noise = zip(*[self._noised(sample, seed, purpose, offset) for sample in samples], strict=True)
+        weights = [1.0 if plain else self.weights[sample.timestep] for sample in samples]
         prompts = [sample.template for sample in samples]
         sizes = [self.latents.sizes[sample.picture, int(sample.mirrored)] for sample in samples]
         return Batch(
             Tensor(np.stack(x)),
             Tensor(np.stack(noise)),
+            Tensor(np.stack([np.full((1, *x[0].shape[1:]), weight, np.float32) for weight in weights])),
             Tensor(np.asarray([sample.timestep for sample in samples], np.float32)),
             Tensor(self.ids_1[prompts]),
             Tensor(self.ids_2[prompts]),
@@ -70,10 +82,13 @@ class Feed:
             Tensor(np.stack(sizes)),
         )
 
-    def _noised(self, sample: Sample, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    def _noised(self, sample: Sample, seed: int, purpose: str, offset: float) -> tuple[np.ndarray, np.ndarray]:
         shape = self.latents.mean.shape[2:]
         posterior = draws.normal(shape, seed, f"{purpose} posterior", sample.index)
         noise = draws.normal(shape, seed, f"{purpose} noise", sample.index)
+        if offset:
+            brightness = draws.normal((shape[0], 1, 1), seed, f"{purpose} noise offset", sample.index)
+            noise = noise + np.float32(offset) * brightness
         sigma = np.float32(self.sigmas[sample.timestep])
         clean = self.latents.draw(sample.picture, int(sample.mirrored), posterior)
         return denoiser.network_input(denoiser.noisy(clean, noise, sigma), sigma), noise

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Tensor
 
 from gm.backend import Backend, compiled
-from gm.config import TrainingConfig
+from gm.config import Config
 from gm.sdxl import SDXL
 from gm.training import schedules
 from gm.training.feed import Feed
@@ -30,7 +30,7 @@ class Report:
     update: int
     loss: float
     finite: bool
-    learning_rate: float
+    learning_rate: float  # the larger one of both encoders
     gradient_norm: float | None  # before clipping; None if this step made no update
     seconds: float
     ended: str | None = None  # why this was the last step, if that is not its number: ASKED or DIVERGED
@@ -40,31 +40,33 @@ def run(
     model: SDXL,
     learned: Learned,
     feed: Feed,
-    config: TrainingConfig,
+    config: Config,
     updates: int,
     backend: Backend,
     start: tuple[int, int] = (0, 0),
     asked: Callable[[], bool] = lambda: False,
 ) -> Iterator[Report]:
-    """Train `learned` up to step `config.total_step` and yield a report after each; the caller saves and shows.
+    """Train `learned` up to the config's last step and yield a report after each; the caller saves and shows.
 
     `start` are the steps and updates made before. It ends early, on all ranks after the same step, once `asked` says
     so on any (with several ranks after an update, since what they have summed is theirs), or when
-    `config.max_skipped_steps` in a row were not finite: `learned` then has the rows of the last step that was.
+    `max_skipped_steps` in a row were not finite: `learned` then has the rows of the last step that was.
     """
-    half = backend.dtype == ms.float16
-    step = compiled(Step(model, learned, half), backend.graph, "the training graph, with the first step", gradient=True)
-    update = compiled(Update(learned, config, backend.world), backend.graph)
+    training, half = config.training, backend.dtype == ms.float16
+    both = Step(model, learned, half, config.loss)
+    step = compiled(both, backend.graph, "the training graph, with the first step", gradient=True)
+    norms = model.token_norms() if training.norm_pull else (1.0, 1.0)
+    update = compiled(Update(learned, training, backend.world, norms), backend.graph)
     before, made = start
     rows = good = learned.arrays()
     skipped = 0
-    for number in range(before + 1, config.total_step + 1):
+    for number in range(before + 1, training.total_step + 1):
         started = time.perf_counter()
         loss, finite = step(*feed.batch(number - 1))
-        rate, norm = schedules.learning_rate(min(made, updates - 1), updates, config), None
-        if number % config.gradient_accumulation_steps == 0 or number == config.total_step:
+        rates, norm = schedules.learning_rates(min(made, updates - 1), updates, training, backend.world), None
+        if number % training.gradient_accumulation_steps == 0 or number == training.total_step:
             with backend.waiting():
-                norm = float(update(Tensor(rate, ms.float32)))
+                norm = float(update(*(Tensor(rate, ms.float32) for rate in rates)))
             made += 1
         # float() waits for the device.
         mean, fine, stopping = backend.means((float(loss), float(finite), float(asked())))
@@ -72,10 +74,10 @@ def run(
         ended = None
         if stopping and (backend.world == 1 or norm is not None):
             ended = ASKED
-        if skipped == config.max_skipped_steps:
+        if skipped == training.max_skipped_steps:
             ended = DIVERGED
             learned.restore({"rows_1": good[0], "rows_2": good[1]})
-        yield Report(number, made, mean, fine == 1.0, rate, norm, time.perf_counter() - started, ended)
+        yield Report(number, made, mean, fine == 1.0, max(rates), norm, time.perf_counter() - started, ended)
         if ended:
             return
         if norm is not None:

@@ -41,6 +41,7 @@ class Plan:
 def make(config: Config) -> Plan:
     """Read pictures and prompts; UserError names the first thing that is wrong with them."""
     concept = config.concept
+    _check_levels(config)
     atomic.check_folder(config.training.save_path, "--save_path")
     resumed = state.find(config.training.resume, config.training.save_path)
     changed = {} if resumed is None else state.check(resumed, config)
@@ -63,3 +64,12 @@ def make(config: Config) -> Plan:
     tokenizer([*prompts, preview], padding=0)  # finds a prompt that has no room for the placeholder
     pictures = folder.read(config.data.data_path, config.data.resolution or config.model.resolution)
     return Plan(config, pictures, prompts, preview, tokenizer, ids, resumed, changed)
+
+
+def _check_levels(config: Config) -> None:
+    low, high, last = config.loss.timestep_min, config.loss.timestep_max, config.model.schedule.timesteps - 1
+    high = last if high is None else high
+    if not low <= high <= last:
+        raise UserError(
+            f"--timestep_min {low} and --timestep_max {high} leave no noise level; the model's are 0 to {last}"
+        )

@@ -32,11 +32,7 @@ def prepare(model: SDXL, plan: Plan, backend: Backend) -> tuple[Learned, Feed]:
     encoded = latents.encode(
         model.first_stage_model, plan.pictures, config.data.flip, config.model.autoencoder.scale_factor
     )
-    tables = (
-        model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,
-        model.conditioner.embedders[1].model.token_embedding.embedding_table,
-    )
-    rows = [_initial_rows(t.asnumpy(), plan, encoder) for encoder, t in enumerate(tables, 1)]
+    rows = [_initial_rows(table, plan, encoder) for encoder, table in enumerate(model.token_tables(), 1)]
     learned = Learned(rows, half=backend.dtype == ms.float16)
     if plan.resumed:
         learned.restore(plan.resumed.tensors)
@@ -67,7 +63,7 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
             stack.callback(desk.close)
         start = (resumed.step, resumed.updates) if resumed else (0, 0)
         asked = lambda: stop.asked is not None  # noqa: E731
-        for report in loop.run(model, learned, feed, training, plan.updates, backend, start, asked):
+        for report in loop.run(model, learned, feed, plan.config, plan.updates, backend, start, asked):
             stop.ready = True
             if desk:
                 desk.take(report)

@@ -13,11 +13,13 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from gm import backend
-from gm.config import TrainingConfig
-from gm.diffusion import denoiser
+from gm.config import LossConfig, TrainingConfig
+from gm.diffusion import losses
 from gm.errors import UserError
 from gm.sdxl import SDXL
+from gm.training import schedules
 
+_PLAIN = LossConfig()
 _INITIAL_SCALE = 2.0**16
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
 
@@ -28,14 +30,17 @@ class Loss(nn.Cell):
     Returns the loss times `scale`, a power of two that keeps float16 gradients from vanishing.
     """
 
-    def __init__(self, model: SDXL) -> None:
+    def __init__(self, model: SDXL, config: LossConfig) -> None:
         super().__init__(auto_prefix=False)
         self.conditioner, self.unet = model.conditioner, model.unet
+        self.huber, self.c = config.loss_type == "huber", config.huber_c
 
     def construct(self, rows_1: Tensor, rows_2: Tensor, scale: Tensor, batch: tuple) -> Tensor:
-        x, noise, timestep, ids_1, ids_2, pool_position, sizes = batch
+        x, noise, weight, timestep, ids_1, ids_2, pool_position, sizes = batch
         context, vector = self.conditioner(ids_1, ids_2, pool_position, rows_1, rows_2, sizes)
-        return denoiser.loss(self.unet(x, timestep, context, vector), noise) * scale
+        error = self.unet(x, timestep, context, vector) - noise
+        cost = losses.pseudo_huber(error, self.c) if self.huber else losses.squared(error)
+        return (cost * weight).mean() * scale
 
 
 class Learned(nn.Cell):
@@ -76,21 +81,22 @@ class Step(nn.Cell):
     whether the gradient was finite: one that was not is left out of the sums, and in half precision halves the scale.
     """
 
-    def __init__(self, model: SDXL, learned: Learned, half: bool) -> None:
+    def __init__(self, model: SDXL, learned: Learned, half: bool, config: LossConfig = _PLAIN) -> None:
         super().__init__(auto_prefix=False)
-        self.loss, self.learned, self.half = Loss(model), learned, half
+        self.loss, self.learned, self.half = Loss(model, config), learned, half
 
     def construct(
         self,
         x: Tensor,
         noise: Tensor,
+        weight: Tensor,
         timestep: Tensor,
         ids_1: Tensor,
         ids_2: Tensor,
         pool_position: Tensor,
         sizes: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        batch = (x, noise, timestep, ids_1, ids_2, pool_position, sizes)
+        batch = (x, noise, weight, timestep, ids_1, ids_2, pool_position, sizes)
         learned, scale = self.learned, self.learned.scale * 1.0
         value_and_grad = ms.value_and_grad(self.loss, grad_position=(0, 1))
         scaled, (gradient_1, gradient_2) = value_and_grad(learned.rows[0], learned.rows[1], scale, batch)
@@ -106,31 +112,44 @@ class Step(nn.Cell):
 class Update(nn.Cell):
     """Adam (Kingma and Ba, 2015) with bias correction and decoupled weight decay, on the mean of the summed gradients.
 
-    The gradient is averaged over ranks, then clipped by its global norm. Takes the learning rate, a float32 scalar;
-    returns the norm before clipping. If no step since the last update was finite, nothing changes.
+    The gradient is averaged over ranks, then clipped by its global norm; last, each row's norm is pulled towards that
+    of `norms`, one an encoder. Takes a learning rate for each encoder, float32 scalars; where the config has 0, the
+    encoder's rows stay as they are and their gradient does not count. Returns the norm before clipping. If no step
+    since the last update was finite, nothing changes.
     """
 
-    def __init__(self, learned: Learned, config: TrainingConfig, world: int) -> None:
+    def __init__(
+        self, learned: Learned, config: TrainingConfig, world: int, norms: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.learned = learned
         self.average = backend.MeanOverRanks(world)
         self.beta1, self.beta2, self.epsilon = config.adam_beta1, config.adam_beta2, config.adam_epsilon
         self.decay, self.max_norm = config.weight_decay, config.max_grad_norm
+        self.trained = tuple(peak > 0 for peak in schedules.peaks(config))
+        self.pull, self.norms = config.norm_pull, norms
 
-    def construct(self, rate: Tensor) -> Tensor:
+    def construct(self, rate_1: Tensor, rate_2: Tensor) -> Tensor:
         learned = self.learned
         summed = self.average(learned.summed * 1.0)
         share = 1.0 / ops.maximum(summed, 1e-6)
         gradient_1 = self.average(learned.sums[0] * 1.0) * share
         gradient_2 = self.average(learned.sums[1] * 1.0) * share
-        norm = ops.sqrt((gradient_1 * gradient_1).sum() + (gradient_2 * gradient_2).sum())
+        total = 0.0 * share
+        if self.trained[0]:
+            total = total + (gradient_1 * gradient_1).sum()
+        if self.trained[1]:
+            total = total + (gradient_2 * gradient_2).sum()
+        norm = ops.sqrt(total)
         if self.max_norm > 0:
             factor = ops.minimum(self.max_norm / (norm + 1e-6), 1.0)  # PyTorch's clip_grad_norm_ adds the same 1e-6
             gradient_1, gradient_2 = gradient_1 * factor, gradient_2 * factor
         if_any = ops.cast(summed > 0, ms.float32)
         ops.assign_add(learned.updates, if_any)
-        self._adam(0, gradient_1, rate * if_any, if_any)
-        self._adam(1, gradient_2, rate * if_any, if_any)
+        if self.trained[0]:
+            self._adam(0, gradient_1, rate_1 * if_any, if_any)
+        if self.trained[1]:
+            self._adam(1, gradient_2, rate_2 * if_any, if_any)
         ops.assign(learned.sums[0], ops.zeros_like(learned.sums[0]))
         ops.assign(learned.sums[1], ops.zeros_like(learned.sums[1]))
         ops.assign(learned.summed, ops.zeros_like(learned.summed))
@@ -143,8 +162,12 @@ class Update(nn.Cell):
         square = learned.squares[which] + if_any * (1.0 - self.beta2) * (gradient * gradient - learned.squares[which])
         unbiased_mean = mean / (1.0 - ops.pow(self.beta1, updates))
         unbiased_square = square / (1.0 - ops.pow(self.beta2, updates))
-        kept = learned.rows[which] * (1.0 - rate * self.decay)
-        ops.assign(learned.rows[which], kept - rate * unbiased_mean / (ops.sqrt(unbiased_square) + self.epsilon))
+        rows = learned.rows[which] * (1.0 - rate * self.decay)
+        rows = rows - rate * unbiased_mean / (ops.sqrt(unbiased_square) + self.epsilon)
+        if self.pull > 0:
+            lengths = ops.sqrt((rows * rows).sum(axis=1, keepdims=True)) + 1e-12
+            rows = rows * (1.0 + if_any * self.pull * (self.norms[which] / lengths - 1.0))
+        ops.assign(learned.rows[which], rows)
         ops.assign(learned.means[which], mean)
         ops.assign(learned.squares[which], square)
 

@@ -1,11 +1,15 @@
-"""Did it learn? The loss on draws that training never sees, the same before and after."""
+"""Does it learn? The loss on draws that training never sees, always the same ones."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from gm.backend import Backend, compiled
+from gm.config import LossConfig
 from gm.data.batches import Sample
 from gm.sdxl import SDXL
 from gm.training.feed import Feed
@@ -22,7 +26,7 @@ class HeldOut:
             Sample(k % len(feed.latents.mean), False, k % len(feed.ids_1), int(level), k)
             for k, level in enumerate(levels)
         ]
-        self.batches = [feed.assemble([sample], seed, "held-out") for sample in samples]
+        self.batches = [feed.assemble([sample], seed, "held-out", plain=True) for sample in samples]
 
     def losses(self, rows_1: np.ndarray, rows_2: np.ndarray) -> np.ndarray:
         """Return the loss of every draw, float64 [draws]: compare two sets of rows draw by draw."""
@@ -30,12 +34,54 @@ class HeldOut:
         return np.asarray([float(self.network(*rows, *batch)) for batch in self.batches])
 
 
+@dataclass
+class Course:
+    """How the held-out loss went: `first`, before anything was learned, and `best`, both draw by draw.
+
+    `best_step` is the step it was the best after, and `training_loss` the smoothed loss of training then.
+    """
+
+    first: list[float]
+    best: list[float]
+    best_step: int = 0
+    training_loss: float = math.inf
+    warned: bool = False
+
+    def add(self, step: int, losses: np.ndarray, training_loss: float) -> str | None:
+        """Take in what was measured after `step`; return what is to be said of it: "best", "overfit" or None.
+
+        It over-fits where the held-out loss has risen since its best by more than the draws leave to chance, while the
+        loss of training has gone on falling. That is said once, until there is a new best.
+        """
+        if losses.mean() < np.mean(self.best):
+            self.best, self.best_step, self.training_loss, self.warned = losses.tolist(), step, training_loss, False
+            return "best"
+        risen = change(np.asarray(self.best), losses)[1] > 0 and training_loss < self.training_loss
+        if risen and not self.warned:
+            self.warned = True
+            return "overfit"
+        return None
+
+
+def change(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean change of the loss, draw by draw, and the ends of its 95 % confidence interval.
+
+    By the normal approximation: 1.96 standard errors on both sides. One draw leaves it open: the ends are infinite.
+    """
+    difference = after - before
+    mean = float(difference.mean())
+    if len(difference) < 2:
+        return mean, -math.inf, math.inf
+    half = 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    return mean, mean - half, mean + half
+
+
 class _Plain(nn.Cell):
     """The loss of a batch given field by field, without its gradient."""
 
     def __init__(self, model: SDXL) -> None:
         super().__init__(auto_prefix=False)
-        self.loss = Loss(model)
+        self.loss = Loss(model, LossConfig())
 
     def construct(self, rows_1: Tensor, rows_2: Tensor, *batch: Tensor) -> Tensor:
         return self.loss(rows_1, rows_2, 1.0, batch)

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from gm.config import ModelConfig
 from gm.errors import UserError
+from gm.model_config import ModelConfig
 from gm.weights import containers, diffusers_names, openclip
 from gm.weights.lazy import LazyTensor, reshaped
 from gm.weights.names import UNUSED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from gm.config import AutoencoderConfig, UNetConfig
+from gm.model_config import AutoencoderConfig, UNetConfig
 
 Rename = Callable[[str], str]
 _Rule = tuple[str, str | Callable[[re.Match], str]]

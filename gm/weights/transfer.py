@@ -14,8 +14,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from gm import sdxl
-from gm.config import ModelConfig
 from gm.errors import UserError
+from gm.model_config import ModelConfig
 from gm.weights import containers, diffusers_folder, names
 from gm.weights.lazy import LazyTensor, cast, cast_values
 from gm.weights.names import Layout

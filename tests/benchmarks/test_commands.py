@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import arithmetic, joined, profiled, shapes
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("arithmetic", "breakdown", "growth", "joining", "memory", "operators", "sampling", "start", "step", "unet")

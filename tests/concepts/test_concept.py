@@ -12,8 +12,8 @@ from mindspore import Tensor
 
 from gm.concepts import files, initial
 from gm.concepts.concept import Concept, words
-from gm.config import ModelConfig, TextEncoderConfig, UNetConfig
 from gm.errors import UserError
+from gm.model_config import ModelConfig, TextEncoderConfig, UNetConfig
 from gm.text.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(

@@ -10,7 +10,7 @@ import pytest
 
 from gm.data.batches import Sample, samples
 
-RUN = {"seed": 7, "batch": 2, "rank": 0, "world": 1, "pictures": 5, "templates": 20, "timesteps": 1000, "flip": True}
+RUN = {"seed": 7, "batch": 2, "rank": 0, "world": 1, "pictures": 5, "templates": 20, "levels": (0, 1000), "flip": True}
 
 
 def shown(steps, start=0, **changes):
@@ -106,7 +106,7 @@ def test_templates_and_mirroring_are_uniform_and_independent():
 
 
 def test_one_choice_is_always_taken():
-    assert {(s.template, s.timestep) for s in shown(20, templates=1, timesteps=1)} == {(0, 0)}
+    assert {(s.template, s.timestep) for s in shown(20, templates=1, levels=(0, 1))} == {(0, 0)}
 
 
 def test_without_flip_nothing_is_mirrored_and_nothing_else_changes():
@@ -120,3 +120,19 @@ def test_a_sample_holds_plain_numbers():
     assert isinstance(first, Sample)
     for name, kind in (("picture", int), ("mirrored", bool), ("template", int), ("timestep", int), ("index", int)):
         assert type(getattr(first, name)) is kind
+
+
+def test_levels_stay_in_their_range_and_reach_its_ends():
+    found = Counter(s.timestep for s in shown(2000, levels=(200, 210)))
+    assert sorted(found) == list(range(200, 210))
+    assert chi_square(list(found.values())) < 27.9  # 9 degrees of freedom: exceeded once in a thousand
+    assert {s.timestep for s in shown(5, levels=(7, 8), bias=1.0)} == {7}
+
+
+@pytest.mark.parametrize("bias", [-1.0, -0.3, 0.5, 2.0])
+def test_a_bias_favours_one_end(bias):
+    """Of u^a with u uniform, the mean is 1/(1 + a)."""
+    found = np.array([s.timestep for s in shown(4000, levels=(100, 900), bias=bias)])
+    assert found.min() >= 100
+    assert found.max() < 900
+    assert (found.mean() - 100) / 800 == pytest.approx(1 / (1 + np.exp(-bias)), abs=0.02)

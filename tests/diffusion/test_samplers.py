@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gm.config import ScheduleConfig
 from gm.diffusion import samplers, schedule
 from gm.errors import UserError
+from gm.model_config import ScheduleConfig
 
 SPREAD = 0.5
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from gm.config import ScheduleConfig
 from gm.diffusion import schedule
+from gm.model_config import ScheduleConfig
 
 
 def test_training_sigmas_are_sdxls() -> None:

@@ -15,10 +15,11 @@ from gm import sdxl
 from gm.backend import Backend
 from gm.concepts import files as concept_files
 from gm.concepts.concept import Concept, words
-from gm.config import ModelConfig, SamplingConfig
+from gm.config import SamplingConfig
 from gm.errors import UserError
 from gm.generation import files, run, sizes
 from gm.generation.text_to_image import Drawn, Order, Painter
+from gm.model_config import ModelConfig
 from gm.weights import transfer
 from tests.reference.inputs import relative_error
 from tests.workshop import Workshop

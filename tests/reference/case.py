@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from gm import sdxl
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 from gm.sdxl import SDXL
 from tests.reference.configs import CONFIGS, SEEDS
 from tests.reference.published import published_name, write_published

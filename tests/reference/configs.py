@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gm.config import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from gm.model_config import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 
 # SDXL's own plan at a tenth of its width: the published vocabulary, two residual blocks, attention on two levels.
 LIKE_BASE = ModelConfig(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

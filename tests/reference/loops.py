@@ -11,7 +11,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 from tests.reference.inputs import Batch, Prompts
 from tests.reference.networks import Reference, tensor
 

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gm import sdxl
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 
 # Layers that start or add to a residual stream. They are quiet, so that the variance which a normalisation sees is
 # near its epsilon and a wrong epsilon shows; the normalisation then restores unit variance.

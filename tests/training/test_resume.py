@@ -53,7 +53,7 @@ def test_interrupted_at_any_phase_it_goes_on_bit_for_bit(
             learned.restore(start.tensors)
         losses: list[float] = []
         asked = lambda: len(losses) + first[0] + 1 == stop_after  # noqa: E731
-        for report in loop.run(workshop.model, learned, feed, config.training, made.updates, backend, first, asked):
+        for report in loop.run(workshop.model, learned, feed, config, made.updates, backend, first, asked):
             losses.append(report.loss)
         now = state.State(report.step, report.update, learned.snapshot(), "base", {})
         return (losses, learned.snapshot()), state.load(state.save(now, tmp_path, 1))
@@ -96,6 +96,7 @@ OPTIONS = {
     "infer_during_train": True,
     "infer_interval": 5,
     "held_out_draws": 2,
+    "held_out_interval": 3,
 }
 
 

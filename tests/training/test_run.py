@@ -40,7 +40,7 @@ def train(
 ) -> tuple[list[float], np.ndarray]:
     made, model = plan.make(config), model or workshop.model
     learned, feed = run.prepare(model, made, backend)
-    reports = list(loop.run(model, learned, feed, config.training, made.updates, backend))
+    reports = list(loop.run(model, learned, feed, config, made.updates, backend))
     return [r.loss for r in reports], np.concatenate([r.ravel() for r in learned.arrays()])
 
 
@@ -70,7 +70,7 @@ def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -
     transfer.load(model, config.run.weight, config.model)
     made, backend = plan.make(config), Backend("CPU", graph, ms.float16)
     learned, feed = run.prepare(model, made, backend)
-    reports = list(loop.run(model, learned, feed, config.training, made.updates, backend))
+    reports = list(loop.run(model, learned, feed, config, made.updates, backend))
     losses, rows = train(workshop, config)
     assert all(r.finite for r in reports)
     np.testing.assert_allclose([r.loss for r in reports], losses, rtol=2e-3)
@@ -104,7 +104,7 @@ def test_it_learns(workshop: Workshop) -> None:
     learned, feed = run.prepare(workshop.model, made, EAGER)
     held_out = HeldOut(workshop.model, feed, 24, config.training.seed, GRAPH)
     before = held_out.losses(*learned.arrays())
-    for _ in loop.run(workshop.model, learned, feed, config.training, made.updates, GRAPH):
+    for _ in loop.run(workshop.model, learned, feed, config, made.updates, GRAPH):
         pass
     after = held_out.losses(*learned.arrays())
     print(f"held-out loss {before.mean():.4f} before, {after.mean():.4f} after")
@@ -121,7 +121,8 @@ def test_it_learns(workshop: Workshop) -> None:
 
 
 def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"total_step": 7, "gradient_accumulation_steps": 2, "save_ckpt_interval": 3, "held_out_draws": 2}
+    options = {"total_step": 7, "gradient_accumulation_steps": 2, "save_ckpt_interval": 3}
+    options |= {"held_out_draws": 2, "held_out_interval": 4}
     preview = {"infer_during_train": True, "infer_interval": 5}
     config = workshop.config(
         training={**options, **preview, "save_path": str(tmp_path / "r"), "log_interval": 2}, sampling={"num_cols": 2}
@@ -129,15 +130,21 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
     last = whole_run(workshop, config)
     place = tmp_path / "r"
     assert last == place / "smallest_7_ti.ckpt"
-    assert sorted(p.name for p in place.glob("*_ti.ckpt")) == [f"smallest_{n}_ti.ckpt" for n in (3, 6, 7)]
+    assert sorted(p.name for p in place.glob("*_ti.ckpt")) == [f"smallest_{n}_ti.ckpt" for n in (3, 6, 7, "best")]
     assert configuration.load(place / "config.yaml") == config
     records = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records[:-1]] == [2, 4, 6, 7]
-    assert [r["update"] for r in records[:-1]] == [1, 2, 3, 4]  # the step left over made one more
+    measured = [r for r in records if "held_out" in r]
+    records = [r for r in records if "held_out" not in r]
+    assert [r["step"] for r in records] == [2, 4, 6, 7]
+    assert [r["update"] for r in records] == [1, 2, 3, 4]  # the step left over made one more
     assert records[0]["gradient_norm"] > 0
     assert {"loss", "loss_smoothed", "learning_rate", "seconds", "skipped"} <= set(records[0])
     assert [p.name for p in place.glob("state_*")] == ["state_7.ckpt"]
-    assert {"held_out_before", "held_out_after"} <= set(records[-1])
+    assert [r["step"] for r in measured] == [4, 7]
+    for record in measured:
+        moved = record["held_out"] - record["held_out_before"]
+        assert record["held_out_change"] == pytest.approx(moved)
+        assert record["held_out_change_low"] < moved < record["held_out_change_high"]
     previews = sorted(p.name for p in (place / "previews").iterdir())
     assert previews == ["step_5.png", "step_7.png"]
     assert Image.open(place / "previews" / previews[0]).size == (32, 16)

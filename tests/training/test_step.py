@@ -28,8 +28,8 @@ def learned_rows(seed: int = 0, half: bool = False) -> Learned:
     return Learned([random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)], half)
 
 
-def rate(value: float = 1e-2) -> Tensor:
-    return Tensor(value, ms.float32)
+def rates(one: float = 1e-2, two: float | None = None) -> tuple[Tensor, Tensor]:
+    return Tensor(one, ms.float32), Tensor(one if two is None else two, ms.float32)
 
 
 def test_the_rows_alone_are_trained(workshop: Workshop, feed: Feed) -> None:
@@ -38,7 +38,7 @@ def test_the_rows_alone_are_trained(workshop: Workshop, feed: Feed) -> None:
     rows_before = learned.arrays()
     step, update = Step(workshop.model, learned, half=False), Update(learned, CONFIG, 1)
     step(*feed.batch(0))
-    update(rate())
+    update(*rates())
     trainable = [p.name for p in step.get_parameters() if p.requires_grad]
     assert trainable == ["rows_1", "rows_2"]
     state = [p for p in learned.get_parameters() if not p.name.startswith("rows")]
@@ -72,7 +72,7 @@ def test_an_update_uses_the_mean_of_its_steps_and_starts_afresh(workshop: Worksh
     for number in range(2):
         step(*feed.batch(number))
         single.append(learned.sums[0].asnumpy().copy())
-    norm = float(update(rate()))
+    norm = float(update(*rates()))
     mean = [single[1] / 2, None]
     assert learned.means[0].asnumpy() == pytest.approx(0.1 * mean[0], rel=1e-4)
     assert norm > np.linalg.norm(mean[0])  # both encoders' rows together
@@ -88,7 +88,7 @@ def test_clipping_is_by_the_norm_over_both_encoders(workshop: Workshop, feed: Fe
     step(*feed.batch(0))
     gradients = [s.asnumpy().copy() for s in learned.sums]
     whole = np.sqrt(sum((g**2).sum() for g in gradients))
-    assert float(update(rate())) == pytest.approx(whole, rel=1e-5)
+    assert float(update(*rates())) == pytest.approx(whole, rel=1e-5)
     factor = min(1.0, max_norm / whole) if max_norm else 1.0
     for mean, gradient in zip(learned.means, gradients, strict=True):
         np.testing.assert_allclose(mean.asnumpy(), 0.1 * factor * gradient, rtol=2e-3)
@@ -99,7 +99,7 @@ def test_first_update_moves_every_value_by_the_learning_rate(workshop: Workshop,
     learned = learned_rows()
     before = learned.arrays()
     Step(workshop.model, learned, half=False)(*feed.batch(0))
-    Update(learned, CONFIG, 1)(rate(1e-2))
+    Update(learned, CONFIG, 1)(*rates(1e-2))
     moved = np.abs(learned.arrays()[0] - before[0])
     np.testing.assert_allclose(moved, 1e-2, rtol=2e-2)
 
@@ -110,7 +110,7 @@ def test_weight_decay_pulls_rows_towards_0(workshop: Workshop, feed: Feed) -> No
         learned = learned_rows()
         start = learned.arrays()[0]
         Step(workshop.model, learned, half=False)(*feed.batch(0))
-        Update(learned, TrainingConfig(weight_decay=decay), 1)(rate(1e-2))
+        Update(learned, TrainingConfig(weight_decay=decay), 1)(*rates(1e-2))
         ends.append(learned.arrays()[0])
     np.testing.assert_allclose(ends[0] - ends[1], 1e-2 * 0.5 * start, rtol=1e-3, atol=1e-6)
 
@@ -129,11 +129,11 @@ def test_an_overflowed_step_is_skipped_and_halves_the_scale(workshop: Workshop, 
     assert not bool(step(*bad)[1])
     assert np.array_equal(learned.sums[0].asnumpy(), kept)
     assert (float(learned.summed.asnumpy()), float(learned.scale.asnumpy())) == (1.0, 2.0**15)
-    update(rate())
+    update(*rates())
     assert float(learned.updates.asnumpy()) == 1
     rows = learned.arrays()
     step(*bad)
-    update(rate())  # nothing finite since the last update: nothing may change
+    update(*rates())  # nothing finite since the last update: nothing may change
     assert np.array_equal(learned.arrays()[0], rows[0])
     assert float(learned.updates.asnumpy()) == 1
     assert np.isfinite(learned.arrays()[1]).all()
@@ -158,3 +158,48 @@ def test_the_loss_scale_leaves_no_trace_in_gradients(workshop: Workshop, feed: F
         sums.append([float(loss), *(s.asnumpy() for s in learned.sums)])
     np.testing.assert_allclose(sums[0][0], sums[1][0], rtol=1e-6)
     np.testing.assert_allclose(sums[0][1], sums[1][1], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_one_encoder_can_be_left_as_it_is(workshop: Workshop, feed: Feed, frozen: int, graph: bool) -> None:
+    name = ("learning_rate_clip_l", "learning_rate_clip_g")[frozen]
+    config = TrainingConfig(learning_rate=1e-2, norm_pull=0.5, weight_decay=0.1, **{name: 0.0})
+    learned = learned_rows()
+    before = learned.arrays()
+    Step(workshop.model, learned, half=False)(*feed.batch(0))
+    norms = [np.linalg.norm(s.asnumpy()) for s in learned.sums]
+    update = compiled(Update(learned, config, 1, (1.0, 1.0)), graph)
+    norm = float(update(*rates(*(0.0 if k == frozen else 1e-2 for k in (0, 1)))))
+    assert norm == pytest.approx(norms[1 - frozen], rel=1e-5)  # what is not trained is not clipped for
+    assert np.array_equal(learned.arrays()[frozen], before[frozen])
+    assert not np.array_equal(learned.arrays()[1 - frozen], before[1 - frozen])
+
+
+def test_each_encoder_moves_by_its_own_learning_rate(workshop: Workshop, feed: Feed) -> None:
+    learned = learned_rows()
+    before = learned.arrays()
+    Step(workshop.model, learned, half=False)(*feed.batch(0))
+    Update(learned, CONFIG, 1)(*rates(1e-2, 3e-3))
+    for now, start, moved in zip(learned.arrays(), before, (1e-2, 3e-3), strict=True):
+        np.testing.assert_allclose(np.abs(now - start), moved, rtol=2e-2)
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.25, 1.0])
+def test_norms_are_pulled_towards_the_tables(workshop: Workshop, feed: Feed, pull: float) -> None:
+    """Once an update, each row by itself, along its own direction."""
+    ends = []
+    for config in (CONFIG, TrainingConfig(learning_rate=1e-2, max_grad_norm=0.0, norm_pull=pull)):
+        learned = learned_rows()
+        Step(workshop.model, learned, half=False)(*feed.batch(0))
+        Update(learned, config, 1, (0.5, 2.0))(*rates())
+        ends.append(learned.arrays())
+    for free, pulled, target in zip(*ends, (0.5, 2.0), strict=True):
+        before = np.linalg.norm(free, axis=1, keepdims=True)
+        np.testing.assert_allclose(pulled, free * (1 + pull * (target / before - 1)), rtol=1e-5, atol=1e-7)
+
+
+def test_the_usual_norm_is_the_median_of_a_table(workshop: Workshop) -> None:
+    for found, table in zip(workshop.model.token_norms(), workshop.model.token_tables(), strict=True):
+        lengths = np.sqrt((table.astype(np.float64) ** 2).sum(1))
+        assert (lengths < found).sum() == pytest.approx(len(table) / 2, abs=1)

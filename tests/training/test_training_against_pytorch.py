@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
 
 from gm import draws
-from gm.backend import Backend
-from gm.config import ConceptConfig, Config, DataConfig, TrainingConfig
+from gm.backend import Backend, compiled
+from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingConfig
 from gm.data.batches import samples
 from gm.data.latents import Latents
 from gm.text.tokenizer import END, Tokenizer, pool_positions
 from gm.training import loop, schedules
 from gm.training.feed import Feed
 from gm.training.plan import Plan
-from gm.training.step import Learned
+from gm.training.step import Learned, Step
 from tests.reference.inputs import Batch, Prompts, normal, relative_error
+from tests.reference.loops import scheduler
 
 UPDATES, ACCUMULATION, BATCH = 10, 4, 2
 LATENT = (8, 8, 6)  # channels, height, width
@@ -50,9 +53,7 @@ def config(smallest):
 
 @pytest.fixture(scope="module")
 def feed(config):
-    tokenizer = Tokenizer(config.model.text_encoder_1.positions)
-    tokenizer.add_placeholder("<cat>", 2)
-    plan = Plan(config, [], PROMPTS, PROMPTS[0], tokenizer, None)
+    plan = Plan(config, [], PROMPTS, PROMPTS[0], tokenizer(config), None)
     mean, log_variance = normal(80, 3, 2, *LATENT) / 0.3, normal(81, 3, 2, *LATENT) - 1.0
     sizes = np.random.default_rng(82).integers(0, 1500, (3, 2, 6)).astype(np.float32)
     return Feed(plan, Latents(mean, log_variance, sizes, config.model.autoencoder.scale_factor))
@@ -64,7 +65,7 @@ def trained(smallest, config, feed):
     from tests.reference.loops import torch_training
 
     training = config.training
-    rates = [schedules.learning_rate(k, UPDATES, training) for k in range(UPDATES)]
+    rates = [schedules.learning_rates(k, UPDATES, training)[0] for k in range(UPDATES)]
     return torch_training(
         smallest.reference,
         *rows(config),
@@ -94,7 +95,7 @@ def batch(config, feed, step):
         world=1,
         pictures=3,
         templates=len(PROMPTS),
-        timesteps=config.model.schedule.timesteps,
+        levels=(0, config.model.schedule.timesteps),
         flip=True,
     )
     picture, variant = [s.picture for s in shown], [int(s.mirrored) for s in shown]
@@ -102,10 +103,9 @@ def batch(config, feed, step):
         np.stack([draws.normal(LATENT, training.seed, f"training {what}", s.index) for s in shown])
         for what in ("posterior", "noise")
     ]
-    tokenizer = Tokenizer(config.model.text_encoder_1.positions)
-    tokenizer.add_placeholder("<cat>", 2)
+    words = tokenizer(config)
     texts = [PROMPTS[s.template] for s in shown]
-    ids_1, ids_2 = tokenizer(texts, padding=END), tokenizer(texts, padding=0)
+    ids_1, ids_2 = words(texts, padding=END), words(texts, padding=0)
     prompts = Prompts(
         ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), latents.sizes[picture, variant]
     )
@@ -118,7 +118,7 @@ def test_ten_updates(smallest, config, feed, trained, graph):
     learned = Learned(rows(config), half=False)
     backend = Backend("CPU", graph, ms.float32)
     losses, norms, kept = [], [], []
-    for report in loop.run(smallest.model, learned, feed, config.training, UPDATES, backend):
+    for report in loop.run(smallest.model, learned, feed, config, UPDATES, backend):
         assert report.finite
         losses.append(report.loss)
         if report.gradient_norm is not None:
@@ -131,3 +131,57 @@ def test_ten_updates(smallest, config, feed, trained, graph):
         start, ours = rows(config)[number], np.stack([each[number] for each in kept])
         assert relative_error(ours, expected) < 1e-4
         assert relative_error(ours - start, expected - start) < 1e-4
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_the_loss_with_every_option(smallest, config, feed, graph):
+    """Pseudo-Huber, min-SNR weights, offset noise, a range and a bias of levels: loss and gradient beside PyTorch's."""
+    import torch
+
+    loss = LossConfig("huber", 0.3, 5.0, 0.2, 100, 800, -0.5)
+    options = dataclasses.replace(config, loss=loss)
+    model, training = smallest.reference, options.training
+    plan = Plan(options, [], PROMPTS, PROMPTS[0], tokenizer(options), None)
+    shown = Feed(plan, feed.latents).batch(3)
+    learned = Learned(rows(config), half=False)
+    found = compiled(Step(smallest.model, learned, False, loss), graph)(*shown)
+    times = shown.timestep.asnumpy().astype(int)
+    assert ((times >= 100) & (times <= 800)).all()
+    # The same, from the draws alone.
+    samples_ = samples(
+        3,
+        seed=training.seed,
+        batch=BATCH,
+        rank=0,
+        world=1,
+        pictures=3,
+        templates=3,
+        levels=(100, 801),
+        bias=-0.5,
+        flip=True,
+    )
+    plain = Feed(dataclasses.replace(plan, config=config), feed.latents).assemble(samples_, training.seed, "training")
+    offsets = [draws.normal((LATENT[0], 1, 1), training.seed, "training noise offset", s.index) for s in samples_]
+    noise = plain.noise.asnumpy() + np.float32(0.2) * np.stack(offsets)
+    np.testing.assert_allclose(shown.noise.asnumpy(), noise, rtol=1e-6)
+    kept = torch.tensor(scheduler(config.model).alphas_cumprod[times].numpy()).reshape(-1, 1, 1, 1)
+    shift = (1.0 - kept).sqrt().numpy() * np.float32(0.2) * np.stack(offsets)
+    np.testing.assert_allclose(shown.x.asnumpy(), plain.x.asnumpy() + shift, rtol=1e-4, atol=1e-5)
+    both = [torch.from_numpy(r.copy()).requires_grad_() for r in rows(config)]
+    ids = [torch.from_numpy(each.asnumpy()) for each in (shown.ids_1, shown.ids_2, shown.pool_position)]
+    context, pooled = model.condition(*ids, *both)
+    epsilon = model.epsilon(shown.x.asnumpy(), times, context, pooled, shown.sizes.asnumpy())
+    error = epsilon - torch.from_numpy(noise)
+    snr = kept / (1.0 - kept)
+    weight = torch.minimum(snr, torch.tensor(5.0)) / snr
+    expected = (2 * 0.3 * ((error**2 + 0.3**2).sqrt() - 0.3) * weight).mean()
+    expected.backward()
+    assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
+    for ours, theirs in zip(learned.sums, both, strict=True):
+        assert relative_error(ours.asnumpy(), theirs.grad.numpy()) < 1e-4
+
+
+def tokenizer(config):
+    made = Tokenizer(config.model.text_encoder_1.positions)
+    made.add_placeholder("<cat>", 2)
+    return made

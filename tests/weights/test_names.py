@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from gm import sdxl
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 from gm.weights import names
 from gm.weights.names import Layout
 

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from gm import atomic, backend, draws
 from gm.backend import Backend
-from gm.config import ModelConfig
+from gm.model_config import ModelConfig
 from gm.networks.autoencoder import Autoencoder
 from gm.sdxl import SDXL
 from tools.tiny_model import drawing, world

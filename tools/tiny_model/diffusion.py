@@ -13,8 +13,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from gm import draws
-from gm.config import ModelConfig
 from gm.diffusion import denoiser, schedule
+from gm.model_config import ModelConfig
 from gm.sdxl import SDXL
 from gm.text.tokenizer import END, START, VOCABULARY, Tokenizer, pool_positions
 from tools.tiny_model import captions, world

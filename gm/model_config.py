@@ -1,0 +1,95 @@
+"""The shape of a model of SDXL's family; the defaults are SDXL base 1.0 (`docs/house.md` cites its numbers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gm.errors import UserError
+from gm.options import option
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The denoising network (`model.diffusion_model` in the published file)."""
+
+    in_channels: int = option(4, "latent channels in", minimum=1)
+    out_channels: int = option(4, "latent channels out", minimum=1)
+    model_channels: int = option(320, "channels of the first level", minimum=1)
+    channel_mult: tuple[int, ...] = option((1, 2, 4), "channels of each level, as multiples of the first")
+    num_res_blocks: int = option(2, "residual blocks a level (one more on the way up)", minimum=1)
+    transformer_depth: tuple[int, ...] = option((0, 2, 10), "transformer blocks a level; 0 is no attention")
+    head_width: int = option(64, "width of an attention head", minimum=1)
+    context_width: int = option(2048, "width of the text context: both encoders' hidden states", minimum=1)
+    vector_width: int = option(2816, "width of the class input: pooled text and six size sinusoids", minimum=1)
+    norm_groups: int = option(32, "groups of a group normalisation", minimum=1)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """A CLIP text encoder: causal transformer over 77 tokens."""
+
+    width: int = option(768, "width of a token", minimum=1)
+    layers: int = option(12, "transformer layers", minimum=2)
+    heads: int = option(12, "attention heads", minimum=1)
+    vocabulary: int = option(49408, "rows of the published token table", minimum=1)
+    positions: int = option(77, "tokens of a prompt, start and end included", minimum=3)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The variational autoencoder between pictures and latents (`first_stage_model`)."""
+
+    channels: int = option(128, "channels of the first level", minimum=1)
+    channel_mult: tuple[int, ...] = option((1, 2, 4, 4), "channels of each level; each but the last halves the picture")
+    num_res_blocks: int = option(2, "residual blocks a level", minimum=1)
+    latent_channels: int = option(4, "channels of a latent", minimum=1)
+    norm_groups: int = option(32, "groups of a group normalisation", minimum=1)
+    scale_factor: float = option(0.13025, "latents are multiplied by this before diffusion")
+
+    @property
+    def reduction(self) -> int:
+        """Pixels a side that become one latent."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule of training, "scaled linear" betas (Rombach et al., 2022)."""
+
+    timesteps: int = option(1000, "noise levels", minimum=1)
+    beta_start: float = option(0.00085, "beta of the first level")
+    beta_end: float = option(0.012, "beta of the last level")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One SDXL-family model."""
+
+    version: str = option("SD-XL-base-1.0", "name at the front of the files that training writes")
+    resolution: int = option(1024, "side in pixels the model was made for", minimum=8, step=8)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    text_encoder_1: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    text_encoder_2: TextEncoderConfig = field(
+        default_factory=lambda: TextEncoderConfig(width=1280, layers=32, heads=20)
+    )
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        joined = self.text_encoder_1.width + self.text_encoder_2.width
+        if self.unet.context_width != joined:
+            raise UserError(
+                f"model.unet.context_width is {self.unet.context_width}, but the two encoders give {joined}"
+            )
+        if len(self.unet.channel_mult) != len(self.unet.transformer_depth):
+            raise UserError("model.unet.channel_mult and model.unet.transformer_depth need one entry a level each")
+        if (
+            self.unet.vector_width <= self.text_encoder_2.width
+            or (self.unet.vector_width - self.text_encoder_2.width) % 6
+        ):
+            raise UserError("model.unet.vector_width must be text_encoder_2.width plus six equal size sinusoids")
+
+    @property
+    def size_width(self) -> int:
+        """Width of the sinusoid of each of the six sizes in the class input."""
+        return (self.unet.vector_width - self.text_encoder_2.width) // 6

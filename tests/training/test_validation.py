@@ -1,0 +1,83 @@
+"""Held-out losses: what is the best, what chance leaves open, and when training goes too far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gm import api
+from gm.concepts import files
+from gm.training import plan, run
+from gm.training.validation import Course, HeldOut, change
+from tests.workshop import Workshop
+
+
+def test_the_change_and_its_interval() -> None:
+    random = np.random.default_rng(0)
+    within = 0
+    for _ in range(400):
+        before = random.standard_normal(50) * 3  # draws differ far more than their changes
+        after = before + 0.2 + random.standard_normal(50)
+        mean, low, high = change(before, after)
+        assert low < mean < high
+        assert mean == pytest.approx(after.mean() - before.mean())
+        within += low < 0.2 < high
+    assert 0.91 < within / 400 < 0.98  # 95 % of intervals hold the truth
+    assert change(np.zeros(1), np.ones(1)) == (1.0, -np.inf, np.inf)
+
+
+def test_a_course_knows_its_best_and_says_once_that_it_over_fits() -> None:
+    course = Course([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    steps = [
+        ([0.9, 1.9, 2.8], 0.5, "best"),
+        ([0.9, 1.9, 2.9], 0.4, None),  # risen, but one draw alone may be chance
+        ([1.2, 2.2, 3.2], 0.6, None),  # risen, and so has training's
+        ([1.2, 2.2, 3.2], 0.4, "overfit"),
+        ([1.3, 2.3, 3.3], 0.3, None),  # said already
+        ([0.5, 1.5, 2.5], 0.3, "best"),
+        ([0.8, 1.8, 2.9], 0.2, "overfit"),
+    ]
+    for step, (losses, training_loss, verdict) in enumerate(steps, 1):
+        assert course.add(step, np.array(losses), training_loss) == verdict, step
+    assert (course.best_step, course.best) == (6, [0.5, 1.5, 2.5])
+    assert course.first == [1.0, 2.0, 3.0]
+
+
+def test_the_best_rows_are_kept_and_rising_is_said(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"held_out_draws": 3, "held_out_interval": 2, "save_ckpt_interval": 2, "total_step": 8}
+    toolkit = api.load(workshop.config(training={**options, "save_path": str(tmp_path / "run")}))
+    # Before, and after steps 2, 4, 6 and 8: better, better, worse, worse.
+    script = iter([3.0, 2.0, 1.0, 1.5, 1.6])
+    monkeypatch.setattr(HeldOut, "losses", lambda *rows: next(script) + np.arange(3.0))
+    falling = iter(np.linspace(1, 0.1, 100))
+    monkeypatch.setattr("gm.training.console.Smoothed.value", property(lambda self: next(falling)))
+    run.run(toolkit.model, plan.make(toolkit.config), toolkit.backend)
+    place = tmp_path / "run"
+    best, fourth = files.load(place / "smallest_best_ti.ckpt"), files.load(place / "smallest_4_ti.ckpt")
+    assert np.array_equal(best.rows_1, fourth.rows_1)
+    assert np.array_equal(best.rows_2, fourth.rows_2)
+    assert best.details["step"] == 4
+    assert files.load(place / "smallest_best_ti.safetensors").details == best.details
+    out = capsys.readouterr().out
+    said = (
+        "the held-out loss rises while training's falls: over-fitting; the best rows, of step 4, are in smallest_best"
+    )
+    assert out.count(said) == 1
+    assert f"step 6: {said}" in out
+    assert "lower in 3 of 3 draws; best 2.0000 after step 4" in out
+    records = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
+    assert [r["held_out_best_step"] for r in records if "held_out" in r] == [2, 4, 4, 4]
+
+
+def test_what_is_measured_does_not_depend_on_what_is_minimised(workshop: Workshop) -> None:
+    losses = []
+    for loss in ({}, {"loss_type": "huber", "min_snr_gamma": 1.0, "noise_offset": 0.5, "timestep_min": 900}):
+        toolkit = api.load(workshop.config(loss=loss))
+        learned, feed = run.prepare(toolkit.model, plan.make(toolkit.config), toolkit.backend)
+        losses.append(HeldOut(toolkit.model, feed, 4, 1, toolkit.backend).losses(*learned.arrays()))
+    assert np.array_equal(*losses)
