@@ -51,6 +51,9 @@ class ConceptConfig:
 
     placeholder_token: str = option("<concept>", "the new word; may not be a single token already")
     num_vectors: int = option(1, "rows learned in each text encoder", minimum=1)
+    initializer_file: str | None = option(
+        None, "learned file whose rows to start from, as many as are needed, over and over"
+    )
     initializer_token: str | None = option(None, "word or phrase whose rows to start from; without it random rows")
     learnable_property: str = option("object", "what the pictures share", choices=("object", "style", "face"))
     template_file: str | None = option(None, "text file of prompts, one a line, with {} where the word goes")
@@ -62,6 +65,19 @@ class DataConfig:
 
     data_path: str = option("", "folder of 3 to 20 pictures")
     resolution: int | None = option(None, "side in pixels to train at; default: the model's own", minimum=8, step=8)
+    masks: bool = option(
+        True, "learn only what a picture's mask shows white, name.mask.png beside it or its alpha channel"
+    )
+    unmasked_weight: float = option(0.0, "how much what is masked still counts, from 0 to 1", minimum=0.0, maximum=1.0)
+    captions: bool = option(
+        True, "use captions, name.txt or metadata.jsonl beside the pictures, where there are any, instead of templates"
+    )
+    template_share: float = option(
+        0.0, "part of the steps that show a captioned picture with a template all the same", minimum=0.0, maximum=1.0
+    )
+    caption_dropout: float = option(
+        0.0, "part of the steps whose prompt is the new word alone", minimum=0.0, maximum=1.0
+    )
     flip: bool = option(False, "also show each picture mirrored; off by default, for faces and lettering")
 
 

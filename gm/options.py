@@ -23,14 +23,22 @@ def option(
     *,
     choices: tuple = (),
     minimum: float | None = None,
+    maximum: float | None = None,
     step: int = 1,
     aliases: tuple[str, ...] = (),
 ) -> Any:
-    """Declare one option: `minimum` is inclusive, `step` asks for a multiple, `choices` lists what is allowed.
+    """Declare one option; `minimum` and `maximum` are inclusive, `step` asks for a multiple, `choices` is all there is.
 
     `aliases` are the names that users of other trainers know its flag by.
     """
-    metadata = {"doc": doc, "choices": choices, "minimum": minimum, "step": step, "aliases": aliases}
+    metadata = {
+        "doc": doc,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "step": step,
+        "aliases": aliases,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -75,7 +83,7 @@ def check_limits(section: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check_limits(value, f"{name}.")
             continue
-        choices, minimum, step = (f.metadata.get(k) for k in ("choices", "minimum", "step"))
+        choices, minimum, maximum, step = (f.metadata.get(k) for k in ("choices", "minimum", "maximum", "step"))
         if value is None:
             continue
         if choices and value not in choices:
@@ -83,6 +91,8 @@ def check_limits(section: Any, prefix: str = "") -> None:
             raise UserError(f"{name} is {value!r}; it may be {words}{suggestion(str(value), map(str, choices))}")
         if minimum is not None and not value >= minimum:
             raise UserError(f"{name} is {value}; the least is {minimum}")
+        if maximum is not None and not value <= maximum:
+            raise UserError(f"{name} is {value}; the most is {maximum}")
         if step != 1 and value % step:
             raise UserError(f"{name} is {value}; it must be a multiple of {step}")
 

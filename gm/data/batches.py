@@ -12,15 +12,42 @@ from gm import draws
 class Sample:
     """One thing shown to the model.
 
-    picture: number of the picture; mirrored: whether it is flipped; template: number of the prompt template;
+    picture: number of the picture; mirrored: whether it is flipped; prompt: number of the prompt;
     timestep: number of the noise level; index: number of this sample in the whole run, from 0
     """
 
     picture: int
     mirrored: bool
-    template: int
+    prompt: int
     timestep: int
     index: int
+
+
+@dataclass(frozen=True)
+class PromptChoice:
+    """The prompts to choose from, by number: first come the `templates`.
+
+    captions: the number of each picture's own caption, None where it has none, or empty; alone: the number of the
+    prompt that is the new word alone; template_share: how often a template stands in for a caption; dropout: how often
+    the word alone stands in for both
+    """
+
+    templates: int
+    captions: tuple[int | None, ...] = ()
+    alone: int = 0
+    template_share: float = 0.0
+    dropout: float = 0.0
+
+    def choose(self, picture: int, seed: int, index: int) -> int:
+        """Return the number of the prompt that sample `index` shows `picture` with."""
+        caption = self.captions[picture] if self.captions else None
+        if caption is not None or self.dropout:
+            place = float(draws.generator(seed, "prompt", index).random())
+            if place < self.dropout:
+                return self.alone
+            if caption is not None and place >= self.dropout + (1.0 - self.dropout) * self.template_share:
+                return caption
+        return draws.integer(self.templates, seed, "template", index)
 
 
 def samples(
@@ -31,7 +58,7 @@ def samples(
     rank: int,
     world: int,
     pictures: int,
-    templates: int,
+    prompts: PromptChoice,
     levels: tuple[int, int],
     bias: float = 0.0,
     flip: bool,
@@ -47,11 +74,12 @@ def samples(
     shown = []
     for index in range(first, first + batch):
         epoch, place = divmod(index, pictures)
+        picture = int(draws.permutation(pictures, seed, "order", epoch)[place])
         shown.append(
             Sample(
-                picture=int(draws.permutation(pictures, seed, "order", epoch)[place]),
+                picture=picture,
                 mirrored=flip and draws.integer(2, seed, "mirror", index) == 1,
-                template=draws.integer(templates, seed, "template", index),
+                prompt=prompts.choose(picture, seed, index),
                 timestep=_level(levels, bias, seed, index),
                 index=index,
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from gm.data import captions, masks
 from gm.errors import UserError
 
 logger = logging.getLogger("gm")
@@ -27,31 +28,35 @@ class Picture:
     original: (height, width) in pixels of the upright picture, before resizing
     crop: (top, left) corner of the cut, in pixels of the resized picture, as SDXL's class input takes it
         (Podell et al., 2023, section 2.2)
+    mask: float32 [R, R], 1 where the picture is to be learned and 0 where not; None if all of it is
     """
 
     name: str
     pixels: np.ndarray
     original: tuple[int, int]
     crop: tuple[int, int]
+    mask: np.ndarray | None = None
 
 
-def read(data_path: str | Path, resolution: int) -> list[Picture]:
+def read(data_path: str | Path, resolution: int, masked: bool = True) -> list[Picture]:
     """Return the pictures in the folder `data_path` at `resolution` pixels a side, in the order of their names.
 
-    Hidden files are passed over; what is no picture by its ending is passed over and named in the log. Raises
-    UserError for a folder that is not there or has no picture, and for a picture that cannot be read.
+    Hidden files are passed over, masks and captions belong to their pictures; what is no picture by its ending is
+    passed over and named in the log. Without `masked` no picture has a mask. Raises UserError for a folder that is not
+    there or has no picture, and for a picture or mask that cannot be read.
     """
     folder = _folder(data_path)
     formats = _endings()
     visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
-    paths = [p for p in visible if p.suffix.lower() in formats and not p.is_dir()]
-    others = ", ".join(p.name + "/" * p.is_dir() for p in visible if p not in paths)
+    paths = [p for p in visible if p.suffix.lower() in formats and not p.is_dir() and not masks.is_mask(p)]
+    known = {*paths, *captions.files(folder, paths), *map(masks.beside, paths)}
+    others = ", ".join(p.name + "/" * p.is_dir() for p in visible if p not in known)
     if others:
         logger.warning("ignored in %s, no picture by its ending: %s", folder, others)
     if not paths:
         found = f" but {others}" if others else ""
         raise UserError(f"no picture in {folder}{found}; put 3 to 20 .jpg or .png files right into it")
-    pictures = [_read_picture(path, resolution, sorted(set(formats.values()))) for path in paths]
+    pictures = [_read_picture(path, resolution, sorted(set(formats.values())), masked) for path in paths]
     small = ", ".join(p.name for p in pictures if min(p.original) < resolution)
     if small:
         logger.warning("enlarged to %d pixels, larger originals would show more: %s", resolution, small)
@@ -63,7 +68,8 @@ def mirrored(picture: Picture) -> Picture:
     _, width = _resized(picture.original, picture.pixels.shape[1])
     top, left = picture.crop
     pixels = np.ascontiguousarray(picture.pixels[:, :, ::-1])
-    return replace(picture, pixels=pixels, crop=(top, width - picture.pixels.shape[2] - left))
+    mask = None if picture.mask is None else np.ascontiguousarray(picture.mask[:, ::-1])
+    return replace(picture, pixels=pixels, crop=(top, width - picture.pixels.shape[2] - left), mask=mask)
 
 
 def _folder(data_path: str | Path) -> Path:
@@ -82,10 +88,13 @@ def _endings() -> dict[str, str]:
     return {e: f for e, f in registered.items() if f in Image.OPEN and f not in NOT_DRAWN_BY_PILLOW}
 
 
-def _read_picture(path: Path, resolution: int, formats: list[str]) -> Picture:
+def _read_picture(path: Path, resolution: int, formats: list[str], masked: bool) -> Picture:
     try:
         with Image.open(path, formats=formats) as file:
-            image = _rgb(ImageOps.exif_transpose(file))
+            upright = ImageOps.exif_transpose(file)
+            image, mask = _rgb(upright), masks.read(path, upright) if masked else None
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UserError(f"{path} has more than {limit} million pixels; make a smaller copy and use that") from error
@@ -94,7 +103,7 @@ def _read_picture(path: Path, resolution: int, formats: list[str]) -> Picture:
         raise UserError(
             f"cannot read the picture {path} ({reason}); save it again as JPEG or PNG, or remove it"
         ) from error
-    return _squared(image, path.name, resolution)
+    return _squared(image, mask, path.name, resolution)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -137,7 +146,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _squared(image: Image.Image, name: str, resolution: int) -> Picture:
+def _squared(image: Image.Image, mask: Image.Image | None, name: str, resolution: int) -> Picture:
     original = (image.height, image.width)
     height, width = _resized(original, resolution)
     top, left = (height - resolution) // 2, (width - resolution) // 2
@@ -146,7 +155,12 @@ def _squared(image: Image.Image, name: str, resolution: int) -> Picture:
     box = (left * x, top * y, (left + resolution) * x, (top + resolution) * y)
     square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
     pixels = np.asarray(square, np.float32).transpose(2, 0, 1) / 127.5 - 1
-    return Picture(name, np.ascontiguousarray(pixels), original, (top, left))
+    kept = None
+    if mask is not None:
+        kept = np.asarray(mask.resize((resolution, resolution), Image.Resampling.BOX, box=box), np.float32) / 255
+        if not kept.any():
+            raise UserError(f"the cut in the middle of {name} is masked as a whole; cut the picture about what is not")
+    return Picture(name, np.ascontiguousarray(pixels), original, (top, left), kept)
 
 
 def _resized(original: tuple[int, int], resolution: int) -> tuple[int, int]:

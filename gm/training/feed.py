@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from gm import draws
 from gm.data import batches
-from gm.data.batches import Sample
+from gm.data.batches import PromptChoice, Sample
 from gm.data.latents import Latents
 from gm.diffusion import denoiser, losses, schedule
 from gm.text.tokenizer import END, pool_positions
@@ -41,8 +41,9 @@ class Feed:
         self.weights = losses.min_snr_weights(self.sigmas, loss.min_snr_gamma)
         self.levels = (loss.timestep_min, len(self.sigmas) if loss.timestep_max is None else loss.timestep_max + 1)
         self.bias, self.offset = loss.timestep_bias, loss.noise_offset
-        self.ids_1 = plan.tokenizer(plan.prompts, padding=END)
-        self.ids_2 = plan.tokenizer(plan.prompts, padding=0)
+        texts, self.prompts = _prompts(plan)
+        self.ids_1 = plan.tokenizer(texts, padding=END)
+        self.ids_2 = plan.tokenizer(texts, padding=0)
         self.pool_positions = pool_positions(self.ids_2, config.run.pooling)
 
     def batch(self, step: int) -> Batch:
@@ -54,7 +55,7 @@ class Feed:
             rank=self.rank,
             world=self.world,
             pictures=len(self.latents.mean),
-            templates=len(self.ids_1),
+            prompts=self.prompts,
             levels=self.levels,
             bias=self.bias,
             flip=self.flip,
@@ -68,19 +69,27 @@ class Feed:
         """
         offset = 0.0 if plain else self.offset
         x, noise = zip(*[self._noised(sample, seed, purpose, offset) for sample in samples], strict=True)
-        weights = [1.0 if plain else self.weights[sample.timestep] for sample in samples]
-        prompts = [sample.template for sample in samples]
+        weights = [self._weight(sample, plain) for sample in samples]
+        prompts = [sample.prompt for sample in samples]
         sizes = [self.latents.sizes[sample.picture, int(sample.mirrored)] for sample in samples]
         return Batch(
             Tensor(np.stack(x)),
             Tensor(np.stack(noise)),
-            Tensor(np.stack([np.full((1, *x[0].shape[1:]), weight, np.float32) for weight in weights])),
+            Tensor(np.stack(weights)),
             Tensor(np.asarray([sample.timestep for sample in samples], np.float32)),
             Tensor(self.ids_1[prompts]),
             Tensor(self.ids_2[prompts]),
             Tensor(self.pool_positions[prompts]),
             Tensor(np.stack(sizes)),
         )
+
+    def _weight(self, sample: Sample, plain: bool) -> np.ndarray:
+        """Return how much the error at each place counts, float32 [1, h, w]; a mask counts in a plain batch, too."""
+        level = 1.0 if plain else self.weights[sample.timestep]
+        shape = (1, *self.latents.mean.shape[3:])
+        if self.latents.weights is None:
+            return np.full(shape, level, np.float32)
+        return (level * self.latents.weights[sample.picture, int(sample.mirrored)]).astype(np.float32).reshape(shape)
 
     def _noised(self, sample: Sample, seed: int, purpose: str, offset: float) -> tuple[np.ndarray, np.ndarray]:
         shape = self.latents.mean.shape[2:]
@@ -92,3 +101,14 @@ class Feed:
         sigma = np.float32(self.sigmas[sample.timestep])
         clean = self.latents.draw(sample.picture, int(sample.mirrored), posterior)
         return denoiser.network_input(denoiser.noisy(clean, noise, sigma), sigma), noise
+
+
+def _prompts(plan: Plan) -> tuple[list[str], PromptChoice]:
+    """Return all prompts, the templates first, then the captions and the word alone, and how to choose among them."""
+    data, texts, numbers = plan.config.data, list(plan.prompts), []
+    for caption in plan.captions:
+        numbers.append(None if caption is None else len(texts))
+        texts += [caption] if caption is not None else []
+    texts.append(plan.config.concept.placeholder_token)
+    alone = len(texts) - 1
+    return texts, PromptChoice(len(plan.prompts), tuple(numbers), alone, data.template_share, data.caption_dropout)

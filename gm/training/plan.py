@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gm import atomic
-from gm.concepts import initial
+from gm.concepts import files, initial
+from gm.concepts.concept import words
 from gm.config import Config
-from gm.data import folder, templates
+from gm.data import captions, folder, templates
 from gm.data.folder import Picture
 from gm.errors import UserError
 from gm.text.tokenizer import Tokenizer
@@ -28,6 +31,8 @@ class Plan:
     preview: str  # prompt of the previews
     tokenizer: Tokenizer  # knows the placeholder
     initial_ids: list[int] | None  # tokens whose rows to start from, or None for random rows
+    initial_rows: tuple[np.ndarray, np.ndarray] | None = None  # of a learned file to start from, instead
+    captions: tuple[str | None, ...] = ()  # of each picture, filled in, or none at all
     resumed: State | None = None  # what to go on from
     changed: dict[str, str] = field(default_factory=dict)  # options that differ from those it was made with
 
@@ -59,11 +64,36 @@ def make(config: Config) -> Plan:
     prompts = tuple(templates.fill(line, concept.placeholder_token) for line in lines)
     preview = config.training.infer_prompt or lines[0]
     preview = templates.fill(preview, concept.placeholder_token)
-    if not {*tokenizer.placeholders[concept.placeholder_token]} & {*tokenizer.encode(preview)}:
+    own = {*tokenizer.placeholders[concept.placeholder_token]}
+    if not own & {*tokenizer.encode(preview)}:
         raise UserError(f"--infer_prompt {preview!r} holds neither {{}} nor {concept.placeholder_token}; add one")
     tokenizer([*prompts, preview], padding=0)  # finds a prompt that has no room for the placeholder
-    pictures = folder.read(config.data.data_path, config.data.resolution or config.model.resolution)
-    return Plan(config, pictures, prompts, preview, tokenizer, ids, resumed, changed)
+    data = config.data
+    pictures = folder.read(data.data_path, data.resolution or config.model.resolution, data.masks)
+    said: tuple[str | None, ...] = ()
+    if data.captions:
+        names = [picture.name for picture in pictures]
+        holds = lambda text: bool(own & {*tokenizer.encode(text)})  # noqa: E731
+        said = captions.read(data.data_path, names, concept.placeholder_token, holds)
+        tokenizer([caption for caption in said if caption], padding=0)
+    return Plan(config, pictures, prompts, preview, tokenizer, ids, _initial_rows(config), said, resumed, changed)
+
+
+def _initial_rows(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the rows of `--initializer_file`; UserError if it is another model's, or there is a word to start from."""
+    concept, model = config.concept, config.model
+    if concept.initializer_file is None:
+        return None
+    if concept.initializer_token is not None:
+        raise UserError("--initializer_file and --initializer_token both say where to start; give one of them")
+    found = files.load(concept.initializer_file)
+    words([found], model)
+    if found.num_vectors > concept.num_vectors:
+        log.warning(
+            "--initializer_file %s has %d rows, of which --num_vectors %d uses the first %d",
+            *(concept.initializer_file, found.num_vectors, concept.num_vectors, concept.num_vectors),
+        )
+    return found.rows_1, found.rows_2
 
 
 def _check_levels(config: Config) -> None:

@@ -30,7 +30,11 @@ def prepare(model: SDXL, plan: Plan, backend: Backend) -> tuple[Learned, Feed]:
     """Encode the pictures and fill in the initial rows, or those of the state to go on from."""
     config = plan.config
     encoded = latents.encode(
-        model.first_stage_model, plan.pictures, config.data.flip, config.model.autoencoder.scale_factor
+        model.first_stage_model,
+        plan.pictures,
+        config.data.flip,
+        config.model.autoencoder.scale_factor,
+        config.data.unmasked_weight,
     )
     rows = [_initial_rows(table, plan, encoder) for encoder, table in enumerate(model.token_tables(), 1)]
     learned = Learned(rows, half=backend.dtype == ms.float16)
@@ -95,6 +99,8 @@ def _check_resumed(plan: Plan, base_model: str, backend: Backend) -> None:
 
 def _initial_rows(table: np.ndarray, plan: Plan, encoder: int) -> np.ndarray:
     vectors, seed = plan.config.concept.num_vectors, plan.config.training.seed
+    if plan.initial_rows is not None:
+        return initial.from_words(plan.initial_rows[encoder - 1], list(range(len(plan.initial_rows[0]))), vectors)
     if plan.initial_ids is None:
         return initial.random(table, vectors, seed, encoder)
     return initial.from_words(table, plan.initial_ids, vectors)

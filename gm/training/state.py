@@ -32,6 +32,7 @@ _FIXED = {
     "concept.placeholder_token": "it is the word being learned",
     "concept.num_vectors": "the rows are there already",
     "concept.initializer_token": "the rows have started already",
+    "concept.initializer_file": "the rows have started already",
 }
 
 

@@ -23,7 +23,7 @@ class HeldOut:
         self.network = compiled(_Plain(model), backend.graph, "the graph that measures the held-out loss")
         levels = (np.arange(draws) + 0.5) / draws * len(feed.sigmas)
         samples = [
-            Sample(k % len(feed.latents.mean), False, k % len(feed.ids_1), int(level), k)
+            Sample(k % len(feed.latents.mean), False, k % feed.prompts.templates, int(level), k)
             for k, level in enumerate(levels)
         ]
         self.batches = [feed.assemble([sample], seed, "held-out", plain=True) for sample in samples]

@@ -8,9 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gm.data.batches import Sample, samples
+from gm.data.batches import PromptChoice, Sample, samples
 
-RUN = {"seed": 7, "batch": 2, "rank": 0, "world": 1, "pictures": 5, "templates": 20, "levels": (0, 1000), "flip": True}
+RUN = {
+    "seed": 7,
+    "batch": 2,
+    "rank": 0,
+    "world": 1,
+    "pictures": 5,
+    "prompts": PromptChoice(20),
+    "levels": (0, 1000),
+    "flip": True,
+}
 
 
 def shown(steps, start=0, **changes):
@@ -25,7 +34,7 @@ def test_same_arguments_same_samples():
 
 def test_another_seed_shows_something_else():
     one, other = shown(50), shown(50, seed=8)
-    for name in ("picture", "mirrored", "template", "timestep"):
+    for name in ("picture", "mirrored", "prompt", "timestep"):
         assert [getattr(s, name) for s in one] != [getattr(s, name) for s in other]
 
 
@@ -94,10 +103,10 @@ def test_timesteps_are_uniform_over_the_whole_range():
 
 def test_templates_and_mirroring_are_uniform_and_independent():
     run = shown(3000, batch=2)
-    templates = np.bincount([s.template for s in run], minlength=20)
+    templates = np.bincount([s.prompt for s in run], minlength=20)
     assert len(templates) == 20
     assert 4 < chi_square(templates) < 43.8
-    columns = np.array([[s.mirrored, s.template, s.timestep, s.picture] for s in run], float)
+    columns = np.array([[s.mirrored, s.prompt, s.timestep, s.picture] for s in run], float)
     assert abs(columns[:, 0].mean() - 0.5) < 3.3 * 0.5 / len(run) ** 0.5
     correlation = np.corrcoef(columns.T) - np.eye(4)
     assert np.abs(correlation).max() < 3.6 / len(run) ** 0.5
@@ -106,7 +115,7 @@ def test_templates_and_mirroring_are_uniform_and_independent():
 
 
 def test_one_choice_is_always_taken():
-    assert {(s.template, s.timestep) for s in shown(20, templates=1, levels=(0, 1))} == {(0, 0)}
+    assert {(s.prompt, s.timestep) for s in shown(20, prompts=PromptChoice(1), levels=(0, 1))} == {(0, 0)}
 
 
 def test_without_flip_nothing_is_mirrored_and_nothing_else_changes():
@@ -118,7 +127,7 @@ def test_without_flip_nothing_is_mirrored_and_nothing_else_changes():
 def test_a_sample_holds_plain_numbers():
     (first, _) = samples(0, **RUN)
     assert isinstance(first, Sample)
-    for name, kind in (("picture", int), ("mirrored", bool), ("template", int), ("timestep", int), ("index", int)):
+    for name, kind in (("picture", int), ("mirrored", bool), ("prompt", int), ("timestep", int), ("index", int)):
         assert type(getattr(first, name)) is kind
 
 
@@ -136,3 +145,24 @@ def test_a_bias_favours_one_end(bias):
     assert found.min() >= 100
     assert found.max() < 900
     assert (found.mean() - 100) / 800 == pytest.approx(1 / (1 + np.exp(-bias)), abs=0.02)
+
+
+@pytest.mark.parametrize(("share", "dropout"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.4, 0.5), (1.0, 0.0), (0.5, 1.0)])
+def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
+    """Pictures 0 and 2 have captions, numbers 20 and 21; 22 is the word alone."""
+    choice = PromptChoice(20, (20, None, 21), 22, share, dropout)
+    run = shown(3000, batch=1, pictures=3, prompts=choice)
+    for picture, caption in ((0, 20), (1, None), (2, 21)):
+        found = np.array([s.prompt for s in run if s.picture == picture])
+        kinds = [found == 22, found < 20, found == caption]
+        assert sum(k.sum() for k in kinds) == len(found)
+        rest = 1 - dropout
+        expected = [dropout, rest, 0] if caption is None else [dropout, rest * share, rest * (1 - share)]
+        np.testing.assert_allclose([k.mean() for k in kinds], expected, atol=0.06)
+        if rest * share > 0.2:
+            assert len(set(found[found < 20])) == 20
+
+
+def test_without_captions_and_dropout_the_draws_are_those_of_templates_alone():
+    choice = PromptChoice(20, (None,) * 5, 22, 0.7)
+    assert shown(40, prompts=choice) == shown(40)

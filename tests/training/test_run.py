@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import shutil
 import weakref
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from gm import api, sdxl
 from gm import config as configuration
 from gm.backend import Backend
 from gm.concepts import files
+from gm.concepts.concept import Concept
 from gm.config import Config
-from gm.data import latents
+from gm.data import latents, masks
+from gm.data.batches import Sample
 from gm.errors import UserError
 from gm.generation.files import recipe
 from gm.sdxl import SDXL
@@ -236,6 +239,53 @@ def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> No
     spread = np.exp(0.5 * encoded.log_variance).max() * 0.13025
     assert np.abs(clean).max() < np.abs(encoded.mean).max() * 0.13025 + 6 * spread
     assert abs(batch.noise.asnumpy().std() - 1) < 0.1
+
+
+def test_a_mask_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(workshop.folder / "pictures", pictures)
+    with Image.open(pictures / "0.png") as image:
+        mask = Image.new("L", image.size)
+        mask.paste(255, (0, 0, image.width // 2, image.height))
+    mask.save(pictures / "0.mask.png")
+    (pictures / "1.txt").write_text("{} upside down")
+    data = {"data_path": str(pictures), "unmasked_weight": 0.5, "flip": True}
+    made = plan.make(workshop.config(data=data, loss={"min_snr_gamma": 2.0}))
+    assert made.captions == (None, "<toy> upside down", None)
+    feed = run.prepare(workshop.model, made, EAGER)[1]
+    (half,) = masks.of_latents(made.pictures[0].mask[None], 2, 0.5)
+    assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
+    for picture, mirrored in ((0, False), (0, True), (1, False)):
+        for plain in (False, True):
+            batch = feed.assemble([Sample(picture, mirrored, 0, 3, 0)], 1, "test", plain)
+            level = 1.0 if plain else min(1.0, 2.0 * feed.sigmas[3] ** 2)
+            whole = half[:, ::-1] if mirrored else half
+            expected = (whole if picture == 0 else np.ones((8, 8))) * level
+            np.testing.assert_allclose(batch.weight.asnumpy()[0, 0], expected, rtol=1e-5)
+    shown = [batches for step in range(12) for batches in [feed.batch(step)]]
+    upside = made.tokenizer(["<toy> upside down"], padding=0)[0]
+    told = [np.array_equal(batch.ids_2.asnumpy()[0], upside) for batch in shown]
+    assert sum(told) == 4  # the captioned picture's turn in each of four epochs
+    without = plan.make(workshop.config(data={**data, "captions": False, "masks": False}))
+    assert without.captions == ()
+    assert all(picture.mask is None for picture in without.pictures)
+
+
+def test_rows_can_start_from_a_learned_file(workshop: Workshop, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    found = Concept("<old>", *(random.standard_normal((2, width), np.float32) for width in (16, 24)))
+    files.save(found, tmp_path / "old.safetensors")
+    concept = {"initializer_file": str(tmp_path / "old.safetensors"), "num_vectors": 3}
+    made = plan.make(workshop.config(concept=concept))
+    rows = run.prepare(workshop.model, made, EAGER)[0].arrays()
+    for ours, theirs in zip(rows, (found.rows_1, found.rows_2), strict=True):
+        assert np.array_equal(ours, theirs[[0, 1, 0]])
+    with pytest.raises(UserError, match="both say where to start; give one of them"):
+        plan.make(workshop.config(concept={**concept, "initializer_token": "cat"}))
+    wide = Concept("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
+    files.save(wide, tmp_path / "old.safetensors")
+    with pytest.raises(UserError, match="rows 768 and 1280 wide, the model's are 16 and 24"):
+        plan.make(workshop.config(concept=concept))
 
 
 def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gm import draws
 from gm.backend import Backend, compiled
 from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingConfig
-from gm.data.batches import samples
+from gm.data.batches import PromptChoice, samples
 from gm.data.latents import Latents
 from gm.text.tokenizer import END, Tokenizer, pool_positions
 from gm.training import loop, schedules
@@ -94,7 +94,7 @@ def batch(config, feed, step):
         rank=0,
         world=1,
         pictures=3,
-        templates=len(PROMPTS),
+        prompts=PromptChoice(len(PROMPTS)),
         levels=(0, config.model.schedule.timesteps),
         flip=True,
     )
@@ -104,7 +104,7 @@ def batch(config, feed, step):
         for what in ("posterior", "noise")
     ]
     words = tokenizer(config)
-    texts = [PROMPTS[s.template] for s in shown]
+    texts = [PROMPTS[s.prompt] for s in shown]
     ids_1, ids_2 = words(texts, padding=END), words(texts, padding=0)
     prompts = Prompts(
         ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), latents.sizes[picture, variant]
@@ -155,7 +155,7 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
         rank=0,
         world=1,
         pictures=3,
-        templates=3,
+        prompts=PromptChoice(3),
         levels=(100, 801),
         bias=-0.5,
         flip=True,

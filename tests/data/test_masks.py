@@ -1,0 +1,106 @@
+"""Masks: alpha or a file beside the picture, cut as it is, counted per latent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm.data import folder, masks
+from gm.data.folder import Picture
+from gm.errors import UserError
+from tests.data.pictures import noise, one, save
+
+
+def left_half(height: int, width: int) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 2] = 255
+    return mask
+
+
+def with_mask(tmp_path: Path, mask: np.ndarray, height: int = 32, width: int = 64, **options: object) -> Picture:
+    save(tmp_path / "a.png", noise(height, width), **options)
+    save(tmp_path / "a.mask.png", mask)
+    return one(tmp_path, 16)
+
+
+def found(picture: Picture) -> np.ndarray:
+    assert picture.mask is not None
+    return picture.mask
+
+
+def test_a_file_beside_the_picture_is_cut_as_it_is(tmp_path: Path) -> None:
+    mask = found(with_mask(tmp_path, left_half(32, 64)))
+    assert mask.dtype == np.float32
+    assert mask.shape == (16, 16)
+    assert (mask[:, :7] == 1).all()
+    assert (mask[:, 9:] == 0).all()
+
+
+def test_a_smaller_mask_of_the_same_shape_will_do(tmp_path: Path) -> None:
+    mask = found(with_mask(tmp_path, left_half(8, 16)))
+    assert (mask[:, :7] == 1).all()
+    assert (mask[:, 9:] == 0).all()
+
+
+def test_a_picture_that_lies_on_its_side_is_masked_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    mask = found(with_mask(tmp_path, left_half(64, 32), 32, 64, exif=exif))
+    assert (mask[:, :7] == 1).all()
+    assert (mask[:, 9:] == 0).all()
+
+
+def test_alpha_is_a_mask(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.dstack([noise(16, 16), left_half(16, 16)]))
+    picture = one(tmp_path, 16)
+    assert np.array_equal(found(picture), left_half(16, 16) / 255)
+    save(tmp_path / "a.mask.png", 255 - left_half(16, 16))  # beats it
+    assert np.array_equal(found(one(tmp_path, 16)), 1 - left_half(16, 16) / 255)
+    (without,) = folder.read(tmp_path, 16, masked=False)
+    assert without.mask is None
+    assert np.array_equal(without.pixels, picture.pixels)
+
+
+@pytest.mark.parametrize("opaque", [np.full((16, 16), 255, np.uint8), np.zeros((16, 16), np.uint8), None])
+def test_all_opaque_or_all_transparent_is_no_mask(tmp_path: Path, opaque: np.ndarray | None) -> None:
+    save(tmp_path / "a.png", noise(16, 16) if opaque is None else np.dstack([noise(16, 16), opaque]))
+    assert one(tmp_path, 16).mask is None
+
+
+def test_the_mirror_image_has_a_mirrored_mask(tmp_path: Path) -> None:
+    picture = with_mask(tmp_path, left_half(32, 64))
+    assert np.array_equal(found(folder.mirrored(picture)), found(picture)[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((32, 32), 255), r"a.mask.png is 32×32, its picture 64×32; make them of one shape"),
+        (np.zeros((32, 64)), "a.mask.png masks all of its picture, so that nothing is left to learn; white is learned"),
+        (np.eye(32, 64) * 0 + (np.arange(64) < 8) * 255, "the cut in the middle of a.png is masked as a whole"),
+    ],
+    ids=["shape", "black", "cut away"],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, mask: np.ndarray, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_mask(tmp_path, mask)
+
+
+def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", noise(16, 16))
+    (tmp_path / "a.mask.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cannot read the mask .*a.mask.png .*; save it again as PNG, or remove it"):
+        one(tmp_path, 16)
+
+
+@pytest.mark.parametrize("unmasked", [0.0, 0.25, 1.0])
+def test_latents_count_by_the_area_that_is_not_masked(unmasked: float) -> None:
+    mask = np.zeros((1, 16, 16), np.float32)
+    mask[0, :8, :12] = 1.0  # of 2 × 2 latents: all, half, none, none
+    weights = masks.of_latents(mask, 8, unmasked)
+    assert weights.mean() == pytest.approx(1)
+    raw = np.array([[1, unmasked + (1 - unmasked) / 2], [unmasked, unmasked]])
+    np.testing.assert_allclose(weights[0], raw / raw.mean(), rtol=1e-6)
