@@ -136,6 +136,7 @@ class TrainingConfig:
     )
     held_out_interval: int = option(100, "steps between these measurements; the first and the last are made", minimum=1)
     log_interval: int = option(1, "steps between records in the JSON-lines log", minimum=1)
+    tensorboard: bool = option(False, "also write curves, nearest words and previews for TensorBoard (tensorboardX)")
     infer_during_train: bool = option(False, "draw previews, as the sampling section says, at intervals and at the end")
     infer_interval: int = option(500, "steps between previews", minimum=1)
     infer_prompt: str | None = option(None, "prompt of the previews, {} is the new word; default: the first template")

@@ -191,7 +191,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Work
         together = files.load(folder / "smallest_4_ti.ckpt")
         for left, right in ((alone.rows_1, together.rows_1), (alone.rows_2, together.rows_2)):
             assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
-        assert len((folder / "log.jsonl").read_text().splitlines()) == 4  # one rank writes
+        assert (folder / "log.jsonl").read_text().count('"loss"') == 4  # one rank writes
 
 
 def test_ranks_read_the_graphs_that_ranks_have_kept(workshop: Workshop, tmp_path: Path) -> None:

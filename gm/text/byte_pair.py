@@ -88,3 +88,20 @@ def _merges() -> dict[tuple[int, int], int]:
             left, right = line.split()
             merges[numbers[left], numbers[right]] = numbers[left + right] = merged
     return merges
+
+
+def spelled(number: int) -> str:
+    """Return how the token `number` is written; one that does not end its word has a hyphen behind it."""
+    if number in (START, END):
+        return next(name for name, marker in _MARKERS.items() if marker == number)
+    spelling, ends = _spellings()[number]
+    return spelling.decode("utf-8", errors="replace") + ("" if ends else "-")
+
+
+@functools.cache
+def _spellings() -> list[tuple[bytes, bool]]:
+    """Return the bytes of every token, in the order of their numbers, and whether it ends a word."""
+    found = [(bytes([byte]), ends) for ends in (False, True) for byte in _BYTES]
+    for left, right in _merges():  # in the order in which they were numbered
+        found.append((found[left][0] + found[right][0], found[right][1]))
+    return found

@@ -11,6 +11,7 @@ import numpy as np
 from gm.backend import Backend
 from gm.concepts import files
 from gm.concepts.concept import Concept, words
+from gm.concepts.nearest import nearest
 from gm.errors import UserError
 from gm.generation import files as pictures
 from gm.generation.text_to_image import Order, Painter
@@ -22,8 +23,10 @@ from gm.training.loop import DIVERGED, Report
 from gm.training.plan import Plan
 from gm.training.state import State
 from gm.training.step import Learned
+from gm.training.tracking import Tracker
 from gm.training.validation import Course, HeldOut, change
 
+_NEAREST = 5  # words that are named for a row
 BEST = "best"  # in the place of the step in a learned file's name
 
 
@@ -38,6 +41,8 @@ class Desk:
         self.base_model, self.place, self.saved = base_model, place, resumed.step if resumed else 0
         self.console = Console(place / folder.LOG, training.total_step, plan.updates, training.log_interval)
         self.painter = Painter(model, backend, plan.config.run.pooling) if training.infer_during_train else None
+        self.tables = model.token_tables()
+        self.tracker = Tracker(place / folder.CURVES, self.saved) if training.tensorboard else None
         self.held_out: HeldOut | None = None
         self.course: Course | None = None
         if training.held_out_draws:
@@ -56,8 +61,12 @@ class Desk:
         training = self.plan.config.training
         last = report.ended is not None or report.step == training.total_step
         self.console.show(report)
+        if self.tracker:
+            values = {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
+            self.tracker.values(report.step, {**values, "loss_smoothed": self.console.loss.value})
         if last or report.step % training.save_ckpt_interval == 0:
             self._write("the learned word", last, self._save_concept, report.step, str(report.step))
+            self._describe(report.step, last)
         if self.painter and (last or report.step % training.infer_interval == 0) and not report.ended:
             self._write("a preview", False, self._draw, report.step)
         if self.held_out and not report.ended and (last or report.step % training.held_out_interval == 0):
@@ -68,6 +77,8 @@ class Desk:
 
     def close(self) -> None:
         self.console.close()
+        if self.tracker:
+            self.tracker.close()
 
     def _write(self, what: str, must: bool, write: Any, *arguments: Any) -> None:
         """Call `write`; a failure is said, or, if it `must` not fail, raised."""
@@ -82,6 +93,20 @@ class Desk:
         now = concept(self.learned, self.plan, self.base_model, step)
         for ending in files.NAMES:
             files.save(now, (self.place / file_name(self.plan, name)).with_suffix(ending))
+
+    def _describe(self, step: int, last: bool) -> None:
+        """Log each row's norm and the words it is most like."""
+        for encoder, rows, table in zip(("clip_l", "clip_g"), self.learned.arrays(), self.tables, strict=True):
+            norms = np.linalg.norm(rows, axis=1).tolist()
+            near = nearest(rows, table, _NEAREST)
+            self.console.record(step=step, encoder=encoder, norms=norms, nearest=near)
+            lines = [", ".join(f"{word} {cosine:.2f}" for word, cosine in words) for words in near]
+            if last:
+                more = f", and {len(lines) - 1} more rows" if len(lines) > 1 else ""
+                self.console.say(f"most like the learned word in {encoder}: {lines[0]}{more}")
+            if self.tracker:
+                self.tracker.values(step, {f"norm_{encoder}/row_{k}": norm for k, norm in enumerate(norms)})
+                self.tracker.text(step, f"nearest_{encoder}", lines)
 
     def _state_is_due(self, report: Report) -> bool:
         interval = self.plan.config.training.save_state_interval
@@ -107,7 +132,10 @@ class Desk:
         drawn = [p for progress in self.painter.draw(orders, known, sampling) for p in progress.pictures]
         recipe = {**dataclasses.asdict(sampling), "prompt": self.plan.preview, "step": step}
         path = self.place / folder.PREVIEWS / f"step_{step}.png"
-        pictures.write(pictures.grid(drawn, sampling.num_cols), recipe, path)
+        sheet = pictures.grid(drawn, sampling.num_cols)
+        pictures.write(sheet, recipe, path)
+        if self.tracker:
+            self.tracker.picture(step, "preview", sheet)
         self.console.say(f"preview {path}")
 
     def _measure(self, step: int, last: bool) -> None:
@@ -132,6 +160,8 @@ class Desk:
                 f"lower in {lower} of {len(now)} draws; best {np.mean(self.course.best):.4f} after step "
                 f"{self.course.best_step}"
             )
+        if self.tracker:
+            self.tracker.values(step, {"held_out": float(now.mean())})
         self.console.record(
             step=step,
             held_out=float(now.mean()),

@@ -19,8 +19,8 @@ from gm.training.plan import Plan
 
 log = logging.getLogger("gm")
 
-LOG, CONFIG, PREVIEWS = "log.jsonl", "config.yaml", "previews"
-_RESULTS = ("*_ti.ckpt", "*_ti.safetensors", state.PATTERN, LOG, CONFIG, PREVIEWS)
+LOG, CONFIG, PREVIEWS, CURVES = "log.jsonl", "config.yaml", "previews", "tensorboard"
+_RESULTS = ("*_ti.ckpt", "*_ti.safetensors", state.PATTERN, LOG, CONFIG, PREVIEWS, CURVES)
 _LOCK = ".lock"
 
 

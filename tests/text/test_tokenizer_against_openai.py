@@ -222,3 +222,11 @@ class TestWorkIsDoneOnce:
         byte_pair._encode_word.cache_clear()
         assert Tokenizer().encode("cat") == Tokenizer().encode("a CAT")[1:]
         assert byte_pair._encode_word.cache_info().hits == 1
+
+
+def test_every_token_is_spelled_as_theirs(openai):
+    for number in range(START):
+        name = openai.decoder[number]
+        spelling = bytes(openai.byte_decoder[c] for c in name.removesuffix("</w>")).decode("utf-8", errors="replace")
+        assert byte_pair.spelled(number) == spelling + ("" if name.endswith("</w>") else "-")
+    assert [byte_pair.spelled(number) for number in (START, END)] == ["<|startoftext|>", "<|endoftext|>"]

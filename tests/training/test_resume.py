@@ -170,6 +170,7 @@ def test_going_on_longer_and_with_other_options_is_said(
     whole_run(workshop.config(training=options))
     assert "--resume: training.learning_rate was 0.01 → 0.001 from here on" in caplog.text
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    records = [r for r in records if "nearest" not in r]
     assert [r.get("step", "resumed") for r in records] == [1, 2, 3, 4, "resumed", 5, 6]
     assert records[4]["changed"]["training.learning_rate"] == "0.01 → 0.001"
     assert (tmp_path / "run" / "smallest_4_ti.ckpt").read_bytes() == first["smallest_4_ti.ckpt"]
@@ -288,6 +289,7 @@ def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
     assert latest
     assert latest.step == 6  # the step that ended it left none
     records = [json.loads(line) for line in (tmp_path / "bad" / "log.jsonl").read_text().splitlines()]
+    records = [r for r in records if "loss" in r]
     assert [r["skipped"] for r in records] == [0, 0, 0, 1, 2, 3, 4]
     assert [r["finite"] for r in records] == [True] * 3 + [False] * 4
 
