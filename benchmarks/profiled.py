@@ -26,7 +26,7 @@ from gm import api, backend, draws
 from gm.training import loop, plan
 from gm.training import run as runs
 from gm.training.feed import Batch
-from gm.training.step import Update
+from gm.training.update import Update
 
 _RUNS = 5
 _LOSS = "ReduceMean"  # the operator that stands between the way there and the way back

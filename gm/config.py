@@ -109,6 +109,9 @@ class TrainingConfig:
     )
     lr_num_cycles: int = option(1, "how often cosine_with_restarts falls", minimum=1)
     lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0)
+    optimizer: str = option(
+        "adam", "adam, or prodigy, which finds its learning rate itself: give 1", choices=("adam", "prodigy")
+    )
     adam_beta1: float = option(0.9, "decay of Adam's mean gradient", minimum=0.0)
     adam_beta2: float = option(0.999, "decay of Adam's mean squared gradient", minimum=0.0)
     adam_epsilon: float = option(1e-8, "added to Adam's denominator", minimum=0.0)

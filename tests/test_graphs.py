@@ -16,7 +16,8 @@ from mindspore import Tensor, nn, ops
 from gm import backend, graphs, sdxl
 from gm.config import TrainingConfig
 from gm.model_config import ModelConfig
-from gm.training.step import Learned, Step, Update
+from gm.training.step import Learned, Step
+from gm.training.update import Update
 from tests.reference.configs import LIKE_BASE
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,8 @@ from gm.config import Config
 from gm.sdxl import SDXL
 from gm.training import schedules
 from gm.training.feed import Feed
-from gm.training.step import Learned, Step, Update
+from gm.training.step import Learned, Step
+from gm.training.update import Update
 
 ASKED, DIVERGED = "asked", "diverged"
 

@@ -47,6 +47,11 @@ def make(config: Config) -> Plan:
     """Read pictures and prompts; UserError names the first thing that is wrong with them."""
     concept = config.concept
     _check_levels(config)
+    if config.training.optimizer == "prodigy" and config.training.learning_rate < 0.1:
+        log.warning(
+            "--optimizer prodigy finds the learning rate itself and multiplies it by --learning_rate %g; 1 is usual",
+            config.training.learning_rate,
+        )
     atomic.check_folder(config.training.save_path, "--save_path")
     resumed = state.find(config.training.resume, config.training.save_path)
     changed = {} if resumed is None else state.check(resumed, config)

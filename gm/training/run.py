@@ -37,7 +37,7 @@ def prepare(model: SDXL, plan: Plan, backend: Backend) -> tuple[Learned, Feed]:
         config.data.unmasked_weight,
     )
     rows = [_initial_rows(table, plan, encoder) for encoder, table in enumerate(model.token_tables(), 1)]
-    learned = Learned(rows, half=backend.dtype == ms.float16)
+    learned = Learned(rows, backend.dtype == ms.float16, config.training.optimizer)
     if plan.resumed:
         learned.restore(plan.resumed.tensors)
     return learned, Feed(plan, encoded, backend.rank, backend.world)

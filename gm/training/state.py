@@ -31,6 +31,7 @@ _FIXED = {
     "run.pooling": "the rows were learned under that rule",
     "concept.placeholder_token": "it is the word being learned",
     "concept.num_vectors": "the rows are there already",
+    "training.optimizer": "its state is the other's",
     "concept.initializer_token": "the rows have started already",
     "concept.initializer_file": "the rows have started already",
 }

@@ -1,4 +1,4 @@
-"""One training step, and the update that follows every `gradient_accumulation_steps` of them.
+"""One training step; `update` follows every `gradient_accumulation_steps` of them.
 
 Two Cells, so that in graph mode the large one (forward and backward pass) is compiled once and the small one (Adam on
 a few kilobytes) beside it, and so that ranks talk to each other once an update.
@@ -12,15 +12,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from gm import backend
-from gm.config import LossConfig, TrainingConfig
+from gm.config import LossConfig
 from gm.diffusion import losses
 from gm.errors import UserError
 from gm.sdxl import SDXL
-from gm.training import schedules
 
 _PLAIN = LossConfig()
 _INITIAL_SCALE = 2.0**16
+FIRST_DISTANCE = 1e-6  # of Prodigy
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
 
 
@@ -44,14 +43,22 @@ class Loss(nn.Cell):
 
 
 class Learned(nn.Cell):
-    """Everything that training changes: the rows, their gradient's sum, Adam's moments, counters, the loss scale."""
+    """Everything that training changes: rows, their gradients' sum, the optimizer's state, counters, the loss scale.
 
-    def __init__(self, rows: Sequence[np.ndarray], half: bool) -> None:
+    Of Prodigy's, `starts` are the rows that training began with, `distance` is its estimate of how far from them the
+    best rows are, `gain` and `slopes` what that is made of.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], half: bool, optimizer: str = "adam") -> None:
         super().__init__(auto_prefix=False)
         self.rows = ParameterTuple([_state(f"rows_{i}", r) for i, r in enumerate(rows, 1)])
         self.sums = ParameterTuple([_state(f"sum_{i}", 0 * r) for i, r in enumerate(rows, 1)])
         self.means = ParameterTuple([_state(f"mean_{i}", 0 * r) for i, r in enumerate(rows, 1)])
         self.squares = ParameterTuple([_state(f"square_{i}", 0 * r) for i, r in enumerate(rows, 1)])
+        if optimizer == "prodigy":
+            self.starts = ParameterTuple([_state(f"start_{i}", r) for i, r in enumerate(rows, 1)])
+            self.slopes = ParameterTuple([_state(f"slope_{i}", 0 * r) for i, r in enumerate(rows, 1)])
+            self.distance, self.gain = _state("distance", FIRST_DISTANCE), _state("gain", 0.0)
         self.summed = _state("summed", 0.0)
         self.updates = _state("updates", 0.0)
         self.scale = _state("scale", _INITIAL_SCALE if half else 1.0)
@@ -107,69 +114,6 @@ class Step(nn.Cell):
         if self.half:
             _adapt_scale(finite, learned.scale, learned.streak)
         return scaled / scale, finite
-
-
-class Update(nn.Cell):
-    """Adam (Kingma and Ba, 2015) with bias correction and decoupled weight decay, on the mean of the summed gradients.
-
-    The gradient is averaged over ranks, then clipped by its global norm; last, each row's norm is pulled towards that
-    of `norms`, one an encoder. Takes a learning rate for each encoder, float32 scalars; where the config has 0, the
-    encoder's rows stay as they are and their gradient does not count. Returns the norm before clipping. If no step
-    since the last update was finite, nothing changes.
-    """
-
-    def __init__(
-        self, learned: Learned, config: TrainingConfig, world: int, norms: tuple[float, float] = (1.0, 1.0)
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        self.learned = learned
-        self.average = backend.MeanOverRanks(world)
-        self.beta1, self.beta2, self.epsilon = config.adam_beta1, config.adam_beta2, config.adam_epsilon
-        self.decay, self.max_norm = config.weight_decay, config.max_grad_norm
-        self.trained = tuple(peak > 0 for peak in schedules.peaks(config))
-        self.pull, self.norms = config.norm_pull, norms
-
-    def construct(self, rate_1: Tensor, rate_2: Tensor) -> Tensor:
-        learned = self.learned
-        summed = self.average(learned.summed * 1.0)
-        share = 1.0 / ops.maximum(summed, 1e-6)
-        gradient_1 = self.average(learned.sums[0] * 1.0) * share
-        gradient_2 = self.average(learned.sums[1] * 1.0) * share
-        total = 0.0 * share
-        if self.trained[0]:
-            total = total + (gradient_1 * gradient_1).sum()
-        if self.trained[1]:
-            total = total + (gradient_2 * gradient_2).sum()
-        norm = ops.sqrt(total)
-        if self.max_norm > 0:
-            factor = ops.minimum(self.max_norm / (norm + 1e-6), 1.0)  # PyTorch's clip_grad_norm_ adds the same 1e-6
-            gradient_1, gradient_2 = gradient_1 * factor, gradient_2 * factor
-        if_any = ops.cast(summed > 0, ms.float32)
-        ops.assign_add(learned.updates, if_any)
-        if self.trained[0]:
-            self._adam(0, gradient_1, rate_1 * if_any, if_any)
-        if self.trained[1]:
-            self._adam(1, gradient_2, rate_2 * if_any, if_any)
-        ops.assign(learned.sums[0], ops.zeros_like(learned.sums[0]))
-        ops.assign(learned.sums[1], ops.zeros_like(learned.sums[1]))
-        ops.assign(learned.summed, ops.zeros_like(learned.summed))
-        return norm
-
-    def _adam(self, which: int, gradient: Tensor, rate: Tensor, if_any: Tensor) -> None:
-        learned = self.learned
-        updates = ops.maximum(learned.updates, 1.0)
-        mean = learned.means[which] + if_any * (1.0 - self.beta1) * (gradient - learned.means[which])
-        square = learned.squares[which] + if_any * (1.0 - self.beta2) * (gradient * gradient - learned.squares[which])
-        unbiased_mean = mean / (1.0 - ops.pow(self.beta1, updates))
-        unbiased_square = square / (1.0 - ops.pow(self.beta2, updates))
-        rows = learned.rows[which] * (1.0 - rate * self.decay)
-        rows = rows - rate * unbiased_mean / (ops.sqrt(unbiased_square) + self.epsilon)
-        if self.pull > 0:
-            lengths = ops.sqrt((rows * rows).sum(axis=1, keepdims=True)) + 1e-12
-            rows = rows * (1.0 + if_any * self.pull * (self.norms[which] / lengths - 1.0))
-        ops.assign(learned.rows[which], rows)
-        ops.assign(learned.means[which], mean)
-        ops.assign(learned.squares[which], square)
 
 
 def _state(name: str, value: np.ndarray | float) -> Parameter:

@@ -85,6 +85,7 @@ def test_changes_are_named(tmp_path: Path) -> None:
         ({"concept": {"num_vectors": 3}}, "concept.num_vectors was 2 → 3; the rows are there already"),
         ({"concept": {"placeholder_token": "<other>"}}, "it is the word being learned"),
         ({"concept": {"initializer_token": "cat"}}, "the rows have started already"),
+        ({"training": {"total_step": 9, "optimizer": "prodigy"}}, "its state is the other's"),
         ({"run": {"pooling": "argmax"}}, "the rows were learned under that rule"),
         ({"model": {"unet": {"norm_groups": 2}}}, "the rows belong to that model"),
         ({"training": {"total_step": 4}}, r"state_4.ckpt is at step 4 of 4; --total_step says how many"),

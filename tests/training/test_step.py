@@ -11,7 +11,8 @@ from gm.backend import Backend, compiled
 from gm.config import TrainingConfig
 from gm.training import plan, run
 from gm.training.feed import Batch, Feed
-from gm.training.step import Learned, Step, Update
+from gm.training.step import Learned, Step
+from gm.training.update import Update
 from tests.workshop import Workshop
 
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
