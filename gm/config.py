@@ -143,6 +143,9 @@ class TrainingConfig:
     infer_during_train: bool = option(False, "draw previews, as the sampling section says, at intervals and at the end")
     infer_interval: int = option(500, "steps between previews", minimum=1)
     infer_prompt: str | None = option(None, "prompt of the previews, {} is the new word; default: the first template")
+    validation_prompts: list[str] = option(
+        [], "more of them, or a text file with one a line; each may end in --n negative --d seed --w width --h height"
+    )
     is_parallel: bool = option(False, "share the work between the processes that mpirun or msrun started")
     rank_timeout: int = option(1800, "seconds that a process waits for the others before it gives up", minimum=1)
 

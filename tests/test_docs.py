@@ -22,7 +22,20 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
 DOCS += [ROOT / "checkpoints" / "tiny_sd_xl_base.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAINING, SAMPLING = ("run", "concept", "data", "training", "loss"), ("run", "sampling")
-OTHER_FLAGS = {"--help", "--server.port", "--allow-run-as-root", "--signal", "--max_train_steps", "--logdir"}
+OTHER_FLAGS = {
+    "--help",
+    "--server.port",
+    "--allow-run-as-root",
+    "--signal",
+    "--max_train_steps",
+    "--logdir",
+    "--d",
+    "--n",
+    "--w",
+    "--h",
+    "--s",
+    "--l",
+}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
 
 

@@ -20,13 +20,13 @@ RECIPE_KEY = "recipe"  # of the PNG text that holds the recipe as JSON
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lay uint8 pictures [H, W, 3] out in rows of `columns`; places left over are white."""
-    height, width = pictures[0].shape[:2]
+    """Lay uint8 pictures [H, W, 3] out in rows of `columns`; what they leave of the sheet is white."""
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     rows = math.ceil(len(pictures) / columns)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for place, picture in enumerate(pictures):
         top, left = place // columns * height, place % columns * width
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet
 
 

@@ -16,7 +16,7 @@ from gm.concepts.concept import Concept, Words, words
 from gm.config import Config
 from gm.diffusion import samplers
 from gm.errors import UserError
-from gm.generation import files, sizes
+from gm.generation import files, lines, sizes
 from gm.generation.text_to_image import Drawn, Order, Painter
 from gm.sdxl import SDXL
 
@@ -41,7 +41,7 @@ def make(config: Config) -> Job:
     frame = sizes.frame(sampling, config.model)
     concepts = [concept_files.load(path) for path in sampling.textual_inversion_weight]
     known = words(concepts, config.model)
-    prompts = _prompts(sampling.prompt)
+    prompts = lines.read(sampling.prompt, "--prompt")
     texts = [*prompts, sampling.negative_prompt]
     known.tokenizer(texts, padding=0)  # finds a concept that would be cut off
     used = {number for text in texts for number in known.tokenizer.encode(text)}
@@ -91,30 +91,6 @@ def _recipe(job: Job, order: Order, base_model: str) -> dict[str, object]:
     run, sampling = dataclasses.asdict(job.config.run), dataclasses.asdict(job.config.sampling)
     own = {"prompt": order.prompt, "seed": order.seed, "base_model": base_model}
     return {"model": job.config.model.version, **run, **sampling, **own}
-
-
-def _prompts(prompt: str) -> list[str]:
-    """Return the prompt itself, or the lines of the text file it names."""
-    if not prompt.strip():
-        raise UserError('there is nothing to draw; give --prompt "a … on a table", or a text file of prompts')
-    try:
-        is_file = Path(prompt).is_file()
-    except OSError:  # longer than a file's name may be
-        is_file = False
-    if not is_file and prompt.endswith(".txt"):
-        raise UserError(f"there is no file {prompt}; --prompt is what to draw, or a text file of prompts that exists")
-    if not is_file:
-        return [prompt]
-    try:
-        lines = [line.strip() for line in Path(prompt).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--prompt {prompt} is no text file of prompts ({error}); write one a line, in UTF-8"
-        ) from error
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise UserError(f"--prompt {prompt} is an empty file; write a prompt a line")
-    return prompts
 
 
 def _noise(path: str | None, count: int, config: Config, frame: sizes.Frame) -> Sequence[np.ndarray | None]:

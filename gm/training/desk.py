@@ -10,17 +10,16 @@ import numpy as np
 
 from gm.backend import Backend
 from gm.concepts import files
-from gm.concepts.concept import Concept, words
+from gm.concepts.concept import Concept
 from gm.concepts.nearest import nearest
 from gm.errors import UserError
-from gm.generation import files as pictures
-from gm.generation.text_to_image import Order, Painter
 from gm.sdxl import SDXL
-from gm.training import folder, state
+from gm.training import folder, report, state
 from gm.training.console import Console
 from gm.training.feed import Feed
 from gm.training.loop import DIVERGED, Report
 from gm.training.plan import Plan
+from gm.training.previews import Previews
 from gm.training.state import State
 from gm.training.step import Learned
 from gm.training.tracking import Tracker
@@ -40,7 +39,9 @@ class Desk:
         self.learned, self.plan, self.backend = learned, plan, backend
         self.base_model, self.place, self.saved = base_model, place, resumed.step if resumed else 0
         self.console = Console(place / folder.LOG, training.total_step, plan.updates, training.log_interval)
-        self.painter = Painter(model, backend, plan.config.run.pooling) if training.infer_during_train else None
+        self.previews = None
+        if training.infer_during_train:
+            self.previews = Previews(model, plan, backend, place / folder.PREVIEWS)
         self.tables = model.token_tables()
         self.tracker = Tracker(place / folder.CURVES, self.saved) if training.tensorboard else None
         self.held_out: HeldOut | None = None
@@ -55,25 +56,29 @@ class Desk:
         if self.held_out and (self.course is None or len(self.course.first) != training.held_out_draws):
             now = self.held_out.losses(*learned.arrays()).tolist()
             self.course = Course(now, now, self.saved)
+        if self.previews and not resumed:
+            self._write("a preview", False, self._draw, 0, False)
 
-    def take(self, report: Report) -> None:
+    def take(self, done: Report) -> None:
         """Show a step, and write what is due after it."""
         training = self.plan.config.training
-        last = report.ended is not None or report.step == training.total_step
-        self.console.show(report)
+        last = done.ended is not None or done.step == training.total_step
+        self.console.show(done)
         if self.tracker:
-            values = {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
-            self.tracker.values(report.step, {**values, "loss_smoothed": self.console.loss.value})
-        if last or report.step % training.save_ckpt_interval == 0:
-            self._write("the learned word", last, self._save_concept, report.step, str(report.step))
-            self._describe(report.step, last)
-        if self.painter and (last or report.step % training.infer_interval == 0) and not report.ended:
-            self._write("a preview", False, self._draw, report.step)
-        if self.held_out and not report.ended and (last or report.step % training.held_out_interval == 0):
-            self._measure(report.step, last)
+            values = {"loss": done.loss, "gradient_norm": done.gradient_norm, "learning_rate": done.learning_rate}
+            self.tracker.values(done.step, {**values, "loss_smoothed": self.console.loss.value})
+        if last or done.step % training.save_ckpt_interval == 0:
+            self._write("the learned word", last, self._save_concept, done.step, str(done.step))
+            self._describe(done.step, last)
+        if self.previews and not done.ended and (last or done.step % training.infer_interval == 0):
+            self._write("a preview", False, self._draw, done.step, last)
+        if self.held_out and not done.ended and (last or done.step % training.held_out_interval == 0):
+            self._measure(done.step, last)
+        if last:
+            self._write("the report", False, self._report)
         # Last: a run that is killed before goes on from an earlier state and writes all of this again.
-        if report.ended != DIVERGED and (last or self._state_is_due(report)):
-            self._write("the state", last, self._save_state, report)
+        if done.ended != DIVERGED and (last or self._state_is_due(done)):
+            self._write("the state", last, self._save_state, done)
 
     def close(self) -> None:
         self.console.close()
@@ -108,35 +113,36 @@ class Desk:
                 self.tracker.values(step, {f"norm_{encoder}/row_{k}": norm for k, norm in enumerate(norms)})
                 self.tracker.text(step, f"nearest_{encoder}", lines)
 
-    def _state_is_due(self, report: Report) -> bool:
+    def _state_is_due(self, done: Report) -> bool:
         interval = self.plan.config.training.save_state_interval
-        due = report.step // interval > self.saved // interval
+        due = done.step // interval > self.saved // interval
         # Between updates every rank has a sum of its own.
-        return due and (self.backend.world == 1 or report.gradient_norm is not None)
+        return due and (self.backend.world == 1 or done.gradient_norm is not None)
 
-    def _save_state(self, report: Report) -> None:
+    def _save_state(self, done: Report) -> None:
         course = None if self.course is None else dataclasses.asdict(self.course)
         notes = {"console": self.console.notes(), "held_out": course}
         config = self.plan.config
-        now = State(report.step, report.update, self.learned.snapshot(), self.base_model, state.options(config), notes)
+        now = State(done.step, done.update, self.learned.snapshot(), self.base_model, state.options(config), notes)
         state.save(now, self.place, config.training.keep_states)
-        self.saved = report.step
+        self.saved = done.step
 
-    def _draw(self, step: int) -> None:
-        assert self.painter
+    def _draw(self, step: int, last: bool) -> None:
+        assert self.previews
         self.console.line.end()  # what compiles says so
-        sampling = self.plan.config.sampling
-        orders = [Order(self.plan.preview, sampling.seed + k) for k in range(sampling.num_cols * sampling.num_rows)]
-        now = concept(self.learned, self.plan, self.base_model, step)
-        known = words([now], self.plan.config.model)
-        drawn = [p for progress in self.painter.draw(orders, known, sampling) for p in progress.pictures]
-        recipe = {**dataclasses.asdict(sampling), "prompt": self.plan.preview, "step": step}
-        path = self.place / folder.PREVIEWS / f"step_{step}.png"
-        sheet = pictures.grid(drawn, sampling.num_cols)
-        pictures.write(sheet, recipe, path)
+        path, sheet = self.previews.draw(concept(self.learned, self.plan, self.base_model, step), step)
+        self.console.say(f"preview {path}")
         if self.tracker:
             self.tracker.picture(step, "preview", sheet)
-        self.console.say(f"preview {path}")
+        both = self.previews.compare(sheet, step) if last else None
+        if both:
+            self.console.say(f"before and after: {both}")
+
+    def _report(self) -> None:
+        config = self.plan.config
+        options = {name: values for name, values in state.options(config).items() if name != "model"}
+        title = f"{config.concept.placeholder_token} on {config.model.version}"
+        self.console.say(f"report {report.write(self.place, title, options)}")
 
     def _measure(self, step: int, last: bool) -> None:
         """Measure the held-out loss, log it, keep the rows if they are the best so far, and warn if it rises."""

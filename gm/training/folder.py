@@ -20,7 +20,8 @@ from gm.training.plan import Plan
 log = logging.getLogger("gm")
 
 LOG, CONFIG, PREVIEWS, CURVES = "log.jsonl", "config.yaml", "previews", "tensorboard"
-_RESULTS = ("*_ti.ckpt", "*_ti.safetensors", state.PATTERN, LOG, CONFIG, PREVIEWS, CURVES)
+REPORT = "report.html"
+_RESULTS = ("*_ti.ckpt", "*_ti.safetensors", state.PATTERN, LOG, CONFIG, PREVIEWS, CURVES, REPORT)
 _LOCK = ".lock"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy as np
 from gm import atomic
 from gm.concepts import files, initial
 from gm.concepts.concept import words
-from gm.config import Config
+from gm.config import Config, SamplingConfig
 from gm.data import captions, folder, templates
 from gm.data.folder import Picture
 from gm.errors import UserError
+from gm.generation import lines, sizes
 from gm.text.tokenizer import Tokenizer
 from gm.training import state
 from gm.training.state import State
@@ -28,7 +30,7 @@ class Plan:
     config: Config
     pictures: list[Picture]
     prompts: tuple[str, ...]  # templates with the placeholder filled in
-    preview: str  # prompt of the previews
+    previews: list[SamplingConfig]  # a prompt each, with the placeholder filled in
     tokenizer: Tokenizer  # knows the placeholder
     initial_ids: list[int] | None  # tokens whose rows to start from, or None for random rows
     initial_rows: tuple[np.ndarray, np.ndarray] | None = None  # of a learned file to start from, instead
@@ -65,23 +67,37 @@ def make(config: Config) -> Plan:
             *(concept.initializer_token, len(ids), concept.num_vectors, concept.num_vectors),
         )
     tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
-    lines = templates.load(concept.learnable_property, concept.template_file)
-    prompts = tuple(templates.fill(line, concept.placeholder_token) for line in lines)
-    preview = config.training.infer_prompt or lines[0]
-    preview = templates.fill(preview, concept.placeholder_token)
+    templates_ = templates.load(concept.learnable_property, concept.template_file)
+    prompts = tuple(templates.fill(line, concept.placeholder_token) for line in templates_)
     own = {*tokenizer.placeholders[concept.placeholder_token]}
-    if not own & {*tokenizer.encode(preview)}:
-        raise UserError(f"--infer_prompt {preview!r} holds neither {{}} nor {concept.placeholder_token}; add one")
-    tokenizer([*prompts, preview], padding=0)  # finds a prompt that has no room for the placeholder
+    holds = lambda text: bool(own & {*tokenizer.encode(text)})  # noqa: E731
+    previews = _previews(config, templates_[0], holds)
+    texts = [text for sampling in previews for text in (sampling.prompt, sampling.negative_prompt)]
+    tokenizer([*prompts, *texts], padding=0)  # finds a prompt that has no room for the placeholder
     data = config.data
     pictures = folder.read(data.data_path, data.resolution or config.model.resolution, data.masks)
     said: tuple[str | None, ...] = ()
     if data.captions:
         names = [picture.name for picture in pictures]
-        holds = lambda text: bool(own & {*tokenizer.encode(text)})  # noqa: E731
         said = captions.read(data.data_path, names, concept.placeholder_token, holds)
         tokenizer([caption for caption in said if caption], padding=0)
-    return Plan(config, pictures, prompts, preview, tokenizer, ids, _initial_rows(config), said, resumed, changed)
+    return Plan(config, pictures, prompts, previews, tokenizer, ids, _initial_rows(config), said, resumed, changed)
+
+
+def _previews(config: Config, template: str, holds: Callable[[str], bool]) -> list[SamplingConfig]:
+    """Return what previews draw; UserError for a prompt without the new word, as `holds` tells."""
+    training, word = config.training, config.concept.placeholder_token
+    wanted = [("--infer_prompt", training.infer_prompt)] if training.infer_prompt else []
+    for text in training.validation_prompts:
+        wanted += [("--validation_prompts", line) for line in lines.read(text, "--validation_prompts")]
+    previews = []
+    for option, line in wanted or [("the first template", template)]:
+        sampling = lines.parse(templates.fill(line, word), config.sampling)
+        if not holds(sampling.prompt):
+            raise UserError(f"{option} {sampling.prompt!r} holds neither {{}} nor {word}; add one")
+        sizes.frame(sampling, config.model)
+        previews.append(sampling)
+    return previews
 
 
 def _initial_rows(config: Config) -> tuple[np.ndarray, np.ndarray] | None:

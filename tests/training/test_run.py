@@ -149,9 +149,12 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
         assert record["held_out_change"] == pytest.approx(moved)
         assert record["held_out_change_low"] < moved < record["held_out_change_high"]
     previews = sorted(p.name for p in (place / "previews").iterdir())
-    assert previews == ["step_5.png", "step_7.png"]
-    assert Image.open(place / "previews" / previews[0]).size == (32, 16)
-    assert recipe(place / "previews" / previews[0])["prompt"] == "a photo of <toy>"
+    assert previews == ["before_after.png", "step_0.png", "step_5.png", "step_7.png"]
+    assert Image.open(place / "previews" / "step_5.png").size == (32, 16)
+    assert recipe(place / "previews" / "step_5.png")["prompts"] == ["a photo of <toy>"]
+    before, after, both = (np.asarray(Image.open(place / "previews" / previews[k])) for k in (1, 3, 0))
+    assert np.array_equal(both, np.concatenate([before, after], axis=1))
+    assert not np.array_equal(before, after)
     concept = files.load(last)
     assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<toy>", 2, 7)
     assert [p.stem for p in sorted(place.glob("*.safetensors"))] == [p.stem for p in sorted(place.glob("*_ti.ckpt"))]

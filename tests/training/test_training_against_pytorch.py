@@ -53,7 +53,7 @@ def config(smallest):
 
 @pytest.fixture(scope="module")
 def feed(config):
-    plan = Plan(config, [], PROMPTS, PROMPTS[0], tokenizer(config), None)
+    plan = Plan(config, [], PROMPTS, [], tokenizer(config), None)
     mean, log_variance = normal(80, 3, 2, *LATENT) / 0.3, normal(81, 3, 2, *LATENT) - 1.0
     sizes = np.random.default_rng(82).integers(0, 1500, (3, 2, 6)).astype(np.float32)
     return Feed(plan, Latents(mean, log_variance, sizes, config.model.autoencoder.scale_factor))
@@ -141,7 +141,7 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
     loss = LossConfig("huber", 0.3, 5.0, 0.2, 100, 800, -0.5)
     options = dataclasses.replace(config, loss=loss)
     model, training = smallest.reference, options.training
-    plan = Plan(options, [], PROMPTS, PROMPTS[0], tokenizer(options), None)
+    plan = Plan(options, [], PROMPTS, [], tokenizer(options), None)
     shown = Feed(plan, feed.latents).batch(3)
     learned = Learned(rows(config), half=False)
     found = compiled(Step(smallest.model, learned, False, loss), graph)(*shown)
