@@ -15,6 +15,7 @@ import pytest
 
 from gm import command_line
 from gm.generation import files
+from gm.generation.lines import LETTERS
 from tests.workshop import Workshop
 from tools.convert_weights import convert
 
@@ -22,20 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
 DOCS += [ROOT / "checkpoints" / "tiny_sd_xl_base.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAINING, SAMPLING = ("run", "concept", "data", "training", "loss"), ("run", "sampling")
-OTHER_FLAGS = {
-    "--help",
-    "--server.port",
-    "--allow-run-as-root",
-    "--signal",
-    "--max_train_steps",
-    "--logdir",
-    "--d",
-    "--n",
-    "--w",
-    "--h",
-    "--s",
-    "--l",
-}
+OTHER_FLAGS = {"--help", "--server.port", "--allow-run-as-root", "--signal", "--max_train_steps", "--logdir"}
+OTHER_FLAGS |= {f"--{letter}" for letter in LETTERS}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
 
 

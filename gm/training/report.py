@@ -12,7 +12,7 @@ from typing import Any
 from gm import atomic
 from gm.training import folder
 
-_WIDTH, _HEIGHT, _MARGIN = 640, 220, 48
+_WIDTH, _HEIGHT, _MARGIN, _LEFT = 640, 220, 40, 72
 _FEW = 30  # points of a curve that are marked one by one
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -49,20 +49,20 @@ def chart(title: str, curves: dict[str, Curve]) -> str:
     points = [point for each in curves.values() for point in each]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     low, high = min(y for _, y in points), max(y for _, y in points)
-    across, up = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
+    across, up = _WIDTH - _LEFT - _MARGIN, _HEIGHT - 2 * _MARGIN
 
     def at(x: float, y: float) -> str:
         place = (x - left) / (right - left) if right > left else 0.5
         height = (y - low) / (high - low) if high > low else 0.5
-        return f"{_MARGIN + across * place:.1f},{_HEIGHT - _MARGIN - up * height:.1f}"
+        return f"{_LEFT + across * place:.1f},{_HEIGHT - _MARGIN - up * height:.1f}"
 
     bottom = _HEIGHT - _MARGIN
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><title>{html.escape(title)}</title>']
-    parts.append(f'<path class="axis" fill="none" d="M{_MARGIN},{_MARGIN} V{bottom} H{_WIDTH - _MARGIN}"/>')
+    parts.append(f'<path class="axis" fill="none" d="M{_LEFT},{_MARGIN} V{bottom} H{_WIDTH - _MARGIN}"/>')
     parts += [
-        f'<text x="{_MARGIN - 4}" y="{_MARGIN + 4}" text-anchor="end">{high:.3g}</text>',
-        f'<text x="{_MARGIN - 4}" y="{bottom}" text-anchor="end">{low:.3g}</text>',
-        f'<text x="{_MARGIN}" y="{bottom + 16}">{left:g}</text>',
+        f'<text x="{_LEFT - 4}" y="{_MARGIN + 4}" text-anchor="end">{high:.3g}</text>',
+        f'<text x="{_LEFT - 4}" y="{bottom}" text-anchor="end">{low:.3g}</text>',
+        f'<text x="{_LEFT}" y="{bottom + 16}">{left:g}</text>',
         f'<text x="{_WIDTH - _MARGIN}" y="{bottom + 16}" text-anchor="end">step {right:g}</text>',
     ]
     for (name, points_), colour, number in zip(curves.items(), _COLOURS, range(len(curves)), strict=False):
@@ -71,7 +71,7 @@ def chart(title: str, curves: dict[str, Curve]) -> str:
         if len(points_) < _FEW:
             places = (at(x, y).split(",") for x, y in points_)
             parts += [f'<circle r="2" fill="{colour}" cx="{x}" cy="{y}"/>' for x, y in places]
-        place = f'x="{_MARGIN + 140 * number}" y="{_MARGIN - 12}"'
+        place = f'x="{_LEFT + 140 * number}" y="{_MARGIN - 12}"'
         parts.append(f'<text {place} style="fill:{colour}">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 

@@ -65,7 +65,7 @@ def test_a_run_leaves_a_page_that_stands_alone(workshop: Workshop, tmp_path: Pat
 def test_a_chart_places_its_ends_in_its_corners() -> None:
     drawn = report.chart("Loss", {"a": [(1, 0.5), (3, 1.5)], "b": [(2, 1.0)]})
     lines = re.findall(r'points="([^"]*)"', drawn)
-    assert lines == ["48.0,172.0 592.0,48.0", "320.0,110.0"]
+    assert lines == ["72.0,180.0 600.0,40.0", "336.0,110.0"]
     assert ">0.5<" in drawn
     assert ">1.5<" in drawn
     assert ">step 3<" in drawn
