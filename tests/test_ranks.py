@@ -141,8 +141,9 @@ def test_a_rank_that_dies_ends_the_others_and_fewer_go_on(start: Start, tmp_path
     said = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     assert "exited on signal 9" in said  # mpirun says which
-    assert time.monotonic() - died < 30
-    assert not any(alive(pid) for pid in both)
+    while any(alive(pid) for pid in both):
+        assert time.monotonic() - died < 30
+        time.sleep(0.1)
     stopped = state.find("latest", tmp_path / "run")
     assert stopped
     assert stopped.step >= 4
