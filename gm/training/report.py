@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import json
 from collections.abc import Sequence
@@ -27,7 +28,10 @@ Curve = list[tuple[float, float]]
 
 def write(place: Path, title: str, options: dict[str, Any]) -> Path:
     """Write the page of the run in the folder `place` from what it has logged and drawn; return its path."""
-    records = [json.loads(line) for line in (place / folder.LOG).read_text(encoding="utf-8").splitlines()]
+    records = []
+    for line in (place / folder.LOG).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # cut off by a full disk
+            records.append(json.loads(line))
     parts = [f"<h1>{html.escape(title)}</h1>", *_numbers(records), *_curves(records), *_previews(place)]
     parts += [*_words(records), *_options(options)]
     page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
