@@ -65,6 +65,10 @@ class DataConfig:
 
     data_path: str = option("", "folder of 3 to 20 pictures")
     resolution: int | None = option(None, "side in pixels to train at; default: the model's own", minimum=8, step=8)
+    buckets: bool = option(
+        False, "keep about the shape of each picture, by several sizes of the resolution's area; a graph for each"
+    )
+    bucket_step: int = option(64, "what both sides of these sizes are multiples of", minimum=8, step=8)
     masks: bool = option(
         True, "learn only what a picture's mask shows white, name.mask.png beside it or its alpha channel"
     )

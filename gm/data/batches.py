@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from gm import draws
 
@@ -57,7 +60,7 @@ def samples(
     batch: int,
     rank: int,
     world: int,
-    pictures: int,
+    buckets: Sequence[Sequence[int]],
     prompts: PromptChoice,
     levels: tuple[int, int],
     bias: float = 0.0,
@@ -65,16 +68,20 @@ def samples(
 ) -> list[Sample]:
     """Return the `batch` samples that `rank` of `world` shows in `step` (from 0).
 
+    `buckets` are the numbers of the pictures of one shape each. A step shows one shape, on all ranks, and of as many
+    steps as there are pictures each bucket has as many as it has pictures, so that all are shown equally often.
     Samples are numbered through the run, ranks side by side, so two ranks with one picture each show what one rank
-    shows with two. Every `pictures` samples in a row are an epoch, which shows each picture once in an order of its
-    own; a batch may reach into the next epoch, so none is ever short. Noise levels are from `levels[0]` to below
-    `levels[1]`, all alike; a `bias` above 0 favours the high ones, below 0 the low ones.
+    shows with two. Those of a bucket are in epochs, which show each of its pictures once in an order of their own; a
+    batch may reach into the next epoch, so none is ever short. Noise levels are from `levels[0]` to below `levels[1]`,
+    all alike; a `bias` above 0 favours the high ones, below 0 the low ones.
     """
-    first = (step * world + rank) * batch
+    bucket, turn = _turn(step, [len(bucket) for bucket in buckets], seed)
+    pictures, which = buckets[bucket], (bucket,) if len(buckets) > 1 else ()
+    first, first_of_bucket = (step * world + rank) * batch, (turn * world + rank) * batch
     shown = []
     for index in range(first, first + batch):
-        epoch, place = divmod(index, pictures)
-        picture = int(draws.permutation(pictures, seed, "order", epoch)[place])
+        epoch, place = divmod(first_of_bucket + index - first, len(pictures))
+        picture = pictures[int(draws.permutation(len(pictures), seed, "order", epoch, *which)[place])]
         shown.append(
             Sample(
                 picture=picture,
@@ -85,6 +92,16 @@ def samples(
             )
         )
     return shown
+
+
+def _turn(step: int, counts: list[int], seed: int) -> tuple[int, int]:
+    """Return the bucket that `step` shows, and how many steps showed it before; `counts` are the buckets' pictures."""
+    if len(counts) == 1:
+        return 0, step
+    era, place = divmod(step, sum(counts))
+    order = np.repeat(np.arange(len(counts)), counts)[draws.permutation(sum(counts), seed, "buckets", era)]
+    bucket = int(order[place])
+    return bucket, era * counts[bucket] + int((order[:place] == bucket).sum())
 
 
 def _level(levels: tuple[int, int], bias: float, seed: int, index: int) -> int:

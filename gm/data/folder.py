@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from gm.data import captions, masks
+from gm.data import buckets, captions, masks
+from gm.data.buckets import Size
 from gm.errors import UserError
 
 logger = logging.getLogger("gm")
@@ -21,14 +23,14 @@ NOT_DRAWN_BY_PILLOW = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture, resized on its short side to R and cut to the R × R in its middle.
+    """One picture, resized to cover H × W, a square or a bucket, and cut to that in its middle.
 
     name: file name within the folder
-    pixels: float32 [3, R, R], red green blue, -1 (black) to 1 (white)
+    pixels: float32 [3, H, W], red green blue, -1 (black) to 1 (white)
     original: (height, width) in pixels of the upright picture, before resizing
     crop: (top, left) corner of the cut, in pixels of the resized picture, as SDXL's class input takes it
         (Podell et al., 2023, section 2.2)
-    mask: float32 [R, R], 1 where the picture is to be learned and 0 where not; None if all of it is
+    mask: float32 [H, W], 1 where the picture is to be learned and 0 where not; None if all of it is
     """
 
     name: str
@@ -38,9 +40,12 @@ class Picture:
     mask: np.ndarray | None = None
 
 
-def read(data_path: str | Path, resolution: int, masked: bool = True) -> list[Picture]:
+def read(
+    data_path: str | Path, resolution: int, masked: bool = True, known: Sequence[Size] | None = None
+) -> list[Picture]:
     """Return the pictures in the folder `data_path` at `resolution` pixels a side, in the order of their names.
 
+    Each takes the shape of the nearest of the `known` sizes instead, if there are any.
     Hidden files are passed over, masks and captions belong to their pictures; what is no picture by its ending is
     passed over and named in the log. Without `masked` no picture has a mask. Raises UserError for a folder that is not
     there or has no picture, and for a picture or mask that cannot be read.
@@ -49,15 +54,15 @@ def read(data_path: str | Path, resolution: int, masked: bool = True) -> list[Pi
     formats = _endings()
     visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
     paths = [p for p in visible if p.suffix.lower() in formats and not p.is_dir() and not masks.is_mask(p)]
-    known = {*paths, *captions.files(folder, paths), *map(masks.beside, paths)}
-    others = ", ".join(p.name + "/" * p.is_dir() for p in visible if p not in known)
+    own = {*paths, *captions.files(folder, paths), *map(masks.beside, paths)}
+    others = ", ".join(p.name + "/" * p.is_dir() for p in visible if p not in own)
     if others:
         logger.warning("ignored in %s, no picture by its ending: %s", folder, others)
     if not paths:
         found = f" but {others}" if others else ""
         raise UserError(f"no picture in {folder}{found}; put 3 to 20 .jpg or .png files right into it")
-    pictures = [_read_picture(path, resolution, sorted(set(formats.values())), masked) for path in paths]
-    small = ", ".join(p.name for p in pictures if min(p.original) < resolution)
+    pictures = [_read_picture(path, resolution, sorted(set(formats.values())), masked, known) for path in paths]
+    small = ", ".join(p.name for p in pictures if _resized(p.original, _size(p))[0] > p.original[0])
     if small:
         logger.warning("enlarged to %d pixels, larger originals would show more: %s", resolution, small)
     return pictures
@@ -65,11 +70,16 @@ def read(data_path: str | Path, resolution: int, masked: bool = True) -> list[Pi
 
 def mirrored(picture: Picture) -> Picture:
     """Return `picture` flipped left to right; its cut then starts where the right margin was."""
-    _, width = _resized(picture.original, picture.pixels.shape[1])
+    _, width = _resized(picture.original, _size(picture))
     top, left = picture.crop
     pixels = np.ascontiguousarray(picture.pixels[:, :, ::-1])
     mask = None if picture.mask is None else np.ascontiguousarray(picture.mask[:, ::-1])
     return replace(picture, pixels=pixels, crop=(top, width - picture.pixels.shape[2] - left), mask=mask)
+
+
+def _size(picture: Picture) -> Size:
+    height, width = picture.pixels.shape[1:]
+    return height, width
 
 
 def _folder(data_path: str | Path) -> Path:
@@ -88,7 +98,9 @@ def _endings() -> dict[str, str]:
     return {e: f for e, f in registered.items() if f in Image.OPEN and f not in NOT_DRAWN_BY_PILLOW}
 
 
-def _read_picture(path: Path, resolution: int, formats: list[str], masked: bool) -> Picture:
+def _read_picture(
+    path: Path, resolution: int, formats: list[str], masked: bool, known: Sequence[Size] | None
+) -> Picture:
     try:
         with Image.open(path, formats=formats) as file:
             upright = ImageOps.exif_transpose(file)
@@ -103,7 +115,8 @@ def _read_picture(path: Path, resolution: int, formats: list[str], masked: bool)
         raise UserError(
             f"cannot read the picture {path} ({reason}); save it again as JPEG or PNG, or remove it"
         ) from error
-    return _squared(image, mask, path.name, resolution)
+    size = buckets.nearest((image.height, image.width), known) if known else (resolution, resolution)
+    return _cut(image, mask, path.name, size)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -146,25 +159,25 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _squared(image: Image.Image, mask: Image.Image | None, name: str, resolution: int) -> Picture:
+def _cut(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> Picture:
     original = (image.height, image.width)
-    height, width = _resized(original, resolution)
-    top, left = (height - resolution) // 2, (width - resolution) // 2
+    height, width = _resized(original, size)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
     # Only the cut is computed, which spares the memory of a very long picture; the box is the cut in original pixels.
     y, x = image.height / height, image.width / width
-    box = (left * x, top * y, (left + resolution) * x, (top + resolution) * y)
-    square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
-    pixels = np.asarray(square, np.float32).transpose(2, 0, 1) / 127.5 - 1
+    box = (left * x, top * y, (left + size[1]) * x, (top + size[0]) * y)
+    made = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+    pixels = np.asarray(made, np.float32).transpose(2, 0, 1) / 127.5 - 1
     kept = None
     if mask is not None:
-        kept = np.asarray(mask.resize((resolution, resolution), Image.Resampling.BOX, box=box), np.float32) / 255
+        kept = np.asarray(mask.resize((size[1], size[0]), Image.Resampling.BOX, box=box), np.float32) / 255
         if not kept.any():
             raise UserError(f"the cut in the middle of {name} is masked as a whole; cut the picture about what is not")
     return Picture(name, np.ascontiguousarray(pixels), original, (top, left), kept)
 
 
-def _resized(original: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """Return (height, width) of the picture once its short side is `resolution` pixels."""
-    short = min(original)
-    height, width = ((side * resolution + short // 2) // short for side in original)  # rounded to nearest
-    return height, width
+def _resized(original: Size, size: Size) -> Size:
+    """Return (height, width) of the picture once it just covers `size`, rounded to nearest."""
+    if size[0] * original[1] >= size[1] * original[0]:
+        return size[0], (original[1] * size[0] + original[0] // 2) // original[0]
+    return (original[0] * size[1] + original[1] // 2) // original[1], size[1]

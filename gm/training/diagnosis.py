@@ -17,7 +17,7 @@ from gm.training.step import Learned
 def cause(model: SDXL, learned: Learned, feed: Feed, report: Report, backend: Backend) -> str:
     """Return what is not finite, and the way out, to follow "the step is one"."""
     for name, values in (
-        ("pictures, encoded,", feed.latents.mean),
+        *(("pictures, encoded,", mean) for mean in feed.latents.mean),
         *zip(("rows", "rows"), learned.arrays(), strict=True),
     ):
         if not np.isfinite(values).all():

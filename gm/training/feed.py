@@ -41,6 +41,8 @@ class Feed:
         self.weights = losses.min_snr_weights(self.sigmas, loss.min_snr_gamma)
         self.levels = (loss.timestep_min, len(self.sigmas) if loss.timestep_max is None else loss.timestep_max + 1)
         self.bias, self.offset = loss.timestep_bias, loss.noise_offset
+        shapes = [mean.shape for mean in latents.mean]
+        self.buckets = [[k for k, own in enumerate(shapes) if own == shape] for shape in dict.fromkeys(shapes)]
         texts, self.prompts = _prompts(plan)
         self.ids_1 = plan.tokenizer(texts, padding=END)
         self.ids_2 = plan.tokenizer(texts, padding=0)
@@ -54,7 +56,7 @@ class Feed:
             batch=self.batch_size,
             rank=self.rank,
             world=self.world,
-            pictures=len(self.latents.mean),
+            buckets=self.buckets,
             prompts=self.prompts,
             levels=self.levels,
             bias=self.bias,
@@ -86,13 +88,14 @@ class Feed:
     def _weight(self, sample: Sample, plain: bool) -> np.ndarray:
         """Return how much the error at each place counts, float32 [1, h, w]; a mask counts in a plain batch, too."""
         level = 1.0 if plain else self.weights[sample.timestep]
-        shape = (1, *self.latents.mean.shape[3:])
+        shape = (1, *self.latents.mean[sample.picture].shape[2:])
         if self.latents.weights is None:
             return np.full(shape, level, np.float32)
-        return (level * self.latents.weights[sample.picture, int(sample.mirrored)]).astype(np.float32).reshape(shape)
+        weights = self.latents.weights[sample.picture][int(sample.mirrored)]
+        return (level * weights).astype(np.float32).reshape(shape)
 
     def _noised(self, sample: Sample, seed: int, purpose: str, offset: float) -> tuple[np.ndarray, np.ndarray]:
-        shape = self.latents.mean.shape[2:]
+        shape = self.latents.mean[sample.picture].shape[1:]
         posterior = draws.normal(shape, seed, f"{purpose} posterior", sample.index)
         noise = draws.normal(shape, seed, f"{purpose} noise", sample.index)
         if offset:

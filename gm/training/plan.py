@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from gm import atomic
 from gm.concepts import files, initial
 from gm.concepts.concept import words
 from gm.config import Config, SamplingConfig
-from gm.data import captions, folder, templates
+from gm.data import buckets, captions, folder, templates
 from gm.data.folder import Picture
 from gm.errors import UserError
 from gm.generation import lines, sizes
@@ -75,13 +76,25 @@ def make(config: Config) -> Plan:
     texts = [text for sampling in previews for text in (sampling.prompt, sampling.negative_prompt)]
     tokenizer([*prompts, *texts], padding=0)  # finds a prompt that has no room for the placeholder
     data = config.data
-    pictures = folder.read(data.data_path, data.resolution or config.model.resolution, data.masks)
+    resolution = data.resolution or config.model.resolution
+    known = _sizes(resolution, data.bucket_step) if data.buckets else None
+    pictures = folder.read(data.data_path, resolution, data.masks, known)
+    if known:
+        shapes = Counter("×".join(map(str, picture.pixels.shape[1:])) for picture in pictures)
+        log.info("height × width: %s", ", ".join(f"{count} of {shape}" for shape, count in shapes.items()))
     said: tuple[str | None, ...] = ()
     if data.captions:
         names = [picture.name for picture in pictures]
         said = captions.read(data.data_path, names, concept.placeholder_token, holds)
         tokenizer([caption for caption in said if caption], padding=0)
     return Plan(config, pictures, prompts, previews, tokenizer, ids, _initial_rows(config), said, resumed, changed)
+
+
+def _sizes(resolution: int, step: int) -> list[buckets.Size]:
+    known = buckets.sizes(resolution, step)
+    if not known:
+        raise UserError(f"--bucket_step {step} is too large for --resolution {resolution}; there is no such size")
+    return known
 
 
 def _previews(config: Config, template: str, holds: Callable[[str], bool]) -> list[SamplingConfig]:

@@ -15,7 +15,7 @@ RUN = {
     "batch": 2,
     "rank": 0,
     "world": 1,
-    "pictures": 5,
+    "buckets": [range(5)],
     "prompts": PromptChoice(20),
     "levels": (0, 1000),
     "flip": True,
@@ -50,7 +50,7 @@ def test_each_picture_once_an_epoch(batch, world):
         s.picture
         for step in range(40)
         for rank in range(world)
-        for s in samples(step, **{**RUN, "batch": batch, "rank": rank, "world": world, "pictures": pictures})
+        for s in samples(step, **{**RUN, "batch": batch, "rank": rank, "world": world, "buckets": [range(pictures)]})
     ]
     assert len(run) == 40 * batch * world
     orders = set()
@@ -62,14 +62,14 @@ def test_each_picture_once_an_epoch(batch, world):
 
 
 def test_every_order_of_three_pictures_is_about_equally_frequent():
-    run = [s.picture for s in shown(1800, batch=1, pictures=3)]
+    run = [s.picture for s in shown(1800, batch=1, buckets=[range(3)])]
     orders = Counter(tuple(run[i : i + 3]) for i in range(0, len(run), 3))
     assert len(orders) == 6
     assert chi_square(list(orders.values())) < 20.5  # 5 degrees of freedom: exceeded once in a thousand
 
 
 def test_one_picture():
-    assert {s.picture for s in shown(5, batch=4, pictures=1)} == {0}
+    assert {s.picture for s in shown(5, batch=4, buckets=[range(1)])} == {0}
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
@@ -151,7 +151,7 @@ def test_a_bias_favours_one_end(bias):
 def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
     """Pictures 0 and 2 have captions, numbers 20 and 21; 22 is the word alone."""
     choice = PromptChoice(20, (20, None, 21), 22, share, dropout)
-    run = shown(3000, batch=1, pictures=3, prompts=choice)
+    run = shown(3000, batch=1, buckets=[range(3)], prompts=choice)
     for picture, caption in ((0, 20), (1, None), (2, 21)):
         found = np.array([s.prompt for s in run if s.picture == picture])
         kinds = [found == 22, found < 20, found == caption]
@@ -166,3 +166,28 @@ def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
 def test_without_captions_and_dropout_the_draws_are_those_of_templates_alone():
     choice = PromptChoice(20, (None,) * 5, 22, 0.7)
     assert shown(40, prompts=choice) == shown(40)
+
+
+def test_each_step_shows_one_bucket_and_each_picture_as_often_as_any_other():
+    buckets = [[0, 3, 4], [1], [2, 5]]
+    for batch, world in ((1, 1), (2, 1), (3, 2)):
+        steps = []
+        for step in range(60):
+            options = {**RUN, "batch": batch, "world": world, "buckets": buckets}
+            steps.append([s.picture for rank in range(world) for s in samples(step, **{**options, "rank": rank})])
+        for pictures in steps:
+            assert any(set(pictures) <= set(bucket) for bucket in buckets)
+        times = Counter(picture for pictures in steps for picture in pictures)
+        assert set(times.values()) == {10 * batch * world}
+        for era in range(0, 60, 6):
+            shown_ = Counter(next(k for k, b in enumerate(buckets) if p[0] in b) for p in steps[era : era + 6])
+            assert shown_ == {0: 3, 1: 1, 2: 2}
+        orders = {tuple(p[0] in buckets[0] for p in steps[era : era + 6]) for era in range(0, 60, 6)}
+        assert len(orders) > 3
+        of_first = [picture for pictures in steps for picture in pictures if picture in buckets[0]]
+        assert all(sorted(of_first[k : k + 3]) == [0, 3, 4] for k in range(0, len(of_first), 3))
+
+
+def test_one_bucket_draws_what_there_was_without():
+    assert shown(9, buckets=[[0, 1, 2]]) == shown(9, buckets=[range(3)])
+    assert [s.index for s in shown(6, batch=2, buckets=[[0], [1]])] == list(range(12))
