@@ -72,6 +72,8 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
     transfer.load(model, config.run.weight, config.model, backend.widened)
+    if config.training.recompute:
+        model.recompute()
     log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)
     return Toolkit(config, model, backend)
 

@@ -128,6 +128,11 @@ class TrainingConfig:
     norm_pull: float = option(
         0.0, "part of the way to the usual norm of a word that each row's norm is pulled after an update", minimum=0.0
     )
+    recompute: bool = option(
+        False,
+        "keep less for the way back and compute it anew: less memory, slower steps",
+        aliases=("gradient_checkpointing",),
+    )
     max_grad_norm: float = option(1.0, "global norm the rows' gradient is clipped to; 0 never clips", minimum=0.0)
     resume: str | None = option(
         None, "go on from a saved state: latest (the newest in --save_path, if any) or the path of one"

@@ -139,7 +139,7 @@ def _structure(cell: nn.Cell) -> list[Any]:
     common = vars(nn.Cell())
     return [
         (
-            *(name, type(part).__qualname__),
+            *(name, type(part).__qualname__, part._recompute_cell is not None),
             [_described(parameter, names) for _, parameter in part.parameters_and_names(expand=False)],
             [(k, _described(v, names)) for k, v in vars(part).items() if k not in common],
         )

@@ -12,6 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from gm.conditioner import Conditioner
 from gm.model_config import ModelConfig
+from gm.networks import clip, unet
 from gm.networks.autoencoder import Autoencoder
 from gm.networks.unet import UNet
 
@@ -48,6 +49,16 @@ class SDXL(nn.Cell):
         """Return the usual Euclidean norm of a word's row in each encoder, the median over its table."""
         one, two = (float(np.median(np.linalg.norm(table.astype(np.float32), axis=1))) for table in self.token_tables())
         return one, two
+
+    def recompute(self) -> None:
+        """From now on keep of each transformer block its input alone, and compute the rest anew on the way back.
+
+        Less memory for a slower step; also known as gradient checkpointing (Chen et al., 2016).
+        """
+        for network, blocks in ((self.unet, unet.RECOMPUTED), (self.conditioner, clip.RECOMPUTED)):
+            for _, cell in network.cells_and_names():
+                if isinstance(cell, blocks):
+                    cell.recompute()
 
     def release_autoencoder(self) -> None:
         """Give the autoencoder's memory back, once the pictures are encoded and none will be decoded."""

@@ -135,6 +135,9 @@ class _OpenClipBlock(nn.Cell):
         return x + self.mlp(self.ln_2(x))
 
 
+RECOMPUTED = (_ClipLayer, _OpenClipBlock)  # keep many times their input for the way back
+
+
 class _OpenClipTransformer(nn.Cell):
     def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
         super().__init__()

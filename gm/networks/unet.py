@@ -121,6 +121,9 @@ class _TransformerBlock(nn.Cell):
         return x + self.ff(self.norm3(x))
 
 
+RECOMPUTED = (_TransformerBlock,)  # keeps many times its input for the way back
+
+
 class _SpatialTransformer(nn.Cell):
     """Transformer blocks over the pixels of x [N, C, H, W]; linear projections in and out."""
 
