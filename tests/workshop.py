@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from PIL import Image
 
 from gm import config as configuration
 from gm import draws
+from gm.backend import Backend
 from gm.config import Config
 from gm.sdxl import SDXL, build
-from gm.weights import containers, names
+from gm.training import plan, run
+from gm.weights import containers, names, transfer
 from gm.weights.lazy import in_memory
 from tools.tiny_model.random_weights import values
 
@@ -53,3 +57,11 @@ class Workshop:
     def config(self, **sections: dict[str, Any]) -> Config:
         """Return the config with single options replaced: `training={"total_step": 8}`."""
         return configuration.load(self.yaml, sections)
+
+
+def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> Path:
+    """Train as the script does, in PyNative mode, on a model of its own that `spoil` may damage first."""
+    model = build(config.model)  # a run may give the autoencoder away
+    transfer.load(model, config.run.weight, config.model)
+    spoil(model)
+    return run.run(model, plan.make(config), Backend("CPU", graph=False, dtype=ms.float32))

@@ -11,8 +11,8 @@ Size = tuple[int, int]  # height, width
 def sizes(resolution: int, step: int) -> list[Size]:
     """Return the sizes whose sides are multiples of `step`, from half to twice `resolution`, in order of their heights.
 
-    One side is as long as the other lets the area be no larger than that of the square. With 1024 and 64 these are the
-    sizes that SDXL was trained on (Podell et al., 2023, appendix I).
+    One side is as long as the other lets the area be no larger than that of the square. With 1024 and 64 they are among
+    those that SDXL was trained on (Podell et al., 2023, appendix I).
     """
     sides = [side for side in range(step, 2 * resolution + 1, step) if 2 * side >= resolution]
     found = [(resolution * resolution // side // step * step, side) for side in sides]

@@ -51,11 +51,11 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
     weights, and if steps in a row are not finite.
     """
     training, resumed = plan.config.training, plan.resumed
+    base_model = sdxl.fingerprint(model)
+    _check_resumed(plan, base_model, backend)
     if resumed and resumed.step == training.total_step:
         log.info("all %d steps are done already; --total_step asks for more", resumed.step)
         return Path(training.save_path) / file_name(plan, resumed.step)
-    base_model = sdxl.fingerprint(model)
-    _check_resumed(plan, base_model, backend)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(folder.opened(plan)) if backend.leads else None
         learned, feed = prepare(model, plan, backend)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import resource
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
@@ -20,16 +18,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gm import sdxl
 from gm.backend import Backend
 from gm.concepts import files
-from gm.config import Config
 from gm.errors import UserError
 from gm.sdxl import SDXL
-from gm.training import desk, folder, loop, plan, run, state
-from gm.training.feed import Batch, Feed
-from gm.weights import transfer
-from tests.workshop import Workshop
+from gm.training import folder, loop, plan, run, state
+from tests.workshop import Workshop, whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
@@ -67,13 +61,6 @@ def test_interrupted_at_any_phase_it_goes_on_bit_for_bit(
         assert before + after == losses
         for name, value in end.items():
             assert np.array_equal(found[name], value), name
-
-
-def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> Path:
-    model = sdxl.build(config.model)  # a run may give the autoencoder away
-    transfer.load(model, config.run.weight, config.model)
-    spoil(model)
-    return run.run(model, plan.make(config), EAGER)
 
 
 def contents(place: Path) -> dict[str, object]:
@@ -259,67 +246,3 @@ def test_a_full_disk_costs_what_cannot_be_written_and_no_more(
     assert sorted(p.name for p in place.glob("*.ckpt")) == ["smallest_3_ti.ckpt", "smallest_6_ti.ckpt"]
     assert not list(place.glob(".*.tmp"))
     assert not list(place.glob("state_*"))
-
-
-def spoiled_feed(monkeypatch: pytest.MonkeyPatch, good_steps: int) -> None:
-    """Let every batch after the first `good_steps` hold an infinite value."""
-    whole = Feed.batch
-
-    def batch(self: Feed, step: int) -> Batch:
-        made = whole(self, step)
-        return made if step < good_steps else Batch(Tensor(made.x.asnumpy() * np.float32(np.inf)), *made[1:])
-
-    monkeypatch.setattr(Feed, "batch", batch)
-
-
-def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"total_step": 50, "max_skipped_steps": 4, "save_state_interval": 1, "save_path": str(tmp_path / "bad")}
-    short = whole_run(workshop.config(training={"total_step": 3, "save_path": str(tmp_path / "good")}))
-    spoiled_feed(monkeypatch, 3)
-    with pytest.raises(UserError, match=r"step 7 is the 4th in a row without a finite loss, though .*smallest_7_ti"):
-        whole_run(workshop.config(training=options))
-    found, good = files.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), files.load(short)
-    # The third update followed the last good step, but no good step followed it.
-    assert np.isfinite(found.rows_1).all()
-    assert np.linalg.norm(found.rows_1 - good.rows_1) < 0.02 * np.linalg.norm(good.rows_1)
-    latest = state.find("latest", tmp_path / "bad")
-    assert latest
-    assert latest.step == 6  # the step that ended it left none
-    records = [json.loads(line) for line in (tmp_path / "bad" / "log.jsonl").read_text().splitlines()]
-    records = [r for r in records if "loss" in r]
-    assert [r["skipped"] for r in records] == [0, 0, 0, 1, 2, 3, 4]
-    assert [r["finite"] for r in records] == [True] * 3 + [False] * 4
-
-
-def test_an_update_that_breaks_the_rows_is_taken_back(workshop: Workshop, tmp_path: Path) -> None:
-    options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
-    made = plan.make(workshop.config(training=options))
-    start = run.prepare(workshop.model, made, EAGER)[0].arrays()
-    with pytest.raises(UserError, match="in a row without a finite"):
-        whole_run(made.config)
-    last = max((tmp_path / "run").glob("*_ti.ckpt"))
-    assert np.array_equal(files.load(last).rows_1, start[0])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda model: model.unet, r"model\.diffusion_model\..* of the weights is not finite; convert or get them"),
-        (lambda model: model.first_stage_model, "the pictures, encoded, are not finite"),
-    ],
-    ids=["weights", "pictures"],
-)
-def test_the_cause_is_named(
-    workshop: Workshop, tmp_path: Path, spoil: Callable[[SDXL], ms.nn.Cell], message: str
-) -> None:
-    def nan(model: SDXL) -> None:
-        weight = next(p for p in spoil(model).get_parameters() if p.name.endswith("weight"))
-        weight.set_data(Tensor(weight.asnumpy() * np.float32(np.nan)))
-
-    options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
-    with pytest.raises(UserError, match=message):
-        whole_run(workshop.config(training=options), nan)
-    assert (tmp_path / "run" / desk.file_name(plan.make(workshop.config(training=options)), 2)).exists()
-    assert os.listdir(tmp_path / "run") != []

@@ -1,0 +1,90 @@
+"""Losses and gradients that are not finite any more: an end, the last good rows, the cause."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from gm.backend import Backend
+from gm.concepts import files
+from gm.errors import UserError
+from gm.sdxl import SDXL
+from gm.training import desk, plan, run, state
+from gm.training.feed import Batch, Feed
+from tests.workshop import Workshop, whole_run
+
+ROOT = Path(__file__).resolve().parents[2]
+EAGER = Backend("CPU", graph=False, dtype=ms.float32)
+GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
+Found = tuple[list[float], dict[str, np.ndarray]]
+
+
+def spoiled_feed(monkeypatch: pytest.MonkeyPatch, good_steps: int) -> None:
+    """Let every batch after the first `good_steps` hold an infinite value."""
+    whole = Feed.batch
+
+    def batch(self: Feed, step: int) -> Batch:
+        made = whole(self, step)
+        return made if step < good_steps else Batch(Tensor(made.x.asnumpy() * np.float32(np.inf)), *made[1:])
+
+    monkeypatch.setattr(Feed, "batch", batch)
+
+
+def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"total_step": 50, "max_skipped_steps": 4, "save_state_interval": 1, "save_path": str(tmp_path / "bad")}
+    short = whole_run(workshop.config(training={"total_step": 3, "save_path": str(tmp_path / "good")}))
+    spoiled_feed(monkeypatch, 3)
+    with pytest.raises(UserError, match=r"step 7 is the 4th in a row without a finite loss, though .*smallest_7_ti"):
+        whole_run(workshop.config(training=options))
+    found, good = files.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), files.load(short)
+    # The third update followed the last good step, but no good step followed it.
+    assert np.isfinite(found.rows_1).all()
+    assert np.linalg.norm(found.rows_1 - good.rows_1) < 0.02 * np.linalg.norm(good.rows_1)
+    latest = state.find("latest", tmp_path / "bad")
+    assert latest
+    assert latest.step == 6  # the step that ended it left none
+    records = [json.loads(line) for line in (tmp_path / "bad" / "log.jsonl").read_text().splitlines()]
+    records = [r for r in records if "loss" in r]
+    assert [r["skipped"] for r in records] == [0, 0, 0, 1, 2, 3, 4]
+    assert [r["finite"] for r in records] == [True] * 3 + [False] * 4
+
+
+def test_an_update_that_breaks_the_rows_is_taken_back(workshop: Workshop, tmp_path: Path) -> None:
+    options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
+    made = plan.make(workshop.config(training=options))
+    start = run.prepare(workshop.model, made, EAGER)[0].arrays()
+    with pytest.raises(UserError, match="in a row without a finite"):
+        whole_run(made.config)
+    last = max((tmp_path / "run").glob("*_ti.ckpt"))
+    assert np.array_equal(files.load(last).rows_1, start[0])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: model.unet, r"model\.diffusion_model\..* of the weights is not finite; convert or get them"),
+        (lambda model: model.first_stage_model, "the pictures, encoded, are not finite"),
+    ],
+    ids=["weights", "pictures"],
+)
+def test_the_cause_is_named(
+    workshop: Workshop, tmp_path: Path, spoil: Callable[[SDXL], ms.nn.Cell], message: str
+) -> None:
+    def nan(model: SDXL) -> None:
+        weight = next(p for p in spoil(model).get_parameters() if p.name.endswith("weight"))
+        weight.set_data(Tensor(weight.asnumpy() * np.float32(np.nan)))
+
+    options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=message):
+        whole_run(workshop.config(training=options), nan)
+    assert (tmp_path / "run" / desk.file_name(plan.make(workshop.config(training=options)), 2)).exists()
+    assert os.listdir(tmp_path / "run") != []
