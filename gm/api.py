@@ -86,11 +86,12 @@ def learn(
     on_step: Callable[[Report], None] = lambda report: None,
     training: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    loss: dict[str, Any] | None = None,
     **concept: Any,
 ) -> Concept:
     """Learn `placeholder_token` from the pictures in `data_path` and return the concept; writes no file.
 
-    `concept`, `training` and `data` override options of those config sections (`num_vectors=4`).
+    `concept`, `training`, `data` and `loss` override options of those config sections (`num_vectors=4`).
     """
     base = toolkit.config
     config = dataclasses.replace(
@@ -98,6 +99,7 @@ def learn(
         concept=dataclasses.replace(base.concept, placeholder_token=placeholder_token, **concept),
         training=dataclasses.replace(base.training, **training or {}),
         data=dataclasses.replace(base.data, data_path=str(data_path), **data or {}),
+        loss=dataclasses.replace(base.loss, **loss or {}),
     )
     configuration.check(config)
     made = plan.make(config)
