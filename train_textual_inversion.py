@@ -14,9 +14,10 @@ def main() -> None:
     from gm.training import run
 
     toolkit = api.load(config)
-    path = run.run(toolkit.model, made, toolkit.backend)
+    paths = run.run(toolkit.model, made, toolkit.backend)
     if toolkit.backend.leads:
-        print(f"learned {config.concept.placeholder_token}: {path}")
+        for lesson, path in zip(made.lessons, paths, strict=True):
+            print(f"learned {lesson.word}: {path}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from gm.training import run as runs
 from gm.training.loop import Report
 from gm.weights import transfer
 
-__all__ = ["Concept", "Toolkit", "generate", "learn", "load", "open_concept", "save"]
+__all__ = ["Concept", "Toolkit", "generate", "learn", "learn_together", "load", "open_concept", "save"]
 
 log = logging.getLogger("gm")
 
@@ -93,12 +93,30 @@ def learn(
 
     `concept`, `training`, `data` and `loss` override options of those config sections (`num_vectors=4`).
     """
+    given = {"placeholder_token": placeholder_token, "data_path": str(data_path), **concept}
+    return learn_together(toolkit, [given], on_step=on_step, training=training, data=data, loss=loss)[0]
+
+
+def learn_together(
+    toolkit: Toolkit,
+    concepts: Sequence[dict[str, Any]],
+    *,
+    on_step: Callable[[Report], None] = lambda report: None,
+    training: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    loss: dict[str, Any] | None = None,
+) -> list[Concept]:
+    """Learn several words at once and return them, a negative one last; writes no file.
+
+    `concepts` are as in the option of that name: `{"placeholder_token": "<a>", "data_path": "a", "num_vectors": 4}`,
+    `{"placeholder_token": "<bad>", "negative": True}`. The others override options of their config sections.
+    """
     base = toolkit.config
     config = dataclasses.replace(
         base,
-        concept=dataclasses.replace(base.concept, placeholder_token=placeholder_token, **concept),
+        concept=dataclasses.replace(base.concept, concepts=list(concepts)),
         training=dataclasses.replace(base.training, **training or {}),
-        data=dataclasses.replace(base.data, data_path=str(data_path), **data or {}),
+        data=dataclasses.replace(base.data, **data or {}),
         loss=dataclasses.replace(base.loss, **loss or {}),
     )
     configuration.check(config)
@@ -106,7 +124,7 @@ def learn(
     learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
     for report in loop.run(toolkit.model, learned, feed, config, made.updates, toolkit.backend):
         on_step(report)
-    return desk.concept(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
+    return desk.concepts(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
 
 
 def generate(

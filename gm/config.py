@@ -46,8 +46,8 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ConceptConfig:
-    """The word to learn."""
+class WordConfig:
+    """What each of several words has of its own."""
 
     placeholder_token: str = option("<concept>", "the new word; may not be a single token already")
     num_vectors: int = option(1, "rows learned in each text encoder", minimum=1)
@@ -57,6 +57,17 @@ class ConceptConfig:
     initializer_token: str | None = option(None, "word or phrase whose rows to start from; without it random rows")
     learnable_property: str = option("object", "what the pictures share", choices=("object", "style", "face"))
     template_file: str | None = option(None, "text file of prompts, one a line, with {} where the word goes")
+
+
+@dataclass(frozen=True)
+class ConceptConfig(WordConfig):
+    """The word to learn, or several at once."""
+
+    concepts: list[Any] = option(
+        [],
+        "several words: of each a YAML mapping, {placeholder_token: <a>, data_path: folder}, of what is its own among "
+        "these options, data_path, repeats and negative; or a YAML file with a list of them",
+    )
 
 
 @dataclass(frozen=True)
@@ -178,6 +189,9 @@ class LossConfig:
     timestep_max: int | None = option(None, "highest noise level shown; default: the schedule's last", minimum=0)
     timestep_bias: float = option(
         0.0, "above 0 shows high noise levels more often, below 0 low ones; 0 shows all alike"
+    )
+    negative_guidance: float = option(
+        3.0, "with a negative word among --concepts, how far what is learned leads away from it", minimum=1.0
     )
 
 

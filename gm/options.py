@@ -44,8 +44,10 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def merged(schema: type[Schema], path: str | Path | None, overrides: dict[str, dict[str, Any]]) -> Schema:
+def merged(schema: type[Schema], path: str | Path | None, overrides: dict[str, Any], source: str = "") -> Schema:
     """Return a `schema` of defaults < the YAML file at `path` < `overrides`, its limits checked.
+
+    What is wrong with `overrides` is said to be of `source`, without it of the command line.
 
     Raises UserError for a file that is not there or not YAML, an unknown key (with the nearest known one), a wrong
     type, or a value outside its limits.
@@ -53,13 +55,13 @@ def merged(schema: type[Schema], path: str | Path | None, overrides: dict[str, d
     tree = OmegaConf.structured(schema)
     if path is not None:
         tree = _merge(tree, _read_yaml(schema, Path(path)), str(path))
-    tree = _merge(tree, OmegaConf.create(_literal(overrides)), "command line")
+    tree = _merge(tree, OmegaConf.create(_literal(overrides)), source or "command line")
     try:
         found = OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
         raise UserError(f"'???' is no value: {error.full_key}") from error
     assert isinstance(found, schema)
-    check_limits(found)
+    check_limits(found, f"{source}: " if source else "")
     return found
 
 
@@ -95,6 +97,20 @@ def check_limits(section: Any, prefix: str = "") -> None:
             raise UserError(f"{name} is {value}; the most is {maximum}")
         if step != 1 and value % step:
             raise UserError(f"{name} is {value}; it must be a multiple of {step}")
+
+
+def mappings(given: str) -> list[Any]:
+    """Return what a YAML mapping `{a: 1}`, or the YAML file of this name with a list, holds; UserError if neither."""
+    inline = given.lstrip().startswith("{")
+    if not inline and not Path(given).is_file():
+        raise UserError(f"there is no file {given}; give a YAML file with a list of mappings, or one {{name: value}}")
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(given) if inline else OmegaConf.load(given))
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{given} is not YAML: {' '.join(str(error).split())}") from error
+    if not inline and not isinstance(found, list):
+        raise UserError(f"{given} must hold a list of mappings, one a line that begins with -")
+    return found if isinstance(found, list) else [found]
 
 
 def _read_yaml(schema: type, path: Path) -> DictConfig:

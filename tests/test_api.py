@@ -54,7 +54,7 @@ def test_a_config_loads_as_its_file_does(workshop: Workshop, toolkit: api.Toolki
 
 
 def test_mistakes_are_named(workshop: Workshop, toolkit: api.Toolkit) -> None:
-    with pytest.raises(UserError, match=r"concept.num_vectors is 0; the least is 1"):
+    with pytest.raises(UserError, match=r"num_vectors is 0; the least is 1"):
         api.learn(toolkit, workshop.folder / "pictures", "<toy>", num_vectors=0)
     with pytest.raises(UserError, match=r"sampling.sample_step is 0; the least is 1"):
         api.generate(toolkit, "a cat", sample_step=0)

@@ -61,6 +61,11 @@ class Workshop:
 
 def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> Path:
     """Train as the script does, in PyNative mode, on a model of its own that `spoil` may damage first."""
+    return whole_runs(config, spoil)[0]
+
+
+def whole_runs(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> list[Path]:
+    """Do as `whole_run` and return the file of every word."""
     model = build(config.model)  # a run may give the autoencoder away
     transfer.load(model, config.run.weight, config.model)
     spoil(model)

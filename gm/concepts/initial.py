@@ -22,7 +22,11 @@ def from_words(table: np.ndarray, ids: list[int], num_vectors: int) -> np.ndarra
     return table[[ids[k % len(ids)] for k in range(num_vectors)]].astype(np.float32)
 
 
-def random(table: np.ndarray, num_vectors: int, seed: int, encoder: int) -> np.ndarray:
-    """Return rows [num_vectors, width] drawn with the mean and spread of each column of `table` [rows, width]."""
-    noise = draws.normal((num_vectors, table.shape[1]), seed, "initial rows", encoder)
+def random(table: np.ndarray, num_vectors: int, seed: int, encoder: int, word: int = 0) -> np.ndarray:
+    """Return rows [num_vectors, width] drawn with the mean and spread of each column of `table` [rows, width].
+
+    `word` is the number of the word among several: each has rows of its own.
+    """
+    which = (encoder, word) if word else (encoder,)
+    noise = draws.normal((num_vectors, table.shape[1]), seed, "initial rows", *which)
     return (table.mean(0, dtype=np.float64) + noise * table.std(0, dtype=np.float64)).astype(np.float32)

@@ -28,29 +28,27 @@ class Sample:
 
 @dataclass(frozen=True)
 class PromptChoice:
-    """The prompts to choose from, by number: first come the `templates`.
+    """The prompts to choose from for one picture, by number.
 
-    captions: the number of each picture's own caption, None where it has none, or empty; alone: the number of the
-    prompt that is the new word alone; template_share: how often a template stands in for a caption; dropout: how often
-    the word alone stands in for both
+    templates: those for any picture; caption: the picture's own, if it has one; alone: the new word alone;
+    template_share: how often a template stands in for a caption; dropout: how often the word alone stands in for both
     """
 
-    templates: int
-    captions: tuple[int | None, ...] = ()
+    templates: range
+    caption: int | None = None
     alone: int = 0
     template_share: float = 0.0
     dropout: float = 0.0
 
-    def choose(self, picture: int, seed: int, index: int) -> int:
-        """Return the number of the prompt that sample `index` shows `picture` with."""
-        caption = self.captions[picture] if self.captions else None
-        if caption is not None or self.dropout:
+    def choose(self, seed: int, index: int) -> int:
+        """Return the number of the prompt that sample `index` shows the picture with."""
+        if self.caption is not None or self.dropout:
             place = float(draws.generator(seed, "prompt", index).random())
             if place < self.dropout:
                 return self.alone
-            if caption is not None and place >= self.dropout + (1.0 - self.dropout) * self.template_share:
-                return caption
-        return draws.integer(self.templates, seed, "template", index)
+            if self.caption is not None and place >= self.dropout + (1.0 - self.dropout) * self.template_share:
+                return self.caption
+        return self.templates[draws.integer(len(self.templates), seed, "template", index)]
 
 
 def samples(
@@ -61,15 +59,16 @@ def samples(
     rank: int,
     world: int,
     buckets: Sequence[Sequence[int]],
-    prompts: PromptChoice,
+    prompts: Sequence[PromptChoice],
     levels: tuple[int, int],
     bias: float = 0.0,
     flip: bool,
 ) -> list[Sample]:
     """Return the `batch` samples that `rank` of `world` shows in `step` (from 0).
 
-    `buckets` are the numbers of the pictures of one shape each. A step shows one shape, on all ranks, and of as many
-    steps as there are pictures each bucket has as many as it has pictures, so that all are shown equally often.
+    `buckets` are the numbers of the pictures of one shape each, one that is to be shown more often several times. A
+    step shows one shape, on all ranks, and of as many steps as there are pictures each bucket has as many as it has
+    pictures, so that all are shown equally often. `prompts` are those of every picture.
     Samples are numbered through the run, ranks side by side, so two ranks with one picture each show what one rank
     shows with two. Those of a bucket are in epochs, which show each of its pictures once in an order of their own; a
     batch may reach into the next epoch, so none is ever short. Noise levels are from `levels[0]` to below `levels[1]`,
@@ -86,7 +85,7 @@ def samples(
             Sample(
                 picture=picture,
                 mirrored=flip and draws.integer(2, seed, "mirror", index) == 1,
-                prompt=prompts.choose(picture, seed, index),
+                prompt=prompts[picture].choose(seed, index),
                 timestep=_level(levels, bias, seed, index),
                 index=index,
             )

@@ -17,6 +17,7 @@ from gm.sdxl import SDXL
 from gm.training import folder, report, state
 from gm.training.console import Console
 from gm.training.feed import Feed
+from gm.training.lessons import Lesson
 from gm.training.loop import DIVERGED, Report
 from gm.training.plan import Plan
 from gm.training.previews import Previews
@@ -95,23 +96,27 @@ class Desk:
             self.console.say(f"{what} is not saved, training goes on: {error}")
 
     def _save_concept(self, step: int, name: str) -> None:
-        now = concept(self.learned, self.plan, self.base_model, step)
-        for ending in files.NAMES:
-            files.save(now, (self.place / file_name(self.plan, name)).with_suffix(ending))
+        now = concepts(self.learned, self.plan, self.base_model, step)
+        for lesson, each in zip(self.plan.lessons, now, strict=True):
+            for ending in files.NAMES:
+                files.save(each, (self.place / file_name(self.plan, lesson, name)).with_suffix(ending))
 
     def _describe(self, step: int, last: bool) -> None:
-        """Log each row's norm and the words it is most like."""
-        for encoder, rows, table in zip(("clip_l", "clip_g"), self.learned.arrays(), self.tables, strict=True):
-            norms = np.linalg.norm(rows, axis=1).tolist()
-            near = nearest(rows, table, _NEAREST)
-            self.console.record(step=step, encoder=encoder, norms=norms, nearest=near)
-            lines = [", ".join(f"{word} {cosine:.2f}" for word, cosine in words) for words in near]
-            if last:
-                more = f", and {len(lines) - 1} more rows" if len(lines) > 1 else ""
-                self.console.say(f"most like the learned word in {encoder}: {lines[0]}{more}")
-            if self.tracker:
-                self.tracker.values(step, {f"norm_{encoder}/row_{k}": norm for k, norm in enumerate(norms)})
-                self.tracker.text(step, f"nearest_{encoder}", lines)
+        """Log the norm of each word's rows and the words they are most like."""
+        for encoder, all_rows, table in zip(("clip_l", "clip_g"), self.learned.arrays(), self.tables, strict=True):
+            for lesson in self.plan.lessons:
+                rows = all_rows[lesson.rows]
+                norms = np.linalg.norm(rows, axis=1).tolist()
+                near = nearest(rows, table, _NEAREST)
+                self.console.record(step=step, word=lesson.word, encoder=encoder, norms=norms, nearest=near)
+                lines = [", ".join(f"{word} {cosine:.2f}" for word, cosine in words) for words in near]
+                if last:
+                    more = f", and {len(lines) - 1} more rows" if len(lines) > 1 else ""
+                    self.console.say(f"most like {lesson.word} in {encoder}: {lines[0]}{more}")
+                if self.tracker:
+                    own = f"{lesson.name}_" if len(self.plan.lessons) > 1 else ""
+                    self.tracker.values(step, {f"norm_{encoder}/{own}row_{k}": norm for k, norm in enumerate(norms)})
+                    self.tracker.text(step, f"nearest_{encoder}" + f"/{lesson.name}" * bool(own), lines)
 
     def _state_is_due(self, done: Report) -> bool:
         interval = self.plan.config.training.save_state_interval
@@ -121,7 +126,7 @@ class Desk:
 
     def _save_state(self, done: Report) -> None:
         course = None if self.course is None else dataclasses.asdict(self.course)
-        notes = {"console": self.console.notes(), "held_out": course}
+        notes = {"console": self.console.notes(), "held_out": course, "shown": self.plan.shown}
         config = self.plan.config
         now = State(done.step, done.update, self.learned.snapshot(), self.base_model, state.options(config), notes)
         state.save(now, self.place, config.training.keep_states)
@@ -130,7 +135,7 @@ class Desk:
     def _draw(self, step: int, last: bool) -> None:
         assert self.previews
         self.console.line.end()  # what compiles says so
-        path, sheet = self.previews.draw(concept(self.learned, self.plan, self.base_model, step), step)
+        path, sheet = self.previews.draw(concepts(self.learned, self.plan, self.base_model, step), step)
         self.console.say(f"preview {path}")
         if self.tracker:
             self.tracker.picture(step, "preview", sheet)
@@ -141,7 +146,7 @@ class Desk:
     def _report(self) -> None:
         config = self.plan.config
         options = {name: values for name, values in state.options(config).items() if name != "model"}
-        title = f"{config.concept.placeholder_token} on {config.model.version}"
+        title = f"{', '.join(lesson.word for lesson in self.plan.lessons)} on {config.model.version}"
         self.console.say(f"report {report.write(self.place, title, options)}")
 
     def _measure(self, step: int, last: bool) -> None:
@@ -155,17 +160,19 @@ class Desk:
             self._write("the best word so far", False, self._save_concept, step, BEST)
         if verdict == "overfit":
             best = self.course.best_step
-            where = (
-                f"the best rows, of step {best}, are in {file_name(self.plan, BEST)}" if best else "none were better"
-            )
+            files_ = ", ".join(file_name(self.plan, lesson, BEST) for lesson in self.plan.lessons)
+            where = f"the best rows, of step {best}, are in {files_}" if best else "none were better"
             self.console.say(f"step {step}: the held-out loss rises while training's falls: over-fitting; {where}")
         lower = int((now < first).sum())
+        words = self._words(now - first)
         if last:
             self.console.say(
                 f"held-out loss {first.mean():.4f} → {now.mean():.4f} ({mean:+.4f}, 95 % {low:+.4f} to {high:+.4f}); "
                 f"lower in {lower} of {len(now)} draws; best {np.mean(self.course.best):.4f} after step "
                 f"{self.course.best_step}"
             )
+            if len(words) > 1:
+                self.console.say("held-out loss by word: " + ", ".join(f"{k} {v:+.4f}" for k, v in words.items()))
         if self.tracker:
             self.tracker.values(step, {"held_out": float(now.mean())})
         self.console.record(
@@ -176,13 +183,20 @@ class Desk:
             held_out_change_low=low,
             held_out_change_high=high,
             held_out_lower=lower,
+            held_out_words=words,
             held_out_best_step=self.course.best_step,
         )
 
+    def _words(self, change: np.ndarray) -> dict[str, float]:
+        """Return the mean of the held-out `change` of every draw for each word that the draws show."""
+        assert self.held_out
+        owners = np.asarray(self.held_out.owners)
+        return {self.plan.lessons[k].word: float(change[owners == k].mean()) for k in sorted({*self.held_out.owners})}
 
-def concept(learned: Learned, plan: Plan, base_model: str, step: int) -> Concept:
-    """Return what is learned so far, with the recipe that made it."""
-    config = plan.config
+
+def concepts(learned: Learned, plan: Plan, base_model: str, step: int) -> list[Concept]:
+    """Return what is learned so far of each word, with the recipe that made it."""
+    config, (rows_1, rows_2) = plan.config, learned.arrays()
     options = state.options(config)
     details = {
         "version": config.model.version,
@@ -191,9 +205,16 @@ def concept(learned: Learned, plan: Plan, base_model: str, step: int) -> Concept
         "seed": config.training.seed,
         "recipe": {name: options[name] for name in ("run", "concept", "data", "training", "loss")},
     }
-    return Concept(config.concept.placeholder_token, *learned.arrays(), config.run.pooling, details)
+    return [
+        Concept(lesson.word, rows_1[lesson.rows], rows_2[lesson.rows], config.run.pooling, details)
+        for lesson in plan.lessons
+    ]
 
 
-def file_name(plan: Plan, step: int | str) -> str:
-    """Return the name of the learned file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`, or of the `BEST`."""
-    return f"{plan.config.model.version}_{step}_ti.ckpt"
+def file_name(plan: Plan, lesson: Lesson, step: int | str) -> str:
+    """Return the name of a learned file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`, or of the `BEST`.
+
+    Where several words are learned, it holds the word, too: `SD-XL-base-1.0_cat-toy_3000_ti.ckpt`.
+    """
+    own = f"_{lesson.name}" if len(plan.lessons) > 1 else ""
+    return f"{plan.config.model.version}{own}_{step}_ti.ckpt"

@@ -13,7 +13,9 @@ from gm.data.batches import PromptChoice, Sample
 from gm.data.latents import Latents
 from gm.diffusion import denoiser, losses, schedule
 from gm.text.tokenizer import END, pool_positions
+from gm.training import lessons
 from gm.training.plan import Plan
+from gm.training.step import Negative
 
 
 class Batch(NamedTuple):
@@ -40,13 +42,19 @@ class Feed:
         loss = config.loss
         self.weights = losses.min_snr_weights(self.sigmas, loss.min_snr_gamma)
         self.levels = (loss.timestep_min, len(self.sigmas) if loss.timestep_max is None else loss.timestep_max + 1)
-        self.bias, self.offset = loss.timestep_bias, loss.noise_offset
+        self.bias, self.offset, self.guidance = loss.timestep_bias, loss.noise_offset, loss.negative_guidance
         shapes = [mean.shape for mean in latents.mean]
-        self.buckets = [[k for k, own in enumerate(shapes) if own == shape] for shape in dict.fromkeys(shapes)]
+        counts = lessons.repeats(plan.lessons)
+        self.owners = [
+            k for k, lesson in enumerate(plan.lessons) for _ in lesson.pictures
+        ]  # the lesson of each picture
+        order = [k for k, owner in enumerate(self.owners) for _ in range(counts[owner])]
+        self.buckets = [[k for k in order if shapes[k] == shape] for shape in dict.fromkeys(shapes)]
         texts, self.prompts = _prompts(plan)
         self.ids_1 = plan.tokenizer(texts, padding=END)
         self.ids_2 = plan.tokenizer(texts, padding=0)
         self.pool_positions = pool_positions(self.ids_2, config.run.pooling)
+        self.negative = None if plan.negative is None else _negative(plan, plan.negative.word)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of step `step`, counted from 0."""
@@ -106,12 +114,24 @@ class Feed:
         return denoiser.network_input(denoiser.noisy(clean, noise, sigma), sigma), noise
 
 
-def _prompts(plan: Plan) -> tuple[list[str], PromptChoice]:
-    """Return all prompts, the templates first, then the captions and the word alone, and how to choose among them."""
-    data, texts, numbers = plan.config.data, list(plan.prompts), []
-    for caption in plan.captions:
-        numbers.append(None if caption is None else len(texts))
-        texts += [caption] if caption is not None else []
-    texts.append(plan.config.concept.placeholder_token)
-    alone = len(texts) - 1
-    return texts, PromptChoice(len(plan.prompts), tuple(numbers), alone, data.template_share, data.caption_dropout)
+def _prompts(plan: Plan) -> tuple[list[str], list[PromptChoice]]:
+    """Return all prompts, of each word its templates, its captions and itself alone, and every picture's among them."""
+    data = plan.config.data
+    texts: list[str] = []
+    choices = []
+    for lesson in plan.lessons:
+        templates = range(len(texts), len(texts) + len(lesson.prompts))
+        texts += lesson.prompts
+        numbers: list[int | None] = []
+        for caption in lesson.captions or [None] * len(lesson.pictures):
+            numbers.append(None if caption is None else len(texts))
+            texts += [caption] if caption is not None else []
+        texts.append(lesson.word)
+        alone = len(texts) - 1
+        choices += [PromptChoice(templates, k, alone, data.template_share, data.caption_dropout) for k in numbers]
+    return texts, choices
+
+
+def _negative(plan: Plan, word: str) -> Negative:
+    ids_2 = plan.tokenizer([word], padding=0)
+    return Negative(plan.tokenizer([word], padding=END), ids_2, pool_positions(ids_2, plan.config.run.pooling))

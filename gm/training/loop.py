@@ -54,7 +54,7 @@ def run(
     `max_skipped_steps` in a row were not finite: `learned` then has the rows of the last step that was.
     """
     training, half = config.training, backend.dtype == ms.float16
-    both = Step(model, learned, half, config.loss)
+    both = Step(model, learned, half, config.loss, feed.negative)
     step = compiled(both, backend.graph, "the training graph, with the first step", gradient=True)
     norms = model.token_norms() if training.norm_pull else (1.0, 1.0)
     update = compiled(Update(learned, training, backend.world, norms), backend.graph)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from gm import atomic
-from gm.concepts import files, initial
-from gm.concepts.concept import words
 from gm.config import Config, SamplingConfig
-from gm.data import buckets, captions, folder, templates
+from gm.data import buckets, templates
 from gm.data.folder import Picture
 from gm.errors import UserError
 from gm.generation import lines, sizes
 from gm.text.tokenizer import Tokenizer
-from gm.training import state
+from gm.training import lessons, state
+from gm.training.lessons import Entry, Lesson
 from gm.training.state import State
 
 log = logging.getLogger("gm")
@@ -29,13 +26,10 @@ class Plan:
     """The checked ingredients of a run."""
 
     config: Config
-    pictures: list[Picture]
-    prompts: tuple[str, ...]  # templates with the placeholder filled in
+    lessons: list[Lesson]  # each word; a negative one comes last
     previews: list[SamplingConfig]  # a prompt each, with the placeholder filled in
-    tokenizer: Tokenizer  # knows the placeholder
-    initial_ids: list[int] | None  # tokens whose rows to start from, or None for random rows
-    initial_rows: tuple[np.ndarray, np.ndarray] | None = None  # of a learned file to start from, instead
-    captions: tuple[str | None, ...] = ()  # of each picture, filled in, or none at all
+    tokenizer: Tokenizer  # knows all the words
+    shown: str = ""  # a hash of what there is to see and to read
     resumed: State | None = None  # what to go on from
     changed: dict[str, str] = field(default_factory=dict)  # options that differ from those it was made with
 
@@ -45,10 +39,21 @@ class Plan:
         training = self.config.training
         return -(-training.total_step // training.gradient_accumulation_steps)
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """The pictures of all words, one word's after another's."""
+        return [picture for lesson in self.lessons for picture in lesson.pictures]
+
+    @property
+    def negative(self) -> Lesson | None:
+        """The word that is learned as what to keep away from, if there is one."""
+        return next((lesson for lesson in self.lessons if lesson.entry.negative), None)
+
 
 def make(config: Config) -> Plan:
     """Read pictures and prompts; UserError names the first thing that is wrong with them."""
-    concept = config.concept
+    entries = lessons.entries(config)
+    config = lessons.resolved(config, entries)
     _check_levels(config)
     if config.training.optimizer == "prodigy" and config.training.learning_rate < 0.1:
         log.warning(
@@ -61,33 +66,24 @@ def make(config: Config) -> Plan:
     for name, change in changed.items():
         log.warning("--resume: %s was %s from here on", name, change)
     tokenizer = Tokenizer(config.model.text_encoder_1.positions)
-    ids = None if concept.initializer_token is None else initial.token_ids(concept.initializer_token, tokenizer)
-    if ids and len(ids) > concept.num_vectors:
-        log.warning(
-            "--initializer_token %r has %d tokens, of which --num_vectors %d uses the first %d",
-            *(concept.initializer_token, len(ids), concept.num_vectors, concept.num_vectors),
-        )
-    tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
-    templates_ = templates.load(concept.learnable_property, concept.template_file)
-    prompts = tuple(templates.fill(line, concept.placeholder_token) for line in templates_)
-    own = {*tokenizer.placeholders[concept.placeholder_token]}
-    holds = lambda text: bool(own & {*tokenizer.encode(text)})  # noqa: E731
-    previews = _previews(config, templates_[0], holds)
-    texts = [text for sampling in previews for text in (sampling.prompt, sampling.negative_prompt)]
-    tokenizer([*prompts, *texts], padding=0)  # finds a prompt that has no room for the placeholder
+    for entry in entries:
+        tokenizer.add_placeholder(entry.placeholder_token, entry.num_vectors)
+    previews = _previews(config, entries, tokenizer)
+    tokenizer([text for sampling in previews for text in (sampling.prompt, sampling.negative_prompt)], padding=0)
     data = config.data
-    resolution = data.resolution or config.model.resolution
-    known = _sizes(resolution, data.bucket_step) if data.buckets else None
-    pictures = folder.read(data.data_path, resolution, data.masks, known)
+    known = _sizes(data.resolution or config.model.resolution, data.bucket_step) if data.buckets else None
+    named = zip(entries, lessons.names(entries), strict=True)
+    read = [lessons.read(entry, name, config, tokenizer, known) for entry, name in named]
+    shown = lessons.fingerprint(read)
+    before = shown if resumed is None else resumed.notes.get("shown", shown)
+    if before != shown:
+        log.warning("--resume: pictures, captions or templates are others than before, from here on")
+        changed["pictures, captions or templates"] = f"{before} → {shown}"
+    plan = Plan(config, read, previews, tokenizer, shown, resumed, changed)
     if known:
-        shapes = Counter("×".join(map(str, picture.pixels.shape[1:])) for picture in pictures)
+        shapes = Counter("×".join(map(str, picture.pixels.shape[1:])) for picture in plan.pictures)
         log.info("height × width: %s", ", ".join(f"{count} of {shape}" for shape, count in shapes.items()))
-    said: tuple[str | None, ...] = ()
-    if data.captions:
-        names = [picture.name for picture in pictures]
-        said = captions.read(data.data_path, names, concept.placeholder_token, holds)
-        tokenizer([caption for caption in said if caption], padding=0)
-    return Plan(config, pictures, prompts, previews, tokenizer, ids, _initial_rows(config), said, resumed, changed)
+    return plan
 
 
 def _sizes(resolution: int, step: int) -> list[buckets.Size]:
@@ -97,37 +93,32 @@ def _sizes(resolution: int, step: int) -> list[buckets.Size]:
     return known
 
 
-def _previews(config: Config, template: str, holds: Callable[[str], bool]) -> list[SamplingConfig]:
-    """Return what previews draw; UserError for a prompt without the new word, as `holds` tells."""
-    training, word = config.training, config.concept.placeholder_token
+def _previews(config: Config, entries: list[Entry], tokenizer: Tokenizer) -> list[SamplingConfig]:
+    """Return what previews draw: a prompt with `{}` of each word; UserError for one without any word of the run.
+
+    A negative word is their negative prompt where they have no other.
+    """
+    training, sampling = config.training, config.sampling
+    negative = next((entry.placeholder_token for entry in entries if entry.negative), "")
+    sampling = dataclasses.replace(sampling, negative_prompt=sampling.negative_prompt or negative)
     wanted = [("--infer_prompt", training.infer_prompt)] if training.infer_prompt else []
     for text in training.validation_prompts:
         wanted += [("--validation_prompts", line) for line in lines.read(text, "--validation_prompts")]
     previews = []
-    for option, line in wanted or [("the first template", template)]:
-        sampling = lines.parse(templates.fill(line, word), config.sampling)
-        if not holds(sampling.prompt):
-            raise UserError(f"{option} {sampling.prompt!r} holds neither {{}} nor {word}; add one")
-        sizes.frame(sampling, config.model)
-        previews.append(sampling)
+    shown = [entry for entry in entries if not entry.negative]
+    words = [entry.placeholder_token for entry in shown]
+    firsts = [(entry, templates.load(entry.learnable_property, entry.template_file)[0]) for entry in shown]
+    filled = [("the first template", templates.fill(line, entry.placeholder_token)) for entry, line in firsts]
+    if wanted:
+        filled = [(option, templates.fill(line, word)) for option, line in wanted for word in words]
+    own = {number for word in words for number in tokenizer.placeholders[word]}
+    for option, line in dict.fromkeys(filled):
+        parsed = lines.parse(line, sampling)
+        if own.isdisjoint(tokenizer.encode(parsed.prompt)):
+            raise UserError(f"{option} {parsed.prompt!r} holds neither {{}} nor {' nor '.join(words)}; add one")
+        sizes.frame(parsed, config.model)
+        previews.append(parsed)
     return previews
-
-
-def _initial_rows(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the rows of `--initializer_file`; UserError if it is another model's, or there is a word to start from."""
-    concept, model = config.concept, config.model
-    if concept.initializer_file is None:
-        return None
-    if concept.initializer_token is not None:
-        raise UserError("--initializer_file and --initializer_token both say where to start; give one of them")
-    found = files.load(concept.initializer_file)
-    words([found], model)
-    if found.num_vectors > concept.num_vectors:
-        log.warning(
-            "--initializer_file %s has %d rows, of which --num_vectors %d uses the first %d",
-            *(concept.initializer_file, found.num_vectors, concept.num_vectors, concept.num_vectors),
-        )
-    return found.rows_1, found.rows_2
 
 
 def _check_levels(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,9 @@ class Previews:
         self.painter = Painter(model, backend, plan.config.run.pooling)
         self.plan, self.folder = plan, folder
 
-    def draw(self, now: Concept, step: int) -> tuple[Path, np.ndarray]:
+    def draw(self, now: Sequence[Concept], step: int) -> tuple[Path, np.ndarray]:
         """Draw the sheet of `step` (0 is before anything is learned); return its path and pixels, uint8 [H, W, 3]."""
-        known, pictures = words([now], self.plan.config.model), []
+        known, pictures = words(now, self.plan.config.model), []
         for sampling in self.plan.previews:
             count = sampling.num_cols * sampling.num_rows
             orders = [Order(sampling.prompt, sampling.seed + k) for k in range(count)]

@@ -121,14 +121,14 @@ def _previews(place: Path) -> list[str]:
 
 
 def _words(records: Sequence[dict[str, Any]]) -> list[str]:
-    latest = {record["encoder"]: record for record in records if "nearest" in record}
+    latest = {(record["word"], record["encoder"]): record for record in records if "nearest" in record}
     parts = ["<h2>What each row is like</h2>"] * bool(latest)
-    for encoder, record in latest.items():
+    for (word, encoder), record in latest.items():
         rows = [
-            (f"row {k}, norm {norm:.3g}", ", ".join(f"{word} {cosine:.2f}" for word, cosine in words))
+            (f"row {k}, norm {norm:.3g}", ", ".join(f"{like} {cosine:.2f}" for like, cosine in words))
             for k, (norm, words) in enumerate(zip(record["norms"], record["nearest"], strict=True))
         ]
-        parts.append(f"<h3>{encoder}</h3>{_table(rows)}")
+        parts.append(f"<h3>{html.escape(word)} in {encoder}</h3>{_table(rows)}")
     return parts
 
 

@@ -36,15 +36,15 @@ def prepare(model: SDXL, plan: Plan, backend: Backend) -> tuple[Learned, Feed]:
         config.model.autoencoder.scale_factor,
         config.data.unmasked_weight,
     )
-    rows = [_initial_rows(table, plan, encoder) for encoder, table in enumerate(model.token_tables(), 1)]
+    rows = [_initial_rows(table, plan, encoder) for encoder, table in enumerate(model.token_tables())]
     learned = Learned(rows, backend.dtype == ms.float16, config.training.optimizer)
     if plan.resumed:
         learned.restore(plan.resumed.tensors)
     return learned, Feed(plan, encoded, backend.rank, backend.world)
 
 
-def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
-    """Train, writing what the config asks for; return the path of the last learned file.
+def run(model: SDXL, plan: Plan, backend: Backend) -> list[Path]:
+    """Train, writing what the config asks for; return the path of each word's last learned file.
 
     Only the first rank writes. A signal ends it after a step, all saved, as SystemExit with 128 plus its number. Raises
     UserError if `save_path` cannot be written to or another run writes there, if the state to go on from is of other
@@ -55,7 +55,7 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
     _check_resumed(plan, base_model, backend)
     if resumed and resumed.step == training.total_step:
         log.info("all %d steps are done already; --total_step asks for more", resumed.step)
-        return Path(training.save_path) / file_name(plan, resumed.step)
+        return _last(plan, resumed.step)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(folder.opened(plan)) if backend.leads else None
         learned, feed = prepare(model, plan, backend)
@@ -72,12 +72,12 @@ def run(model: SDXL, plan: Plan, backend: Backend) -> Path:
             if desk:
                 desk.take(report)
         backend.gather()
-    last = Path(training.save_path) / file_name(plan, report.step)
+    last = _last(plan, report.step)
     if report.ended == DIVERGED:
         cause = diagnosis.cause(model, learned, feed, report, backend)
         raise UserError(
             f"step {report.step} is the {training.max_skipped_steps}th in a row {cause}; what was learned "
-            f"before is in {last}"
+            f"before is in {', '.join(map(str, last))}"
         )
     if report.ended == ASKED:
         log.info("stopped after step %d of %d; --resume latest goes on", report.step, training.total_step)
@@ -97,10 +97,20 @@ def _check_resumed(plan: Plan, base_model: str, backend: Backend) -> None:
         raise UserError("--resume: the ranks found different states; --save_path must be one folder for all of them")
 
 
+def _last(plan: Plan, step: int) -> list[Path]:
+    return [Path(plan.config.training.save_path) / file_name(plan, lesson, step) for lesson in plan.lessons]
+
+
 def _initial_rows(table: np.ndarray, plan: Plan, encoder: int) -> np.ndarray:
-    vectors, seed = plan.config.concept.num_vectors, plan.config.training.seed
-    if plan.initial_rows is not None:
-        return initial.from_words(plan.initial_rows[encoder - 1], list(range(len(plan.initial_rows[0]))), vectors)
-    if plan.initial_ids is None:
-        return initial.random(table, vectors, seed, encoder)
-    return initial.from_words(table, plan.initial_ids, vectors)
+    """Return what the rows of all words in the encoder, 0 or 1, are at first, float32 [rows, width]."""
+    rows = []
+    for number, lesson in enumerate(plan.lessons):
+        vectors = lesson.entry.num_vectors
+        if lesson.start is not None:
+            own = lesson.start[encoder]
+            rows.append(initial.from_words(own, list(range(len(own))), vectors))
+        elif lesson.ids is not None:
+            rows.append(initial.from_words(table, lesson.ids, vectors))
+        else:
+            rows.append(initial.random(table, vectors, plan.config.training.seed, encoder + 1, number))
+    return np.concatenate(rows)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ PATTERN = "state_*.ckpt"
 LATEST = "latest"
 # What a run cannot change on its way, and why.
 _FIXED = {
-    "model.": "the rows belong to that model",
-    "run.pooling": "the rows were learned under that rule",
-    "concept.placeholder_token": "it is the word being learned",
-    "concept.num_vectors": "the rows are there already",
-    "training.optimizer": "its state is the other's",
-    "concept.initializer_token": "the rows have started already",
-    "concept.initializer_file": "the rows have started already",
+    r"model\.": "the rows belong to that model",
+    r"run\.pooling": "the rows were learned under that rule",
+    r"concept\.(.*\.)?placeholder_token": "it is the word being learned",
+    r"concept\.(.*\.)?num_vectors": "the rows are there already",
+    r"training\.optimizer": "its state is the other's",
+    r"concept\.(.*\.)?initializer_(token|file)": "the rows have started already",
+    r"concept\..*\.negative": "the rows were learned under the other rule",
 }
 
 
@@ -107,9 +108,9 @@ def check(state: State, config: Config) -> dict[str, str]:
     changed = {
         name: f"{old.get(name)!r} → {new.get(name)!r}" for name in {**old, **new} if old.get(name) != new.get(name)
     }
-    for start, reason in _FIXED.items():
+    for pattern, reason in _FIXED.items():
         for name, change in changed.items():
-            if name.startswith(start):
+            if re.match(pattern, name):
                 raise UserError(f"--resume: {name} was {change}; {reason}: leave it as it was, or start a new run")
     done = config.training.total_step == state.step and config.training.resume == LATEST
     if config.training.total_step <= state.step and not done:
@@ -136,5 +137,7 @@ def _in(folder: Path) -> list[tuple[int, Path]]:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(number): item for number, item in enumerate(value, 1)}
         flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat

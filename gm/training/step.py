@@ -7,13 +7,14 @@ a few kilobytes) beside it, and so that ranks talk to each other once an update.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from gm.config import LossConfig
-from gm.diffusion import losses
+from gm.diffusion import guidance, losses
 from gm.errors import UserError
 from gm.sdxl import SDXL
 
@@ -23,21 +24,45 @@ FIRST_DISTANCE = 1e-6  # of Prodigy
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
 
 
+class Negative(NamedTuple):
+    """The negative word alone, as a prompt: ids_1 and ids_2 int32 [1, 77], pool_position int32 [1]."""
+
+    ids_1: np.ndarray
+    ids_2: np.ndarray
+    pool_position: np.ndarray
+
+
 class Loss(nn.Cell):
     """The diffusion loss of a `feed.Batch` as a function of the rows [n, width 1] and [n, width 2].
 
-    Returns the loss times `scale`, a power of two that keeps float16 gradients from vanishing.
+    With a `negative` word it is that of the prediction that sampling with it as the negative prompt uses, so that both
+    are learned at once (Dong et al., 2022, "DreamArtist"). Returns the loss times `scale`, a power of two that keeps
+    float16 gradients from vanishing.
     """
 
-    def __init__(self, model: SDXL, config: LossConfig) -> None:
+    def __init__(self, model: SDXL, config: LossConfig, negative: Negative | None = None) -> None:
         super().__init__(auto_prefix=False)
         self.conditioner, self.unet = model.conditioner, model.unet
         self.huber, self.c = config.loss_type == "huber", config.huber_c
+        self.negative = negative is not None
+        if negative is not None:
+            self.guidance = config.negative_guidance
+            self.ids_1, self.ids_2, self.pool_position = (Tensor(each) for each in negative)
 
     def construct(self, rows_1: Tensor, rows_2: Tensor, scale: Tensor, batch: tuple) -> Tensor:
         x, noise, weight, timestep, ids_1, ids_2, pool_position, sizes = batch
+        if self.negative:
+            # Both in one pass, the negative first.
+            x, timestep, sizes = ops.concat((x, x)), ops.concat((timestep, timestep)), ops.concat((sizes, sizes))
+            ids_1 = ops.concat((self.ids_1.broadcast_to(ids_1.shape), ids_1))
+            ids_2 = ops.concat((self.ids_2.broadcast_to(ids_2.shape), ids_2))
+            pool_position = ops.concat((self.pool_position.broadcast_to(pool_position.shape), pool_position))
         context, vector = self.conditioner(ids_1, ids_2, pool_position, rows_1, rows_2, sizes)
-        error = self.unet(x, timestep, context, vector) - noise
+        epsilon = self.unet(x, timestep, context, vector)
+        if self.negative:
+            away, towards = ops.chunk(epsilon, 2, axis=0)
+            epsilon = guidance.guided(away, towards, self.guidance)
+        error = epsilon - noise
         cost = losses.pseudo_huber(error, self.c) if self.huber else losses.squared(error)
         return (cost * weight).mean() * scale
 
@@ -88,9 +113,16 @@ class Step(nn.Cell):
     whether the gradient was finite: one that was not is left out of the sums, and in half precision halves the scale.
     """
 
-    def __init__(self, model: SDXL, learned: Learned, half: bool, config: LossConfig = _PLAIN) -> None:
+    def __init__(
+        self,
+        model: SDXL,
+        learned: Learned,
+        half: bool,
+        config: LossConfig = _PLAIN,
+        negative: Negative | None = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
-        self.loss, self.learned, self.half = Loss(model, config), learned, half
+        self.loss, self.learned, self.half = Loss(model, config, negative), learned, half
 
     def construct(
         self,

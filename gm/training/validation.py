@@ -17,15 +17,20 @@ from gm.training.step import Loss
 
 
 class HeldOut:
-    """`draws` fixed draws of picture, prompt, noise and noise level; the levels are spread evenly over all."""
+    """`draws` fixed draws of picture, prompt, noise and noise level; the levels are spread evenly over all.
+
+    `owners` are the numbers of the words that they show.
+    """
 
     def __init__(self, model: SDXL, feed: Feed, draws: int, seed: int, backend: Backend) -> None:
-        self.network = compiled(_Plain(model), backend.graph, "the graph that measures the held-out loss")
+        self.network = compiled(_Plain(model, feed), backend.graph, "the graph that measures the held-out loss")
         levels = (np.arange(draws) + 0.5) / draws * len(feed.sigmas)
-        samples = [
-            Sample(k % len(feed.latents.mean), False, k % feed.prompts.templates, int(level), k)
-            for k, level in enumerate(levels)
-        ]
+        samples = []
+        for k, level in enumerate(levels):
+            picture = k % len(feed.prompts)
+            templates = feed.prompts[picture].templates
+            samples.append(Sample(picture, False, templates[k % len(templates)], int(level), k))
+        self.owners = [feed.owners[sample.picture] for sample in samples]
         self.batches = [feed.assemble([sample], seed, "held-out", plain=True) for sample in samples]
 
     def losses(self, rows_1: np.ndarray, rows_2: np.ndarray) -> np.ndarray:
@@ -79,9 +84,9 @@ def change(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
 class _Plain(nn.Cell):
     """The loss of a batch given field by field, without its gradient."""
 
-    def __init__(self, model: SDXL) -> None:
+    def __init__(self, model: SDXL, feed: Feed) -> None:
         super().__init__(auto_prefix=False)
-        self.loss = Loss(model, LossConfig())
+        self.loss = Loss(model, LossConfig(negative_guidance=feed.guidance), feed.negative)
 
     def construct(self, rows_1: Tensor, rows_2: Tensor, *batch: Tensor) -> Tensor:
         return self.loss(rows_1, rows_2, 1.0, batch)

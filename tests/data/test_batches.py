@@ -16,7 +16,7 @@ RUN = {
     "rank": 0,
     "world": 1,
     "buckets": [range(5)],
-    "prompts": PromptChoice(20),
+    "prompts": [PromptChoice(range(20))] * 5,
     "levels": (0, 1000),
     "flip": True,
 }
@@ -115,7 +115,7 @@ def test_templates_and_mirroring_are_uniform_and_independent():
 
 
 def test_one_choice_is_always_taken():
-    assert {(s.prompt, s.timestep) for s in shown(20, prompts=PromptChoice(1), levels=(0, 1))} == {(0, 0)}
+    assert {(s.prompt, s.timestep) for s in shown(20, prompts=[PromptChoice(range(1))] * 5, levels=(0, 1))} == {(0, 0)}
 
 
 def test_without_flip_nothing_is_mirrored_and_nothing_else_changes():
@@ -150,8 +150,8 @@ def test_a_bias_favours_one_end(bias):
 @pytest.mark.parametrize(("share", "dropout"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.4, 0.5), (1.0, 0.0), (0.5, 1.0)])
 def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
     """Pictures 0 and 2 have captions, numbers 20 and 21; 22 is the word alone."""
-    choice = PromptChoice(20, (20, None, 21), 22, share, dropout)
-    run = shown(3000, batch=1, buckets=[range(3)], prompts=choice)
+    choices = [PromptChoice(range(20), caption, 22, share, dropout) for caption in (20, None, 21)]
+    run = shown(3000, batch=1, buckets=[range(3)], prompts=choices)
     for picture, caption in ((0, 20), (1, None), (2, 21)):
         found = np.array([s.prompt for s in run if s.picture == picture])
         kinds = [found == 22, found < 20, found == caption]
@@ -164,8 +164,15 @@ def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
 
 
 def test_without_captions_and_dropout_the_draws_are_those_of_templates_alone():
-    choice = PromptChoice(20, (None,) * 5, 22, 0.7)
-    assert shown(40, prompts=choice) == shown(40)
+    assert shown(40, prompts=[PromptChoice(range(20), None, 22, 0.7)] * 5) == shown(40)
+
+
+def test_each_picture_has_prompts_of_its_own_and_one_named_twice_is_shown_twice_as_often():
+    choices = [PromptChoice(range(20)), *[PromptChoice(range(20, 25))] * 2]
+    run = shown(300, batch=2, buckets=[[0, 0, 1, 2]], prompts=choices)
+    assert Counter(s.picture for s in run) == {0: 300, 1: 150, 2: 150}
+    assert all((s.prompt < 20) == (s.picture == 0) for s in run)
+    assert {s.prompt for s in run} == set(range(25))
 
 
 def test_each_step_shows_one_bucket_and_each_picture_as_often_as_any_other():
@@ -173,7 +180,13 @@ def test_each_step_shows_one_bucket_and_each_picture_as_often_as_any_other():
     for batch, world in ((1, 1), (2, 1), (3, 2)):
         steps = []
         for step in range(60):
-            options = {**RUN, "batch": batch, "world": world, "buckets": buckets}
+            options = {
+                **RUN,
+                "batch": batch,
+                "world": world,
+                "buckets": buckets,
+                "prompts": [PromptChoice(range(20))] * 6,
+            }
             steps.append([s.picture for rank in range(world) for s in samples(step, **{**options, "rank": rank})])
         for pictures in steps:
             assert any(set(pictures) <= set(bucket) for bucket in buckets)

@@ -86,5 +86,6 @@ def test_the_cause_is_named(
     options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
     with pytest.raises(UserError, match=message):
         whole_run(workshop.config(training=options), nan)
-    assert (tmp_path / "run" / desk.file_name(plan.make(workshop.config(training=options)), 2)).exists()
+    made = plan.make(workshop.config(training=options))
+    assert (tmp_path / "run" / desk.file_name(made, made.lessons[0], 2)).exists()
     assert os.listdir(tmp_path / "run") != []

@@ -54,7 +54,7 @@ def test_a_mask_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path)
     (pictures / "1.txt").write_text("{} upside down")
     data = {"data_path": str(pictures), "unmasked_weight": 0.5, "flip": True}
     made = plan.make(workshop.config(data=data, loss={"min_snr_gamma": 2.0}))
-    assert made.captions == (None, "<toy> upside down", None)
+    assert made.lessons[0].captions == (None, "<toy> upside down", None)
     feed = run.prepare(workshop.model, made, EAGER)[1]
     (half,) = masks.of_latents(made.pictures[0].mask[None], 2, 0.5)
     assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
@@ -70,7 +70,7 @@ def test_a_mask_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path)
     told = [np.array_equal(batch.ids_2.asnumpy()[0], upside) for batch in shown]
     assert sum(told) == 4  # the captioned picture's turn in each of four epochs
     without = plan.make(workshop.config(data={**data, "captions": False, "masks": False}))
-    assert without.captions == ()
+    assert without.lessons[0].captions == ()
     assert all(picture.mask is None for picture in without.pictures)
 
 

@@ -105,7 +105,7 @@ def test_killed_again_and_again_it_writes_the_same_files(workshop: Workshop, tmp
         while process.poll() is None and (not log.exists() or log.stat().st_size <= before):
             time.sleep(0.005)
             before = min(before, log.stat().st_size) if log.exists() else before
-        time.sleep(draw.uniform(0.0, 2.0))
+        time.sleep(draw.uniform(0.0, 2.0 + kills / 4))  # longer and longer: a slow machine must come to an end, too
         process.kill()
         error = process.communicate()[1]
         assert process.returncode in (0, -signal.SIGKILL), error
@@ -175,6 +175,26 @@ def test_going_on_longer_and_with_other_options_is_said(
     whole_run(workshop.config(training=options))
     assert contents(tmp_path / "run") == before
     assert {p.name for p in (tmp_path / "other").glob("*.ckpt")} == {"smallest_5_ti.ckpt", "state_5.ckpt"}
+
+
+def test_other_pictures_and_captions_are_noticed(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(workshop.folder / "pictures", pictures)
+    options = {"total_step": 2, "save_path": str(tmp_path / "run")}
+    whole_run(workshop.config(training=options, data={"data_path": str(pictures)}))
+    options |= {"total_step": 3, "resume": "latest"}
+    moved = pictures.rename(tmp_path / "moved")
+    made = plan.make(workshop.config(training=options, data={"data_path": str(moved)}))
+    assert set(made.changed) == {"data.data_path", "training.total_step"}
+    (moved / "1.txt").write_text("a {} in the snow")
+    made = plan.make(workshop.config(training=options, data={"data_path": str(moved)}))
+    assert set(made.changed) == {"data.data_path", "training.total_step", "pictures, captions or templates"}
+    assert "--resume: pictures, captions or templates are others than before" in caplog.text
+    (moved / "1.txt").unlink()
+    (moved / "1.png").write_bytes((moved / "0.png").read_bytes())
+    assert len(plan.make(workshop.config(training=options, data={"data_path": str(moved)})).changed) == 3
 
 
 def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:

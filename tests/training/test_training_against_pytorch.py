@@ -14,8 +14,9 @@ from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingCon
 from gm.data.batches import PromptChoice, samples
 from gm.data.latents import Latents
 from gm.text.tokenizer import END, Tokenizer, pool_positions
-from gm.training import loop, schedules
+from gm.training import lessons, loop, schedules
 from gm.training.feed import Feed
+from gm.training.lessons import Lesson
 from gm.training.plan import Plan
 from gm.training.step import Learned, Step
 from tests.reference.inputs import Batch, Prompts, normal, relative_error
@@ -51,9 +52,15 @@ def config(smallest):
     )
 
 
+def plan_of(config):
+    """Return a plan whose three pictures are nothing but latents."""
+    lesson = Lesson(lessons.entries(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
+    return Plan(config, [lesson], [], tokenizer(config))
+
+
 @pytest.fixture(scope="module")
 def feed(config):
-    plan = Plan(config, [], PROMPTS, [], tokenizer(config), None)
+    plan = plan_of(config)
     mean, log_variance = normal(80, 3, 2, *LATENT) / 0.3, normal(81, 3, 2, *LATENT) - 1.0
     sizes = np.random.default_rng(82).integers(0, 1500, (3, 2, 6)).astype(np.float32)
     return Feed(plan, Latents(mean, log_variance, sizes, config.model.autoencoder.scale_factor))
@@ -94,7 +101,7 @@ def batch(config, feed, step):
         rank=0,
         world=1,
         buckets=[range(3)],
-        prompts=PromptChoice(len(PROMPTS)),
+        prompts=[PromptChoice(range(len(PROMPTS)))] * 3,
         levels=(0, config.model.schedule.timesteps),
         flip=True,
     )
@@ -141,7 +148,7 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
     loss = LossConfig("huber", 0.3, 5.0, 0.2, 100, 800, -0.5)
     options = dataclasses.replace(config, loss=loss)
     model, training = smallest.reference, options.training
-    plan = Plan(options, [], PROMPTS, [], tokenizer(options), None)
+    plan = plan_of(options)
     shown = Feed(plan, feed.latents).batch(3)
     learned = Learned(rows(config), half=False)
     found = compiled(Step(smallest.model, learned, False, loss), graph)(*shown)
@@ -155,7 +162,7 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
         rank=0,
         world=1,
         buckets=[range(3)],
-        prompts=PromptChoice(3),
+        prompts=[PromptChoice(range(3))] * 3,
         levels=(100, 801),
         bias=-0.5,
         flip=True,
@@ -179,6 +186,45 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
     assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
     for ours, theirs in zip(learned.sums, both, strict=True):
         assert relative_error(ours.asnumpy(), theirs.grad.numpy()) < 1e-4
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, config, feed, graph):
+    """Loss and both gradients, of n + 2.5 (p - n), beside PyTorch's."""
+    import torch
+
+    concepts = [{}, {"placeholder_token": "<bad>", "num_vectors": 3, "negative": True}]
+    concept = dataclasses.replace(config.concept, concepts=concepts)
+    options = dataclasses.replace(config, concept=concept, loss=LossConfig(negative_guidance=2.5))
+    known = tokenizer(config)
+    known.add_placeholder("<bad>", 3)
+    entries = lessons.entries(options)
+    made = plan_of(options)
+    bad = Lesson(entries[1], "bad", slice(2, 5), [], ())
+    shown_by = Feed(dataclasses.replace(made, lessons=[*made.lessons, bad], tokenizer=known), feed.latents)
+    shown = shown_by.batch(1)
+    widths = config.model.text_encoder_1.width, config.model.text_encoder_2.width
+    start = [0.05 * normal(90 + k, 5, width) for k, width in enumerate(widths)]
+    learned = Learned(start, half=False)
+    found = compiled(Step(smallest.model, learned, False, options.loss, shown_by.negative), graph)(*shown)
+    model, both = smallest.reference, [torch.from_numpy(r.copy()).requires_grad_() for r in start]
+    predictions = []
+    bad_ids = known(["<bad>"], padding=END), known(["<bad>"], padding=0)
+    assert bad_ids[0][0, :5].tolist() == [49406, 49410, 49411, 49412, 49407]
+    times, sizes = shown.timestep.asnumpy().astype(int), shown.sizes.asnumpy()
+    for ids in (
+        (*(torch.from_numpy(i).expand(BATCH, -1) for i in bad_ids), torch.tensor([4] * BATCH)),
+        tuple(torch.from_numpy(each.asnumpy()) for each in (shown.ids_1, shown.ids_2, shown.pool_position)),
+    ):
+        predictions.append(model.epsilon(shown.x.asnumpy(), times, *model.condition(*ids, *both), sizes))
+    away, towards = predictions
+    expected = ((away + 2.5 * (towards - away) - torch.from_numpy(shown.noise.asnumpy())) ** 2).mean()
+    expected.backward()
+    assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
+    for ours, theirs in zip(learned.sums, both, strict=True):
+        gradient = theirs.grad.numpy()
+        assert (np.abs(gradient).max(axis=1) > 1e-6).all()  # of every row, those of both words
+        assert relative_error(ours.asnumpy(), gradient) < 1e-4
 
 
 def tokenizer(config):
