@@ -88,6 +88,8 @@ def pictures(tmp_path: Path) -> Path:
         (["--timestep_min", "500", "--timestep_max", "400"], "--timestep_min 500 and --timestep_max 400 leave no"),
         (["--resume", "@nowhere.ckpt"], "there is no file"),
         (["--is_parallel", "True"], "needs several processes"),
+        (["--concepts", "{placeholder_token: <aa>}", "{placeholder: <bb>}"], "--concepts, word 2: unknown option"),
+        (["--concepts", "words.yaml"], "there is no file words.yaml"),
     ],
 )
 def test_training_names_what_is_wrong(
@@ -98,6 +100,26 @@ def test_training_names_what_is_wrong(
     containers.write(tmp_path / "other.safetensors", {"some.weight": in_memory(np.zeros(3, np.float32))})
     placed = [a.replace("@", f"{tmp_path}/") for a in arguments]
     assert message in script("train_textual_inversion", *placed)
+
+
+def test_several_words_are_learned_and_drawn_together(script: Run, workshop: Workshop, tmp_path: Path) -> None:
+    pictures = workshop.folder / "pictures"
+    said = script(
+        "train_textual_inversion",
+        *("--total_step", "2", "--save_path", str(tmp_path / "run"), "--initializer_token", "cat", "--concepts"),
+        f"{{placeholder_token: <aa>, data_path: {pictures}, num_vectors: 3}}",
+        f"{{placeholder_token: <bb>, data_path: {pictures}}}",
+        "{placeholder_token: <not>, negative: true}",
+    )
+    learned = [str(tmp_path / "run" / f"smallest_{name}_2_ti.ckpt") for name in ("aa", "bb", "not")]
+    for word, path in zip(("<aa>", "<bb>", "<not>"), learned, strict=True):
+        assert f"learned {word}: {path}" in said
+    script(
+        "demo.sampling_without_streamlit",
+        *("--prompt", "a <aa> beside a <bb>", "--negative_prompt", "<not>", "--save_path", str(tmp_path / "out")),
+        *("--textual_inversion_weight", *learned),
+    )
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
 
 
 @pytest.mark.parametrize(

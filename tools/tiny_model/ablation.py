@@ -21,12 +21,12 @@ import numpy as np
 from gm import api, command_line
 from gm.api import Toolkit
 from tools.tiny_model import measure
-from tools.tiny_model.concepts import CONFETTI, HUMBUG, Unseen
+from tools.tiny_model.concepts import Unseen
+from tools.tiny_model.measure import THINGS
 
 RESULTS = "tools/tiny_model/ablation.jsonl"
 PHRASES = {"<humbug>": "pink striped heart", "<confetti>": "red outline yellow spots"}
 OTHERS = {"<humbug>": "blue", "<confetti>": "circle"}
-THINGS = (HUMBUG, CONFETTI)
 STEPS = 200  # half of the tiny config's: after all of them almost everything is learned, and little tells it apart
 
 

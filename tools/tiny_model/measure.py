@@ -2,6 +2,8 @@
 
 python tools/tiny_model/measure.py drawing
 python tools/tiny_model/measure.py learning --num_vectors 4
+python tools/tiny_model/measure.py together
+python tools/tiny_model/measure.py away --steps 200
 """
 
 import sys
@@ -11,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,8 @@ from tools.tiny_model.world import SHAPES
 BACKDROPS = ("white", "blue", "yellow", "black")
 STYLED = ("a red circle", "a blue star", "a yellow heart", "a black cross")
 BATCH = 16  # pictures drawn at once
+THINGS = (HUMBUG, CONFETTI)
+NEGATIVE = "<not-that>"
 
 
 def unseen_prompts() -> list[tuple[str, str, str]]:
@@ -52,9 +57,12 @@ def prompts_for(thing: Unseen, word: str, backdrop: str | None = None) -> list[s
     return [f"{scene}{where} in the style of {word}" for scene in STYLED]
 
 
-def distances(toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Concept] = ()) -> np.ndarray:
+def distances(
+    toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Concept] = (), **sampling: Any
+) -> np.ndarray:
     """Return the judge's distance to `thing` of 16 pictures of `word`, seed by seed."""
-    pictures = api.generate(toolkit, prompts_for(thing, word) * 4, concepts, batch_size=BATCH, seed=1000)
+    options = {"batch_size": BATCH, "seed": 1000, **sampling}
+    pictures = api.generate(toolkit, prompts_for(thing, word) * 4, concepts, **options)
     return np.array([judge.distance(picture, thing.colours, thing.shape) for picture in pictures])
 
 
@@ -92,21 +100,62 @@ def learning(toolkit: Toolkit, thing: Unseen, concept: Concept) -> dict[str, flo
     }
 
 
+def entry(thing: Unseen, num_vectors: int) -> dict[str, Any]:
+    """Return `thing` as one of several words to learn."""
+    return {
+        "placeholder_token": thing.word,
+        "data_path": str(Path("datasets") / thing.folder),
+        "num_vectors": num_vectors,
+        "initializer_token": thing.initializer,
+        "learnable_property": thing.kind,
+    }
+
+
+def together(toolkit: Toolkit, num_vectors: int) -> list[tuple[str, dict[str, float]]]:
+    """Learn both things in one run of as many steps as two runs have; return what each has become."""
+    steps = {"total_step": 2 * toolkit.config.training.total_step}
+    learned = api.learn_together(toolkit, [entry(thing, num_vectors) for thing in THINGS], training=steps)
+    return [(thing.word, learning(toolkit, thing, own)) for thing, own in zip(THINGS, learned, strict=True)]
+
+
+def away(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> dict[str, float]:
+    """Learn `thing` for `steps` alone, and with a negative word; return the median distances by guidance.
+
+    "alone" is without a negative prompt, "negative" with the negative word there.
+    """
+    training, negative = {"total_step": steps}, {"placeholder_token": NEGATIVE, "negative": True}
+    alone = api.learn_together(toolkit, [entry(thing, num_vectors)], training=training)
+    both = api.learn_together(toolkit, [entry(thing, num_vectors), negative], training=training)
+    found = {}
+    for scale in (1.0, 3.0, 6.0):
+        for name, words, prompt in (("alone", alone, ""), ("negative", both, NEGATIVE)):
+            seen = distances(toolkit, thing, thing.word, words, negative_prompt=prompt, guidance_scale=scale)
+            found[f"{name} {scale:g}"] = round(float(np.median(seen)), 3)
+    return found
+
+
 def main() -> None:
     parser = command_line.Parser("Measure what the tiny model draws and learns, by the judge.")
-    parser.add_argument("what", choices=("drawing", "learning"), help="pictures of words, or of two learned concepts")
+    parser.add_argument("what", choices=("drawing", "learning", "together", "away"), help="what to measure")
     parser.add_argument(
         "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
     )
     parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
     parser.add_argument("--num_vectors", type=int, default=4, help="rows to learn (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of away (default: %(default)s)")
     flags = parser.read()
     toolkit = api.load(flags["config"], run={"weight": flags["weight"], "ms_mode": flags["ms_mode"]})
     if flags["what"] == "drawing":
         print(json.dumps(drawing(toolkit, unseen_prompts())))
+    elif flags["what"] == "together":
+        for word, found in together(toolkit, flags["num_vectors"]):
+            print(word, json.dumps(found), flush=True)
+    elif flags["what"] == "away":
+        for thing in THINGS:
+            print(thing.word, json.dumps(away(toolkit, thing, flags["num_vectors"], flags["steps"])), flush=True)
     else:
-        for thing in (HUMBUG, CONFETTI):
+        for thing in THINGS:
             concept = learn(toolkit, thing, flags["num_vectors"])
             print(thing.word, json.dumps(learning(toolkit, thing, concept)), flush=True)
 
