@@ -40,22 +40,27 @@ class Words:
     rows_2: np.ndarray
 
 
+def check_widths(concept: Concept, config: ModelConfig) -> None:
+    """Raise UserError if the concept's rows are as wide as another model's."""
+    found = concept.rows_1.shape[1], concept.rows_2.shape[1]
+    widths = config.text_encoder_1.width, config.text_encoder_2.width
+    if found != widths:
+        raise UserError(
+            f"{concept.placeholder} has rows {found[0]} and {found[1]} wide, the model's are {widths[0]} and "
+            f"{widths[1]}: it was learned on another model; use that model's --config and --weight"
+        )
+
+
 def words(concepts: Sequence[Concept], config: ModelConfig) -> Words:
     """Join any number of concepts.
 
     Raises UserError if a concept's widths are another model's, or two concepts share a placeholder.
     """
     tokenizer = Tokenizer(config.text_encoder_1.positions)
-    widths = (config.text_encoder_1.width, config.text_encoder_2.width)
     for concept in concepts:
-        found = (concept.rows_1.shape[1], concept.rows_2.shape[1])
-        if found != widths:
-            raise UserError(
-                f"{concept.placeholder} has rows {found[0]} and {found[1]} wide, the model's are {widths[0]} and "
-                f"{widths[1]}: it was learned on another model; use that model's --config and --weight"
-            )
+        check_widths(concept, config)
         tokenizer.add_placeholder(concept.placeholder, concept.num_vectors)
     # Without a concept there is one row that no id reaches: MindSpore has no empty tensors.
-    rows_1 = [c.rows_1 for c in concepts] or [np.zeros((1, widths[0]), np.float32)]
-    rows_2 = [c.rows_2 for c in concepts] or [np.zeros((1, widths[1]), np.float32)]
+    rows_1 = [c.rows_1 for c in concepts] or [np.zeros((1, config.text_encoder_1.width), np.float32)]
+    rows_2 = [c.rows_2 for c in concepts] or [np.zeros((1, config.text_encoder_2.width), np.float32)]
     return Words(tokenizer, np.concatenate(rows_1), np.concatenate(rows_2))

@@ -39,7 +39,7 @@ def make(config: Config) -> Job:
     atomic.check_folder(sampling.save_path, "--save_path")
     samplers.by_name(sampling.sampler)
     frame = sizes.frame(sampling, config.model)
-    concepts = [concept_files.load(path) for path in sampling.textual_inversion_weight]
+    concepts = [c for path in sampling.textual_inversion_weight for c in concept_files.load_all(path)]
     known = words(concepts, config.model)
     prompts = lines.read(sampling.prompt, "--prompt")
     texts = [*prompts, sampling.negative_prompt]

@@ -12,7 +12,7 @@ import numpy as np
 
 from gm import options
 from gm.concepts import files, initial
-from gm.concepts.concept import words
+from gm.concepts.concept import check_widths
 from gm.config import ConceptConfig, Config, WordConfig
 from gm.data import captions, folder, templates
 from gm.data.buckets import Size
@@ -184,7 +184,7 @@ def _start(entry: Entry, model: ModelConfig) -> tuple[np.ndarray, np.ndarray] | 
     if entry.initializer_token is not None:
         raise UserError("--initializer_file and --initializer_token both say where to start; give one of them")
     found = files.load(entry.initializer_file)
-    words([found], model)
+    check_widths(found, model)
     if found.num_vectors > entry.num_vectors:
         log.warning(
             "--initializer_file %s has %d rows, of which --num_vectors %d uses the first %d",
