@@ -137,7 +137,9 @@ class TrainingConfig:
         aliases=("adam_weight_decay",),
     )
     norm_pull: float = option(
-        0.0, "part of the way to the usual norm of a word that each row's norm is pulled after an update", minimum=0.0
+        0.0,
+        "part of the way to the usual norm of the words in the prompts that each row's norm is pulled after an update",
+        minimum=0.0,
     )
     recompute: bool = option(
         False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import mindspore as ms
@@ -45,9 +46,10 @@ class SDXL(nn.Cell):
         tables = one.transformer.text_model.embeddings.token_embedding, two.model.token_embedding
         return tables[0].embedding_table.asnumpy(), tables[1].embedding_table.asnumpy()
 
-    def token_norms(self) -> tuple[float, float]:
-        """Return the usual Euclidean norm of a word's row in each encoder, the median over its table."""
-        one, two = (float(np.median(np.linalg.norm(table.astype(np.float32), axis=1))) for table in self.token_tables())
+    def token_norms(self, ids: Sequence[int]) -> tuple[float, float]:
+        """Return the usual Euclidean norm of the rows of `ids` in each encoder, their median."""
+        tables = (table[list(ids)].astype(np.float32) for table in self.token_tables())
+        one, two = (float(np.median(np.linalg.norm(rows, axis=1))) for rows in tables)
         return one, two
 
     def recompute(self) -> None:

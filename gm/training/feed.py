@@ -12,7 +12,7 @@ from gm.data import batches
 from gm.data.batches import PromptChoice, Sample
 from gm.data.latents import Latents
 from gm.diffusion import denoiser, losses, schedule
-from gm.text.tokenizer import END, pool_positions
+from gm.text.tokenizer import END, START, pool_positions
 from gm.training import lessons
 from gm.training.plan import Plan
 from gm.training.step import Negative
@@ -54,6 +54,8 @@ class Feed:
         self.ids_1 = plan.tokenizer(texts, padding=END)
         self.ids_2 = plan.tokenizer(texts, padding=0)
         self.pool_positions = pool_positions(self.ids_2, config.run.pooling)
+        # The words beside the new one. Not all of the table: what a model never met may have rows of any length.
+        self.words = sorted({*self.ids_1.ravel().tolist()} & {*range(START)}) or list(range(START))
         self.negative = None if plan.negative is None else _negative(plan, plan.negative.word)
 
     def batch(self, step: int) -> Batch:

@@ -56,7 +56,7 @@ def run(
     training, half = config.training, backend.dtype == ms.float16
     both = Step(model, learned, half, config.loss, feed.negative)
     step = compiled(both, backend.graph, "the training graph, with the first step", gradient=True)
-    norms = model.token_norms() if training.norm_pull else (1.0, 1.0)
+    norms = model.token_norms(feed.words) if training.norm_pull else (1.0, 1.0)
     update = compiled(Update(learned, training, backend.world, norms), backend.graph)
     before, made = start
     rows = good = learned.arrays()

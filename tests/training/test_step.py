@@ -9,6 +9,7 @@ from mindspore import Tensor
 
 from gm.backend import Backend, compiled
 from gm.config import TrainingConfig
+from gm.text.tokenizer import Tokenizer
 from gm.training import plan, run
 from gm.training.feed import Batch, Feed
 from gm.training.step import Learned, Step
@@ -200,7 +201,11 @@ def test_norms_are_pulled_towards_the_tables(workshop: Workshop, feed: Feed, pul
         np.testing.assert_allclose(pulled, free * (1 + pull * (target / before - 1)), rtol=1e-5, atol=1e-7)
 
 
-def test_the_usual_norm_is_the_median_of_a_table(workshop: Workshop) -> None:
-    for found, table in zip(workshop.model.token_norms(), workshop.model.token_tables(), strict=True):
-        lengths = np.sqrt((table.astype(np.float64) ** 2).sum(1))
-        assert (lengths < found).sum() == pytest.approx(len(table) / 2, abs=1)
+def test_the_usual_norm_is_the_median_of_the_words_in_the_prompts(workshop: Workshop, feed: Feed) -> None:
+    assert {*Tokenizer().encode("a photo of my own")} <= {*feed.words}
+    assert max(feed.words) < 49406
+    assert len(feed.words) < 100
+    found = workshop.model.token_norms(feed.words)
+    for norm, table in zip(found, workshop.model.token_tables(), strict=True):
+        lengths = np.sqrt((table[feed.words].astype(np.float64) ** 2).sum(1))
+        assert (lengths < norm).sum() == pytest.approx(len(feed.words) / 2, abs=1)

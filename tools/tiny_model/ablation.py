@@ -55,6 +55,13 @@ CHANGES = (
     *(Change("learning rate", f"{rate:g}", training={"learning_rate": rate}) for rate in (5e-3, 1.5e-2, 1.5e-1)),
     *(Change("min-SNR", f"{gamma:g}", loss={"min_snr_gamma": gamma}) for gamma in (1.0, 5.0)),
     *(Change("norm pull", f"{pull:g}", training={"norm_pull": pull}) for pull in (0.1, 1.0)),
+    Change(
+        "together",
+        "a phrase, 8 vectors, 0.15, min-SNR 5",
+        {"initializer_token": PHRASES, "num_vectors": 8},
+        {"learning_rate": 1.5e-1},
+        {"min_snr_gamma": 5.0},
+    ),
 )
 
 
