@@ -80,6 +80,7 @@ class Desk:
         # Last: a run that is killed before goes on from an earlier state and writes all of this again.
         if done.ended != DIVERGED and (last or self._state_is_due(done)):
             self._write("the state", last, self._save_state, done)
+            self.saved = done.step  # or tried to: what failed is tried again after another interval
 
     def close(self) -> None:
         self.console.close()
@@ -130,7 +131,6 @@ class Desk:
         config = self.plan.config
         now = State(done.step, done.update, self.learned.snapshot(), self.base_model, state.options(config), notes)
         state.save(now, self.place, config.training.keep_states)
-        self.saved = done.step
 
     def _draw(self, step: int, last: bool) -> None:
         assert self.previews

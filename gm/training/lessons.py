@@ -108,7 +108,7 @@ def names(found: list[Entry]) -> list[str]:
     """Return what the files of each word are called: the word, without what a file's name should not hold."""
     made: list[str] = []
     for number, entry in enumerate(found, 1):
-        name = re.sub(r"[^\w.-]+", "", entry.placeholder_token).strip("._-") or f"word{number}"
+        name = re.sub(r"[^\w.-]+", "", entry.placeholder_token).strip("._-")[:64] or f"word{number}"
         made.append(f"{name}-{number}" if name.lower() in map(str.lower, made) else name)
     return made
 

@@ -262,7 +262,7 @@ def test_a_full_disk_costs_what_cannot_be_written_and_no_more(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     out = capsys.readouterr().out
-    assert len(re.findall("the state is not saved, training goes on: cannot write .*state_[24].ckpt", out)) == 2
+    assert len(re.findall("the state is not saved, training goes on: cannot write .*state_[0-9]+.ckpt", out)) == 2
     assert sorted(p.name for p in place.glob("*.ckpt")) == ["smallest_3_ti.ckpt", "smallest_6_ti.ckpt"]
     assert not list(place.glob(".*.tmp"))
     assert not list(place.glob("state_*"))

@@ -27,12 +27,11 @@ from tools.tiny_model.measure import THINGS
 RESULTS = "tools/tiny_model/ablation.jsonl"
 PHRASES = {"<humbug>": "pink striped heart", "<confetti>": "red outline yellow spots"}
 OTHERS = {"<humbug>": "blue", "<confetti>": "circle"}
-STEPS = 200  # half of the tiny config's: after all of them almost everything is learned, and little tells it apart
 
 
 @dataclass(frozen=True)
 class Change:
-    """One option set apart from the defaults of the tiny config; `concept` may depend on the thing to learn."""
+    """Options set apart from `BASE`; one of a concept may depend on the thing to learn."""
 
     what: str
     level: str
@@ -45,9 +44,15 @@ class Change:
         return {name: v[thing.word] if isinstance(v, dict) else v for name, v in self.concept.items()}
 
 
-DEFAULT = Change("the tiny config", "4 vectors, one word, 5e-2")
+BASE = Change(
+    "to compare with",
+    "one word, 4 vectors, 0.05",
+    {"num_vectors": 4},
+    {"total_step": 200, "learning_rate": 5e-2, "norm_pull": 0.0},
+    {"min_snr_gamma": 0.0},
+)
 CHANGES = (
-    DEFAULT,
+    BASE,
     Change("initialisation", "random rows", {"initializer_token": None}),
     Change("initialisation", "a phrase", {"initializer_token": PHRASES}),
     Change("initialisation", "a word for something else", {"initializer_token": OTHERS}),
@@ -67,10 +72,15 @@ CHANGES = (
 
 def once(toolkit: Toolkit, thing: Unseen, change: Change, seed: int) -> dict[str, Any]:
     """Learn `thing` with `change` and return what the judge says of it."""
-    options = {"initializer_token": thing.initializer, "learnable_property": thing.kind, **change.concept_of(thing)}
-    training = {"seed": seed, "total_step": STEPS, **change.training}
-    data = Path("datasets") / thing.folder
-    concept = api.learn(toolkit, data, thing.word, training=training, loss=change.loss, **options)
+    options = {"initializer_token": thing.initializer, "learnable_property": thing.kind}
+    concept = api.learn(
+        toolkit,
+        Path("datasets") / thing.folder,
+        thing.word,
+        training={"seed": seed, **BASE.training, **change.training},
+        loss={**BASE.loss, **change.loss},
+        **{**options, **BASE.concept, **change.concept_of(thing)},
+    )
     after = measure.distances(toolkit, thing, thing.word, [concept])
     return {
         "word": thing.word,
@@ -93,7 +103,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         for thing in THINGS:
             own = [r for r in records if (r["word"], r["what"], r["level"]) == (thing.word, change.what, change.level)]
             if not own:
-                cells.append("| ")
+                cells.append("– | –")
                 continue
             found = sorted(r["distance"] for r in own)
             obeys = float(np.mean([r["obeys"] for r in own]))
