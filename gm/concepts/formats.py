@@ -1,75 +1,106 @@
 """How each program calls the rows of a concept; docs/formats.md has the table.
 
-A file is recognised by the names in it, never by its ending. What is read are parts: the rows of one word in one
-encoder; `files` joins them to concepts.
+A file is recognised by the names in it, never by its ending. Each format is two functions: from the tree of a file to
+the rows of its words, and back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gm.errors import UserError
 from gm.weights.lazy import LazyTensor
 
 ROWS_1 = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.embedding_table"
 ROWS_2 = "conditioner.embedders.1.model.token_embedding.embedding_table"
-_MOST_ROWS = 75  # that a prompt has room for
+ENCODERS = ("CLIP-L, text encoder 1", "OpenCLIP bigG, text encoder 2")
 UNNAMED = "*"  # AUTOMATIC1111 calls every word so, and finds it by the file's name
+_MOST_ROWS = 75  # that a prompt has room for
+_BIGG = 1280  # width of rows that are OpenCLIP bigG's where a file does not say so
+_TOKEN = 265  # of "*" in CLIP's vocabulary
 
 Tree = Mapping[str, Any]  # of a file: tensors, words and numbers by name, in PyTorch's files dicts of these, too
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows [n, width] of `word` (None: the file does not say it) in `encoder` 1 or 2 (None: nor that)."""
-
-    word: str | None
-    encoder: int | None
-    rows: np.ndarray
+Rows = tuple[np.ndarray | None, np.ndarray | None]  # [n, width] float32 of CLIP-L and of bigG, None where missing
+Words = dict[str | None, Rows]  # None for a word that its file does not say
 
 
 @dataclass(frozen=True)
 class Format:
-    """What a program writes: how a file of it is known, its parts, and the pooling rule its words are learned under."""
+    """What a program writes.
+
+    known: whether a file's tree is of it; read: the words of that; written: the tree of one or of several words, of
+    each file that they take (diffusers has one for each encoder); pooling: the rule that its words are learned under
+    """
 
     program: str
     known: Callable[[Tree], bool]
-    parts: Callable[[Tree], Iterator[Part]]
+    read: Callable[[Tree], Words]
+    written: Callable[[Words, Mapping[str, Any]], list[dict[str, Any]]]
     pooling: str
 
 
-def recognised(tree: Tree) -> Format | None:
-    """Return the format of a file that holds `tree`, None for none that is known."""
-    return next((each for each in FORMATS if each.known(tree)), None)
+def recognised(tree: Tree) -> str | None:
+    """Return the name of the format of a file that holds `tree`, None for none that is known."""
+    return next((name for name, each in FORMATS.items() if each.known(tree)), None)
 
 
-def _named(first: str, second: str) -> tuple[Callable[[Tree], bool], Callable[[Tree], Iterator[Part]]]:
-    """Return what knows, and what reads, a file of one word with these names of its rows."""
-    names = {first: 1, second: 2}
-
-    def parts(tree: Tree) -> Iterator[Part]:
-        for name, encoder in names.items():
-            if name in tree:
-                yield Part(None, encoder, _rows(tree[name]))
-
-    return lambda tree: not names.keys().isdisjoint(tree), parts
+def missing(rows: Rows) -> str:
+    """Return the encoder whose rows are not there, "" if both are."""
+    return next((name for name, own in zip(ENCODERS, rows, strict=True) if own is None), "")
 
 
-def _by_word(tree: Tree) -> Iterator[Part]:
+def _named(program: str, first: str, second: str, pooling: str, flat: bool = False) -> Format:
+    """Return the format of files of one word, whose rows have these names; `flat` if it is one row [width]."""
+
+    def read(tree: Tree) -> Words:
+        one, two = (_rows(tree[name]) if name in tree else None for name in (first, second))
+        return {None: (one, two)}
+
+    def written(words: Words, _: Mapping[str, Any]) -> list[dict[str, Any]]:
+        rows = _only(words, program)
+        if missing(rows):
+            raise UserError(f"{program} needs the rows of both encoders; those of {missing(rows)} are missing")
+        if flat and len(_both(rows)[0]) > 1:
+            raise UserError(f"{program} holds one vector, and there are {len(_both(rows)[0])}; choose another format")
+        return [{name: own[0] if flat else own for name, own in zip((first, second), _both(rows), strict=True)}]
+
+    return Format(program, lambda tree: first in tree or second in tree, read, written, pooling)
+
+
+def _read_by_word(tree: Tree) -> Words:
     parameters = tree["string_to_param"]
     parameters = parameters.get("_parameters", parameters)
+    words: Words = {}
     for word, tensor in parameters.items():
         if isinstance(tensor, LazyTensor):
             name = tree.get("name") if word == UNNAMED else word
-            yield Part(name if isinstance(name, str) and name else None, None, _rows(tensor))
+            words[name if isinstance(name, str) and name else None] = _placed(_rows(tensor))
+    return words
 
 
-def _words(tree: Tree) -> Iterator[Part]:
-    for word, tensor in tree.items():
-        yield Part(word, None, _rows(tensor))
+def _write_by_word(words: Words, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    one = len(words) == 1
+    rows = {UNNAMED if one or word is None else word: _clip_l(rows, _BY_WORD) for word, rows in words.items()}
+    tokens = {word: np.array([_TOKEN], np.int64) for word in rows}
+    kept = {name: notes.get(name) for name in ("step", "sd_checkpoint", "sd_checkpoint_name")}
+    return [{"string_to_token": tokens, "string_to_param": rows, "name": next(iter(words)) or "", **kept}]
+
+
+def _read_words(tree: Tree) -> Words:
+    return {word: _placed(_rows(tensor)) for word, tensor in tree.items()}
+
+
+def _write_words(words: Words, _: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if None in words:
+        raise UserError("diffusers' files say their word; give --placeholder_token")
+    files: list[dict[str, Any]] = [
+        {str(word): rows[k] for word, rows in words.items() if rows[k] is not None} for k in (0, 1)
+    ]
+    return [tree for tree in files if tree]
 
 
 def _are_words(tree: Tree) -> bool:
@@ -80,8 +111,8 @@ def _are_words(tree: Tree) -> bool:
     return few and len({rows.shape[-1] for rows in tree.values()}) == 1
 
 
-def _emb_params(tree: Tree) -> Iterator[Part]:
-    yield Part(None, 1, _rows(tree["emb_params"]))
+def _placed(rows: np.ndarray) -> Rows:
+    return (None, rows) if rows.shape[-1] == _BIGG else (rows, None)
 
 
 def _rows(tensor: LazyTensor) -> np.ndarray:
@@ -89,17 +120,42 @@ def _rows(tensor: LazyTensor) -> np.ndarray:
     return values[None] if values.ndim == 1 else values
 
 
-FORMATS = (
-    Format("this toolkit and mindone", *_named(ROWS_1, ROWS_2), "argmax"),
-    Format(
-        "AUTOMATIC1111, the original, InvokeAI",
-        lambda tree: isinstance(tree.get("string_to_param"), dict),
-        _by_word,
+def _only(words: Words, program: str) -> Rows:
+    if len(words) > 1:
+        raise UserError(f"{program} holds one word a file, and there are {len(words)}; write them one by one")
+    return next(iter(words.values()))
+
+
+def _both(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    one, two = rows
+    assert one is not None
+    assert two is not None
+    return one, two
+
+
+def _clip_l(rows: Rows, program: str) -> np.ndarray:
+    """Return the rows of CLIP-L; UserError if there are others, too, which would be lost, or none."""
+    one, two = rows
+    if one is None or two is not None:
+        raise UserError(f"{program} holds rows of CLIP-L alone, as Stable Diffusion 1.5 has them; choose another")
+    return one
+
+
+_BY_WORD, _KOHYA = "AUTOMATIC1111's .pt", "kohya's SD 1.5 file"
+FORMATS = {
+    "mindspore": _named("mindone's .ckpt", ROWS_1, ROWS_2, "argmax"),
+    "a1111": Format(
+        _BY_WORD, lambda t: isinstance(t.get("string_to_param"), dict), _read_by_word, _write_by_word, "end_of_text"
+    ),
+    "kohya": Format(
+        _KOHYA,
+        lambda tree: "emb_params" in tree,
+        lambda tree: {None: (_rows(tree["emb_params"]), None)},
+        lambda words, _: [{"emb_params": _clip_l(_only(words, _KOHYA), _KOHYA)}],
         "end_of_text",
     ),
-    Format("kohya, SD 1.5", lambda tree: "emb_params" in tree, _emb_params, "end_of_text"),
-    Format("ComfyUI, AUTOMATIC1111, kohya, OneTrainer", *_named("clip_l", "clip_g"), "end_of_text"),
-    Format("cog-sdxl", *_named("text_encoders_0", "text_encoders_1"), "argmax"),
-    Format("oss-roettger", *_named("emb", "emb2"), "argmax"),
-    Format("diffusers", _are_words, _words, "argmax"),
-)
+    "clip": _named("ComfyUI's .safetensors", "clip_l", "clip_g", "end_of_text"),
+    "cog": _named("cog-sdxl's embeddings.pti", "text_encoders_0", "text_encoders_1", "argmax"),
+    "roettger": _named("oss-roettger's .pt", "emb", "emb2", "argmax", flat=True),
+    "diffusers": Format("diffusers' learned_embeds", _are_words, _read_words, _write_words, "argmax"),
+}

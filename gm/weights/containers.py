@@ -60,7 +60,7 @@ def write(
     """
     path = Path(path)
     metadata = metadata or {}
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".pti"):
         safetensors_file.write(path, tensors, {name: str(value) for name, value in metadata.items()}, progress)
     elif path.suffix == ".ckpt":
         checkpoint_file.write(path, tensors, metadata, progress)

@@ -1,4 +1,4 @@
-"""Reading a pickle without running it.
+"""Reading a pickle without running it, and writing one for PyTorch.
 
 A pickle is a program for a stack machine that can call any function of Python by its name. This machine knows the
 instructions that make plain values and a short list of names, none of which it calls: it notes the tensors that PyTorch
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import pickletools
+import struct
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 _MOST_STEPS = 20_000  # instructions; a learned word needs some hundreds
 _MOST_DIMENSIONS = 8
@@ -27,6 +30,7 @@ _VALUES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+_TYPES = {numpy: torch for torch, numpy in _VALUES.items()}
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -216,6 +220,37 @@ def value(stream: io.BytesIO) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickletools, at texts that are none
         return _Machine().run(stream)
+
+
+def written(made: Any, tensors: list[np.ndarray]) -> bytes:
+    """Return the pickle of dicts, words, numbers and arrays, as `torch.save` has it; `tensors` takes the arrays."""
+    return b"\x80\x02" + _written(made, tensors) + b"."
+
+
+def _written(made: Any, tensors: list[np.ndarray]) -> bytes:
+    if isinstance(made, bool) or made is None:
+        return {None: b"N", True: b"\x88", False: b"\x89"}[made]
+    if isinstance(made, int):
+        length = made.bit_length() // 8 + 1
+        return b"\x8a" + bytes([length]) + made.to_bytes(length, "little", signed=True)
+    if isinstance(made, float):
+        return b"G" + struct.pack(">d", made)
+    if isinstance(made, str):
+        text = made.encode()
+        return b"X" + struct.pack("<I", len(text)) + text
+    if isinstance(made, tuple):
+        return b"(" + b"".join(_written(part, tensors) for part in made) + b"t"
+    if isinstance(made, np.ndarray):
+        key, kind = str(len(tensors)), _TYPES[made.dtype.name]
+        tensors.append(made)
+        head = _written("storage", []) + f"ctorch\n{kind}\n".encode()
+        storage = b"(" + head + _written(key, []) + _written("cpu", []) + _written(made.size, []) + b"tQ"
+        strides = tuple(step // made.itemsize for step in np.ascontiguousarray(made).strides)
+        shape = _written(0, []) + _written(made.shape, []) + _written(strides, [])
+        hooks = b"\x89ccollections\nOrderedDict\n)R"
+        return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + shape + hooks + b"tR"
+    items = b"".join(_written(key, tensors) + _written(value, tensors) for key, value in made.items())
+    return b"}(" + items + b"u"
 
 
 def _name(module: Any, name: Any) -> _Name:

@@ -1,4 +1,4 @@
-"""Reading small PyTorch files (`.pt`, `.bin`) without PyTorch, and without running what is in them.
+"""Small PyTorch files (`.pt`, `.bin`) without PyTorch, and without running what is in them.
 
 Since PyTorch 1.6 such a file is a zip archive of stored entries, `<any>/data.pkl` and the bytes of each storage in
 `<any>/data/<key>`. Before, it was a row of pickles (a magic number, a version, the machine's sizes, the value, the
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gm import atomic
 from gm.errors import UserError
 from gm.weights import pickled
 from gm.weights.lazy import LazyTensor
@@ -58,6 +59,17 @@ def read(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # bytes that are no pickle make the standard library raise almost anything
         raise _damaged(path, error) from error
+
+
+def write(path: str | Path, tree: Any) -> None:
+    """Write dicts, words, numbers and arrays to `path` as `torch.save` does, whole or not at all."""
+    tensors: list[np.ndarray] = []
+    content = pickled.written(tree, tensors)
+    with atomic.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        entries = {"data.pkl": content, "byteorder": b"little", "version": b"3\n"}
+        entries |= {f"data/{key}": np.ascontiguousarray(values).tobytes() for key, values in enumerate(tensors)}
+        for name, data in entries.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # with the same date always
 
 
 def _archive(path: Path, data: bytes) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gm.concepts import files, formats
+from gm.concepts import exchange, files, formats
 from gm.errors import UserError
 from gm.training import plan
 from tests.workshop import Workshop
@@ -95,7 +95,7 @@ def test_a_file_of_one_encoder_names_what_is_missing(tmp_path: Path) -> None:
         ("d.bin", {"<d>": wide_2}, "CLIP-L, text encoder 1"),
         ("e.safetensors", {"emb_params": ONE}, "OpenCLIP bigG"),
         ("f.safetensors", {"clip_g": TWO}, "CLIP-L, text encoder 1"),
-        ("g.safetensors", {"<g>": ONE}, "one of the encoders"),
+        ("g.safetensors", {"<g>": ONE}, "OpenCLIP bigG"),
         ("h.pt", {"emb": ONE[0]}, "OpenCLIP bigG"),
     ]
     for name, saved, message in cases:
@@ -114,10 +114,11 @@ def test_parts_of_automatic1111_and_invokeai(tmp_path: Path) -> None:
         (a1111(parameters={"_parameters": {"<a>": ONE[0]}}), ["<a>"]),
     ):
         torch.save(saved, tmp_path / "a.pt")
-        format_, parts, _ = files._read(tmp_path / "a.pt")
-        assert format_.program.startswith("AUTOMATIC1111")
-        assert [part.word for part in parts] == words
-        assert all(part.rows.shape[1] == 16 for part in parts)
+        learned = exchange.read(tmp_path / "a.pt")
+        assert learned.format == "a1111"
+        assert list(learned.words) == words
+        assert all(one.shape[1] == 16 and two is None for one, two in learned.words.values())
+        assert learned.notes["sd_checkpoint_name"] == "v1-5"
 
 
 def test_what_is_no_learned_file_is_said(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_file_of_several_words(tmp_path: Path) -> None:
 
 
 def test_formats_are_told_apart_by_their_names_alone() -> None:
-    programs = [each.program for each in formats.FORMATS]
+    programs = [each.program for each in formats.FORMATS.values()]
     assert len(set(programs)) == len(programs)
     assert formats.recognised({}) is None
 

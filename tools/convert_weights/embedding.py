@@ -1,0 +1,139 @@
+"""Learned words from one program's file to another's, and a look into a file.
+
+python tools/convert_weights/embedding.py inspect --source cat-toy.safetensors
+python tools/convert_weights/embedding.py convert --source learned_embeds.safetensors --target cat-toy_ti.ckpt
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from any folder
+
+import numpy as np
+
+from gm import command_line
+from gm.concepts import exchange, files
+from gm.concepts.exchange import Learned
+from gm.concepts.formats import FORMATS, ROWS_1, ROWS_2, Rows
+from gm.concepts.nearest import nearest
+from gm.errors import UserError
+from gm.weights import containers, names
+
+_BY_ENDING = {".ckpt": "mindspore", ".safetensors": "clip", ".pti": "cog", ".pt": "a1111", ".bin": "diffusers"}
+_NEAREST = 5
+
+
+def main() -> None:
+    flags = _flags()
+    learned = _renamed(exchange.read(flags["source"]), flags["placeholder_token"])
+    if flags["what"] == "inspect":
+        encoders = _tables(flags["weight"]) if flags["weight"] else None
+        print(json.dumps(described(learned, encoders), indent=2, ensure_ascii=False))
+        return
+    if not flags["target"]:
+        raise UserError("--target is missing; --help lists the flags")
+    target, overwrite = Path(flags["target"]), flags["overwrite"] == "true"
+    for path in convert(learned, flags["source"], target, flags["format"], overwrite):
+        print(f"wrote {path}")
+
+
+def described(learned: Learned, encoders: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
+    """Return what a learned file holds as JSON has it; with both `encoders`' tables also the words nearest to rows."""
+    return {
+        "format": learned.format,
+        "program": FORMATS[learned.format].program,
+        "pooling": learned.notes.get("pooling", FORMATS[learned.format].pooling),
+        "words": {word or "": _described(rows, encoders) for word, rows in learned.words.items()},
+        "notes": {name: _parsed(value) for name, value in learned.notes.items()},
+    }
+
+
+def convert(learned: Learned, source: str | Path, target: Path, format_: str | None, overwrite: bool) -> list[Path]:
+    """Write what was `learned` from the file `source` to `target`; return the paths.
+
+    UserError if something is there that is not to be overwritten, and for a format that cannot hold it.
+    """
+    format_ = format_ or _BY_ENDING.get(target.suffix)
+    if format_ is None:
+        raise UserError(f"{target} must end in {', '.join(exchange.ENDINGS)}, which says what to write")
+    if target.suffix not in files.NAMES or format_ != _BY_ENDING[target.suffix]:
+        return exchange.write(learned, target, format_, overwrite)
+    # The two kinds that training writes hold more than rows.
+    concept = files.load(source)
+    exchange.check_free([target], overwrite)
+    (word,) = learned.words
+    files.save(dataclasses.replace(concept, placeholder=word or concept.placeholder), target)
+    return [target]
+
+
+def _described(rows: Rows, encoders: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for number, (name, own) in enumerate(zip(("clip_l", "clip_g"), rows, strict=True)):
+        if own is None:
+            continue
+        norms = np.linalg.norm(own, axis=1)
+        found[name] = {"vectors": len(own), "width": own.shape[1], "norms": [round(float(n), 4) for n in norms]}
+        if encoders:
+            near = nearest(own, encoders[number], _NEAREST)
+            found[name]["nearest"] = [[f"{word} {cosine:.2f}" for word, cosine in row] for row in near]
+    return found
+
+
+def _tables(weight: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the token tables of both encoders of a model, without reading the rest of it."""
+    tensors = containers.read(weight).tensors
+    one, two = (tensors.get(name) or tensors.get(names.published_name(name)) for name in (ROWS_1, ROWS_2))
+    if one is None or two is None:
+        raise UserError(f"--weight {weight} holds no SDXL model: its token tables are missing")
+    return one.read(), two.read()
+
+
+def _parsed(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
+    except ValueError:
+        return value
+
+
+def _renamed(learned: Learned, word: str | None) -> Learned:
+    """Return what was learned under another word, or the one that its notes say; UserError for a file of several."""
+    word = word or (learned.notes.get("placeholder_token") if None in learned.words else None)
+    if word is None:
+        return learned
+    if len(learned.words) != 1:
+        words = ", ".join(str(each) for each in learned.words)
+        raise UserError(f"--placeholder_token is for one word, and the file holds several: {words}")
+    return dataclasses.replace(learned, words={word: next(iter(learned.words.values()))})
+
+
+def _flags() -> dict[str, Any]:
+    parser = command_line.Parser("Convert a learned word into another program's file, or look into one.")
+    parser.add_argument("what", choices=("convert", "inspect"), help="write another file, or show what is in one")
+    parser.add_argument("--source", help="learned file of any program, or the folder that diffusers wrote")
+    parser.add_argument("--target", help=f"file to write, which ends in {', '.join(exchange.ENDINGS)}")
+    programs = "; ".join(f"{name}: {each.program}" for name, each in FORMATS.items())
+    parser.add_argument("--format", choices=tuple(FORMATS), help=f"(default: by the target's ending) {programs}")
+    parser.add_argument("--placeholder_token", help="word to call it, where the file says none or another is wanted")
+    parser.add_argument("--weight", help="model whose words to compare the rows with, .safetensors or .ckpt")
+    parser.add_argument(
+        "--overwrite",
+        type=str.lower,
+        choices=("true", "false"),
+        nargs="?",
+        const="true",
+        default="false",
+        help="replace a target that is there already (default: %(default)s)",
+    )
+    flags = parser.read()
+    if not flags["source"]:
+        raise UserError("--source is missing; --help lists the flags")
+    return flags
+
+
+if __name__ == "__main__":
+    command_line.run(main)
