@@ -45,9 +45,8 @@ class Feed:
         self.bias, self.offset, self.guidance = loss.timestep_bias, loss.noise_offset, loss.negative_guidance
         shapes = [mean.shape for mean in latents.mean]
         counts = lessons.repeats(plan.lessons)
-        self.owners = [
-            k for k, lesson in enumerate(plan.lessons) for _ in lesson.pictures
-        ]  # the lesson of each picture
+        # The number of each picture's lesson.
+        self.owners = [k for k, lesson in enumerate(plan.lessons) for _ in lesson.pictures]
         order = [k for k, owner in enumerate(self.owners) for _ in range(counts[owner])]
         self.buckets = [[k for k in order if shapes[k] == shape] for shape in dict.fromkeys(shapes)]
         texts, self.prompts = _prompts(plan)

@@ -194,6 +194,72 @@ def test_the_script_shows_what_is_in_a_file(embedding: Call, learned: Path, work
     assert "nearest" not in embedding("inspect", "--source", learned)[1]
 
 
+def another(folder: Path, word: str = "<dog>", vectors: int = 2, pooling: str = "end_of_text") -> Path:
+    rows = [np.random.default_rng(9 + k).standard_normal((vectors, k)).astype(np.float32) for k in (16, 24)]
+    files.save(Concept(word, *rows, pooling), folder / "dog_ti.ckpt")
+    return folder / "dog_ti.ckpt"
+
+
+def test_the_script_merges_words_into_one_file(embedding: Call, learned: Path, tmp_path: Path) -> None:
+    other, target = another(tmp_path), tmp_path / "learned_embeds.safetensors"
+    assert embedding("merge", "--source", learned, other, "--target", target)[0] == 0
+    first, second = files.load_all(target)
+    assert (first.placeholder, second.placeholder) == ("<toy>", "<dog>")
+    for found, path in ((first, learned), (second, other)):
+        for ours, theirs in zip((found.rows_1, found.rows_2), _rows(path), strict=True):
+            assert np.array_equal(ours, theirs)
+    twin = another(tmp_path, "<TOY>", vectors=3)
+    arguments = ("merge", "--source", learned, twin, "--target", tmp_path / "both.safetensors")
+    code, _, error = embedding(*arguments)
+    assert code == 2
+    assert "two files hold the word <toy>; call one of them otherwise" in error
+    assert embedding(*arguments, "--placeholder_token", "<toy>", "<other>")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [(None, (0.5, 0.5)), (("0.8", "0.2"), (0.8, 0.2)), (("1", "-1"), (1, -1))]
+)
+def test_the_script_mixes_words(
+    embedding: Call, learned: Path, tmp_path: Path, weights: tuple[str, str] | None, expected: tuple[float, float]
+) -> None:
+    other, target = another(tmp_path), tmp_path / "mixed_ti.ckpt"
+    given = ("--weights", *weights) if weights else ()
+    words = ("--placeholder_token", "<toy-dog>")
+    assert embedding("mix", "--source", learned, other, "--target", target, *given, *words)[0] == 0
+    found = files.load(target)
+    assert found.placeholder == "<toy-dog>"
+    for ours, one, two in zip((found.rows_1, found.rows_2), _rows(learned), _rows(other), strict=True):
+        np.testing.assert_allclose(ours, expected[0] * one + expected[1] * two, rtol=1e-5, atol=1e-6)
+    parts = [(part["word"], part["weight"]) for part in found.details["mixed"]]
+    assert parts == [("<toy>", expected[0]), ("<dog>", expected[1])]
+    assert found.details["mixed"][0]["details"] == {"step": 7}
+
+
+def test_one_word_is_scaled(embedding: Call, learned: Path, tmp_path: Path) -> None:
+    target = tmp_path / "more_ti.ckpt"
+    assert embedding("mix", "--source", learned, "--weights", "1.2", "--target", target)[0] == 0
+    np.testing.assert_allclose(files.load(target).rows_1, 1.2 * _rows(learned)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("other", "arguments", "message"),
+    [
+        ({"vectors": 3}, (), "<toy> has 2 rows, 16 and 24 wide and <dog> 3 rows"),
+        ({"pooling": "argmax"}, (), "with pooling end_of_text and <dog> with argmax"),
+        ({}, ("--weights", "1"), "there are 2 words and 1 weights"),
+        ({}, ("--placeholder_token", "<a>", "<b>"), "or for mix one"),
+    ],
+)
+def test_words_that_cannot_be_mixed(
+    embedding: Call, learned: Path, tmp_path: Path, other: dict, arguments: tuple[str, ...], message: str
+) -> None:
+    target = tmp_path / "mixed_ti.ckpt"
+    code, _, error = embedding("mix", "--source", learned, another(tmp_path, **other), "--target", target, *arguments)
+    assert code == 2
+    assert message in error
+    assert not target.exists()
+
+
 def _rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
     concept = files.load(path)
     return concept.rows_1, concept.rows_2
@@ -210,6 +276,8 @@ def _rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
         (["inspect", "--source", "@nowhere"], "there is no file"),
         (["inspect", "--source", "@learned", "--weight", "@learned2"], "there is no file"),
         (["inspect", "--source", "@learned", "--words", "3"], "unknown argument --words"),
+        (["inspect", "--source", "@learned", "@learned"], "inspect takes one --source; merge and mix take several"),
+        (["convert", "--source", "@learned", "--placeholder_token", "<a>", "<b>"], "as many --placeholder_token as"),
     ],
 )
 def test_the_script_names_what_is_wrong(embedding: Call, learned: Path, arguments: list[str], message: str) -> None:

@@ -1,7 +1,10 @@
-"""Learned words from one program's file to another's, and a look into a file.
+"""Learned words from one program's file to another's, several in one, one out of several, and a look into a file.
 
 python tools/convert_weights/embedding.py inspect --source cat-toy.safetensors
 python tools/convert_weights/embedding.py convert --source learned_embeds.safetensors --target cat-toy_ti.ckpt
+python tools/convert_weights/embedding.py merge --source cat_ti.ckpt dog_ti.ckpt --target learned_embeds.safetensors
+python tools/convert_weights/embedding.py mix --source cat_ti.ckpt dog_ti.ckpt --weights 0.7 0.3 \\
+    --placeholder_token "<cat-dog>" --target cat-dog_ti.ckpt
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 import numpy as np
 
 from gm import command_line
-from gm.concepts import exchange, files
+from gm.concepts import combining, exchange, files
 from gm.concepts.exchange import Learned
 from gm.concepts.formats import FORMATS, ROWS_1, ROWS_2, Rows
 from gm.concepts.nearest import nearest
@@ -30,15 +34,28 @@ _NEAREST = 5
 
 def main() -> None:
     flags = _flags()
-    learned = _renamed(exchange.read(flags["source"]), flags["placeholder_token"])
-    if flags["what"] == "inspect":
+    what, sources, words = flags["what"], flags["source"], flags["placeholder_token"] or []
+    if len(sources) > 1 and what in ("convert", "inspect"):
+        raise UserError(f"{what} takes one --source; merge and mix take several")
+    if len(words) not in (0, 1 if what == "mix" else len(sources)):
+        raise UserError("give as many --placeholder_token as there are --source, or for mix one")
+    if what == "inspect":
         encoders = _tables(flags["weight"]) if flags["weight"] else None
+        learned = _renamed(exchange.read(sources[0]), words[0] if words else None)
         print(json.dumps(described(learned, encoders), indent=2, ensure_ascii=False))
         return
     if not flags["target"]:
         raise UserError("--target is missing; --help lists the flags")
     target, overwrite = Path(flags["target"]), flags["overwrite"] == "true"
-    for path in convert(learned, flags["source"], target, flags["format"], overwrite):
+    if what == "mix":
+        paths = mix(sources, flags["weights"], words, target, overwrite)
+    else:
+        renamed = [_renamed(exchange.read(k), w) for k, w in zip(sources, words or [None] * len(sources), strict=True)]
+        if what == "merge":
+            paths = exchange.write(combining.merged(renamed), target, flags["format"] or "diffusers", overwrite)
+        else:
+            paths = convert(renamed[0], sources[0], target, flags["format"], overwrite)
+    for path in paths:
         print(f"wrote {path}")
 
 
@@ -68,6 +85,17 @@ def convert(learned: Learned, source: str | Path, target: Path, format_: str | N
     exchange.check_free([target], overwrite)
     (word,) = learned.words
     files.save(dataclasses.replace(concept, placeholder=word or concept.placeholder), target)
+    return [target]
+
+
+def mix(
+    sources: Sequence[str], weights: Sequence[float] | None, words: Sequence[str], target: Path, overwrite: bool
+) -> list[Path]:
+    """Write the sum of the words in `sources`, each times its weight (default: their mean); return the path."""
+    concepts = [files.load(source) for source in sources]
+    exchange.check_free([target], overwrite)
+    shares = weights or [1 / len(concepts)] * len(concepts)
+    files.save(combining.mixed(concepts, shares, words[0] if words else concepts[0].placeholder), target)
     return [target]
 
 
@@ -113,12 +141,15 @@ def _renamed(learned: Learned, word: str | None) -> Learned:
 
 def _flags() -> dict[str, Any]:
     parser = command_line.Parser("Convert a learned word into another program's file, or look into one.")
-    parser.add_argument("what", choices=("convert", "inspect"), help="write another file, or show what is in one")
-    parser.add_argument("--source", help="learned file of any program, or the folder that diffusers wrote")
+    parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
+    parser.add_argument("--source", nargs="+", help="learned file of any program, or the folder that diffusers wrote")
     parser.add_argument("--target", help=f"file to write, which ends in {', '.join(exchange.ENDINGS)}")
     programs = "; ".join(f"{name}: {each.program}" for name, each in FORMATS.items())
     parser.add_argument("--format", choices=tuple(FORMATS), help=f"(default: by the target's ending) {programs}")
-    parser.add_argument("--placeholder_token", help="word to call it, where the file says none or another is wanted")
+    parser.add_argument(
+        "--placeholder_token", nargs="+", help="word to call it, where the file says none or another is wanted"
+    )
+    parser.add_argument("--weights", nargs="+", type=float, help="of each word in mix (default: their mean)")
     parser.add_argument("--weight", help="model whose words to compare the rows with, .safetensors or .ckpt")
     parser.add_argument(
         "--overwrite",
