@@ -26,8 +26,7 @@ def merged(files: Sequence[Learned]) -> Learned:
             twin = next((other for other in words if str(other).lower() == word.lower()), None)
             if twin is not None:
                 raise UserError(
-                    f"two files hold the word {twin}; call one of them otherwise with --placeholder_token, one for each "
-                    "--source"
+                    f"two files hold the word {twin}; call one of them otherwise: --placeholder_token, one for each file"
                 )
             words[word] = rows
     return Learned(files[0].format, words)
