@@ -26,7 +26,7 @@ def merged(files: Sequence[Learned]) -> Learned:
             twin = next((other for other in words if str(other).lower() == word.lower()), None)
             if twin is not None:
                 raise UserError(
-                    f"two files hold the word {twin}; call one of them otherwise: --placeholder_token, one for each file"
+                    f"two files hold the word {twin}; call one otherwise: --placeholder_token, one for each file"
                 )
             words[word] = rows
     return Learned(files[0].format, words)

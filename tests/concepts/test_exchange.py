@@ -212,7 +212,7 @@ def test_the_script_merges_words_into_one_file(embedding: Call, learned: Path, t
     arguments = ("merge", "--source", learned, twin, "--target", tmp_path / "both.safetensors")
     code, _, error = embedding(*arguments)
     assert code == 2
-    assert "two files hold the word <toy>; call one of them otherwise" in error
+    assert "two files hold the word <toy>; call one otherwise" in error
     assert embedding(*arguments, "--placeholder_token", "<toy>", "<other>")[0] == 0
 
 
