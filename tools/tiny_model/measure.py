@@ -123,7 +123,8 @@ def away(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> dict[
 
     "alone" is without a negative prompt, "negative" with the negative word there.
     """
-    training, negative = {"total_step": steps}, {"placeholder_token": NEGATIVE, "negative": True}
+    training = {"total_step": steps}
+    negative = {**entry(thing, num_vectors), "placeholder_token": NEGATIVE, "data_path": "", "negative": True}
     alone = api.learn_together(toolkit, [entry(thing, num_vectors)], training=training)
     both = api.learn_together(toolkit, [entry(thing, num_vectors), negative], training=training)
     found = {}
