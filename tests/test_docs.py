@@ -140,7 +140,7 @@ def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monke
     for ours, theirs in (
         ("configs/training/tiny_textual_inversion.yaml", str(workshop.yaml)),
         ("datasets/humbug", str(workshop.folder / "pictures")),
-        ('"total_step": 400', '"total_step": 2'),
+        ('"total_step": 200', '"total_step": 2'),
     ):
         assert block.count(ours) == 1
         block = block.replace(ours, theirs)
