@@ -40,8 +40,28 @@ def test_it_learns_in_pynative_mode_and_in_other_numbers_of_rows(
     assert_learned(toolkit, thing, measure.learn(eager, thing, num_vectors))
 
 
+@pytest.mark.slow
+def test_it_learns_both_in_one_run(toolkit: Toolkit) -> None:
+    for _, found in measure.together(toolkit, 4):
+        assert_good(found)
+
+
+@pytest.mark.slow
+def test_a_word_is_learned_away_from_a_negative_one(toolkit: Toolkit) -> None:
+    """What is learned lies in both: the word is near with the negative one in the negative prompt, farther without."""
+    words = measure.with_negative(toolkit, HUMBUG, 4, 200)
+    before = measure.distances(toolkit, HUMBUG, HUMBUG.initializer)
+    both = measure.distances(toolkit, HUMBUG, HUMBUG.word, words, negative_prompt=measure.NEGATIVE)
+    without = measure.distances(toolkit, HUMBUG, HUMBUG.word, words)
+    assert (both <= before / 2).sum() >= 14
+    assert (both < without).sum() >= 12
+
+
 def assert_learned(toolkit: Toolkit, thing: Unseen, concept: Concept) -> None:
-    found = measure.learning(toolkit, thing, concept)
+    assert_good(measure.learning(toolkit, thing, concept))
+
+
+def assert_good(found: dict[str, float]) -> None:
     assert found["of"] == 16
     assert found["halved"] >= 14
     assert found["backdrop"] >= 0.75  # white and beige are neighbours, and gold spots tint what is between them

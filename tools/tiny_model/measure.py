@@ -118,15 +118,20 @@ def together(toolkit: Toolkit, num_vectors: int) -> list[tuple[str, dict[str, fl
     return [(thing.word, learning(toolkit, thing, own)) for thing, own in zip(THINGS, learned, strict=True)]
 
 
+def with_negative(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> list[Concept]:
+    """Learn `thing` and a negative word, both from the same word."""
+    own = entry(thing, num_vectors)
+    negative = {**own, "placeholder_token": NEGATIVE, "data_path": "", "negative": True}
+    return api.learn_together(toolkit, [own, negative], training={"total_step": steps})
+
+
 def away(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> dict[str, float]:
     """Learn `thing` for `steps` alone, and with a negative word; return the median distances by guidance.
 
     "alone" is without a negative prompt, "negative" with the negative word there.
     """
-    training = {"total_step": steps}
-    negative = {**entry(thing, num_vectors), "placeholder_token": NEGATIVE, "data_path": "", "negative": True}
-    alone = api.learn_together(toolkit, [entry(thing, num_vectors)], training=training)
-    both = api.learn_together(toolkit, [entry(thing, num_vectors), negative], training=training)
+    alone = api.learn_together(toolkit, [entry(thing, num_vectors)], training={"total_step": steps})
+    both = with_negative(toolkit, thing, num_vectors, steps)
     found = {}
     for scale in (1.0, 3.0, 6.0):
         for name, words, prompt in (("alone", alone, ""), ("negative", both, NEGATIVE)):
