@@ -27,6 +27,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
+    def add_overwrite(self) -> None:
+        """Add the flag that lets a script replace what is there; its value is "true" or "false"."""
+        self.add_argument(
+            "--overwrite",
+            type=str.lower,
+            choices=("true", "false"),
+            nargs="?",
+            const="true",
+            default="false",
+            help="replace a target that is there already (default: %(default)s)",
+        )
+
     def read(self, arguments: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the flags' values by name; UserError for an unknown flag, with the nearest known one."""
         known, unknown = self.parse_known_args(arguments)

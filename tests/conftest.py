@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from gm.api import Concept, Toolkit
     from gm.sdxl import SDXL
     from tests.reference.case import Case
-    from tests.workshop import Workshop
+    from tests.workshop import Call, Workshop
 
 
 os.environ["GM_GRAPHS"] = ""  # a test compiles what it tests, and leaves nothing behind
@@ -104,6 +107,23 @@ def confetti(toolkit: Toolkit) -> Concept:
     from tools.tiny_model.concepts import CONFETTI
 
     return measure.learn(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Return the function that calls a script with arguments → (exit code, standard output, standard error)."""
+
+    def called(script: Path, *arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, error = capsys.readouterr()
+        return code, out, error
+
+    return called
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from gm.weights import containers, names, transfer
 from gm.weights.lazy import in_memory
 from tools.tiny_model.random_weights import values
 
+Call = Callable[..., tuple[int, str, str]]
+
 YAML = """
 model:
   version: smallest

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import runpy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from gm.concepts.exchange import Learned
 from gm.concepts.formats import FORMATS, Rows
 from gm.errors import UserError
 from gm.weights import torch_file
-from tests.workshop import Workshop
+from tests.workshop import Call, Workshop
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_weights" / "embedding.py"
 ENDINGS = {
@@ -122,24 +120,10 @@ def test_pytorch_reads_what_is_written_without_trusting_it(tmp_path: Path) -> No
     assert (tmp_path / "a.pt").read_bytes() == before
 
 
-Call = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def embedding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Return the function that calls the script → (exit code, standard output, standard error)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, error = capsys.readouterr()
-        return code, out, error
-
-    return call
+def embedding(call: Call) -> Call:
+    """Return the function that calls the script."""
+    return functools.partial(call, SCRIPT)
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
-from collections.abc import Callable
+import functools
 from pathlib import Path
 
 import pytest
@@ -13,34 +11,20 @@ from gm import config
 from gm.config import Config
 from gm.weights import containers
 from tests.reference.case import Case
+from tests.workshop import Call
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_weights" / "convert.py"
-Convert = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def convert(
-    smallest: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Convert:
-    """Return the function that calls the script → (exit code, standard output, standard error)."""
+def convert(smallest: Case, tmp_path: Path, call: Call) -> Call:
+    """Return the function that calls the script for the smallest model."""
     config.save(Config(model=smallest.config), tmp_path / "model.yaml")
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        words = [str(SCRIPT), "--config", str(tmp_path / "model.yaml"), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", words)
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, error = capsys.readouterr()
-        return code, out, error
-
-    return call
+    return functools.partial(call, SCRIPT, "--config", tmp_path / "model.yaml")
 
 
 @pytest.mark.parametrize("ending", containers.ENDINGS)
-def test_it_writes_and_says_so(convert: Convert, smallest: Case, tmp_path: Path, ending: str) -> None:
+def test_it_writes_and_says_so(convert: Call, smallest: Case, tmp_path: Path, ending: str) -> None:
     target = tmp_path / f"a{ending}"
     code, out, error = convert("--source", smallest.path, "--target", target)
     assert (code, error) == (0, "")
@@ -49,12 +33,12 @@ def test_it_writes_and_says_so(convert: Convert, smallest: Case, tmp_path: Path,
     assert {tensor.dtype for tensor in containers.read(target).tensors.values()} == {"float16"}
 
 
-def test_it_keeps_float32_when_asked(convert: Convert, smallest: Case, tmp_path: Path) -> None:
+def test_it_keeps_float32_when_asked(convert: Call, smallest: Case, tmp_path: Path) -> None:
     assert convert("--source", smallest.path, "--target", tmp_path / "a.ckpt", "--dtype", "float32")[0] == 0
     assert {tensor.dtype for tensor in containers.read(tmp_path / "a.ckpt").tensors.values()} == {"float32"}
 
 
-def test_nothing_is_lost_without_overwrite(convert: Convert, smallest: Case, tmp_path: Path) -> None:
+def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_path: Path) -> None:
     target = tmp_path / "a.ckpt"
     target.write_text("mine")
     code, _, error = convert("--source", smallest.path, "--target", target)
@@ -80,7 +64,7 @@ def test_nothing_is_lost_without_overwrite(convert: Convert, smallest: Case, tmp
     ],
 )
 def test_mistakes_end_in_one_line(
-    convert: Convert,
+    convert: Call,
     smallest: Case,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

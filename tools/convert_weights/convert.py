@@ -54,15 +54,7 @@ def _flags() -> dict[str, Any]:
     parser.add_argument("--target", help="file to write; .ckpt gets MindSpore's names, .safetensors the published ones")
     parser.add_argument("--config", default=command_line.DEFAULT_CONFIG, help="YAML file whose model section it is")
     parser.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="(default: %(default)s)")
-    parser.add_argument(
-        "--overwrite",
-        type=str.lower,
-        choices=("true", "false"),
-        nargs="?",
-        const="true",
-        default="false",
-        help="replace a target that is there already (default: %(default)s)",
-    )
+    parser.add_overwrite()
     flags = parser.read()
     for name in ("source", "target"):
         if not flags[name]:

@@ -151,15 +151,7 @@ def _flags() -> dict[str, Any]:
     )
     parser.add_argument("--weights", nargs="+", type=float, help="of each word in mix (default: their mean)")
     parser.add_argument("--weight", help="model whose words to compare the rows with, .safetensors or .ckpt")
-    parser.add_argument(
-        "--overwrite",
-        type=str.lower,
-        choices=("true", "false"),
-        nargs="?",
-        const="true",
-        default="false",
-        help="replace a target that is there already (default: %(default)s)",
-    )
+    parser.add_overwrite()
     flags = parser.read()
     if not flags["source"]:
         raise UserError("--source is missing; --help lists the flags")
