@@ -155,6 +155,7 @@ if here.leads:
     Path(sys.argv[1]).write_text("written")
 here.gather()
 assert Path(sys.argv[1]).read_text() == "written"
+print("seen", flush=True)
 """
 
 
@@ -163,7 +164,8 @@ def test_no_rank_ends_before_the_others_are_done(tmp_path: Path) -> None:
     mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "-x", f"PYTHONPATH={Path.cwd()}")
     command = (*mpirun, sys.executable, str(tmp_path / "rank.py"), str(tmp_path / "file"))
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    # Not its exit code: MindSpore's own end crashes now and then on a busy machine, after everything is done.
+    assert ended.stdout.count("seen") == 2, ended.stdout + ended.stderr
 
 
 def test_a_mean_over_one_rank_changes_nothing() -> None:

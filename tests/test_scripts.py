@@ -16,7 +16,7 @@ from PIL import Image
 from gm import command_line
 from gm.weights import containers
 from gm.weights.lazy import in_memory
-from tests.workshop import Workshop
+from tests.workshop import Call, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., str]
@@ -102,24 +102,28 @@ def test_training_names_what_is_wrong(
     assert message in script("train_textual_inversion", *placed)
 
 
-def test_several_words_are_learned_and_drawn_together(script: Run, workshop: Workshop, tmp_path: Path) -> None:
+def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_path: Path, call: Call) -> None:
     pictures = workshop.folder / "pictures"
-    said = script(
-        "train_textual_inversion",
-        *("--total_step", "2", "--save_path", str(tmp_path / "run"), "--initializer_token", "cat", "--concepts"),
+    code, said, error = call(
+        ROOT / "train_textual_inversion.py",
+        *("--config", workshop.yaml, "--total_step", "2", "--save_path", tmp_path / "run"),
+        *("--initializer_token", "cat", "--concepts"),
         f"{{placeholder_token: <aa>, data_path: {pictures}, num_vectors: 3}}",
         f"{{placeholder_token: <bb>, data_path: {pictures}}}",
         "{placeholder_token: <not>, negative: true}",
     )
-    learned = [str(tmp_path / "run" / f"smallest_{name}_2_ti.ckpt") for name in ("aa", "bb", "not")]
+    assert (code, error) == (0, "")
+    learned = [tmp_path / "run" / f"smallest_{name}_2_ti.ckpt" for name in ("aa", "bb", "not")]
     for word, path in zip(("<aa>", "<bb>", "<not>"), learned, strict=True):
         assert f"learned {word}: {path}" in said
-    script(
-        "demo.sampling_without_streamlit",
-        *("--prompt", "a <aa> beside a <bb>", "--negative_prompt", "<not>", "--save_path", str(tmp_path / "out")),
+    code, _, _ = call(
+        ROOT / "demo" / "sampling_without_streamlit.py",
+        *("--config", workshop.yaml, "--save_path", tmp_path / "out"),
+        *("--prompt", "a <aa> beside a <bb>", "--negative_prompt", "<not>"),
         *("--textual_inversion_weight", *learned),
     )
-    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert code == 0
+    assert len(list((tmp_path / "out").glob("picture_*.png"))) == 1
 
 
 @pytest.mark.parametrize(
