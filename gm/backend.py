@@ -8,6 +8,7 @@ here, and each piece has a fallback that the tests use as the oracle of its inte
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gm import command_line
 from gm.config import RunConfig
 from gm.errors import UserError
 from gm.progress import clock
@@ -257,20 +259,34 @@ def _join(device: str) -> tuple[int, int]:
     """Join the other processes; return (rank, world)."""
     if device == "CPU" and "MS_ROLE" not in os.environ:
         raise UserError("--is_parallel True needs several processes: mpirun -n N python train_textual_inversion.py …")
+    scheduler = None
     if os.environ.get("MS_ROLE") == "MS_WORKER" and os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
-        _start_scheduler()
+        scheduler = _start_scheduler()
     if device == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":  # msrun runs the script as the scheduler, too
         _await_scheduler()
     communication.init()
+    if device == "CPU" and "OMPI_COMM_WORLD_RANK" in os.environ:  # msrun's scheduler would miss ranks that leave so
+        command_line.endings.append(functools.partial(_leave, scheduler))
     return communication.get_rank(), communication.get_group_size()
 
 
-def _start_scheduler() -> None:
+def _leave(scheduler: subprocess.Popen | None, code: int) -> None:
+    """End this rank, and its `scheduler`, without MindSpore's own end, which crashes now and then on a busy machine."""
+    graphs.clean()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if scheduler:
+        scheduler.kill()
+    os._exit(code)
+
+
+def _start_scheduler() -> subprocess.Popen:
     """Start the process through which the ranks of the CPU backend find one another; it ends with them."""
     environment = dict(os.environ, MS_ROLE="MS_SCHED")
     environment.pop("MS_NODE_ID", None)
     code = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
-    subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
 
 
 def _await_scheduler() -> None:

@@ -18,6 +18,9 @@ from gm.errors import UserError, suggestion
 DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
 
 
+endings: list[Callable[[int], None]] = []
+
+
 class Parser(argparse.ArgumentParser):
     """Raises a UserError of one line where argparse would print its usage and exit."""
 
@@ -70,18 +73,28 @@ def parse(description: str, sections: Sequence[str], arguments: Sequence[str] | 
 def run(main: Callable[[], None]) -> None:
     """Call `main`, showing the toolkit's log; a UserError becomes one line on standard error and exit code 2.
 
-    Ctrl-C is no mistake: it ends the script without a traceback, with the exit code that shells give it.
+    Ctrl-C is no mistake: it ends the script without a traceback, with the exit code that shells give it. What is in
+    `endings` is then called with the exit code.
     """
     log = logging.getLogger("gm")
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler(sys.stdout)]
+    code = 0
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        code = end.code
+    for ending in endings:
+        ending(code)
+    if code:
+        sys.exit(code)
 
 
 def _add_flags(parser: Parser, section: str, owner: dict[str, str]) -> None:

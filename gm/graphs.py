@@ -110,6 +110,12 @@ def _folder() -> Path:
     return Path(made.name)
 
 
+def clean() -> None:
+    """Remove this process's folder, where it ends without Python doing so."""
+    for made in _open:
+        made.cleanup()
+
+
 _open: list[tempfile.TemporaryDirectory] = []
 
 

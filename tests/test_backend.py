@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,7 @@ def test_compilation_is_announced_where_it_takes_its_time(caplog: pytest.LogCapt
     ]
 
 
+ROOT = Path(__file__).resolve().parents[1]
 RANK = """
 import sys, time
 from pathlib import Path
@@ -172,3 +174,22 @@ def test_a_mean_over_one_rank_changes_nothing() -> None:
     x = Tensor(np.arange(3, dtype=np.float32))
     assert backend.MeanOverRanks(1)(x) is x
     assert math.isclose(float(backend.MeanOverRanks(1)(x).sum()), 3.0)
+
+
+def test_a_rank_leaves_nothing_behind(tmp_path: Path) -> None:
+    """It ends without Python's own way out, which would take MindSpore apart, and cleans up by itself."""
+    code = """
+import atexit
+from gm import backend, graphs
+class Scheduler:
+    def kill(self): print("killed", flush=True)
+atexit.register(print, "the usual way")
+print(graphs._folder())
+backend._leave(Scheduler(), 3)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    folder, killed = ended.stdout.splitlines()
+    assert (killed, ended.returncode) == ("killed", 3)
+    assert folder.startswith(str(tmp_path))
+    assert not Path(folder).exists()

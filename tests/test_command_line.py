@@ -103,3 +103,25 @@ def test_run_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: no such thing; take another\n"
     assert sys.stdout is not None
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(None, 0), (UserError("no"), 2), (KeyboardInterrupt(), 130), (SystemExit(143), 143)]
+)
+def test_endings_are_told_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, code: int
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(command_line, "endings", [told.append])
+
+    def main() -> None:
+        if raised:
+            raise raised
+
+    if code:
+        with pytest.raises(SystemExit) as end:
+            command_line.run(main)
+        assert end.value.code == code
+    else:
+        command_line.run(main)
+    assert told == [code]
