@@ -96,7 +96,7 @@ def once(toolkit: Toolkit, thing: Unseen, change: Change, seed: int) -> dict[str
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Return Markdown: for each level and thing the median distance over the seeds, its range, and who obeys."""
-    lines = ["| | | " + " | ".join(f"{thing.word}: distance | obeys" for thing in THINGS) + " |"]
+    lines = ["| | | " + " | ".join(f"`{thing.word}`: distance | obeys" for thing in THINGS) + " |"]
     lines.append("|---|---|" + "---|---|" * len(THINGS))
     for change in CHANGES:
         cells = []
