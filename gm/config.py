@@ -201,11 +201,27 @@ class LossConfig:
 class SamplingConfig:
     """What to draw."""
 
-    task: str = option("txt2img", "what to make pictures from", choices=("txt2img",))
+    task: str = option("txt2img", "what to make pictures from", choices=("txt2img", "img2img", "inpaint"))
     textual_inversion_weight: list[str] = option([], "learned files to use, any number")
     prompt: str = option("", "what to draw, or a text file with a prompt a line")
     negative_prompt: str = option("", "what to keep away from; empty zeroes the unconditional side")
+    prompt_weights: bool = option(
+        True, "read (word:1.3), [word], [a|b] and BREAK in prompts; False takes brackets for what they are"
+    )
     sampler: str = option("euler", "how to walk from noise to picture")
+    schedule: str = option("legacy", "noise levels on that way", aliases=("discretization",))
+    sigma_min: float = option(0.03, "lowest noise level of the schedule edm", minimum=1e-4)
+    sigma_max: float = option(14.61, "highest noise level of the schedule edm", minimum=1e-3)
+    rho: float = option(3.0, "how closely the schedule edm spaces low noise levels", minimum=0.1)
+    eta: float = option(1.0, "part of the noise that ancestral and SDE samplers draw anew; 0 is none", minimum=0.0)
+    s_noise: float = option(1.0, "strength of all noise that a sampler draws anew", minimum=0.0)
+    s_churn: float = option(0.0, "noise that euler and heun draw anew, over all steps; 0 is none", minimum=0.0)
+    s_tmin: float = option(0.0, "lowest noise level at which they do", minimum=0.0)
+    s_tmax: float = option(999.0, "highest noise level at which they do", minimum=0.0)
+    guider: str = option("cfg", "how prompt and negative prompt steer")
+    guidance_rescale: float = option(
+        0.7, "how far the guider rescaled brings contrast back to that of the prompt alone", minimum=0.0, maximum=1.0
+    )
     sample_step: int = option(40, "steps of the sampler", minimum=1)
     guidance_scale: float = option(5.0, "strength of the prompt; 1 is no guidance", minimum=0.0)
     seed: int = option(42, "of the first picture; picture k uses seed + k", minimum=0)
@@ -225,6 +241,21 @@ class SamplingConfig:
     crop_coords_top: int = option(0, "top edge of the crop the model is told", minimum=0)
     crop_coords_left: int = option(0, "left edge of the crop the model is told", minimum=0)
     init_latent_path: str | None = option(None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from")
+    img: list[str] = option([], "pictures, or folders of them, that img2img and inpaint start from")
+    mask: str | None = option(None, "picture that is white where inpaint draws anew; black is kept as it is")
+    strength: float = option(
+        0.75, "part of the steps that img2img and inpaint walk; 1 forgets the picture", minimum=0.0, maximum=1.0
+    )
+    add_pipeline: bool = option(False, "let a refiner draw the last steps")
+    pipeline_config: str = option("configs/sampling/sd_xl_refiner.yaml", "YAML file of the refiner's model")
+    pipeline_weight: str = option("checkpoints/sd_xl_refiner_1.0_ms.ckpt", "the refiner's weights")
+    stage2strength: float = option(0.15, "part of the steps that the refiner draws", minimum=0.0, maximum=1.0)
+    aesthetic_score: float = option(6.0, "how beautiful the refiner is told the picture is")
+    negative_aesthetic_score: float = option(2.5, "the same of what the refiner keeps away from")
+    vae_tiling: bool = option(False, "decode large pictures in tiles that overlap: less memory, faint seams")
+    vae_tile: int = option(1024, "side of such a tile in pixels", minimum=64, step=8)
+    vae_slicing: bool = option(False, "decode one picture of a batch after the other: less memory")
+    preview_interval: int = option(0, "steps between looks at the unfinished pictures; 0 is none", minimum=0)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Drawn:
     total: int
     pictures: tuple[np.ndarray, ...] = ()
     latents: np.ndarray | None = None  # of the pictures, unscaled by the decoder: float32 [N, z, h, w]
+    previews: tuple[np.ndarray, ...] = ()  # of those that are being drawn, small, uint8 [h, w, 3]
 
 
 class _Guided(nn.Cell):
