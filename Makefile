@@ -16,10 +16,10 @@ $(VENV)/installed: requirement.txt
 	$(BIN)/pip install -q -r requirement.txt
 	touch $@
 
-# OpenAI's tokenizer is one file of a package whose other parts need torchvision: hence --no-deps.
+# Of these packages one file each is used; their other parts need torchvision and more: hence --no-deps.
 $(VENV)/tested: $(VENV)/installed requirement-test.txt
 	$(BIN)/pip install -q -r requirement-test.txt
-	$(BIN)/pip install -q --no-deps clip-anytorch==2.6.0
+	$(BIN)/pip install -q --no-deps clip-anytorch==2.6.0 k-diffusion==0.1.1.post1
 	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
 	touch $@
 

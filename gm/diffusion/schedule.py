@@ -6,8 +6,13 @@ model's own betas are DDPM's (Ho et al., 2020) with the square-root-linear spaci
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from gm.config import SamplingConfig
+from gm.diffusion import naming
+from gm.errors import UserError
 from gm.model_config import ScheduleConfig
 
 
@@ -18,10 +23,55 @@ def training_sigmas(config: ScheduleConfig) -> np.ndarray:
     return np.sqrt((1.0 - kept) / kept)
 
 
-def sampling_levels(config: ScheduleConfig, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (σ [steps + 1], falling and ending in 0; the network's time of each but the last [steps]).
+def times(trained: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Return the network's time for each of `sigmas`: the index of that level in `trained`.
 
-    Times are `linspace(timesteps - 1, 0, steps, endpoint=False)` rounded down, as in the published reference.
+    Between two levels it is interpolated along log σ; beyond the ends it is the end's.
     """
-    times = np.linspace(config.timesteps - 1, 0, steps, endpoint=False).astype(np.int64)
-    return np.append(training_sigmas(config)[times], 0.0), times
+    return np.interp(np.log(sigmas), np.log(trained), np.arange(len(trained)))
+
+
+def legacy(trained: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """Return the levels of times `linspace(timesteps - 1, 0, steps, endpoint=False)`, rounded down.
+
+    The spacing of the published reference; `legacy` is what it calls DDPM's table.
+    """
+    return trained[np.linspace(len(trained) - 1, 0, sampling.sample_step, endpoint=False).astype(np.int64)]
+
+
+def karras(trained: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """Return levels from the model's highest to its lowest, evenly spaced as σ^(1/7) (Karras et al., 2022, eq. 5)."""
+    return _evenly(trained[-1], trained[0], 7.0, sampling.sample_step)
+
+
+def edm(trained: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """Return levels from `sigma_max` to `sigma_min`, evenly spaced as σ^(1/rho) (Karras et al., 2022, eq. 5)."""
+    if sampling.sigma_min >= sampling.sigma_max:
+        raise UserError(f"sigma_min is {sampling.sigma_min}; it must be less than sigma_max, {sampling.sigma_max}")
+    return _evenly(sampling.sigma_max, sampling.sigma_min, sampling.rho, sampling.sample_step)
+
+
+SCHEDULES: dict[str, Callable[[np.ndarray, SamplingConfig], np.ndarray]] = {
+    "legacy": legacy,
+    "karras": karras,
+    "edm": edm,
+}
+# The names that mindone's users know.
+ALIASES = {"LegacyDDPMDiscretization": "legacy", "EDMDiscretization": "edm"}
+
+
+def by_name(name: str) -> str:
+    """Return the name in `SCHEDULES` that `name` stands for; UserError lists the known ones."""
+    return naming.resolved("schedule", name, SCHEDULES, ALIASES)
+
+
+def sampling_sigmas(config: ScheduleConfig, sampling: SamplingConfig) -> np.ndarray:
+    """Return the levels that `sampling` visits, float64 [steps + 1], falling and ending in 0.
+
+    Raises UserError for an unknown schedule, and for levels of the schedule `edm` that do not fall.
+    """
+    return np.append(SCHEDULES[by_name(sampling.schedule)](training_sigmas(config), sampling), 0.0)
+
+
+def _evenly(highest: float, lowest: float, rho: float, steps: int) -> np.ndarray:
+    return np.asarray(np.linspace(highest ** (1 / rho), lowest ** (1 / rho), steps) ** rho)

@@ -1,9 +1,11 @@
 """The two spellings of the same diffusion: ours by σ, DDPM's by ᾱ."""
 
 import numpy as np
+import pytest
 
 from gm import draws
 from gm.diffusion import denoiser, guidance
+from gm.errors import UserError
 
 
 def test_network_input_is_ddpms_noisy_latent() -> None:
@@ -27,3 +29,17 @@ def test_guidance_scale_1_is_the_prompt_and_0_is_none() -> None:
     assert guidance.guided(without, with_prompt, 1.0).tolist() == [3.0, 5.0]
     assert guidance.guided(without, with_prompt, 0.0).tolist() == [1.0, 2.0]
     assert guidance.guided(without, with_prompt, 2.0).tolist() == [5.0, 8.0]
+
+
+def test_rescaled_guidance_is_diffusers() -> None:
+    import torch
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
+
+    exaggerated, with_prompt = 3 * draws.normal((2, 4, 5, 6), 1, "g") + 1, draws.normal((2, 4, 5, 6), 1, "c")
+    with_prompt[1] *= 2
+    for share in (0.0, 0.4, 1.0):
+        theirs = rescale_noise_cfg(torch.tensor(exaggerated), torch.tensor(with_prompt), share).numpy()
+        np.testing.assert_allclose(guidance.rescaled(exaggerated, with_prompt, share), theirs, rtol=1e-5, atol=1e-6)
+    assert guidance.by_name("VanillaCFG") == "cfg"
+    with pytest.raises(UserError, match="unknown guider 'cgf'; known are cfg, none, rescaled"):
+        guidance.by_name("cgf")

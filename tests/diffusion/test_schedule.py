@@ -1,25 +1,65 @@
-"""Noise levels against the published numbers and diffusers' scheduler."""
+"""Noise levels against the published numbers, diffusers' scheduler and k-diffusion."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
+import pytest
 
+from gm.config import SamplingConfig
 from gm.diffusion import schedule
+from gm.errors import UserError
 from gm.model_config import ScheduleConfig
+from tests.reference.k_diffusion import sampling as k_diffusion
+
+TRAINED = schedule.training_sigmas(ScheduleConfig())
+
+
+def levels(steps: int, config: ScheduleConfig | None = None, **options: Any) -> np.ndarray:
+    return schedule.sampling_sigmas(config or ScheduleConfig(), SamplingConfig(sample_step=steps, **options))
 
 
 def test_training_sigmas_are_sdxls() -> None:
     from diffusers import DDPMScheduler
 
-    sigmas = schedule.training_sigmas(ScheduleConfig())
-    np.testing.assert_allclose([sigmas[0], sigmas[-1]], [0.02917, 14.6146], rtol=2e-4)
+    np.testing.assert_allclose([TRAINED[0], TRAINED[-1]], [0.02917, 14.6146], rtol=2e-4)
     reference = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     kept = reference.alphas_cumprod.numpy().astype(np.float64)
-    np.testing.assert_allclose(1 / (sigmas**2 + 1), kept, rtol=2e-5)
+    np.testing.assert_allclose(1 / (TRAINED**2 + 1), kept, rtol=2e-5)
 
 
-def test_sampling_levels_follow_the_published_spacing() -> None:
-    sigmas, times = schedule.sampling_levels(ScheduleConfig(), 4)
-    assert times.tolist() == [999, 749, 499, 249]
-    assert len(sigmas) == 5
-    assert sigmas[-1] == 0
-    np.testing.assert_array_equal(sigmas[:-1], schedule.training_sigmas(ScheduleConfig())[times])
-    assert schedule.sampling_levels(ScheduleConfig(timesteps=10), 1)[1].tolist() == [9]
+def test_legacy_levels_follow_the_published_spacing() -> None:
+    sigmas = levels(4)
+    assert sigmas.tolist() == [*TRAINED[[999, 749, 499, 249]], 0.0]
+    assert levels(1, ScheduleConfig(timesteps=10))[0] == schedule.training_sigmas(ScheduleConfig(timesteps=10))[9]
+
+
+def test_the_time_of_a_level_is_its_index_and_interpolated_between_as_diffusers_does() -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    assert schedule.times(TRAINED, TRAINED).tolist() == list(range(1000))
+    theirs = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True
+    )
+    theirs.set_timesteps(11)
+    np.testing.assert_allclose(schedule.times(TRAINED, levels(11, schedule="karras")[:-1]), theirs.timesteps, atol=0.01)
+    assert schedule.times(TRAINED, np.array([1e-3, 99.0])).tolist() == [0, 999]
+
+
+def test_karras_and_edm_levels_are_k_diffusions() -> None:
+    karras = k_diffusion.get_sigmas_karras(12, TRAINED[0], TRAINED[-1]).numpy()
+    np.testing.assert_allclose(levels(12, schedule="karras"), karras, rtol=1e-5)
+    options = {"sigma_min": 0.1, "sigma_max": 10.0, "rho": 4.0}
+    edm = k_diffusion.get_sigmas_karras(12, 0.1, 10.0, rho=4.0).numpy()
+    np.testing.assert_allclose(levels(12, schedule="edm", **options), edm, rtol=1e-5)
+    assert levels(1, schedule="karras").tolist() == pytest.approx([TRAINED[-1], 0.0])
+
+
+def test_names_and_levels_that_do_not_fall() -> None:
+    assert levels(5, schedule="EDMDiscretization").tolist() == levels(5, schedule="edm").tolist()
+    assert levels(5, schedule="LegacyDDPMDiscretization").tolist() == levels(5).tolist()
+    with pytest.raises(UserError, match=r"unknown schedule 'karas'; known are legacy, .*; did you mean 'karras'"):
+        levels(5, schedule="karas")
+    with pytest.raises(UserError, match=r"sigma_min is 3.0; it must be less than sigma_max, 2.0"):
+        levels(5, schedule="edm", sigma_min=3.0, sigma_max=2.0)
