@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor
 
 from gm.data import masks
-from gm.data.folder import Picture, mirrored
+from gm.data.picture import Picture, mirrored
 from gm.networks.autoencoder import Autoencoder
 
 

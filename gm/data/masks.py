@@ -36,7 +36,7 @@ def read(picture: Path, image: Image.Image) -> Image.Image | None:
         except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read the mask {path} ({reason}); save it again as PNG, or remove it") from error
-        if abs(mask.width * image.height - mask.height * image.width) > max(image.size):
+        if not same_shape(mask, image):
             raise UserError(
                 f"the mask {path} is {mask.width}×{mask.height}, its picture {image.width}×{image.height}; "
                 "make them of one shape"
@@ -52,12 +52,22 @@ def read(picture: Path, image: Image.Image) -> Image.Image | None:
     return None if low == 255 or high == 0 else mask
 
 
+def same_shape(mask: Image.Image, image: Image.Image) -> bool:
+    """Return whether both have one ratio of width to height, but for the rounding of sides to whole pixels."""
+    return abs(mask.width * image.height - mask.height * image.width) <= max(*mask.size, *image.size)
+
+
+def areas(masks: np.ndarray, reduction: int) -> np.ndarray:
+    """Return the mean of masks [N, H, W] over what becomes a latent, float32 [N, H/r, W/r]."""
+    n, height, width = masks.shape
+    cells = masks.reshape(n, height // reduction, reduction, width // reduction, reduction)
+    return cells.mean((2, 4)).astype(np.float32)
+
+
 def of_latents(masks: np.ndarray, reduction: int, unmasked_weight: float) -> np.ndarray:
     """Return how much each latent of a picture counts, float32 [N, H/r, W/r] of mean 1, from masks [N, H, W] of 0 to 1.
 
     What is masked counts `unmasked_weight` of what is not.
     """
-    n, height, width = masks.shape
-    areas = masks.reshape(n, height // reduction, reduction, width // reduction, reduction).mean((2, 4))
-    weights = unmasked_weight + (1.0 - unmasked_weight) * areas
+    weights = unmasked_weight + (1.0 - unmasked_weight) * areas(masks, reduction)
     return (weights / weights.mean((1, 2), keepdims=True)).astype(np.float32)

@@ -16,7 +16,7 @@ from gm.concepts.concept import check_widths
 from gm.config import ConceptConfig, Config, WordConfig
 from gm.data import captions, folder, templates
 from gm.data.buckets import Size
-from gm.data.folder import Picture
+from gm.data.picture import Picture
 from gm.errors import UserError
 from gm.model_config import ModelConfig
 from gm.options import option

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from gm import atomic
 from gm.config import Config, SamplingConfig
 from gm.data import buckets, templates
-from gm.data.folder import Picture
+from gm.data.picture import Picture
 from gm.errors import UserError
 from gm.generation import lines, sizes
 from gm.text.tokenizer import Tokenizer

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from gm.data import buckets, folder
+from gm.data.picture import mirrored
 from tests.data.pictures import noise, save
 
 
@@ -79,6 +80,6 @@ def test_a_picture_is_resized_to_cover_its_size_and_cut(
     top, left = crop
     cut = np.asarray(whole.crop((left, top, left + size[1], top + size[0])), np.float32).transpose(2, 0, 1)
     np.testing.assert_allclose((picture.pixels + 1) * 127.5, cut, atol=1.01)
-    mirrored = folder.mirrored(picture)
-    assert np.array_equal(mirrored.pixels, picture.pixels[:, :, ::-1])
-    assert mirrored.crop == (top, whole.width - size[1] - left)
+    flipped = mirrored(picture)
+    assert np.array_equal(flipped.pixels, picture.pixels[:, :, ::-1])
+    assert flipped.crop == (top, whole.width - size[1] - left)

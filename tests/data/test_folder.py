@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from gm.data import folder
+from gm.data.picture import mirrored
 from tests.data.pictures import noise, one, save
 
 
@@ -141,14 +142,14 @@ def test_mirrored(tmp_path, height, width):
     array = noise(height, width)
     path = save(tmp_path / "a.png", array)
     picture = one(tmp_path, 32)
-    flipped = folder.mirrored(picture)
+    flipped = mirrored(picture)
     np.testing.assert_array_equal(flipped.pixels, picture.pixels[:, :, ::-1])
     assert flipped.pixels.flags.c_contiguous
     assert (flipped.name, flipped.original) == ("a.png", (height, width))
     top, left = picture.crop
     whole = round(width * 32 / min(height, width))
     assert flipped.crop == (top, whole - 32 - left)
-    back = folder.mirrored(flipped)
+    back = mirrored(flipped)
     assert back.crop == picture.crop
     save(path, array[:, ::-1])
     other = one(tmp_path, 32)

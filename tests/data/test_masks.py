@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gm.data import folder, masks
-from gm.data.folder import Picture
+from gm.data.picture import Picture, mirrored
 from gm.errors import UserError
 from tests.data.pictures import noise, one, save
 
@@ -72,7 +72,7 @@ def test_all_opaque_or_all_transparent_is_no_mask(tmp_path: Path, opaque: np.nda
 
 def test_the_mirror_image_has_a_mirrored_mask(tmp_path: Path) -> None:
     picture = with_mask(tmp_path, left_half(32, 64))
-    assert np.array_equal(found(folder.mirrored(picture)), found(picture)[:, ::-1])
+    assert np.array_equal(found(mirrored(picture)), found(picture)[:, ::-1])
 
 
 @pytest.mark.parametrize(
