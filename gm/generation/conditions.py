@@ -15,6 +15,8 @@ from gm.text import chunks
 from gm.text.chunks import Chunk, Variant
 from gm.text.tokenizer import pool_positions
 
+Told = Sequence[float] | Sequence[Sequence[float]]  # the sizes, of all texts alike or of each
+
 
 class _Condition(nn.Cell):
     """The model's conditioner, to be compiled for itself: elsewhere it is part of a larger graph."""
@@ -34,49 +36,41 @@ class Conditions:
         self.model, self.pooling = model, pooling
         self.condition = compiled(_Condition(model), backend.graph, "the text encoders")
 
-    def of(
-        self, variants: Sequence[Variant], words: Words, told: Sequence[float] | Sequence[Sequence[float]]
-    ) -> tuple[Tensor, Tensor]:
+    def of(self, variants: Sequence[Variant], words: Words, told: Told) -> tuple[Tensor, Tensor]:
         """Return the context [N, positions · chunks, C] and the vector [N, V] of N texts.
 
-        Texts of fewer chunks get empty ones; the pooled part of the vector is that of the first chunk, as in
-        AUTOMATIC1111 and ComfyUI. `told` are the sizes, of all texts alike or of each. A token of weight w moves from
-        the context e of the empty prompt at its place to e + w (c - e), which is ComfyUI's way.
+        Texts of fewer chunks than the longest get empty ones. The pooled part of the vector is that of the first
+        chunk, as in AUTOMATIC1111 and ComfyUI. Where a token weighs w, its context c is replaced by e + w (c - e), with
+        e that of the empty prompt at its place, as in ComfyUI; the vector is not weighted.
         """
         count = max(map(len, variants))
         columns = zip(*(chunks.padded(variant, count) for variant in variants), strict=True)
         read = [self._emphasised(column, words, told) for column in columns]
         return ops.concat([context for context, _ in read], axis=1), read[0][1]
 
-    def nothing(
-        self, like: Tensor, words: Words, told: Sequence[float] | Sequence[Sequence[float]]
-    ) -> tuple[Tensor, Tensor]:
+    def nothing(self, like: Tensor, words: Words, told: Told) -> tuple[Tensor, Tensor]:
         """Return context and vector of no prompt, as many and as long as the context `like` [N, L, C].
 
         SDXL was trained with dropped captions as zeros, in the context and in the pooled part of the vector.
         """
-        _, vector = self._chunks([Chunk()] * len(like), words, told)
+        _, vector = self._plain([Chunk()] * len(like), words, told)
         pooled = self.model.config.text_encoder_2.width
         zeros = ops.zeros((len(like), pooled), vector.dtype)
         return ops.zeros_like(like), ops.concat((zeros, vector[:, pooled:]), axis=1)
 
-    def _emphasised(
-        self, column: Sequence[Chunk], words: Words, told: Sequence[float] | Sequence[Sequence[float]]
-    ) -> tuple[Tensor, Tensor]:
-        context, vector = self._chunks(column, words, told)
+    def _emphasised(self, column: Sequence[Chunk], words: Words, told: Told) -> tuple[Tensor, Tensor]:
+        """Return context [N, positions, C] and vector [N, V] of a chunk of each text."""
+        context, vector = self._plain(column, words, told)
         if all(weight == 1 for chunk in column for weight in chunk.weights):
             return context, vector
         # Of the same shape as the chunks, so that the same graph serves.
-        empty, _ = self._chunks([Chunk()] * len(column), words, told)
+        empty, _ = self._plain([Chunk()] * len(column), words, told)
         weights = Tensor(chunks.arrays(column, words.tokenizer.positions)[2]).expand_dims(-1)
         c, e = ops.cast(context, ms.float32), ops.cast(empty, ms.float32)
         # Said so, a weight of 1 changes no bit.
         return ops.cast(c + (weights - 1) * (c - e), context.dtype), vector
 
-    def _chunks(
-        self, column: Sequence[Chunk], words: Words, told: Sequence[float] | Sequence[Sequence[float]]
-    ) -> tuple[Tensor, Tensor]:
-        """Return context [N, positions, C] and vector [N, V] of a chunk of each text, unweighted."""
+    def _plain(self, column: Sequence[Chunk], words: Words, told: Told) -> tuple[Tensor, Tensor]:
         ids_1, ids_2, _ = chunks.arrays(column, words.tokenizer.positions)
         sizes = np.atleast_2d(np.asarray(told, np.float32))
         sizes = np.ascontiguousarray(np.broadcast_to(sizes, (len(column), sizes.shape[1])))

@@ -48,11 +48,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A bracket that shows one of its parts, each from a token to before another; `when` None is one after the other."""
+    """A bracket that shows one of its parts in each step."""
 
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, int], ...]  # each from a token to before another
     end: int  # the closing bracket
-    when: int | None
+    when: int | None  # step from which on it is the second; None is one after the other
 
     def shown(self, step: int) -> tuple[int, int]:
         return self.parts[step % len(self.parts) if self.when is None else int(step >= self.when)]
