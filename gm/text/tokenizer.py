@@ -25,7 +25,7 @@ class Tokenizer:
         self.positions = positions
         self.placeholders: dict[str, tuple[int, ...]] = {}  # word as registered → its ids
         self._names: dict[str, tuple[int, ...]] = {}  # cleaned name of a placeholder or of one vector → its ids
-        self._pattern = _pattern(self._names)
+        self._pattern = self._typed = _pattern(self._names)
 
     def add_placeholder(self, word: str, num_vectors: int) -> tuple[int, ...]:
         """Register `word` for `num_vectors` learned rows and return their ids.
@@ -48,7 +48,13 @@ class Tokenizer:
         self.placeholders[word] = ids
         self._names |= names
         self._pattern = _pattern(self._names)
+        # What cleaning changes in a name, it may change in a prompt, too.
+        self._typed = _pattern({*self._names, *self.placeholders}, regex.IGNORECASE)
         return ids
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where learned words stand in `text` as it was typed: first character, behind the last one."""
+        return [found.span() for found in self._typed.finditer(text)]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, placeholders expanded, of any number, without start and end.
@@ -143,13 +149,13 @@ def _placeholder_name(word: str) -> str:
     return name
 
 
-def _pattern(names: Iterable[str]) -> regex.Pattern:
-    """Return what finds the names in a cleaned text, each as a whole: `mytoy` is not in `mytoys`.
+def _pattern(names: Iterable[str], flags: int = 0) -> regex.Pattern:
+    """Return what finds the names in a text, each as a whole: `mytoy` is not in `mytoys`.
 
     Longest first, so that `<cat>-toy` is not taken for `<cat>`. Of no names it is a pattern that matches nowhere.
     """
     alternatives = [_whole(name) for name in sorted(names, key=len, reverse=True)]
-    return regex.compile(f"({'|'.join(alternatives)})" if alternatives else "(?!)")
+    return regex.compile(f"({'|'.join(alternatives)})" if alternatives else "(?!)", flags)
 
 
 def _whole(name: str) -> str:

@@ -1,0 +1,110 @@
+"""Where chunks end, and what the encoders are given of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gm.text import chunks
+from gm.text.chunks import Chunk
+from gm.text.prompts import read
+from gm.text.tokenizer import END, START, Tokenizer
+
+CAT, COMMA = 2368, 267
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    made = Tokenizer()
+    for word, number in (("<one>", 1), ("<two>", 2), ("<ten>", 10), ("<all>", 75)):
+        made.add_placeholder(word, number)
+    return made
+
+
+def sizes(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the number of ids in each chunk; all of them, in order, are the prompt's."""
+    (variant,) = read(prompt, tokenizer, 1).variants
+    assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(prompt.replace("BREAK", " "))
+    return [len(chunk.ids) for chunk in variant]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("cat " * 75, [75]),
+        ("cat " * 76, [75, 1]),
+        ("cat " * 150, [75, 75]),
+        ("cat " * 151, [75, 75, 1]),
+        ("cat BREAK" + " cat" * 75, [1, 75]),
+        ("cat " * 75 + "BREAK cat", [75, 1]),
+        ("cat " * 76 + "BREAK cat", [75, 1, 1]),
+        # A learned word moves on as a whole.
+        ("cat " * 73 + "<two>", [75]),
+        ("cat " * 74 + "<two>", [74, 2]),
+        ("cat " * 75 + "<two>", [75, 2]),
+        ("cat " * 66 + "<ten> cat", [66, 11]),
+        ("cat " * 74 + "<one> <two>", [75, 2]),
+        ("<all>", [75]),
+        ("cat <all> cat", [1, 75, 1]),
+        ("<all> <all>", [75, 75]),
+        ("<two> " * 38, [74, 2]),
+        ("cat " * 74 + "<two> <two>_1", [74, 2]),
+        ("cat " * 74 + "<ten>_8 <ten>_9", [74, 2]),
+        # Two words with ids in a row are still two, and so are two ordinary ids in a row.
+        ("cat " * 74 + "<one> <two>_1", [75, 1]),
+        ("cat " * 74 + '! "', [75, 1]),
+        # A full chunk ends behind a comma, if that is not far.
+        ("cat " * 54 + "," + " cat" * 21, [75, 1]),
+        ("cat " * 55 + "," + " cat" * 20, [56, 20]),
+        ("cat " * 70 + ", cat, cat" + " cat" * 10, [73, 11]),
+        ("cat " * 74 + ", cat", [75, 1]),
+        ("cat " * 75 + ", cat", [75, 2]),
+        ("cat, " * 37 + "cat, cat", [75, 2]),
+        ("cat, " * 37 + "cat cat", [74, 2]),
+        ("cat " * 60 + ", cat cat " * 6, [75, 3]),
+        ("cat " * 60 + ", <ten> <ten>", [61, 20]),
+        ("cat " * 60 + ", cat <all>", [62, 75]),
+    ],
+)
+def test_where_chunks_end(tokenizer: Tokenizer, prompt: str, expected: list[int]) -> None:
+    assert sizes(prompt, tokenizer) == expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_id_is_lost_and_no_word_is_split(tokenizer: Tokenizer, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    words = random.choice(["cat", "dog", ",", "<one>", "<two>", "<ten>", "antidisestablishmentarianism"], 200)
+    prompt = " ".join(words)
+    assert max(sizes(prompt, tokenizer)) <= 75
+    (variant,) = read(prompt, tokenizer, 1).variants
+    for rows in tokenizer.placeholders.values():
+        for chunk in variant:
+            assert chunk.ids.count(rows[0]) == chunk.ids.count(rows[-1])
+
+
+def test_weights_move_with_their_ids(tokenizer: Tokenizer) -> None:
+    (variant,) = read("cat " * 60 + ", cat (cat:2) <two> (<ten>:3) cat", tokenizer, 1).variants
+    assert variant[0].weights == (1.0,) * 61
+    assert variant[1].ids == (CAT, CAT, *tokenizer.placeholders["<two>"], *tokenizer.placeholders["<ten>"], CAT)
+    assert variant[1].weights == (1.0, 2.0, 1.0, 1.0, *(3.0,) * 10, 1.0)
+
+
+def test_chunks_of_another_length() -> None:
+    (variant,) = read("cat cat cat, cat cat cat cat", Tokenizer(positions=8), 1).variants
+    assert variant == (Chunk((CAT, CAT, CAT, COMMA), (1.0,) * 4), Chunk((CAT,) * 4, (1.0,) * 4))
+
+
+def test_padded() -> None:
+    chunk = Chunk((CAT,), (2.0,))
+    assert chunks.padded((chunk,), 3) == (chunk, Chunk(), Chunk())
+    assert chunks.padded((chunk, chunk), 1) == (chunk, chunk)
+
+
+def test_arrays(tokenizer: Tokenizer) -> None:
+    (variant,) = read("(a <two>:1.5) cat BREAK BREAK", tokenizer, 1).variants
+    ids_1, ids_2, weights = chunks.arrays([*variant, Chunk()], 77)
+    assert (ids_1.dtype, ids_2.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
+    assert weights.tolist() == [[1.0, 1.5, 1.5, 1.5, *[1.0] * 73], [1.0] * 77]
+    for ids, padding in ((ids_1, END), (ids_2, 0)):
+        assert ids.tolist() == tokenizer(["a <two> cat", ""], padding).tolist()
+        assert ids[1].tolist() == [START, END, *[padding] * 75]
