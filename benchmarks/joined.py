@@ -50,7 +50,7 @@ def groups(config: ModelConfig, pixels: int) -> list[Group]:
     for level, (mult, depth) in enumerate(zip(unet.channel_mult, unet.transformer_depth, strict=True)):
         width = mult * unet.model_channels
         blocks = 2 * unet.num_res_blocks + 1  # down and up
-        layers = blocks * depth + (depth if level == last else 0)
+        layers = blocks * depth + (unet.depth_in_the_middle if level == last else 0)
         if layers:
             alike.append(Group(f"q, k, v of {side * side} tokens", width, side * side, width, 3, layers))
             text.append(Group("keys and values of the text", unet.context_width, tokens, width, 2 * layers))

@@ -55,7 +55,7 @@ def unet(config: UNetConfig, batch: int, side: Side, tokens: int, flash: bool = 
             blocks.append(Block("halve", 0, (halved,)))
             skips.append((channels, side))
     blocks.append(count.residual(channels, channels, side))
-    blocks += count.transformer(channels, config.transformer_depth[-1], side)
+    blocks += count.transformer(channels, config.depth_in_the_middle, side)
     blocks.append(count.residual(channels, channels, side))
     for level in reversed(range(len(config.channel_mult))):
         outputs = config.channel_mult[level] * config.model_channels

@@ -58,12 +58,14 @@ class Toolkit:
 def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     """Set up the device and load the model that `config` (or its YAML file) describes.
 
-    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit.
+    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit, and for a
+    refiner.
     """
     if not isinstance(config, Config):
         config = configuration.load(config, sections)
     elif sections:
         raise UserError("options go into the Config, or give the path of a YAML file and options beside it")
+    config.model.require("base")
     if not Path(config.run.weight).exists():
         raise UserError(
             f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py makes them"

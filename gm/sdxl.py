@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from gm.conditioner import Conditioner
+from gm.conditioner import Conditioner, RefinerConditioner
 from gm.model_config import ModelConfig
 from gm.networks import clip, unet
 from gm.networks.autoencoder import Autoencoder
@@ -27,13 +27,16 @@ class _Diffusion(nn.Cell):
 
 
 class SDXL(nn.Cell):
-    """UNet (`.unet`), text conditioner (`.conditioner`) and autoencoder (`.first_stage_model`) of one model."""
+    """UNet (`.unet`), text conditioner (`.conditioner`) and autoencoder (`.first_stage_model`) of one model.
+
+    `config.kind` tells a refiner, which has a `RefinerConditioner`, from a base model, which has a `Conditioner`.
+    """
 
     def __init__(self, config: ModelConfig, dtype: Any) -> None:
         super().__init__()
         self.config = config
         self.model = _Diffusion(config, dtype)
-        self.conditioner = Conditioner(config, dtype)
+        self.conditioner = (RefinerConditioner if config.is_refiner else Conditioner)(config, dtype)
         self.first_stage_model = Autoencoder(config.autoencoder)
 
     @property
@@ -41,7 +44,8 @@ class SDXL(nn.Cell):
         return self.model.diffusion_model
 
     def token_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the frozen token tables of both encoders, [rows, width]."""
+        """Return the frozen token tables of both encoders, [rows, width]; UserError for a refiner, which has one."""
+        self.config.require("base")
         one, two = (encoder for encoder in self.conditioner.embedders)
         tables = one.transformer.text_model.embeddings.token_embedding, two.model.token_embedding
         return tables[0].embedding_table.asnumpy(), tables[1].embedding_table.asnumpy()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.reference.configs import CONFIGS
+from tests.reference.configs import ALL, CONFIGS
 
 if TYPE_CHECKING:
     from gm.api import Concept, Toolkit
@@ -34,7 +34,7 @@ def device() -> None:
 
 @pytest.fixture(scope="session")
 def cases(device: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """Return the function from a name in `CONFIGS` to its model, built once a session."""
+    """Return the function from a name in `ALL` to its model, built once a session."""
     from tests.reference.case import Case
 
     made: dict[str, Case] = {}
@@ -49,8 +49,20 @@ def cases(device: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 @pytest.fixture(scope="session", params=CONFIGS)
 def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
-    """Every small model in turn."""
+    """Every small base model in turn."""
     return cases(request.param)
+
+
+@pytest.fixture(scope="session", params=ALL)
+def any_case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    """Every small model in turn, the refiner too."""
+    return cases(request.param)
+
+
+@pytest.fixture(scope="session")
+def refiner(cases: Callable[[str], Case]) -> Case:
+    """The small refiner."""
+    return cases("refiner")
 
 
 @pytest.fixture(scope="session")

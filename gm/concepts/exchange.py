@@ -116,7 +116,7 @@ def _read(path: Path) -> Learned:
     name = formats.recognised(tree)
     words = FORMATS[name].read(tree) if name else {}
     if name is None or not words:
-        seems = recognition.other_model(map(str, tree))
+        seems = recognition.other_model(map(str, tree), "base")
         hint = f"it seems to be {seems}" if seems else "it holds no token rows; training writes *_ti.ckpt"
         raise UserError(f"{path} is no learned file: {hint}")
     return Learned(name, words, notes)

@@ -168,7 +168,7 @@ class UNet(nn.Cell):
         self.label_emb = nn.SequentialCell(_two_layers(config.vector_width, time_width, dtype))
         blocks, skips = _input_blocks(config, time_width, dtype)
         self.input_blocks = nn.CellList(blocks)
-        channels, depth = skips[-1], config.transformer_depth[-1]
+        channels, depth = skips[-1], config.depth_in_the_middle
         self.middle_block = nn.CellList(
             [
                 _ResBlock(channels, channels, time_width, config.norm_groups, dtype),

@@ -51,7 +51,8 @@ class Plan:
 
 
 def make(config: Config) -> Plan:
-    """Read pictures and prompts; UserError names the first thing that is wrong with them."""
+    """Read pictures and prompts; UserError names the first thing that is wrong with them or with the model."""
+    config.model.require("base")
     entries = lessons.entries(config)
     config = lessons.resolved(config, entries)
     _check_levels(config)

@@ -17,6 +17,7 @@ from gm.model_config import ModelConfig
 from gm.weights import containers, diffusers_names, openclip
 from gm.weights.lazy import LazyTensor, reshaped
 from gm.weights.names import UNUSED
+from gm.weights.recognition import BASE, REFINER
 
 Tensors = dict[str, LazyTensor]
 
@@ -25,21 +26,36 @@ _VARIANTS = ("", ".fp16")  # the most exact first
 
 
 def read(folder: Path, config: ModelConfig) -> Tensors:
-    """Return the tensors of `folder` by their published names; UserError for a part or file that is not there."""
+    """Return the tensors of `folder` by their published names.
+
+    Raises UserError for a part or file that is not there, and for a folder of a model of the other kind.
+    """
+    encoder_2 = openclip.PREFIXES[config.kind]
     parts: dict[str, Callable[[Tensors], Tensors]] = {
         "unet": lambda tensors: _renamed(tensors, "model.diffusion_model.", diffusers_names.unet(config.unet)),
         "text_encoder": _clip,
-        "text_encoder_2": openclip.from_transformers,
+        "text_encoder_2": lambda tensors: openclip.from_transformers(tensors, encoder_2),
         "vae": lambda tensors: _autoencoder(tensors, config),
     }
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise UserError(f"{folder} is no diffusers SDXL folder: it has no {', '.join(missing)}")
+    if config.is_refiner:
+        del parts["text_encoder"]
+    _check_parts(folder, list(parts))
     published: Tensors = {}
     for part, translate in parts.items():
         tensors = _read_part(folder / part)
         published |= translate({name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED)})
     return published
+
+
+def _check_parts(folder: Path, wanted: list[str]) -> None:
+    """Raise UserError unless the folder has the `wanted` networks, and text encoder 1, the base's, if that is wanted."""
+    missing = [part for part in wanted if not (folder / part).is_dir()]
+    if missing == ["text_encoder"]:
+        raise UserError(f"{folder} has no text_encoder: it is incomplete, or the {REFINER}")
+    if missing:
+        raise UserError(f"{folder} is no diffusers SDXL folder: it has no {', '.join(missing)}")
+    if "text_encoder" not in wanted and (folder / "text_encoder").is_dir():
+        raise UserError(f"{folder} has a text_encoder: it is the {BASE}; use the SDXL refiner")
 
 
 def _read_part(folder: Path) -> Tensors:

@@ -1,4 +1,7 @@
-"""transformers' CLIPTextModelWithProjection → OpenCLIP's text tower, which the published file holds as encoder 2."""
+"""transformers' CLIPTextModelWithProjection → OpenCLIP's text tower, which the published file holds as encoder 2.
+
+It stands second in a base model and alone in a refiner.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from gm.weights.lazy import LazyTensor, in_memory
 
-PREFIX = "conditioner.embedders.1.model."
+PREFIXES = {"base": "conditioner.embedders.1.model.", "refiner": "conditioner.embedders.0.model."}  # by kind of model
 # Scales CLIP's comparison of pictures with texts, so the folder has none; the published file holds ln 100.
 LOGIT_SCALE = 4.6052
 
@@ -27,19 +30,22 @@ _RULES = (
 _QUERY = re.compile(r"(.*\.attn)\.q_proj\.(weight|bias)")
 
 
-def from_transformers(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Return the encoder under its published names: query, key and value in one matrix, the projection transposed."""
+def from_transformers(tensors: dict[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
+    """Return the encoder by its published names, which begin with `prefix`.
+
+    Query, key and value become one matrix, and the projection is transposed.
+    """
     renamed = {_rename(name): tensor for name, tensor in tensors.items()}
     published = {}
     for name in list(renamed):
         match = _QUERY.fullmatch(name)
         parts = [f"{match[1]}.{part}_proj.{match[2]}" for part in "qkv"] if match else []
         if match and all(part in renamed for part in parts):
-            published[f"{PREFIX}{match[1]}.in_proj_{match[2]}"] = _joined([renamed.pop(part) for part in parts])
+            published[f"{prefix}{match[1]}.in_proj_{match[2]}"] = _joined([renamed.pop(part) for part in parts])
     if "text_projection" in renamed:
         renamed["text_projection"] = _transposed(renamed["text_projection"])
     renamed.setdefault("logit_scale", in_memory(np.array(LOGIT_SCALE, np.float32)))
-    return published | {PREFIX + name: tensor for name, tensor in renamed.items()}
+    return published | {prefix + name: tensor for name, tensor in renamed.items()}
 
 
 def _rename(name: str) -> str:

@@ -19,22 +19,30 @@ _BEGINNINGS = (
     (rb"\{", "JSON text; give a .safetensors or .ckpt file"),
 )
 
-_BASE = "use the SDXL base model"
+BASE = "SDXL base model, which goes to --weight and is converted with the --config of a base model"
+REFINER = (
+    "SDXL refiner, which goes to --pipeline_weight and is converted with --config configs/sampling/sd_xl_refiner.yaml"
+)
 _CONCEPT = "a learned concept, which goes to --textual_inversion_weight"
-# The first pattern that a name begins with decides.
+# The first pattern that a name begins with decides; {use} is what to do instead.
 _NAMES = (
-    (r"lora_|.*\.lora_|.*\.lora\.|.*\.hada_", f"a LoRA, which changes a model and is none; {_BASE}"),
+    (r"lora_|.*\.lora_|.*\.lora\.|.*\.hada_", "a LoRA, which changes a model and is none; {use}"),
     (r"clip_[lg]$|emb_params$|text_encoders_[01]$|emb2?$|string_to_|<", _CONCEPT),
-    (r"cond_stage_model\.model\.", f"Stable Diffusion 2; {_BASE}"),
-    (r"cond_stage_model\.", f"Stable Diffusion 1; {_BASE}"),
-    (r"conditioner\.embedders\.0\.model\.", f"the SDXL refiner; {_BASE}"),
-    (r"control_model\.|controlnet_|input_hint_block\.", f"a ControlNet; {_BASE}"),
-    (r"(.*\.)?(double|joint)_blocks\.", f"Flux or Stable Diffusion 3; {_BASE}"),
+    (r"cond_stage_model\.model\.", "Stable Diffusion 2; {use}"),
+    (r"cond_stage_model\.", "Stable Diffusion 1; {use}"),
+    (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet; {use}"),
+    (r"(.*\.)?(double|joint)_blocks\.", "Flux or Stable Diffusion 3; {use}"),
     (
         r"(down|up)_blocks\.|mid_block\.|text_model\.|(en|de)coder\.",
         "one network of a model; give the single file or the whole diffusers folder",
     ),
 )
+# By the kind of model that is wanted, what the other kind has of its own; a learned concept has the token tables alone.
+_OTHER_KIND = {
+    "base": (r"conditioner\.embedders\.0\.model\.", f"the {REFINER}; {{use}}"),
+    "refiner": (r"conditioner\.embedders\.1\.model\.(?!token_embedding\.)", f"the {BASE}; {{use}}"),
+}
+_USE = {"base": "use the SDXL base model", "refiner": "use the SDXL refiner"}
 
 
 def foreign(start: bytes) -> str:
@@ -45,11 +53,14 @@ def foreign(start: bytes) -> str:
     return ""
 
 
-def other_model(names: Iterable[str]) -> str:
-    """Return what a file with tensors of these names seems to be, and the way out; "" for no idea."""
+def other_model(names: Iterable[str], kind: str) -> str:
+    """Return what a file with tensors of these names seems to be, where a model of `kind` is wanted, and the way out.
+
+    "" is for no idea.
+    """
     names = list(names)
-    for pattern, meaning in _NAMES:
+    for pattern, meaning in (*_NAMES, _OTHER_KIND[kind]):
         if any(re.match(pattern, name) for name in names):
-            return meaning
+            return meaning.format(use=_USE[kind])
     dotted = [name for name in names if "." in name]
     return _CONCEPT if dotted and all("token_embedding" in name for name in dotted) else ""

@@ -39,8 +39,11 @@ def open_weights(path: str | Path, layout: Layout, config: ModelConfig) -> dict[
     return {ours.get(name, name): tensor for name, tensor in tensors.items() if not name.endswith(names.UNUSED)}
 
 
-def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path) -> None:
-    """Raise UserError naming what is missing in `source`, what is unexpected and what has another shape."""
+def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
+    """Raise UserError naming what is missing in `source`, what is unexpected and what has another shape.
+
+    `kind` is that of the model whose layout it is: "base" or "refiner".
+    """
     missing = [name for name in layout if name not in tensors]
     unexpected = [name for name in tensors if name not in layout]
     shaped = [
@@ -55,7 +58,7 @@ def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path)
     if 2 * (len(missing) + len(shaped)) < len(layout):
         hint = "it is incomplete or changed; take a fresh copy"
     else:
-        meaning = other_model(tensors)
+        meaning = other_model(tensors, kind)
         hint = f"it seems to be {meaning}" if meaning else "the config's model section describes another model"
     raise UserError(f"{source} does not fit the model of {len(layout)} tensors: {hint}; {counts}")
 
@@ -71,7 +74,7 @@ def load(model: nn.Cell, path: str | Path, config: ModelConfig, widened: float =
     """
     layout = names.layout(model)
     tensors = open_weights(path, layout, config)
-    check(layout, tensors, path)
+    check(layout, tensors, path, config.kind)
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in layout]
     for parameter in parameters:
         if tensors[parameter.name].dtype == "float16" and math.prod(parameter.shape) >= widened:
@@ -99,7 +102,7 @@ def convert(
     """
     layout = names.layout(sdxl.build(config))
     tensors = open_weights(source, layout, config)
-    check(layout, tensors, source)
+    check(layout, tensors, source, config.kind)
     to_published = Path(target).suffix == ".safetensors"
     out = {names.published_name(name) if to_published else name: cast(tensors[name], dtype, name) for name in layout}
     total, done = sum(tensor.size for tensor in out.values()), 0

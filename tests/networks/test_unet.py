@@ -27,22 +27,22 @@ def draw(case, height, width, count, seed):
     ("height", "width", "timesteps"),
     [(8, 8, [0]), (8, 24, [999, 1]), (24, 16, [500, 0, 999]), (16, 16, [21.5])],
 )
-def test_epsilon(case, height, width, timesteps):
-    x, context, pooled, sizes = draw(case, height, width, len(timesteps), 50)
+def test_epsilon(any_case, height, width, timesteps):
+    x, context, pooled, sizes = draw(any_case, height, width, len(timesteps), 50)
     times = np.array(timesteps, np.float32)
-    expected = case.reference.epsilon(x, times, context, pooled, sizes).numpy()
-    vector = case.reference.class_vector(pooled, sizes).numpy()
-    ours = case.model.unet(Tensor(x), Tensor(times), Tensor(context), Tensor(vector)).asnumpy()
+    expected = any_case.reference.epsilon(x, times, context, pooled, sizes).numpy()
+    vector = any_case.reference.class_vector(pooled, sizes).numpy()
+    ours = any_case.model.unet(Tensor(x), Tensor(times), Tensor(context), Tensor(vector)).asnumpy()
     assert relative_error(ours, expected) < 2e-5  # measured: 3e-6
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (9, 11), (17, 10)])
-def test_sizes_that_do_not_halve_evenly(case, height, width):
-    x, context, pooled, sizes = draw(case, height, width, 2, 51)
+def test_sizes_that_do_not_halve_evenly(any_case, height, width):
+    x, context, pooled, sizes = draw(any_case, height, width, 2, 51)
     times = np.array([0, 999], np.float32)
-    expected = case.reference.epsilon(x, times, context, pooled, sizes).numpy()
-    vector = case.reference.class_vector(pooled, sizes).numpy()
-    ours = case.model.unet(Tensor(x), Tensor(times), Tensor(context), Tensor(vector)).asnumpy()
+    expected = any_case.reference.epsilon(x, times, context, pooled, sizes).numpy()
+    vector = any_case.reference.class_vector(pooled, sizes).numpy()
+    ours = any_case.model.unet(Tensor(x), Tensor(times), Tensor(context), Tensor(vector)).asnumpy()
     assert relative_error(ours, expected) < 2e-5
 
 

@@ -13,7 +13,7 @@ from mindspore import Tensor
 from gm import sdxl
 from gm.model_config import ModelConfig
 from gm.sdxl import SDXL
-from tests.reference.configs import CONFIGS, SEEDS
+from tests.reference.configs import ALL, SEEDS
 from tests.reference.published import published_name, write_published
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Case:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
-        self.config: ModelConfig = CONFIGS[name]
+        self.config: ModelConfig = ALL[name]
         self.path = folder / f"{name}.safetensors"
         self.weights = write_published(self.config, self.path, SEEDS[name])
 

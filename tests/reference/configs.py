@@ -64,5 +64,27 @@ DEEP = ModelConfig(
     autoencoder=AutoencoderConfig(channels=8, channel_mult=(1, 1, 2), num_res_blocks=1, norm_groups=2),
 )
 
-CONFIGS = {config.version: config for config in (LIKE_BASE, REVERSED, DEEP)}
-SEEDS = {"like-base": 1, "reversed": 2, "deep": 3}
+# A refiner: no attention on the first and the last level, but in the middle more than anywhere. It fits the workshop's
+# base model, `tests/workshop.py`, whose text encoder 2 is as wide and whose latents it continues.
+REFINER = ModelConfig(
+    kind="refiner",
+    version="refiner",
+    resolution=16,
+    unet=UNetConfig(
+        model_channels=16,
+        channel_mult=(1, 2, 2),
+        num_res_blocks=1,
+        transformer_depth=(0, 2, 0),
+        middle_depth=3,
+        head_width=8,
+        context_width=24,
+        vector_width=24 + 5 * 10,
+        norm_groups=4,
+    ),
+    text_encoder_2=TextEncoderConfig(width=24, layers=3, heads=2),
+    autoencoder=AutoencoderConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4),
+)
+
+CONFIGS = {config.version: config for config in (LIKE_BASE, REVERSED, DEEP)}  # base models
+ALL = CONFIGS | {REFINER.version: REFINER}
+SEEDS = {"like-base": 1, "reversed": 2, "deep": 3, "refiner": 4}

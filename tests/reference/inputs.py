@@ -14,7 +14,7 @@ class Prompts:
     """A batch of prompts with learned words, and the sizes told beside them.
 
     ids_1, ids_2 [N, L] int32; pool_position [N] int32, the first end-of-text; rows_1 [n, width 1] and rows_2
-    [n, width 2] float32; sizes [N, 6] float32
+    [n, width 2] float32; sizes [N, 6] float32, or [N, 5] for a refiner, the last one a score
     """
 
     ids_1: np.ndarray
@@ -58,7 +58,7 @@ def prompts(config: ModelConfig, seed: int, count: int = 2, learned: int = 3) ->
             ids[number, end] = vocabulary - 1
     originals = random.integers(200, 2000, (count, 2))
     crops = random.integers(0, 300, (count, 2))
-    targets = random.integers(32, 128, (count, 2)) * 8
+    targets = random.uniform(2, 8, (count, 1)) if config.is_refiner else random.integers(32, 128, (count, 2)) * 8
     rows_1, rows_2 = (
         0.02 * random.standard_normal((max(learned, 1), encoder.width), dtype=np.float32)
         for encoder in (config.text_encoder_1, config.text_encoder_2)

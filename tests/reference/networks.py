@@ -26,12 +26,15 @@ torch.set_num_threads(1)  # networks this small wait for threads longer than the
 
 @dataclass(frozen=True)
 class Reference:
-    """The four networks of one model; everything takes and returns PyTorch tensors (NumPy arrays are converted)."""
+    """The networks of one model, a refiner's without text encoder 1.
+
+    Everything takes and returns PyTorch tensors (NumPy arrays are converted).
+    """
 
     config: ModelConfig
     unet: UNet2DConditionModel
     autoencoder: AutoencoderKL
-    text_encoder_1: CLIPTextModel
+    text_encoder_1: CLIPTextModel | None
     text_encoder_2: CLIPTextModelWithProjection
 
     def encode_text_1(self, ids: Any, rows: Any) -> Tensor:
@@ -61,7 +64,7 @@ class Reference:
         return self.unet(tensor(x), tensor(timestep), tensor(context), added_cond_kwargs=added).sample
 
     def class_vector(self, pooled: Any, sizes: Any) -> Tensor:
-        """Return what the UNet's `add_embedding` is given: the pooled vector and six sinusoids [N, V]."""
+        """Return what the UNet's `add_embedding` is given: the pooled vector and a sinusoid a size [N, V]."""
         seen = []
         hook = self.unet.add_embedding.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
         pooled = tensor(pooled)
@@ -104,6 +107,9 @@ def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
     for number, (kind, activation) in enumerate(
         ((CLIPTextModel, "quick_gelu"), (CLIPTextModelWithProjection, "gelu")), 1
     ):
+        if number == 1 and config.is_refiner:
+            text.append(None)
+            continue
         encoder = getattr(config, f"text_encoder_{number}")
         folder_of_encoder = _write(folder / f"text_{number}", _text_encoder(encoder, activation))
         checkpoint = load_file(path)  # afresh: the reader may take tensors out
@@ -112,7 +118,7 @@ def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
                 kind, checkpoint, config=folder_of_encoder, torch_dtype=torch.float32, local_files_only=True
             )
         )
-    for model in (unet, autoencoder, *text):
+    for model in filter(None, (unet, autoencoder, *text)):
         missing = [name for name, p in model.named_parameters() if p.is_meta]
         assert not missing, f"diffusers' reader did not find {missing}"
         model.requires_grad_(False).eval()
@@ -152,7 +158,8 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
         "out_channels": unet.out_channels,
         "projection_class_embeddings_input_dim": unet.vector_width,
         "resnet_time_scale_shift": "default",
-        "transformer_layers_per_block": list(unet.transformer_depth),
+        # The last one is the middle block's too; a level without attention ignores it.
+        "transformer_layers_per_block": [*unet.transformer_depth[:-1], unet.depth_in_the_middle],
         "up_block_types": up,
         "use_linear_projection": True,
     }

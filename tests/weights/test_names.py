@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from pathlib import Path
 
 import pytest
 
-from gm import sdxl
+from gm import config, sdxl
 from gm.model_config import ModelConfig
 from gm.weights import names
 from gm.weights.names import Layout
@@ -12,6 +14,10 @@ from gm.weights.names import Layout
 # Of the sorted lines "name<TAB>sizes,joined,by,commas\n" of sd_xl_base_1.0.safetensors (huggingface.co/stabilityai/
 # stable-diffusion-xl-base-1.0), position_ids left out.
 PUBLISHED_SHA256 = "3bab1f809ccaca6d88c7a956ab7d32ca7b13e61ffc55bc7d044e49493b1c1217"
+# The same of sd_xl_refiner_1.0.safetensors (huggingface.co/stabilityai/stable-diffusion-xl-refiner-1.0).
+REFINER_SHA256 = "c06ca04f58fdc45b25d579dcfd520cdc78d0c0a7c44b3f6c88b94335ec0df0ed"
+
+REFINER_YAML = Path(__file__).resolve().parents[2] / "configs" / "sampling" / "sd_xl_refiner.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +25,22 @@ def full_size() -> Layout:
     return names.layout(sdxl.build(ModelConfig()))
 
 
+def digest(layout: Layout) -> str:
+    lines = sorted(f"{names.published_name(name)}\t{','.join(map(str, shape))}\n" for name, shape in layout.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def test_the_full_size_model_has_the_published_names_and_shapes(full_size: Layout) -> None:
     assert len(full_size) == 2514
-    lines = sorted(f"{names.published_name(name)}\t{','.join(map(str, shape))}\n" for name, shape in full_size.items())
-    assert hashlib.sha256("".join(lines).encode()).hexdigest() == PUBLISHED_SHA256
+    assert digest(full_size) == PUBLISHED_SHA256
+
+
+def test_the_full_size_refiner_has_the_published_names_and_shapes() -> None:
+    layout = names.layout(sdxl.build(config.load(REFINER_YAML).model))
+    assert len(layout) == 1858
+    assert digest(layout) == REFINER_SHA256
+    unet = [shape for name, shape in layout.items() if name.startswith("model.")]
+    assert sum(map(math.prod, unet)) == 2_259_526_660
 
 
 def test_no_two_parameters_share_a_published_name(full_size: Layout) -> None:
