@@ -37,7 +37,7 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     """Return a worker that draws `batch` pictures a piece."""
     from gm import api
     from gm.concepts.concept import words
-    from gm.generation.text_to_image import Order
+    from gm.generation.orders import Order
 
     config = case.config()
     toolkit = api.load(config)

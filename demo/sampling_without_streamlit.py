@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -10,20 +11,27 @@ from gm import command_line
 
 
 def main() -> None:
-    config = command_line.parse("Draw pictures with SDXL and words it has learned.", ("run", "sampling"))
+    about = "Draw pictures with SDXL and words it has learned."
+    config = command_line.parse(about, ("run", "sampling"), recipe=_recipe)
     from gm import api  # after the flags: --help need not wait for MindSpore
-    from gm.generation import run
+    from gm.generation import job, run
     from gm.progress import Line, bar
 
-    job = run.make(config)
+    made = job.make(config)
     toolkit = api.load(config)
     line, first = Line(), 0.0
-    for event in run.run(toolkit.model, toolkit.painter, job):
+    for event in run.run(toolkit.model, toolkit.painter, made):
         if isinstance(event, Path):
             line.say(f"wrote {event}")
         else:
             first = time.monotonic() if event.done == 1 else first
             line.show(bar(event.done, event.total, time.monotonic() - first), last=event.done == event.total)
+
+
+def _recipe(path: str) -> dict[str, dict[str, Any]]:
+    from gm.generation import recipes
+
+    return recipes.overrides(path)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ from gm.concepts import files
 from gm.concepts.concept import Concept, words
 from gm.config import Config, SamplingConfig
 from gm.errors import UserError
-from gm.generation.text_to_image import Order, Painter
+from gm.generation import job, run
+from gm.generation.orders import Order
+from gm.generation.painter import Painter
 from gm.sdxl import SDXL
 from gm.training import desk, loop, plan
 from gm.training import run as runs
@@ -58,8 +60,8 @@ class Toolkit:
 def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     """Set up the device and load the model that `config` (or its YAML file) describes.
 
-    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit, and for a
-    refiner.
+    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit, and
+    for a refiner.
     """
     if not isinstance(config, Config):
         config = configuration.load(config, sections)
@@ -134,13 +136,21 @@ def generate(
 ) -> list[np.ndarray]:
     """Return one picture a prompt, uint8 [H, W, 3]; picture k is drawn from `seed` + k.
 
-    `sampling` overrides options of that config section (`seed=7, sample_step=20`).
+    `sampling` overrides options of that config section (`seed=7, sample_step=20`, or `task="img2img", img=["a.png"]`
+    with one picture to start from). Raises UserError for options that cannot be.
     """
     options: SamplingConfig = dataclasses.replace(toolkit.config.sampling, **sampling)
-    configuration.check(dataclasses.replace(toolkit.config, sampling=options))
+    config = dataclasses.replace(toolkit.config, sampling=options)
+    configuration.check(config)
+    job.check(config)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     orders = [Order(text, options.seed + k) for k, text in enumerate(prompts)]
-    drawn = toolkit.painter.draw(orders, words(concepts, toolkit.config.model), options)
+    starts = job.started(options, config.model)
+    if len(starts) != 1:
+        raise UserError(f"there are {len(starts)} pictures to start from; give one a call")
+    ((options, source),) = starts
+    sheet = job.Sheet(options, orders, source)
+    drawn = run.draw(toolkit.model, toolkit.painter, sheet, words(concepts, config.model))
     return [picture for progress in drawn for picture in progress.pictures]
 
 

@@ -51,22 +51,30 @@ class Parser(argparse.ArgumentParser):
         return vars(known)
 
 
-def parse(description: str, sections: Sequence[str], arguments: Sequence[str] | None = None) -> Config:
+def parse(
+    description: str,
+    sections: Sequence[str],
+    arguments: Sequence[str] | None = None,
+    recipe: Callable[[str], dict[str, dict[str, Any]]] | None = None,
+) -> Config:
     """Return the config that `arguments` (default: the process's own) ask for.
 
-    `sections` names the parts of `Config` whose fields become flags. Raises UserError for a flag that is not one of
-    them (the nearest is suggested) and for every mistake that `config.load` finds.
+    `sections` names the parts of `Config` whose fields become flags. `recipe` reads the options of a picture, which
+    stand above those of the YAML file and below the other flags, and adds the flag of that name. Raises UserError for
+    a flag that is not one of them (the nearest is suggested) and for every mistake that `config.load` finds.
     """
     parser = Parser(description)
+    if recipe:
+        parser.add_argument("--recipe", help="picture drawn by this toolkit to draw once more; other flags change it")
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML file of options (default: %(default)s)")
     owner: dict[str, str] = {}
     for section in sections:
         _add_flags(parser, section, owner)
     values = parser.read(arguments)
-    path = values.pop("config")
-    overrides: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    path, picture = values.pop("config"), values.pop("recipe", None)
+    overrides: dict[str, dict[str, Any]] = recipe(picture) if recipe and picture else {}
     for name, value in values.items():
-        overrides[owner[name]][name] = value
+        overrides.setdefault(owner[name], {})[name] = value
     return configuration.load(path, overrides)
 
 

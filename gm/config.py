@@ -241,6 +241,8 @@ class SamplingConfig:
     crop_coords_top: int = option(0, "top edge of the crop the model is told", minimum=0)
     crop_coords_left: int = option(0, "left edge of the crop the model is told", minimum=0)
     init_latent_path: str | None = option(None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from")
+    init_latent_index: int = option(0, "place in that file of the first picture's noise", minimum=0)
+    base_model: str | None = option(None, "weights that a recipe was made with; others are warned about")
     img: list[str] = option([], "pictures, or folders of them, that img2img and inpaint start from")
     mask: str | None = option(None, "picture that is white where inpaint draws anew; black is kept as it is")
     strength: float = option(

@@ -26,7 +26,7 @@ def guided(unconditional: Any, conditional: Any, scale: Any) -> Any:
 
 
 def rescaled(guided: Any, conditional: Any, share: Any) -> Any:
-    """Return `guided` [N, C, H, W] with `share` of the way made back to the spread of `conditional`, each picture's own.
+    """Return `guided` [N, C, H, W] brought back, by `share` of the way, to the spread of `conditional` in each picture.
 
     Lin et al., 2023, "Common diffusion noise schedules and sample steps are flawed", equations 15 and 16.
     """
@@ -35,6 +35,6 @@ def rescaled(guided: Any, conditional: Any, share: Any) -> Any:
 
 def _spread(x: Any) -> Any:
     """Return the standard deviation of each picture [N, 1, 1, 1]."""
-    axes = (1, 2, 3)
-    mean = x.mean(axis=axes, keepdims=True)
-    return ((x - mean) * (x - mean)).mean(axis=axes, keepdims=True) ** 0.5
+    flat = x.reshape((x.shape[0], -1))
+    deviation = flat - flat.mean(1).reshape((-1, 1))
+    return ((deviation * deviation).mean(1) ** 0.5).reshape((-1, 1, 1, 1))

@@ -115,7 +115,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> 
 
 
 def lcm(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
-    """The multistep sampling of latent consistency models (Luo et al., 2023, algorithm 3): guess, and noise it again."""
+    """Guess, and noise the guess again: the sampling of latent consistency models (Luo et al., 2023, algorithm 3)."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         x = denoise(x, sigma)
         yield (x := _noised(x, following, step, fresh))

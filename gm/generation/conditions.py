@@ -74,12 +74,7 @@ class Conditions:
         ids_1, ids_2, _ = chunks.arrays(column, words.tokenizer.positions)
         sizes = np.atleast_2d(np.asarray(told, np.float32))
         sizes = np.ascontiguousarray(np.broadcast_to(sizes, (len(column), sizes.shape[1])))
-        return self.condition(*_inputs(ids_1, ids_2, pool_positions(ids_2, self.pooling), words, sizes))
-
-
-def _inputs(
-    ids_1: np.ndarray, ids_2: np.ndarray, pool_position: np.ndarray, words: Words, sizes: np.ndarray
-) -> tuple[Tensor, ...]:
-    """Return the conditioner's arguments."""
-    arrays = (ids_1, ids_2, pool_position, words.rows_1, words.rows_2, sizes)
-    return tuple(Tensor(values) for values in arrays)
+        positions = pool_positions(ids_2, self.pooling)
+        if self.model.config.is_refiner:
+            return self.condition(*map(Tensor, (ids_2, positions, words.rows_2, sizes)))
+        return self.condition(*map(Tensor, (ids_1, ids_2, positions, words.rows_1, words.rows_2, sizes)))

@@ -17,6 +17,7 @@ from gm import atomic
 from gm.errors import UserError
 
 RECIPE_KEY = "recipe"  # of the PNG text that holds the recipe as JSON
+WEBUI_KEY = "parameters"  # of the one that AUTOMATIC1111 and the programs that follow it read
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -40,9 +41,12 @@ def write(picture: np.ndarray, recipe: dict[str, Any], path: Path) -> None:
         temporary.write_bytes(_png(picture, recipe))
 
 
-def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str) -> Path:
-    """Write a PNG under a name in `folder` that no file has yet, `stem`_00000.png and up; return its path."""
-    content = _png(picture, recipe)
+def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str, webui: str = "") -> Path:
+    """Write a PNG under a name in `folder` that no file has yet, `stem`_00000.png and up; return its path.
+
+    `webui` is the recipe once more, as AUTOMATIC1111 writes it.
+    """
+    content = _png(picture, recipe, webui)
     numbers = [
         int(m[1]) for m in (re.fullmatch(rf"{re.escape(stem)}_(\d+)\.png", p.name) for p in folder.iterdir()) if m
     ]
@@ -63,18 +67,25 @@ def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str) -
 
 
 def recipe(path: str | Path) -> dict[str, Any]:
-    """Return the recipe kept in a PNG that `save` wrote; UserError if there is none."""
-    with Image.open(path) as image:
-        text = getattr(image, "text", {}).get(RECIPE_KEY)
-    if text is None:
+    """Return the recipe kept in a PNG that `save` wrote; UserError if there is none, or no picture."""
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(RECIPE_KEY)
+        found = None if text is None else json.loads(text)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}; give a picture made by this toolkit") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+        raise UserError(f"{path} is no picture that can be read, or its recipe is damaged; give another") from error
+    if not isinstance(found, dict):
         raise UserError(f"{path} holds no recipe; only pictures made by this toolkit carry one")
-    found: dict[str, Any] = json.loads(text)
     return found
 
 
-def _png(picture: np.ndarray, recipe: dict[str, Any]) -> bytes:
+def _png(picture: np.ndarray, recipe: dict[str, Any], webui: str = "") -> bytes:
     text = PngImagePlugin.PngInfo()
     text.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False))
+    if webui:
+        text.add_text(WEBUI_KEY, webui)
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG", pnginfo=text)
     return content.getvalue()

@@ -70,7 +70,6 @@ def make(config: Config) -> Plan:
     for entry in entries:
         tokenizer.add_placeholder(entry.placeholder_token, entry.num_vectors)
     previews = _previews(config, entries, tokenizer)
-    tokenizer([text for sampling in previews for text in (sampling.prompt, sampling.negative_prompt)], padding=0)
     data = config.data
     known = _sizes(data.resolution or config.model.resolution, data.bucket_step) if data.buckets else None
     named = zip(entries, lessons.names(entries), strict=True)
@@ -97,11 +96,13 @@ def _sizes(resolution: int, step: int) -> list[buckets.Size]:
 def _previews(config: Config, entries: list[Entry], tokenizer: Tokenizer) -> list[SamplingConfig]:
     """Return what previews draw: a prompt with `{}` of each word; UserError for one without any word of the run.
 
-    A negative word is their negative prompt where they have no other.
+    A negative word is their negative prompt where they have no other. They are drawn from noise, without a refiner.
     """
     training, sampling = config.training, config.sampling
     negative = next((entry.placeholder_token for entry in entries if entry.negative), "")
-    sampling = dataclasses.replace(sampling, negative_prompt=sampling.negative_prompt or negative)
+    sampling = dataclasses.replace(
+        sampling, negative_prompt=sampling.negative_prompt or negative, task="txt2img", add_pipeline=False
+    )
     wanted = [("--infer_prompt", training.infer_prompt)] if training.infer_prompt else []
     for text in training.validation_prompts:
         wanted += [("--validation_prompts", line) for line in lines.read(text, "--validation_prompts")]

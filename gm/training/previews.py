@@ -12,7 +12,8 @@ from PIL import Image
 from gm.backend import Backend
 from gm.concepts.concept import Concept, words
 from gm.generation import files
-from gm.generation.text_to_image import Order, Painter
+from gm.generation.orders import Order
+from gm.generation.painter import Painter
 from gm.sdxl import SDXL
 from gm.training.plan import Plan
 

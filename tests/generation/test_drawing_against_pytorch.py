@@ -1,16 +1,19 @@
-"""gm/generation/text_to_image.py beside a guided Euler loop of diffusers' networks and scheduler."""
+"""gm/generation/painter.py beside a guided Euler loop of diffusers' networks and scheduler."""
 
 from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
 import pytest
+import torch
 
 from gm.backend import Backend
 from gm.concepts.concept import Concept, words
 from gm.config import SamplingConfig
-from gm.generation import sizes
-from gm.generation.text_to_image import Order, Painter
+from gm.diffusion import samplers, schedule
+from gm.generation import orders, sizes
+from gm.generation.orders import Order
+from gm.generation.painter import Painter
 from gm.text.tokenizer import END, pool_positions
 from tests.reference.inputs import Prompts, normal, relative_error
 
@@ -70,3 +73,39 @@ def test_latents_and_pictures(smallest, known, negative, steps, guidance, graph)
     decoded = smallest.reference.decode_latents(expected / smallest.config.autoencoder.scale_factor)
     levels = np.clip(decoded.detach().numpy().transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
     assert np.abs(np.stack(last.pictures) - levels).max() < 0.51  # rounded to the nearest level
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_every_sampler_is_k_diffusions_with_pytorchs_networks(smallest, known, sampler):
+    from tests.reference.k_diffusion import sampling as k_diffusion
+    from tests.reference.loops import torch_denoiser
+
+    options = {"guider": "rescaled"} if sampler in ("euler", "dpmpp_2m_sde") else {}
+    sampling = SamplingConfig(sample_step=5, schedule="karras", sampler=sampler, height=16, width=24, **options)
+    frame = sizes.frame(sampling, smallest.config)
+    order = Order(TEXTS[0], 3)
+    painter = Painter(smallest.model, Backend("CPU", False, ms.float32), "end_of_text")
+    *_, last = painter.draw([order], known, sampling)
+    autoencoder = smallest.config.autoencoder
+    sigmas = schedule.sampling_sigmas(smallest.config.schedule, sampling)
+    start = orders.noise(order, frame, autoencoder)[None] * (sigmas[0] ** 2 + 1) ** 0.5
+    drawn = iter(range(9))
+
+    def fresh(*_):
+        return torch.tensor(orders.fresh_noise(order, frame, autoencoder, next(drawn))[None])
+
+    stochastic = {} if sampler in ("euler", "heun", "lms", "dpmpp_2m") else {"noise_sampler": fresh}
+    denoise = torch_denoiser(
+        smallest.reference, prompts(TEXTS[:1], known, frame.told), 5.0, rescale=0.7 if options else 0.0
+    )
+    if sampler == "lcm":
+        expected = start
+        for sigma, following, step in zip(sigmas[:-1], sigmas[1:], range(5), strict=True):
+            clean = denoise(torch.tensor(expected).float(), torch.tensor([sigma]).float()).numpy()
+            expected = clean + following * orders.fresh_noise(order, frame, autoencoder, step)
+    else:
+        walk = getattr(k_diffusion, f"sample_{sampler}")
+        expected = walk(
+            denoise, torch.tensor(start).float(), torch.tensor(sigmas).float(), disable=True, **stochastic
+        ).numpy()
+    assert relative_error(last.latents, expected) < 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -12,7 +13,8 @@ from gm.backend import Backend
 from gm.concepts.concept import Concept, words
 from gm.concepts.files import save
 from gm.config import SamplingConfig
-from gm.generation.text_to_image import Drawn, Order, Painter
+from gm.generation.orders import Drawn, Order
+from gm.generation.painter import Painter
 from tests.reference.case import Case
 from tests.reference.inputs import normal, relative_error
 
@@ -32,10 +34,13 @@ def pipe(case: Case):
     return pipeline(case.reference, case.folder)
 
 
-def ours(case: Case, prompts: tuple[str, str], concepts: list[Concept]) -> Drawn:
-    sampling = SamplingConfig(sample_step=6, guidance_scale=5.0, batch_size=2)
+def ours(case: Case, prompts: tuple[str, str], concepts: list[Concept], **options: Any) -> Drawn:
+    """Draw the prompts from `NOISE`, and from the `picture` and `mask` of `options`."""
+    starts = {name: options.pop(name, [None] * 2) for name in ("picture", "mask")}
+    sampling = SamplingConfig(sample_step=6, guidance_scale=5.0, batch_size=2, **options)
     painter = Painter(case.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
-    orders = [Order(text, 0, noise) for text, noise in zip(prompts, NOISE, strict=True)]
+    each = zip(prompts, NOISE, *starts.values(), strict=True)
+    orders = [Order(text, 0, noise, picture, mask) for text, noise, picture, mask in each]
     *_, last = painter.draw(orders, words(concepts, case.config), sampling)
     assert last.latents is not None
     return last
@@ -63,3 +68,31 @@ def test_a_learned_word_goes_over_in_its_file(case: Case, pipe, tmp_path: Path) 
     assert relative_error(ours(case, prompts, [concept]).latents, latents) < 1e-4
     other = Concept("<thing>", *(0.5 * normal(9 + k, 3, width) for k, width in enumerate(widths)))
     assert relative_error(ours(case, prompts, [other]).latents, latents) > 1e-3
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_the_same_pictures_from_pictures(case: Case, pipe, strength: float) -> None:
+    from tests.reference.pipeline import redraw
+
+    prompts, pictures = ("a red heart", "a circle"), normal(70, 2, 4, 8, 8)
+    expected = redraw(pipe, prompts, pictures, NOISE, steps=6, strength=strength, guidance_scale=5.0)
+    drawn = ours(case, prompts, [], picture=pictures, strength=strength, task="img2img")
+    assert (drawn.done, drawn.total) == (6 * strength, 6 * strength)
+    assert relative_error(drawn.latents, expected) < 1e-4
+
+
+def test_the_same_pictures_behind_a_mask(case: Case, pipe) -> None:
+    from tests.reference.pipeline import redraw
+
+    prompts, pictures = ("a red heart", "a circle"), normal(70, 2, 4, 8, 8)
+    mask = np.zeros((64, 64), np.float32)
+    mask[16:40, 8:] = 1.0
+    expected = redraw(pipe, prompts, pictures, NOISE, mask, steps=6, strength=0.5, guidance_scale=5.0)
+    masks = [mask[::8, ::8]] * 2
+    drawn = ours(case, prompts, [], picture=pictures, mask=masks, strength=0.5, task="inpaint")
+    assert relative_error(drawn.latents, expected) < 1e-4
+    assert drawn.latents is not None
+    kept = masks[0] == 0
+    assert relative_error(drawn.latents[:, :, kept], pictures[:, :, kept]) < 1e-6
+    everywhere = ours(case, prompts, [], picture=pictures, strength=0.5, task="img2img")
+    assert relative_error(everywhere.latents, expected) > 1e-2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from torch import Tensor
 
 from gm.model_config import ModelConfig
@@ -126,6 +127,30 @@ def torch_euler(
         x = euler.step(without + guidance_scale * (with_text - without), time, x).prev_sample
         trace.append(x.numpy().copy())
     return np.stack(trace)
+
+
+def torch_denoiser(
+    reference: Reference, prompts: Prompts, guidance_scale: float, rescale: float = 0.0
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function from noisy latents [N, z, h, w] and their level [N] to clean ones, as k-diffusion asks for.
+
+    The negative prompt is empty; guidance is rescaled by diffusers' function.
+    """
+    context, pooled = _condition(reference, prompts)
+    kept = scheduler(reference.config).alphas_cumprod.double().numpy()
+    logs = 0.5 * np.log((1 - kept) / kept)
+
+    @torch.no_grad()
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma[0].item()
+        seen = x / (level**2 + 1) ** 0.5
+        time = torch.tensor([np.interp(np.log(level), logs, np.arange(len(logs)))] * len(x)).float()
+        with_text = reference.epsilon(seen, time, context, pooled, prompts.sizes)
+        without = reference.epsilon(seen, time, 0 * context, 0 * pooled, prompts.sizes)
+        guided = without + guidance_scale * (with_text - without)
+        return x - level * rescale_noise_cfg(guided, with_text, rescale)
+
+    return denoise
 
 
 def _condition(reference: Reference, prompts: Prompts) -> tuple[Tensor, Tensor]:

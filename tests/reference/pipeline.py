@@ -7,10 +7,16 @@ import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    EulerDiscreteScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
@@ -70,6 +76,42 @@ def draw(
     pictures = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     levels = (pictures * 127.5 + 127.5).clamp(0, 255).round().permute(0, 2, 3, 1)
     return latents.numpy(), levels.to(torch.uint8).numpy()
+
+
+@torch.no_grad()
+def redraw(
+    pipe: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    pictures: np.ndarray,
+    noise: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    steps: int,
+    strength: float,
+    guidance_scale: float,
+) -> np.ndarray:
+    """Return the scaled latents [N, z, h, w] that diffusers' image-to-image makes of `pictures`, scaled latents.
+
+    With a `mask` [H, W], 1 where they are drawn anew, it is its inpainting.
+    """
+    kind = StableDiffusionXLImg2ImgPipeline if mask is None else StableDiffusionXLInpaintPipeline
+    redrawing = kind(**pipe.components, force_zeros_for_empty_prompt=True, add_watermarker=False)
+    redrawing.set_progress_bar_config(disable=True)
+    side = noise.shape[-1] * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    last = pipe.scheduler.config.num_train_timesteps - 1
+    more = {} if mask is None else {"mask_image": tensor(mask)[None, None], "height": side, "width": side}
+    with mock.patch(f"{kind.__module__}.randn_tensor", return_value=tensor(noise)):
+        return redrawing(
+            prompt=list(prompts),
+            image=tensor(pictures),
+            timesteps=np.floor(np.linspace(last, 0, steps, endpoint=False)).astype(int).tolist(),
+            strength=strength,
+            guidance_scale=guidance_scale,
+            original_size=(side, side),
+            target_size=(side, side),
+            output_type="latent",
+            **more,
+        ).images.numpy()
 
 
 def _tokenizer(folder: Path, padding: str) -> CLIPTokenizer:

@@ -18,7 +18,8 @@ from gm import config as configuration
 from gm.backend import Backend
 from gm.concepts.concept import Concept, words
 from gm.config import SamplingConfig
-from gm.generation.text_to_image import Drawn, Order, Painter
+from gm.generation.orders import Drawn, Order
+from gm.generation.painter import Painter
 from gm.sdxl import SDXL
 from gm.weights import transfer
 from tests.reference import networks, pipeline

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 import pytest
+from PIL import Image
 
 from gm import sdxl
 from gm.backend import Backend
 from gm.concepts import files as concept_files
 from gm.concepts.concept import Concept, words
 from gm.config import SamplingConfig
+from gm.diffusion import samplers
 from gm.errors import UserError
-from gm.generation import files, run, sizes
-from gm.generation.text_to_image import Drawn, Order, Painter
+from gm.generation import files, orders, run, sizes
+from gm.generation.job import Job, make
+from gm.generation.orders import Drawn, Order
+from gm.generation.painter import Painter
 from gm.model_config import ModelConfig
 from gm.weights import transfer
 from tests.reference.inputs import relative_error
@@ -92,10 +97,76 @@ def test_everything_that_should_change_a_picture_does(painter: Painter) -> None:
         "crop": draw(painter, Order("a <toy>", 7), crop_coords_top=50)[1],
         "crop left": draw(painter, Order("a <toy>", 7), crop_coords_left=50)[1],
         "noise": draw(painter, Order("a <toy>", 7, np.zeros((4, 8, 8), np.float32)))[1],
+        "weight": draw(painter, Order("a (<toy>:1.5)", 7))[1],
+        "BREAK": draw(painter, Order("a BREAK <toy>", 7))[1],
+        "by step": draw(painter, Order("a [<toy>|cat]", 7))[1],
+        "long": draw(painter, Order("a <toy>" + " and more" * 60, 7))[1],
+        "plain brackets": draw(painter, Order("a (<toy>:1.5)", 7), prompt_weights=False)[1],
     }
     same = [name for name, latents in others.items() if relative_error(latents, base) < 1e-4]
     assert same == []
     assert relative_error(draw(painter, Order("a <TOY> ", 7))[1], base) == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "changed"),
+    [
+        *(({}, {"sampler": name}) for name in samplers.SAMPLERS if name != "euler"),
+        ({}, {"schedule": "karras"}),
+        ({}, {"schedule": "edm"}),
+        *(({"schedule": "edm"}, {name: 2.0}) for name in ("sigma_min", "sigma_max", "rho")),
+        ({"sampler": "euler_ancestral"}, {"eta": 0.5}),
+        ({"sampler": "dpmpp_2m_sde"}, {"s_noise": 0.9}),
+        ({"sampler": "heun"}, {"s_churn": 1.0}),
+        ({"sampler": "euler", "s_churn": 1.0}, {"s_tmin": 10.0}),
+        ({"sampler": "euler", "s_churn": 1.0}, {"s_tmax": 1.0}),
+        ({}, {"guider": "rescaled"}),
+        ({}, {"guider": "none"}),
+        ({"guider": "rescaled"}, {"guidance_rescale": 0.2}),
+    ],
+    ids=str,
+)
+def test_every_way_from_noise_draws_another_picture(
+    painter: Painter, base: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    a, b = (draw(painter, Order("a <toy>", 7), sample_step=4, **options)[1] for options in (base, base | changed))
+    assert relative_error(b, a) > 1e-3
+    assert np.isfinite(b).all()
+
+
+def test_without_guidance_the_negative_prompt_is_not_heard(painter: Painter) -> None:
+    a = draw(painter, Order("a <toy>", 7), guider="none", negative_prompt="<toy>")[1]
+    b = draw(painter, Order("a <toy>", 7), guider="IdentityGuider", guidance_scale=9.0)[1]
+    c = draw(painter, Order("a <toy>", 7), guidance_scale=1.0)[1]
+    assert np.array_equal(a, b)
+    assert np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
+def test_fresh_noise_is_a_pictures_own(painter: Painter, sampler: str) -> None:
+    orders = [Order("a <toy>", 7), Order("a (<toy>:1.2)", 8), Order("[two|<toy>]", 9)]
+    together = draw(painter, *orders, batch_size=3, sampler=sampler)[1]
+    for order, latents in zip(orders, together, strict=True):
+        assert relative_error(draw(painter, order, sampler=sampler)[1][0], latents) < 1e-5
+
+
+def test_prompts_of_other_lengths_are_drawn_in_batches_of_their_own(painter: Painter) -> None:
+    long = "a <toy>" + " and more" * 40
+    orders = [Order("a <toy>", 7), Order(long, 8), Order("two <toy>", 9)]
+    together, _, drawn = draw(painter, *orders, batch_size=2)
+    assert [(d.done, d.total) for d in drawn] == [(k, 9) for k in range(1, 10)]
+    for order, picture in zip(orders, together, strict=True):
+        assert np.abs(draw(painter, order)[0][0].astype(int) - picture).max() <= 1
+
+
+def test_previews_come_between(painter: Painter) -> None:
+    *_, drawn = draw(painter, Order("a <toy>", 7), Order("a <toy>", 8), batch_size=2, sample_step=5, preview_interval=2)
+    assert [len(d.previews) for d in drawn] == [0, 2, 0, 2, 0]
+    assert drawn[1].previews[0].shape == (8, 8, 3)
+    # They show what is believed in, not what is still noise: the last one is nearly the picture's.
+    assert drawn[-1].latents is not None
+    end = painter.decoder.preview(drawn[-1].latents)[0].astype(int)
+    assert np.abs(drawn[3].previews[0] - end).mean() < np.abs(drawn[1].previews[0] - end).mean()
 
 
 def test_any_number_of_concepts_and_none(painter: Painter) -> None:
@@ -164,18 +235,16 @@ def test_saving_never_overwrites_and_keeps_the_recipe(tmp_path: Path) -> None:
     assert [first.name, second.name] == ["picture_00008.png", "picture_00009.png"]
     assert (tmp_path / "picture_00007.png").read_bytes() == b"mine"
     assert files.recipe(first) == recipe
-    from PIL import Image
-
     assert np.array_equal(np.asarray(Image.open(first)), picture)
     Image.fromarray(picture).save(tmp_path / "bare.png")
     with pytest.raises(UserError, match="holds no recipe"):
         files.recipe(tmp_path / "bare.png")
 
 
-def job(workshop: Workshop, tmp_path: Path, **sampling: Any) -> run.Job:
+def job(workshop: Workshop, tmp_path: Path, **sampling: Any) -> Job:
     concept_files.save(toy(), tmp_path / "toy.ckpt")
     options = {"textual_inversion_weight": [str(tmp_path / "toy.ckpt")], "save_path": str(tmp_path / "out")}
-    return run.make(workshop.config(sampling={**options, **sampling}))
+    return make(workshop.config(sampling={**options, **sampling}))
 
 
 def test_a_sampling_run_writes_every_picture_and_a_grid(workshop: Workshop, painter: Painter, tmp_path: Path) -> None:
@@ -190,20 +259,19 @@ def test_a_sampling_run_writes_every_picture_and_a_grid(workshop: Workshop, pain
         ("a <toy>", 40)
     ]
     assert recipes[5]["prompt"] == "a red <toy>"
-    options = {f.name for f in dataclasses.fields(SamplingConfig)}
-    assert options | {"weight", "pooling", "base_model", "model"} <= set(recipes[0])
     run_again = [e for e in run.run(workshop.model, painter, made) if isinstance(e, Path)]
     assert run_again[0].name == "picture_00008.png"
     assert run_again[0].read_bytes() == paths[0].read_bytes()
 
 
 def test_noise_from_a_file_replaces_the_seeds(workshop: Workshop, painter: Painter, tmp_path: Path) -> None:
-    seed = painter.noise(Order("", 40), sizes.frame(SamplingConfig(), workshop.model.config))
+    config = workshop.model.config
+    seed = orders.noise(Order("", 40), sizes.frame(SamplingConfig(), config), config.autoencoder)
     np.save(tmp_path / "n.npy", np.stack([seed, -seed]).astype(np.float64))
     made = job(workshop, tmp_path, num_cols=2, init_latent_path=str(tmp_path / "n.npy"), seed=99)
     ours = job(workshop, tmp_path, seed=40)
-    first, second = (draw(painter, made.orders[0][k])[1] for k in (0, 1))
-    assert relative_error(first, draw(painter, ours.orders[0][0])[1]) < 1e-6
+    first, second = (draw(painter, made.sheets[0].orders[k])[1] for k in (0, 1))
+    assert relative_error(first, draw(painter, ours.sheets[0].orders[0])[1]) < 1e-6
     assert relative_error(second, first) > 1e-2
 
 
@@ -249,8 +317,29 @@ def test_graph_mode_draws_the_same(workshop: Workshop, painter: Painter) -> None
         ({"init_latent_path": "@right.npy", "num_cols": 2}, r"2 pictures of 16×16 need floats \[2, 4, 8, 8\]"),
         ({"textual_inversion_weight": ["@nowhere.ckpt"]}, "there is no file .*nowhere.ckpt"),
         ({"textual_inversion_weight": ["@toy.ckpt", "@toy.ckpt"]}, "<toy>"),
-        ({"prompt": "word " * 74 + "<toy>"}, "placeholder '<toy>' would be cut"),
-        ({"negative_prompt": "word " * 74 + "<toy>"}, "placeholder '<toy>' would be cut"),
+        ({"schedule": "karas"}, "unknown schedule 'karas'; known are legacy"),
+        ({"guider": "cgf"}, "unknown guider 'cgf'; known are cfg"),
+        ({"schedule": "edm", "sigma_min": 20.0}, "sigma_min is 20.0; it must be less than sigma_max"),
+        ({"vae_tiling": True, "vae_tile": 1001}, "--vae_tile is 1001"),
+        ({"task": "img2img"}, "--img is empty"),
+        ({"img": ["@small.png"]}, "--img is for --task img2img or inpaint"),
+        ({"task": "img2img", "img": ["@small.png"], "mask": "@small.png"}, "--mask is for --task inpaint"),
+        ({"task": "inpaint", "img": ["@small.png"]}, "--task inpaint needs --mask"),
+        (
+            {"task": "img2img", "img": ["@small.png"], "strength": 0.3},
+            "--strength 0.3 of 3 steps is none; give at least 0.33",
+        ),
+        ({"add_pipeline": True, "pipeline_config": "@nowhere.yaml"}, "no config file .*nowhere.yaml"),
+        ({"add_pipeline": True, "pipeline_config": "@base.yaml"}, "is a base model; give a refiner"),
+        ({"add_pipeline": True, "pipeline_config": "@refiner.yaml"}, "leaves the refiner none; give at least 0.33"),
+        (
+            {"add_pipeline": True, "pipeline_config": "@refiner.yaml", "stage2strength": 0.5, "pipeline_weight": "@no"},
+            "no weights .*no; --pipeline_weight names the refiner's",
+        ),
+        (
+            {"add_pipeline": True, "pipeline_config": "configs/sampling/sd_xl_refiner.yaml"},
+            "SD-XL-refiner-1.0 has other latents or noise levels than smallest",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_weights_are_read(
@@ -259,6 +348,9 @@ def test_mistakes_are_found_before_the_weights_are_read(
     (tmp_path / "empty.txt").write_text("\n \n")
     np.save(tmp_path / "small.npy", np.zeros((1, 4, 4, 8)))
     np.save(tmp_path / "right.npy", np.zeros((1, 4, 8, 8)))
+    Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
+    shutil.copy(workshop.yaml, tmp_path / "base.yaml")
+    shutil.copy(workshop.folder / "refiner.yaml", tmp_path / "refiner.yaml")
 
     def placed(value: Any) -> Any:
         if isinstance(value, list):
