@@ -34,13 +34,16 @@ def cut(parts: Iterable[Part | None], tokenizer: Tokenizer) -> Variant:
     not begun.
     """
     room = tokenizer.positions - 2
+    owners = {number: word for word, rows in tokenizer.placeholders.items() for number in rows}
     full: list[list[tuple[int, float]]] = []
     last: list[tuple[int, float]] = []  # the chunk that is being filled
     for part in parts:
         if part is None:
-            full, last = ([*full, last], []) if last else (full, last)
+            if last:
+                full.append(last)
+                last = []
             continue
-        for word in _words(part[0], tokenizer):
+        for word in _words(part[0], owners):
             if len(last) + len(word) > room:
                 kept = _kept(last, word, room)
                 full.append(last[:kept])
@@ -70,9 +73,11 @@ def arrays(chunks: Sequence[Chunk], positions: int) -> tuple[np.ndarray, np.ndar
     return ids_1, ids_2, weights
 
 
-def _words(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Yield the ids one by one, rows of one learned word that follow each other together."""
-    owners = {number: word for word, rows in tokenizer.placeholders.items() for number in rows}
+def _words(ids: Sequence[int], owners: dict[int, str]) -> Iterator[list[int]]:
+    """Yield the ids one by one, but rows of one learned word that follow each other together.
+
+    `owners` tells the learned word that an id belongs to.
+    """
     word: list[int] = []
     for number in ids:
         goes_on = word and number == word[-1] + 1 and number in owners and owners[number] == owners.get(word[-1])

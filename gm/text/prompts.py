@@ -83,6 +83,7 @@ def read(prompt: str, tokenizer: Tokenizer, steps: int, weights: bool = True) ->
 
 
 def _tokens(prompt: str, tokenizer: Tokenizer) -> Iterator[_Token]:
+    """Yield the prompt's syntax and what is between, some of it empty."""
     at = 0
     for first, behind in [*tokenizer.spans(prompt), (len(prompt), len(prompt))]:
         for found in _SYNTAX.finditer(prompt, at, first):
@@ -173,11 +174,12 @@ def _shown(tokens: Sequence[_Token], choices: dict[int, _Choice], step: int) -> 
 
 def _weighted(tokens: Sequence[_Token]) -> Iterator[tuple[str, float] | None]:
     """Yield texts with their weights, neighbours of one weight together, and None where a chunk begins."""
-    for weight, together in groupby(_weighed(tokens), key=itemgetter(1)):
+    for weight, together in groupby(_pieces(tokens), key=itemgetter(1)):
         yield None if weight is None else ("".join(text for text, _ in together), weight)
 
 
-def _weighed(tokens: Sequence[_Token]) -> Iterator[tuple[str, float | None]]:
+def _pieces(tokens: Sequence[_Token]) -> Iterator[tuple[str, float | None]]:
+    """Yield every text with its weight, and BREAK with None."""
     marks = _emphasis(tokens)
     products = {opening: [1.0] for opening in _EMPHASIS}  # of the brackets around a place
     for place, token in enumerate(tokens):

@@ -188,6 +188,22 @@ def test_a_share_of_the_steps_is_rounded_as_it_is_written(tokenizer: Tokenizer) 
     assert read("[a:b:0.29]", tokenizer, 100).by_step == (0,) * 29 + (1,) * 71
 
 
+def test_learned_words_are_known_as_they_are_registered_and_as_they_are_cleaned() -> None:
+    made = Tokenizer()
+    made.add_placeholder("ﬁ[x|y]", 1)  # the ligature becomes two letters
+    made.add_placeholder("&lt;a|b&gt;", 1)
+    for prompt in ("[ﬁ[x|y]|&lt;A|b&gt;]", "[FI[X|Y]|<a|b>]"):
+        reading = read(prompt, made, 3)
+        assert [variant[0].ids for variant in reading.variants] == [(49408,), (49409,)]
+        assert reading.by_step == (0, 1, 0)
+
+
+def test_a_learned_word_is_no_number() -> None:
+    made = Tokenizer()
+    made.add_placeholder("1.5", 1)
+    assert said(read("(cat:1.5) (cat:1.6)", made, 1).variants[0]) == [("cat : <0>", 1.1), ("cat", 1.6)]
+
+
 def test_weights_may_alternate(tokenizer: Tokenizer) -> None:
     reading = read("(cat:[1.2|1.4])", tokenizer, 3)
     assert [said(v) for v in reading.variants] == [[("cat", 1.2)], [("cat", 1.4)]]
@@ -315,10 +331,11 @@ def test_any_prompt_is_read(tokenizer: Tokenizer, seed: int) -> None:
         ("[: (cat) " * 10_000 + "]" * 10_000, 1, 20_000),
         (")]" * 10_000, 1, 20_000),
         ("(cat:1.2)dog " * 8_000, 1, 16_000),
+        ("cat BREAK " * 10_000, 1, 10_000),
         ("word, " * 17_000, 1, 34_000),
         ("[a:" + "1" * 30_000 + "x]", 1, 30_003),
     ],
-    ids=["deep", "alternating", "editing", "mixed", "closing", "weights", "text", "digits"],
+    ids=["deep", "alternating", "editing", "mixed", "closing", "weights", "breaks", "text", "digits"],
 )
 def test_hostile_prompts_are_read_too(tokenizer: Tokenizer, prompt: str, variants: int, words: int) -> None:
     """Each takes at most a third of a second; a reader that is recursive or quadratic would not come back."""

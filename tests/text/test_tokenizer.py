@@ -149,6 +149,23 @@ class TestVectors:
         assert tokenizer.encode("<t>_12") == [*range(49408, 49420), *Tokenizer().encode("_12")]
 
 
+class TestSpans:
+    def test_words_stand_where_they_were_typed(self):
+        tokenizer = with_placeholders(t=2)
+        tokenizer.add_placeholder("MyToy", 1)
+        text = "a <T>,  MYTOY mytoys <t>_1 <t>_2\n<t>"
+        found = [text[first:behind] for first, behind in tokenizer.spans(text)]
+        assert found == ["<T>", "MYTOY", "<t>_1", "<t>", "<t>"]
+
+    def test_words_are_found_as_registered_and_as_cleaned(self):
+        tokenizer = Tokenizer()
+        tokenizer.add_placeholder("<ﬁt>", 1)
+        assert tokenizer.spans("<ﬁt><FIT> <fat>") == [(0, 4), (4, 9)]
+
+    def test_without_placeholders_there_are_none(self):
+        assert Tokenizer().spans("a <t> cat") == []
+
+
 class TestTruncation:
     def test_text_after_the_last_placeholder_is_cut_quietly(self):
         table = with_placeholders(t=2)(["a <t>" + " cat" * 100], padding=0)
