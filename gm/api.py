@@ -58,8 +58,8 @@ class Toolkit:
 def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     """Set up the device and load the model that `config` (or its YAML file) describes.
 
-    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit, and for a
-    refiner.
+    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit,
+    and for a refiner.
     """
     if not isinstance(config, Config):
         config = configuration.load(config, sections)

@@ -92,7 +92,9 @@ class ModelConfig:
         width = self.text_encoder_2.width
         joined = width if self.is_refiner else self.text_encoder_1.width + width
         if self.unet.context_width != joined:
-            encoders = "the refiner's one encoder, text_encoder_2, gives" if self.is_refiner else "the two encoders give"
+            encoders = (
+                "the refiner's one encoder, text_encoder_2, gives" if self.is_refiner else "the two encoders give"
+            )
             raise UserError(f"model.unet.context_width is {self.unet.context_width}, but {encoders} {joined}")
         if len(self.unet.channel_mult) != len(self.unet.transformer_depth):
             raise UserError("model.unet.channel_mult and model.unet.transformer_depth need one entry a level each")
