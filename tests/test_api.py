@@ -53,6 +53,11 @@ def test_a_config_loads_as_its_file_does(workshop: Workshop, toolkit: api.Toolki
         api.load(config, run={"ms_mode": 0})
 
 
+def test_a_refiner_is_no_model_to_begin_with(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match="is a refiner, which learns no words and begins no pictures; give a base"):
+        api.load(workshop.folder / "refiner.yaml", run={"weight": str(workshop.folder / "refiner.ckpt")})
+
+
 def test_mistakes_are_named(workshop: Workshop, toolkit: api.Toolkit) -> None:
     with pytest.raises(UserError, match=r"num_vectors is 0; the least is 1"):
         api.learn(toolkit, workshop.folder / "pictures", "<toy>", num_vectors=0)

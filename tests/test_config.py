@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from gm import command_line
 from gm import config as configuration
 from gm.config import Config
 from gm.errors import UserError
@@ -13,6 +15,10 @@ from gm.model_config import ModelConfig, TextEncoderConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+COMMANDS = {
+    "train_textual_inversion.py": ("training", ("run", "concept", "data", "training", "loss")),
+    "demo/sampling_without_streamlit.py": ("sampling", ("run", "sampling")),
+}
 
 
 def test_defaults_are_sdxl_base() -> None:
@@ -21,12 +27,27 @@ def test_defaults_are_sdxl_base() -> None:
     assert model.autoencoder.reduction == 8
 
 
+def test_a_refiner_is_described_by_its_file() -> None:
+    base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
+    assert (refiner.kind, refiner.is_refiner, refiner.sizes, refiner.size_width) == ("refiner", True, 5, 256)
+    assert (base.kind, base.is_refiner, base.sizes) == ("base", False, 6)
+    assert (refiner.unet.depth_in_the_middle, base.unet.depth_in_the_middle) == (4, 10)
+    assert refiner.text_encoder_2 == base.text_encoder_2
+    assert refiner.autoencoder == base.autoencoder
+    assert refiner.schedule == base.schedule
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
 def test_every_shipped_file_loads_and_opens_with_its_command(path: Path) -> None:
     configuration.load(path)
     head = re.match(r"(#.*\n)+", path.read_text())
     assert head
-    assert "python train_textual_inversion.py" in head[0]
+    lines = head[0].replace("\\\n#", "").splitlines()
+    (command,) = (line.removeprefix("#").strip() for line in lines if " python " in line)
+    script, *arguments = shlex.split(command)[1:]
+    place, sections = COMMANDS[script]
+    assert path.parent.name == place
+    command_line.parse("", sections, arguments)
 
 
 def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
@@ -60,6 +81,13 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
         ("model: {unet: {context_width: 2000}}", "context_width is 2000, but the two encoders give 2048"),
         ("model: {unet: {transformer_depth: [1]}}", "need one entry a level each"),
         ("model: {unet: {vector_width: 2815}}", "text_encoder_2.width plus six equal size sinusoids"),
+        ("model: {kind: refiner}", "context_width is 2048, but the refiner's one encoder, text_encoder_2, gives 1280"),
+        (
+            "model: {kind: refiner, unet: {context_width: 1280, vector_width: 2816}}",
+            "text_encoder_2.width plus five equal sinusoids of sizes and score",
+        ),
+        ("model: {kind: refine, unet: {context_width: 1280}}", "model.kind is 'refine'; it may be 'base', 'refiner'"),
+        ("model: {unet: {middle_depth: -1}}", "model.unet.middle_depth is -1; the least is 0"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -79,6 +107,16 @@ def test_missing_file_is_named() -> None:
 def test_encoder_widths_must_match_the_unet() -> None:
     with pytest.raises(UserError, match="context_width is 2048, but the two encoders give 1792"):
         ModelConfig(text_encoder_1=TextEncoderConfig(width=512, heads=8))
+
+
+def test_each_kind_of_model_has_its_place() -> None:
+    base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
+    base.require("base")
+    refiner.require("refiner")
+    with pytest.raises(UserError, match=r"SD-XL-refiner-1\.0 is a refiner.*--config and --weight.*--pipeline_config"):
+        refiner.require("base")
+    with pytest.raises(UserError, match=r"SD-XL-base-1\.0 is a base model; give a refiner, .*--pipeline_config and"):
+        base.require("refiner")
 
 
 def test_every_option_is_documented_and_read() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
+import pytest
 from mindspore import Tensor
 
 from gm import sdxl
+from gm.errors import UserError
 from gm.weights import transfer
+from tests.reference.case import Case
 from tests.workshop import Workshop
 
 
@@ -23,3 +26,9 @@ def test_the_fingerprint_tells_weights_apart_and_precisions_not(workshop: Worksh
     norm = model.unet.middle_block[0].in_layers[0].gamma
     norm.set_data(Tensor(norm.asnumpy() * np.float32(1.01)))
     assert sdxl.fingerprint(model) != found[0]
+
+
+def test_a_refiner_has_no_tables_for_words_to_start_from(refiner: Case) -> None:
+    for asked in (refiner.model.token_tables, lambda: refiner.model.token_norms([1])):
+        with pytest.raises(UserError, match="refiner is a refiner, which learns no words"):
+            asked()

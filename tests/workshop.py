@@ -18,6 +18,7 @@ from gm.sdxl import SDXL, build
 from gm.training import plan, run
 from gm.weights import containers, names, transfer
 from gm.weights.lazy import in_memory
+from tests.reference.configs import REFINER
 from tools.tiny_model.random_weights import values
 
 Call = Callable[..., tuple[int, str, str]]
@@ -40,17 +41,18 @@ sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/ou
 
 
 class Workshop:
-    """A folder with `config.yaml`, `weights.ckpt` and `pictures/`; `model` is loaded and shared."""
+    """A folder with `config.yaml`, `weights.ckpt` and `pictures/`; `model` is loaded and shared.
+
+    `refiner.yaml` and `refiner.ckpt` are a refiner that goes with it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.yaml = folder, folder / "config.yaml"
         self.yaml.write_text(YAML % {"folder": folder})
         self.model: SDXL = build(self.config().model)
-        layout = names.layout(self.model)
-        weights = {name: values(names.published_name(name), shape, 5) for name, shape in layout.items()}
-        containers.write(
-            folder / "weights.ckpt", {name: in_memory(w.astype(np.float32)) for name, w in weights.items()}
-        )
+        _write_weights(self.model, folder / "weights.ckpt", 5)
+        configuration.save(Config(model=REFINER), folder / "refiner.yaml")
+        _write_weights(build(REFINER), folder / "refiner.ckpt", 6)
         (folder / "pictures").mkdir()
         for number in range(3):
             noise = draws.generator(number, "picture").integers(0, 256, (20, 24 + number, 3), dtype=np.uint8)
@@ -59,6 +61,12 @@ class Workshop:
     def config(self, **sections: dict[str, Any]) -> Config:
         """Return the config with single options replaced: `training={"total_step": 8}`."""
         return configuration.load(self.yaml, sections)
+
+
+def _write_weights(model: SDXL, path: Path, seed: int) -> None:
+    layout = names.layout(model)
+    weights = {name: values(names.published_name(name), shape, seed) for name, shape in layout.items()}
+    containers.write(path, {name: in_memory(w.astype(np.float32)) for name, w in weights.items()})
 
 
 def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> Path:

@@ -48,7 +48,7 @@ def read(folder: Path, config: ModelConfig) -> Tensors:
 
 
 def _check_parts(folder: Path, wanted: list[str]) -> None:
-    """Raise UserError unless the folder has the `wanted` networks, and text encoder 1, the base's, if that is wanted."""
+    """Raise UserError if a `wanted` network is not there, or if the base's text encoder is and is not wanted."""
     missing = [part for part in wanted if not (folder / part).is_dir()]
     if missing == ["text_encoder"]:
         raise UserError(f"{folder} has no text_encoder: it is incomplete, or the {REFINER}")

@@ -191,6 +191,11 @@ def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Pat
         folder.opened(made).__enter__()
 
 
+def test_a_refiner_learns_no_words(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match="is a refiner, which learns no words"):
+        plan.make(configuration.load(workshop.folder / "refiner.yaml"))
+
+
 def test_initial_rows(workshop: Workshop) -> None:
     tables = [
         workshop.model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,

@@ -38,6 +38,15 @@ def test_it_keeps_float32_when_asked(convert: Call, smallest: Case, tmp_path: Pa
     assert {tensor.dtype for tensor in containers.read(tmp_path / "a.ckpt").tensors.values()} == {"float32"}
 
 
+def test_it_converts_a_refiner(refiner: Case, tmp_path: Path, call: Call) -> None:
+    config.save(Config(model=refiner.config), tmp_path / "refiner.yaml")
+    target = tmp_path / "refiner.ckpt"
+    code, out, error = call(SCRIPT, "--config", tmp_path / "refiner.yaml", "--source", refiner.path, "--target", target)
+    assert (code, error) == (0, "")
+    assert out.startswith(f"wrote {target}: float16, 0.0")
+    assert "conditioner.embedders.0.model.ln_final.gamma" in containers.read(target).tensors
+
+
 def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_path: Path) -> None:
     target = tmp_path / "a.ckpt"
     target.write_text("mine")

@@ -20,7 +20,8 @@ from gm.weights.lazy import LazyTensor
 from tests.reference.case import Case
 from tests.reference.networks import load as load_reference
 
-SCALE = openclip.PREFIX + "logit_scale"
+PREFIX = openclip.PREFIXES["base"]
+SCALE = "logit_scale"
 
 
 def save(case: Case, folder: Path, half: bool = False, **options: object) -> Path:
@@ -32,7 +33,8 @@ def save(case: Case, folder: Path, half: bool = False, **options: object) -> Pat
         "vae": reference.autoencoder,
     }
     for name, model in parts.items():
-        (copy.deepcopy(model).half() if half else model).save_pretrained(folder / name, **options)
+        if model is not None:
+            (copy.deepcopy(model).half() if half else model).save_pretrained(folder / name, **options)
     return folder
 
 
@@ -45,13 +47,13 @@ def assert_published(tensors: dict[str, LazyTensor], case: Case, dtype: str = "f
     """Assert that the tensors are those of the published file, to the bit; the folder has no `logit_scale`."""
     assert set(tensors) == set(case.weights)
     for name, array in case.weights.items():
-        expected = np.array(4.6052, np.float32) if name == SCALE else array.astype(dtype)
+        expected = np.array(4.6052, np.float32) if name.endswith(SCALE) else array.astype(dtype)
         assert tensors[name].shape == expected.shape, name
         assert tensors[name].read().tobytes() == expected.tobytes(), name
 
 
-def test_a_folder_reads_as_the_published_file(case: Case, tmp_path: Path) -> None:
-    assert_published(diffusers_folder.read(save(case, tmp_path), case.config), case)
+def test_a_folder_reads_as_the_published_file(any_case: Case, tmp_path: Path) -> None:
+    assert_published(diffusers_folder.read(save(any_case, tmp_path), any_case.config), any_case)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -77,19 +79,24 @@ def test_the_half_precision_variant_is_taken_where_it_is_alone(smallest: Case, t
     assert_published(diffusers_folder.read(tmp_path, smallest.config), smallest)
 
 
-def test_a_folder_converts_like_the_published_file(smallest: Case, folder: Path, tmp_path: Path) -> None:
-    transfer.convert(folder, tmp_path / "a.ckpt", smallest.config, "float32")
-    transfer.convert(smallest.path, tmp_path / "b.ckpt", smallest.config, "float32")
+@pytest.mark.parametrize("name", ["reversed", "refiner"])
+def test_a_folder_converts_like_the_published_file(cases: Callable[[str], Case], name: str, tmp_path: Path) -> None:
+    case = cases(name)
+    transfer.convert(save(case, tmp_path / "model"), tmp_path / "a.ckpt", case.config, "float32")
+    transfer.convert(case.path, tmp_path / "b.ckpt", case.config, "float32")
     ours, expected = (containers.read(tmp_path / name).tensors for name in ("a.ckpt", "b.ckpt"))
     assert list(ours) == list(expected)
-    assert all(np.array_equal(ours[name].read(), expected[name].read()) for name in ours if name != SCALE)
+    assert all(np.array_equal(ours[name].read(), expected[name].read()) for name in ours if not name.endswith(SCALE))
 
 
-def test_diffusers_reads_the_published_file_made_of_a_folder(case: Case, tmp_path: Path) -> None:
+def test_diffusers_reads_the_published_file_made_of_a_folder(any_case: Case, tmp_path: Path) -> None:
+    case = any_case
     tensors = diffusers_folder.read(save(case, tmp_path / "folder"), case.config)
     containers.write(tmp_path / "a.safetensors", tensors, {"format": "pt"})
     again = load_reference(case.config, tmp_path / "a.safetensors", tmp_path)
     for name in ("unet", "autoencoder", "text_encoder_1", "text_encoder_2"):
+        if getattr(case.reference, name) is None:
+            continue
         expected, found = getattr(case.reference, name).state_dict(), getattr(again, name).state_dict()
         assert set(found) == set(expected)
         assert all(torch.equal(found[key], expected[key]) for key in expected), name
@@ -122,9 +129,9 @@ def test_tensors_no_rule_knows_and_missing_ones_stay_visible(smallest: Case, fol
 
     rewrite(folder / "text_encoder_2" / "model.safetensors", rename)
     found = set(diffusers_folder.read(folder, smallest.config))
-    block = openclip.PREFIX + "transformer.resblocks.0.attn."
+    block = PREFIX + "transformer.resblocks.0.attn."
     assert block + "in_proj_bias" not in found
-    assert {block + "q_proj.bias", openclip.PREFIX + "encoder.extra.bias"} <= {
+    assert {block + "q_proj.bias", PREFIX + "encoder.extra.bias"} <= {
         name.replace("transformer.resblocks.extra", "encoder.extra") for name in found
     }
 
@@ -141,5 +148,18 @@ def test_missing_parts_and_files_are_named(smallest: Case, folder: Path) -> None
     with pytest.raises(UserError, match=r"there is no file .*part-1"):
         diffusers_folder.read(folder, smallest.config)
     shutil.rmtree(folder / "text_encoder")
-    with pytest.raises(UserError, match=r"no diffusers SDXL folder: it has no text_encoder$"):
+    with pytest.raises(UserError, match=r"has no text_encoder: it is incomplete, or the SDXL refiner"):
         diffusers_folder.read(folder, smallest.config)
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(UserError, match=r"no diffusers SDXL folder: it has no unet, text_encoder$"):
+        diffusers_folder.read(folder, smallest.config)
+
+
+def test_a_folder_of_the_other_kind_is_called_what_it_is(smallest: Case, refiner: Case, tmp_path: Path) -> None:
+    base, refining = (save(case, tmp_path / case.name) for case in (smallest, refiner))
+    with pytest.raises(UserError, match=r"the SDXL refiner, which goes to --pipeline_weight") as caught:
+        transfer.convert(refining, tmp_path / "a.ckpt", smallest.config, "float32")
+    assert "--config configs/sampling/sd_xl_refiner.yaml" in str(caught.value)
+    with pytest.raises(UserError, match=r"the SDXL base model, which goes to --weight .*; use the SDXL refiner$"):
+        transfer.convert(base, tmp_path / "a.ckpt", refiner.config, "float32")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["refiner", "reversed"]

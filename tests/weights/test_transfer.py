@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from mindspore import Tensor, ops
 from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_torch
 
+from gm import config as configuration
 from gm import sdxl
 from gm.errors import UserError
 from gm.sdxl import SDXL
@@ -22,6 +24,7 @@ from gm.weights.lazy import LazyTensor, in_memory
 from tests.reference.case import Case
 from tests.reference.configs import DEEP
 from tests.weights.files import lazy
+from tests.workshop import Workshop
 
 
 def assert_filled(model: SDXL, weights: dict[str, np.ndarray], half: bool = False) -> None:
@@ -38,7 +41,8 @@ def layout(case: Case) -> names.Layout:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_there_and_back_is_the_same_file(case: Case, tmp_path: Path, dtype: str) -> None:
+def test_there_and_back_is_the_same_file(any_case: Case, tmp_path: Path, dtype: str) -> None:
+    case = any_case
     published, checkpoint, again = (tmp_path / name for name in ("a.safetensors", "b.ckpt", "c.safetensors"))
     tensors = {name: array.astype(dtype) for name, array in case.weights.items()}
     containers.write(published, lazy(tensors), {"format": "pt"})
@@ -140,14 +144,14 @@ def stored(case: Case) -> dict[str, LazyTensor]:
 
 def message(case: Case, tensors: dict[str, LazyTensor]) -> str:
     with pytest.raises(UserError) as caught:
-        transfer.check(layout(case), tensors, "some.ckpt")
+        transfer.check(layout(case), tensors, "some.ckpt", case.config.kind)
     assert str(caught.value).startswith("some.ckpt does not fit the model of")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_what_fits_passes(smallest: Case) -> None:
-    transfer.check(layout(smallest), stored(smallest), "some.ckpt")
+    transfer.check(layout(smallest), stored(smallest), "some.ckpt", "base")
 
 
 def test_each_kind_of_misfit_is_found_counted_and_named(smallest: Case) -> None:
@@ -185,6 +189,38 @@ def test_each_kind_of_misfit_is_found_counted_and_named(smallest: Case) -> None:
 )
 def test_a_file_of_another_kind_is_called_what_it_is(smallest: Case, meaning: str, found: list[str]) -> None:
     assert meaning in message(smallest, {name: in_memory(np.zeros(1)) for name in found})
+
+
+def test_each_kind_of_model_is_called_what_it_is_where_the_other_is_wanted(smallest: Case, refiner: Case) -> None:
+    text = message(smallest, stored(refiner))
+    assert "it seems to be the SDXL refiner, which goes to --pipeline_weight and is converted with --config " in text
+    assert "configs/sampling/sd_xl_refiner.yaml; use the SDXL base model; " in text
+    text = message(refiner, stored(smallest))
+    assert "it seems to be the SDXL base model, which goes to --weight and" in text
+    assert "with the --config of a base model; use the SDXL refiner; " in text
+    lora = {"lora_unet.lora_up.weight": in_memory(np.zeros(1))}
+    assert "a LoRA, which changes a model and is none; use the SDXL refiner; " in message(refiner, lora)
+    assert "a LoRA, which changes a model and is none; use the SDXL base model; " in message(smallest, lora)
+    word = {"conditioner.embedders.1.model.token_embedding.embedding_table": in_memory(np.zeros(1))}
+    assert "a learned concept" in message(refiner, word)
+
+
+def test_a_refiner_of_other_sizes_points_to_the_config(refiner: Case) -> None:
+    other = dataclasses.replace(refiner.config, unet=dataclasses.replace(refiner.config.unet, model_channels=32))
+    with pytest.raises(UserError, match="config's model section describes another model"):
+        transfer.load(sdxl.build(other), refiner.path, other)
+
+
+def test_what_the_workshop_wrote_of_a_refiner_loads(workshop: Workshop) -> None:
+    config = configuration.load(workshop.folder / "refiner.yaml").model
+    model = sdxl.build(config)
+    transfer.load(model, workshop.folder / "refiner.ckpt", config)
+    assert model.config.kind == "refiner"
+    base = workshop.config().model
+    assert config.autoencoder == base.autoencoder  # it goes on with the base's latents
+    assert config.text_encoder_2.width == base.text_encoder_2.width  # and hears its learned rows
+    latents = Tensor(np.random.default_rng(1).standard_normal((1, 4, 4, 4), dtype=np.float32))
+    assert np.isfinite(model.first_stage_model.decode(latents).asnumpy()).all()
 
 
 def test_a_model_of_other_sizes_points_to_the_config(smallest: Case) -> None:
