@@ -63,6 +63,16 @@ def ramps(places: list[int], tile: int, hidden: int) -> np.ndarray:
     return (weights / weights.sum(axis=0)).astype(np.float32)
 
 
+def blend(length: int, tile: int, reduction: int) -> tuple[list[int], np.ndarray]:
+    """Return where the tiles along an axis start, and how much each counts at each pixel, as `ramps` does.
+
+    `length`, `tile` and the starts are in latents, of `reduction` pixels each.
+    """
+    places = starts(length, tile)
+    weights = ramps([reduction * place for place in places], reduction * min(length, tile), reduction * _HIDDEN)
+    return places, weights
+
+
 def _array(latents: np.ndarray | Tensor) -> np.ndarray:
     return np.asarray(latents.asnumpy() if isinstance(latents, Tensor) else latents, np.float32)
 
@@ -141,17 +151,11 @@ class Decoder:
 
     def _tiled(self, latents: np.ndarray, tile: int) -> np.ndarray:
         """Return the levels [3, H, W] of `latents` [z, h, w], decoded in tiles."""
-        scale = self.config.reduction
-        sides = [min(side, tile) for side in latents.shape[1:]]
-        places = [starts(length, side) for length, side in zip(latents.shape[1:], sides, strict=True)]
-        rows, columns = (
-            ramps([scale * place for place in along], scale * side, scale * _HIDDEN)
-            for along, side in zip(places, sides, strict=True)
-        )
+        scale, (height, width) = self.config.reduction, (min(side, tile) for side in latents.shape[1:])
+        (tops, rows), (lefts, columns) = (blend(side, tile, scale) for side in latents.shape[1:])
         levels = np.zeros((3, rows.shape[1], columns.shape[1]), np.float32)
-        for (i, top), (j, left) in product(enumerate(places[0]), enumerate(places[1])):
-            part = np.ascontiguousarray(latents[None, :, top : top + sides[0], left : left + sides[1]])
-            y = slice(scale * top, scale * (top + sides[0]))
-            x = slice(scale * left, scale * (left + sides[1]))
+        for (i, top), (j, left) in product(enumerate(tops), enumerate(lefts)):
+            part = np.ascontiguousarray(latents[None, :, top : top + height, left : left + width])
+            y, x = slice(scale * top, scale * (top + height)), slice(scale * left, scale * (left + width))
             levels[:, y, x] += rows[i, y, None] * columns[j, x] * self.decode(Tensor(part)).asnumpy()[0]
         return levels

@@ -44,7 +44,7 @@ def mask(path: str) -> Image.Image:
     if not path.strip() or not Path(path).is_file():
         raise UserError(f"--mask {path!r} is no file; give a picture that is white where inpaint draws anew")
     with opened(Path(path)) as upright:
-        if upright.has_transparency_data and np.asarray(upright.convert("RGBA").getchannel("A")).min() < 255:
+        if upright.has_transparency_data and np.asarray(upright.convert("RGBA"))[..., 3].min() < 255:
             raise UserError(f"--mask {path} is transparent in parts; save it without, white where inpaint draws anew")
         grey = rgb(upright).convert("L")
     if not grey.getbbox():
