@@ -96,7 +96,7 @@ def test_every_sampler_is_k_diffusions_with_pytorchs_networks(smallest, known, s
 
     stochastic = {} if sampler in ("euler", "heun", "lms", "dpmpp_2m") else {"noise_sampler": fresh}
     denoise = torch_denoiser(
-        smallest.reference, prompts(TEXTS[:1], known, frame.told), 5.0, rescale=0.7 if options else 0.0
+        smallest.reference, prompts(TEXTS[:1], known, frame.told), None, 5.0, rescale=0.7 if options else 0.0
     )
     if sampler == "lcm":
         expected = start

@@ -130,13 +130,14 @@ def torch_euler(
 
 
 def torch_denoiser(
-    reference: Reference, prompts: Prompts, guidance_scale: float, rescale: float = 0.0
+    reference: Reference, prompts: Prompts, negative: Prompts | None, guidance_scale: float, rescale: float = 0.0
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the function from noisy latents [N, z, h, w] and their level [N] to clean ones, as k-diffusion asks for.
 
-    The negative prompt is empty; guidance is rescaled by diffusers' function.
+    Without `negative` the unconditional side is zeros. Guidance is rescaled by diffusers' function.
     """
     context, pooled = _condition(reference, prompts)
+    other = (0 * context, 0 * pooled) if negative is None else _condition(reference, negative)
     kept = scheduler(reference.config).alphas_cumprod.double().numpy()
     logs = 0.5 * np.log((1 - kept) / kept)
 
@@ -146,7 +147,7 @@ def torch_denoiser(
         seen = x / (level**2 + 1) ** 0.5
         time = torch.tensor([np.interp(np.log(level), logs, np.arange(len(logs)))] * len(x)).float()
         with_text = reference.epsilon(seen, time, context, pooled, prompts.sizes)
-        without = reference.epsilon(seen, time, 0 * context, 0 * pooled, prompts.sizes)
+        without = reference.epsilon(seen, time, *other, (negative or prompts).sizes)
         guided = without + guidance_scale * (with_text - without)
         return x - level * rescale_noise_cfg(guided, with_text, rescale)
 
@@ -154,4 +155,6 @@ def torch_denoiser(
 
 
 def _condition(reference: Reference, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    if reference.text_encoder_1 is None:  # a refiner's
+        return reference.encode_text_2(prompts.ids_2, prompts.rows_2, prompts.pool_position)
     return reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, prompts.rows_1, prompts.rows_2)
