@@ -105,6 +105,9 @@ def check(state: State, config: Config) -> dict[str, str]:
     A run that is complete may be resumed as `LATEST`, so that whoever starts it again and again comes to an end.
     """
     old, new = _flat(state.options), _flat(options(config))
+    default = _flat(options(Config()))
+    for name in new:
+        old.setdefault(name, default.get(name))  # the state may be older than the option
     changed = {
         name: f"{old.get(name)!r} → {new.get(name)!r}" for name in {**old, **new} if old.get(name) != new.get(name)
     }

@@ -79,6 +79,15 @@ def test_changes_are_named(tmp_path: Path) -> None:
     assert changed == {"training.learning_rate": "0.001 → 0.005", "training.lr_schedule": "'constant' → 'cosine'"}
 
 
+def test_a_state_older_than_an_option_had_its_default(workshop: Workshop, tmp_path: Path) -> None:
+    saved = made(4, workshop.config(training={"total_step": 9}))
+    del saved.options["model"]["kind"], saved.options["training"]["lr_schedule"]
+    found = state.load(state.save(saved, tmp_path, 1))
+    assert state.check(found, workshop.config(training={"total_step": 9})) == {}
+    changed = state.check(found, workshop.config(training={"total_step": 9, "lr_schedule": "cosine"}))
+    assert changed == {"training.lr_schedule": "'constant' → 'cosine'"}
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
