@@ -16,7 +16,7 @@ from gm.errors import UserError
 from gm.model_config import AutoencoderConfig
 from gm.sdxl import SDXL
 
-_OVERLAP = 0.25  # least part of a tile that its neighbour shows, too
+_OVERLAP, _SHARED = 0.25, 8  # least part of a tile that its neighbour shows, too, and latents, if half of it has them
 _HIDDEN = (
     2  # latents at a tile's edge that are not shown: there one sees that the network took zeros for what is beyond
 )
@@ -37,10 +37,10 @@ def tile_side(sampling: SamplingConfig, config: AutoencoderConfig) -> int | None
 
 
 def starts(length: int, tile: int) -> list[int]:
-    """Return where the tiles along `length` start: evenly spread, as few as let neighbours share a quarter at least."""
+    """Return where the tiles along `length` start: evenly spread, as few as let neighbours share enough."""
     if length <= tile:
         return [0]
-    shared = math.ceil(_OVERLAP * tile)
+    shared = max(math.ceil(_OVERLAP * tile), min(_SHARED, tile // 2))
     last = math.ceil((length - shared) / (tile - shared)) - 1
     return [(length - tile) * k // last for k in range(last + 1)]
 

@@ -12,11 +12,14 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from benchmarks import arithmetic, joined, profiled, shapes
+from benchmarks import arithmetic, joined, profiled, shapes, tiling
 from gm.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("arithmetic", "breakdown", "growth", "joining", "memory", "operators", "sampling", "start", "step", "unet")
+COMMANDS = (
+    *("arithmetic", "breakdown", "growth", "joining", "memory", "operators", "sampling", "start", "step", "tiling"),
+    "unet",
+)
 
 
 def run(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -101,6 +104,34 @@ def test_products_as_one_are_the_same_as_apart(joins: bool) -> None:
     x = np.random.default_rng(0).standard_normal((6, 1, 5), np.float32)
     parts = np.split(weights @ x[:, 0], 3)
     assert float(products(ms.Tensor(x))) == pytest.approx(sum((part**2).mean() for part in parts), rel=1e-5)
+
+
+def test_tiles_begin_and_end_where_the_weights_do() -> None:
+    # Two tiles of 16 latents share 8; of those 2 at either end are hidden; a latent is 4 pixels.
+    assert np.flatnonzero(tiling.borders(24, 16, 4)).tolist() == [4 * 10 - 1, 4 * 14 - 1]
+
+
+def test_seams_are_found_where_they_are() -> None:
+    lines = np.zeros(31, bool)
+    lines[15] = True
+    whole = (np.arange(32, dtype=np.uint8)[:, None] + np.arange(32, dtype=np.uint8))[None, ..., None]
+    whole = whole.repeat(3, axis=3)  # steps of 1 everywhere
+    tiles = whole.copy()
+    tiles[:, 16:] += 10
+    tiles[:, :, 16:] += 10
+    found = tiling.compare(whole, tiles, lines)
+    assert found["largest difference"] == 20
+    assert found["mean difference"] == 10
+    assert found["steps across borders/elsewhere, whole"] == 1
+    assert found["steps across borders/elsewhere, tiles"] == 11
+    assert found["steps of the difference, across borders"] == 10
+    assert found["steps of the difference, elsewhere"] == 0
+
+
+def test_tiles_of_a_picture_that_they_do_not_fit() -> None:
+    ended = run("tiling", "--tile", "256")
+    assert ended.returncode == 2
+    assert ended.stderr == "error: --resolution 256 and --tile 256: give multiples of 4, the tile the smaller\n"
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def sides(count: int) -> list[tuple[int, int, int]]:
 def test_weights_sum_to_one_wherever_a_tile_is() -> None:
     for length, tile, hidden in sides(300):
         tile = min(length, tile)
-        places = decoding.starts(length, tile)
+        places, shared = decoding.starts(length, tile), max(-(-tile // 4), min(8, tile // 2))
         assert places[0] == 0
         assert places[-1] + tile == length
         weights = decoding.ramps(places, tile, hidden)
@@ -129,11 +129,8 @@ def test_weights_sum_to_one_wherever_a_tile_is() -> None:
             assert (weights[k, :start] == 0).all()
             assert (weights[k, start + tile :] == 0).all()
             assert (weights[k] >= 0).all()
-            assert k == 0 or tile - (start - places[k - 1]) >= tile / 4  # of its neighbour's
-        if len(places) > 1:
-            assert (
-                len(places) == 2 or tile + (len(places) - 2) * (tile - -(-tile // 4)) < length
-            )  # one less are too few
+            assert k == 0 or places[k - 1] + tile - start >= shared
+        assert len(places) == 1 or tile + (len(places) - 2) * (tile - shared) < length  # one less are too few
 
 
 def test_two_tiles_fade_into_one_another_in_a_line() -> None:
