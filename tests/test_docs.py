@@ -47,7 +47,7 @@ def known_flags() -> set[str]:
     sampling = command_line.Parser("sampling")
     command_line._add_flags(sampling, "sampling", owner)
     flags = {*parser._option_string_actions, *sampling._option_string_actions}
-    return flags | {"--config", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
+    return flags | {"--config", "--recipe", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
 
 
 @pytest.mark.parametrize("line", commands())
@@ -65,7 +65,7 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if script == "train_textual_inversion.py":
         command_line.parse("", TRAINING, [a for a in arguments if a != "--help"])
     elif script == "demo/sampling_without_streamlit.py":
-        command_line.parse("", SAMPLING, arguments)
+        command_line.parse("", SAMPLING, arguments, lambda picture: {})
     elif script == "tools/convert_weights/convert.py":
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         convert._flags()

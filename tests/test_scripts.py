@@ -130,7 +130,9 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
     ("arguments", "message"),
     [
         (["--prompts", "a cat"], "unknown argument --prompts; did you mean '--prompt'?"),
-        (["--task", "img2img"], "sampling.task is 'img2img'; it may be 'txt2img'"),
+        (["--task", "img2imgs"], "it may be 'txt2img', 'img2img', 'inpaint'; did you mean 'img2img'?"),
+        (["--task", "img2img"], "--img is empty"),
+        (["--recipe", "@wide.ckpt"], "is no picture that can be read"),
         (["--save_path", "@wide.ckpt/out"], "wide.ckpt is no folder; choose another"),
         (["--prompt", "promts.txt"], "there is no file promts.txt; --prompt is what to draw"),
         (["--sampler", "dpm"], "unknown sampler 'dpm'; known are euler"),

@@ -320,7 +320,7 @@ def test_graph_mode_draws_the_same(workshop: Workshop, painter: Painter) -> None
         ({"schedule": "karas"}, "unknown schedule 'karas'; known are legacy"),
         ({"guider": "cgf"}, "unknown guider 'cgf'; known are cfg"),
         ({"schedule": "edm", "sigma_min": 20.0}, "sigma_min is 20.0; it must be less than sigma_max"),
-        ({"vae_tiling": True, "vae_tile": 1001}, "--vae_tile is 1001"),
+        ({"vae_tiling": True, "vae_tile": 1001}, "vae_tile is 1001; it must be a multiple of 8"),
         ({"task": "img2img"}, "--img is empty"),
         ({"img": ["@small.png"]}, "--img is for --task img2img or inpaint"),
         ({"task": "img2img", "img": ["@small.png"], "mask": "@small.png"}, "--mask is for --task inpaint"),
