@@ -47,14 +47,17 @@ class Job:
     words: Words
 
 
-def make(config: Config) -> Job:
-    """Check everything that can be wrong before the weights are read; UserError names the first thing that is."""
+def make(config: Config, literal: bool = False) -> Job:
+    """Check everything that can be wrong before the weights are read; UserError names the first thing that is.
+
+    A `literal` prompt is drawn as it stands, though there be a file of that name.
+    """
     sampling = config.sampling
     atomic.check_folder(sampling.save_path, "--save_path")
     check(config)
     concepts = [c for path in sampling.textual_inversion_weight for c in concept_files.load_all(path)]
     known = words(concepts, config.model)
-    texts = lines.read(sampling.prompt, "--prompt")
+    texts = lines.read(sampling.prompt, "--prompt", literal)
     from_file = texts != [sampling.prompt]
     asked = [lines.parse(text, sampling) if from_file else sampling for text in texts]
     _warn_of_words(config, asked, concepts, known)

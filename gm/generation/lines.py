@@ -24,13 +24,16 @@ LETTERS = {
 _FLAG = re.compile(r"(?:^|\s)--(\w+)(?=\s|$)")
 
 
-def read(prompt: str, option: str) -> list[str]:
+def read(prompt: str, option: str, literal: bool = False) -> list[str]:
     """Return the prompt itself, or the lines of the text file that it names; UserError, naming the `option`, if empty.
 
-    Raises UserError, too, for a name that ends in .txt of a file that is not there, and for a file that is no text.
+    Raises UserError, too, for a name that ends in .txt of a file that is not there, and for a file that is no text. A
+    `literal` prompt names no file.
     """
     if not prompt.strip():
         raise UserError(f'there is nothing to draw; give {option} "a … on a table", or a text file of prompts')
+    if literal:
+        return [prompt]
     try:
         is_file = Path(prompt).is_file()
     except OSError:  # longer than a file's name may be

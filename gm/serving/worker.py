@@ -1,0 +1,99 @@
+"""One thread that owns the models; what is asked of it waits in line.
+
+A model has one set of graphs and one memory, so two people at once would only slow each other down. A task outlives
+the page that asked for it, and shows what it has done so far to whoever looks.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gm.errors import UserError
+
+log = logging.getLogger("gm")
+
+ENDED = ("done", "failed", "cancelled")
+
+
+class Task:
+    """Some work, asked for once: `events` is what it has yielded so far.
+
+    `state` is waiting, running, done, failed (then `error` says why, in one line) or cancelled.
+    """
+
+    def __init__(self, title: str, work: Callable[[], Iterator[Any]], line: deque[Task]) -> None:
+        self.title, self.state, self.error = title, "waiting", ""
+        self.events: list[Any] = []
+        self._work, self._line = work, line
+        self._cancelled, self._ended = threading.Event(), threading.Event()
+
+    @property
+    def place(self) -> int:
+        """How many tasks are before this one; 0 when it runs or has ended."""
+        line = list(self._line)
+        return line.index(self) if self in line else 0
+
+    def cancel(self) -> None:
+        """End it at its next step, or at once if it still waits; what it has done stays."""
+        self._cancelled.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it has ended, `seconds` at most; return whether it has."""
+        return self._ended.wait(seconds)
+
+    def run(self) -> None:
+        """Do the work; called by the worker alone."""
+        try:
+            if not self._cancelled.is_set():
+                self.state = "running"
+                self._walk()
+            self.state = "cancelled" if self._cancelled.is_set() else "done"
+        except UserError as error:
+            self.state, self.error = "failed", str(error)
+        except Exception as error:
+            log.exception("%s failed", self.title)
+            self.state, self.error = "failed", f"{type(error).__name__}: {error}; the log of the server has more"
+        finally:
+            self._ended.set()
+
+    def _walk(self) -> None:
+        for event in self._work():
+            self.events.append(event)
+            if self._cancelled.is_set():
+                return  # which closes the work where it stands
+
+
+class Worker:
+    """Does one task after the other, first come, first served, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._line: deque[Task] = deque()  # the running one first
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name="worker", daemon=True).start()
+
+    def submit(self, title: str, work: Callable[[], Iterator[Any]]) -> Task:
+        """Let `work` be done when its turn comes; it is called, and its iterator walked, in the worker's thread."""
+        task = Task(title, work, self._line)
+        with self._changed:
+            self._line.append(task)
+            self._changed.notify()
+        return task
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._line) > 0)
+            self._line[0].run()
+            with self._changed:
+                self._line.popleft()
+
+
+@functools.cache
+def shared() -> Worker:
+    """Return the worker of this process."""
+    return Worker()
