@@ -58,13 +58,13 @@ class Run:
         return "failed" if "error:" in said or "Traceback" in said else "stopped"
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what the run has logged, a mapping a step."""
+        """Return what the run has logged of each step: `step`, `loss`, `loss_smoothed`, `learning_rate` and more."""
         found = []
         with contextlib.suppress(FileNotFoundError):
             for line in (self.folder / LOG).read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # the line that is being written
                     found.append(json.loads(line))
-        return [record for record in found if "step" in record]
+        return [record for record in found if "loss" in record]  # others tell of words, or of what was held out
 
     def previews(self) -> list[Path]:
         """Return the sheets of previews, the first step's first."""

@@ -48,7 +48,7 @@ def picture(content: bytes, folder: Path) -> Path:
             pictures_of.rgb(image)
     except UserError as error:
         path.unlink()
-        raise UserError(str(error).replace(f" {path}", "")) from error
+        raise UserError(str(error).replace(str(path), "that was sent")) from error
     return path
 
 
