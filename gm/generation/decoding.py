@@ -16,10 +16,9 @@ from gm.errors import UserError
 from gm.model_config import AutoencoderConfig
 from gm.sdxl import SDXL
 
-_OVERLAP, _SHARED = 0.25, 8  # least part of a tile that its neighbour shows, too, and latents, if half of it has them
-_HIDDEN = (
-    2  # latents at a tile's edge that are not shown: there one sees that the network took zeros for what is beyond
-)
+_OVERLAP = 0.25  # least part of a tile that its neighbour shows, too
+_SHARED = 8  # latents of that at least, where half a tile has so many: fewer show as a grid
+_HIDDEN = 2  # latents at the edge of a tile that are not shown: one sees there that the network pads with zeros
 _PATCHES, _PATCH = 6, 4  # colours a side of the picture that previews are fitted to, and latents a side of each
 
 

@@ -48,17 +48,15 @@ def mask(path: str) -> Image.Image:
             raise UserError(f"--mask {path} is transparent in parts; save it without, white where inpaint draws anew")
         grey = rgb(upright).convert("L")
     if not grey.getbbox():
-        raise UserError(
-            f"--mask {path} is black all over, so that nothing is drawn anew; paint white where it is to be"
-        )
+        raise UserError(f"--mask {path} is black all over, so that nothing is drawn anew; white is")
     return grey
 
 
 def frame_for(original: Size, sampling: SamplingConfig, model: ModelConfig) -> Size:
     """Return the height and width to draw at, for a picture of `original` height and width.
 
-    What the options give; without any the nearest shape of the model's area, from 1:4 to 4:1. UserError as
-    `sizes.frame`.
+    What the options give; without any the nearest shape of the model's area, from 1:4 to 4:1. UserError for options
+    that `sizes.frame` refuses.
     """
     if sampling.height or sampling.width or sampling.sd_xl_base_ratios is not None:
         frame = sizes.frame(sampling, model)
@@ -71,7 +69,7 @@ def frame_for(original: Size, sampling: SamplingConfig, model: ModelConfig) -> S
 def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Image.Image | None = None) -> Picture:
     """Return the picture in the file `path`, scaled to cover the frame to draw at and cut to that in its middle.
 
-    `redrawn`, a mask, goes with it, of any size but its shape. UserError for a file that cannot be read, a mask of
+    `redrawn`, a mask, goes with it, of its shape and any size. UserError for a file that cannot be read, a mask of
     another shape, and one that leaves nothing to draw.
     """
     with opened(path) as upright:
@@ -84,7 +82,7 @@ def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Imag
     picture = cut(image, redrawn, path.name, frame_for((image.height, image.width), sampling, model))
     if picture.mask is not None and not picture.mask.any():
         raise UserError(
-            f"--mask is black in all that is used of {path}, its middle; give --height and --width its shape"
+            f"--mask is black in the middle of {path}, all that is used; give --height and --width as it has"
         )
     return picture
 

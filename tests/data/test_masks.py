@@ -104,3 +104,18 @@ def test_latents_count_by_the_area_that_is_not_masked(unmasked: float) -> None:
     assert weights.mean() == pytest.approx(1)
     raw = np.array([[1, unmasked + (1 - unmasked) / 2], [unmasked, unmasked]])
     np.testing.assert_allclose(weights[0], raw / raw.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mask", "picture", "same"),
+    [
+        ((64, 48), (640, 480), True),
+        ((640, 483), (64, 48), True),  # 48.3 pixels were rounded
+        ((64, 48), (640, 484), True),
+        ((64, 48), (640, 520), False),
+        ((640, 520), (64, 48), False),
+        ((48, 64), (64, 48), False),
+    ],
+)
+def test_shapes_are_the_same_but_for_rounding(mask: tuple[int, int], picture: tuple[int, int], same: bool) -> None:
+    assert masks.same_shape(Image.new("L", mask), Image.new("L", picture)) == same

@@ -192,7 +192,7 @@ def test_masks_that_will_not_do(tmp_path: Path) -> None:
     rim = np.zeros((16, 64))
     rim[:, :4] = 255
     outside = inputs.mask(str(save(tmp_path / "rim.png", rim)))
-    with pytest.raises(UserError, match=rf"--mask is black in all that is used of {path}, its middle"):
+    with pytest.raises(UserError, match=rf"--mask is black in the middle of {path}, all that is used"):
         inputs.read(path, SamplingConfig(height=16, width=16), small(), outside)
 
 
