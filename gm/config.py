@@ -229,8 +229,8 @@ class SamplingConfig:
     num_rows: int = option(1, "rows of the grid", minimum=1)
     batch_size: int = option(1, "pictures drawn at once; changes memory and speed, not the pictures", minimum=1)
     save_path: str = option("outputs", "folder for the pictures")
-    height: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8, step=8)
-    width: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8, step=8)
+    height: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8)
+    width: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8)
     sd_xl_base_ratios: str | None = option(
         None, "one of SDXL's sizes by its ratio of width to height, such as 1.0 or 1.75"
     )

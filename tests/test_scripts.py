@@ -136,7 +136,7 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
         (["--save_path", "@wide.ckpt/out"], "wide.ckpt is no folder; choose another"),
         (["--prompt", "promts.txt"], "there is no file promts.txt; --prompt is what to draw"),
         (["--sampler", "dpm"], "unknown sampler 'dpm'; known are euler"),
-        (["--height", "20"], "sampling.height is 20; it must be a multiple of 8"),
+        (["--height", "21"], "--height is 21; it must be a multiple of 2"),
         (["--textual_inversion_weight", "@wide.ckpt"], "rows 768 and 1280 wide, the model's are 16 and 24"),
         (["--textual_inversion_weight", "@nowhere.ckpt"], "there is no file"),
         (["--weight", "@nowhere.ckpt"], "no weights "),

@@ -54,12 +54,13 @@ def make(config: Config, literal: bool = False) -> Job:
     """
     sampling = config.sampling
     atomic.check_folder(sampling.save_path, "--save_path")
-    check(config)
     concepts = [c for path in sampling.textual_inversion_weight for c in concept_files.load_all(path)]
     known = words(concepts, config.model)
     texts = lines.read(sampling.prompt, "--prompt", literal)
     from_file = texts != [sampling.prompt]
     asked = [lines.parse(text, sampling) if from_file else sampling for text in texts]
+    for one in asked:
+        check(dataclasses.replace(config, sampling=one))
     _warn_of_words(config, asked, concepts, known)
     started_from = [start for one in asked for start in started(one, config.model)]
     sheets = [_sheet(config, own, source) for own, source in started_from]
