@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gm.concepts import files
 from gm.errors import UserError
+from gm.training import state
 
 _ENDINGS = (".ckpt", ".safetensors", ".pt", ".bin", ".pti")
 _MOST_BYTES = 50 * 10**6  # a model's weights are larger, a learned file is not
@@ -18,6 +19,9 @@ def found(folder: Path) -> dict[str, Path]:
     It is called by its words, and by its name where another file has the same. What is no learned file is left out.
     """
     paths = [path for path in folder.rglob("*") if path.suffix in _ENDINGS and path.is_file()]
+    # States of runs hold the words, too, half learned, and training writes each learned file in two formats.
+    paths = [path for path in paths if not path.match(state.PATTERN)]
+    paths = [path for path in paths if path.suffix == ".ckpt" or path.with_suffix(".ckpt") not in paths]
     stats = {path: path.stat() for path in paths}
     newest = sorted(paths, key=lambda path: stats[path].st_mtime_ns, reverse=True)
     named = {path: _words(path, stats[path].st_mtime_ns, stats[path].st_size) for path in newest}

@@ -102,7 +102,9 @@ def test_the_learned_words_of_a_folder(tmp_path: Path) -> None:
     concept_files.save(toy, tmp_path / "first.ckpt")
     (tmp_path / "run").mkdir()
     concept_files.save(Concept("<hat>", *rows().values()), tmp_path / "run" / "hat.safetensors")
-    (tmp_path / "run" / "state_5.ckpt").write_bytes(b"no learned file")
+    (tmp_path / "run" / "model.ckpt").write_bytes(b"no learned file")
+    concept_files.save(Concept("<half>", *rows().values()), tmp_path / "run" / "state_5.ckpt")
+    concept_files.save(toy, tmp_path / "first.safetensors")  # the same once more
     (tmp_path / "notes.txt").write_text("x")
     assert set(concepts.found(tmp_path)) == {"<toy>", "<hat>"}
     concept_files.save(toy, tmp_path / "run" / "second.ckpt")

@@ -1,0 +1,60 @@
+"""The page that shows what a word meant before it was learned, and what it means now."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from demo.app import watch
+from demo.app.model import Choice
+from demo.app.places import Places
+from gm.concepts.concept import Concept
+from gm.errors import UserError
+from gm.serving import drawing
+
+
+def page(choice: Choice, places: Places) -> None:
+    """Show the page."""
+    known = {concept.placeholder: concept for found in choice.files.values() for concept in found}
+    if not known:
+        st.info("Choose a learned word in the sidebar, or learn one on the page Learn.")
+        return
+    word = st.selectbox("word", list(known), key="compared")
+    prompt = st.text_input("prompt", f"a {word} on a blue background", key=f"prompt of {word}")
+    plain = st.text_input(
+        "the same in words it knew before", prompt.replace(word, _before(known[word])), key=f"plain {prompt}"
+    )
+    count = st.slider("pictures", 1, 8, 4, key="compared pictures")
+    if st.button("Compare", type="primary", icon=":material/compare:", width="stretch"):
+        try:
+            config = choice.drawing(
+                prompt=prompt, num_cols=count, num_rows=1, save_path=str(places.own / "compared"), preview_interval=4
+            )
+            st.session_state.comparing = drawing.compare(config, plain)
+            st.session_state["compared texts"] = (plain, prompt, count)
+        except UserError as error:
+            st.session_state.comparing = None
+            st.error(str(error))
+    watch.show("comparing")
+    _sides()
+
+
+def _before(concept: Concept) -> str:
+    """Return the words that the learned rows started from, or "thing"."""
+    recipe = concept.details.get("recipe", {})
+    started = recipe.get("concept", {}).get("initializer_token") if isinstance(recipe, dict) else None
+    return str(started or "thing")
+
+
+def _sides() -> None:
+    paths = watch.written("comparing")
+    if not paths:
+        return
+    plain, prompt, count = st.session_state["compared texts"]
+    for column, title, text, shown in zip(
+        st.columns(2), ("Before", "After"), (plain, prompt), (paths[:count], paths[count:]), strict=True
+    ):
+        with column:
+            st.subheader(title, divider="gray")
+            st.text(text)
+            for path in shown:
+                st.image(str(path), width="stretch")

@@ -1,0 +1,100 @@
+"""The page that learns a word from pictures, and shows how the runs are doing."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import streamlit as st
+
+from demo.app import model
+from demo.app.model import Choice
+from demo.app.places import Places
+from gm.errors import UserError
+from gm.serving import runs, uploads
+from gm.serving.runs import Run
+
+_SIGNS = {"running": "🟢", "finished": "✅", "stopped": "⏸️", "failed": "🔴"}
+
+
+def page(choice: Choice, places: Places) -> None:
+    """Show the page."""
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("A new word", divider="gray")
+        _form(choice, places)
+    with right:
+        st.subheader("Runs", divider="gray")
+        found = runs.all_runs(places.trained)
+        if not found:
+            st.caption("Runs go on when this page is closed, and are here when you come back.")
+            return
+        names = [run.name for run in found]
+        name = st.selectbox("run", names, key="run", label_visibility="collapsed")
+        _run(next(run for run in found if run.name == name))
+
+
+def _form(choice: Choice, places: Places) -> None:
+    training, concept = choice.config.training, choice.config.concept
+    sent = st.file_uploader("3 to 20 pictures", accept_multiple_files=True, key="pictures")
+    word = st.text_input("word", "<my-thing>", key="new word", help="how to call it in prompts; no word already")
+    columns = st.columns(2)
+    kind = columns[0].selectbox("what the pictures share", ("object", "style", "face"), key="kind")
+    like = columns[1].text_input("starts from the word", key="like", help="one it knows, such as toy; empty is random")
+    vectors = columns[0].number_input("vectors", 1, 75, concept.num_vectors, key="vectors")
+    steps = columns[1].number_input("steps", 1, 100000, training.total_step, key="steps")
+    rate = columns[0].number_input("learning rate", 0.0, 10.0, training.learning_rate, format="%g", key="rate")
+    shown = columns[1].number_input("steps between previews", 1, 100000, max(int(steps) // 4, 1), key="shown")
+    if st.button("Learn", type="primary", icon=":material/school:", width="stretch"):
+        options: dict[str, Any] = {
+            "placeholder_token": word.strip(),
+            "learnable_property": kind,
+            "num_vectors": int(vectors),
+            "total_step": int(steps),
+            "learning_rate": rate,
+            "infer_during_train": True,
+            "infer_interval": int(shown),
+            "weight": choice.config.run.weight,
+            "ms_mode": choice.config.run.ms_mode,
+        }
+        options |= {"initializer_token": like.strip()} if like.strip() else {}
+        try:
+            folder = places.trained / "pictures" / secrets.token_hex(8)
+            uploads.pictures([each.getvalue() for each in sent or []], folder)
+            run = runs.start(choice.config_path, places.trained, {**options, "data_path": str(folder)})
+        except UserError as error:
+            st.error(str(error))
+            return
+        st.session_state.pop("run", None)
+        st.toast(f"{run.name} has begun")
+        st.rerun()
+
+
+@st.fragment(run_every=2)
+def _run(run: Run) -> None:
+    state, records = run.state, run.records()
+    total = int(run.order["options"]["total_step"])
+    done = records[-1]["step"] if records else 0
+    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
+    st.progress(min(done / total, 1.0), f"{_SIGNS[state]} {state} · step {done} of {total} · begun {begun}")
+    with st.container(horizontal=True):
+        try:
+            if state == "running" and st.button("Stop", help="it saves everything first", key="stop"):
+                run.stop()
+            if state == "stopped" and st.button("Go on", key="go on"):
+                run.resume()
+        except UserError as error:
+            st.error(str(error))
+        for path in run.learned()[:1]:
+            st.download_button(f"{path.name}", path.read_bytes(), path.name, key="learned")
+            if st.button("Use it", key="use"):
+                model.use(path)
+        if report := run.report():
+            st.download_button("Report", report.read_bytes(), f"{run.name}.html", "text/html", key="report")
+    if len(records) > 1:
+        st.line_chart({"loss": [r["loss_smoothed"] for r in records]}, x_label="step", height=200)
+    for path in run.previews()[-1:]:
+        st.image(str(path), caption=f"at {path.stem.replace('_', ' ')}", width="stretch")
+    if state == "failed" or not records:
+        st.code(run.tail(), language=None)

@@ -1,0 +1,172 @@
+"""The app's pages, run by Streamlit's own test driver on the smallest model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from demo.app import options
+from demo.sampling import VERSION2SPECS
+from gm import config as configuration
+from gm.concepts import files as concept_files
+from gm.concepts.concept import Concept
+from gm.config import SamplingConfig
+from gm.generation import files
+from gm.serving import runs
+from tests.workshop import Workshop
+
+
+def script(name: str, yaml: str, weight: str, folder: str) -> None:
+    """What Streamlit runs: one page, as `demo.sampling.main` would show it."""
+    from pathlib import Path
+
+    from demo.app import compare, draw, learn, model
+    from demo.app.places import Places
+
+    spec = {"H": 16, "W": 16, "C": 4, "f": 2, "config": yaml, "ckpt": weight, "textual_inversion_weight": []}
+    places = Places(Path(folder) / "runs", Path(folder) / "out")
+    {"draw": draw, "compare": compare, "learn": learn}[name].page(model.sidebar({"smallest": spec}, places), places)
+
+
+@pytest.fixture
+def app(workshop: Workshop, tmp_path: Path) -> Callable[[str], AppTest]:
+    def opened(name: str) -> AppTest:
+        config = workshop.config()
+        shown = AppTest.from_function(
+            script, args=(name, str(workshop.yaml), config.run.weight, str(tmp_path)), default_timeout=60
+        ).run()
+        assert not shown.exception
+        return shown
+
+    return opened
+
+
+@pytest.fixture
+def learned(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    rows = (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24))
+    (tmp_path / "runs").mkdir()
+    details = {"recipe": {"concept": {"initializer_token": "cat"}}}
+    concept_files.save(Concept("<toy>", *rows, details=details), tmp_path / "runs" / "toy.ckpt")
+    return tmp_path / "runs" / "toy.ckpt"
+
+
+def button(app: AppTest, label: str) -> Any:
+    return next(each for each in app.button if each.label == label)
+
+
+def ended(app: AppTest, name: str) -> AppTest:
+    assert app.session_state[name].wait(120)
+    return app.run()
+
+
+def test_every_option_of_drawing_is_on_the_page() -> None:
+    shown = [*options.FIRST, *(name for names in options.GROUPS.values() for name in names)]
+    assert len(shown) == len(set(shown))
+    assert not set(shown) & options.BY_THE_PAGE
+    assert set(shown) | options.BY_THE_PAGE == {field.name for field in dataclasses.fields(SamplingConfig)}
+
+
+def test_what_the_versions_hold_is_what_their_configs_say() -> None:
+    for spec in VERSION2SPECS.values():
+        model = configuration.load(spec["config"]).model
+        assert (spec["H"], spec["W"]) == (model.resolution, model.resolution)
+        assert (spec["C"], spec["f"]) == (model.autoencoder.latent_channels, model.autoencoder.reduction)
+        names = {"H", "W", "C", "f", "is_legacy", "config", "ckpt", "textual_inversion_weight"}
+        assert set(spec) == names
+
+
+def test_a_word_is_offered_drawn_and_its_recipe_used_again(
+    app: Callable[[str], AppTest], learned: Path, tmp_path: Path
+) -> None:
+    page = app("draw")
+    page.multiselect(key="words").select("<toy>").run()
+    page.text_area(key="prompt").set_value("a red")
+    page.button_group(key="offered").set_value(["<toy>"]).run()
+    assert page.text_area(key="prompt").value == "a red <toy>"
+    page.selectbox(key=options.key("sampler")).set_value("heun")
+    page.number_input(key=options.key("seed")).set_value(7)
+    page.number_input(key=options.key("num_cols")).set_value(2)
+    button(page, "Draw").click().run()
+    page = ended(page, "drawing")
+    assert not page.error
+    recipes = [files.recipe(path) for path in sorted((tmp_path / "out").rglob("picture_*.png"))]
+    assert [(r["prompt"], r["seed"], r["sampler"]) for r in recipes] == [
+        ("a red <toy>", 7, "heun"),
+        ("a red <toy>", 8, "heun"),
+    ]
+    assert recipes[0]["textual_inversion_weight"] == [str(learned)]
+    page.text_area(key="prompt").set_value("another")
+    page.selectbox(key=options.key("sampler")).set_value("euler").run()
+    again = [each for each in page.button if each.key and each.key.startswith("again")]
+    assert len(again) == 2
+    again[0].click().run()
+    assert page.text_area(key="prompt").value == "a red <toy>"
+    assert page.selectbox(key=options.key("sampler")).value == "heun"
+    assert page.number_input(key=options.key("seed")).value == 8
+
+
+def test_mistakes_are_shown_and_nothing_is_drawn(app: Callable[[str], AppTest], tmp_path: Path) -> None:
+    page = app("draw")
+    button(page, "Draw").click().run()
+    assert "there is nothing to draw" in page.error[0].value
+    page.text_area(key="prompt").set_value("a cat")
+    page.number_input(key=options.key("height")).set_value(9)
+    button(page, "Draw").click().run()
+    assert "it must be a multiple of 2" in page.error[0].value
+    page.number_input(key=options.key("height")).set_value(None)
+    page.radio(key="task").set_value("img2img").run()
+    button(page, "Draw").click().run()
+    assert "--img is empty" in page.error[0].value
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there_are_said_to_be(app: Callable[[str], AppTest]) -> None:
+    page = app("draw")
+    page.text_input(key="weight of smallest").set_value("nowhere.ckpt").run()
+    assert "There is no file nowhere.ckpt" in page.warning[0].value
+    assert not page.exception
+
+
+def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path: Path) -> None:
+    page = app("compare")
+    assert "Choose a learned word" in page.info[0].value
+    page.multiselect(key="words").select("<toy>").run()
+    assert page.text_input(key="prompt of <toy>").value == "a <toy> on a blue background"
+    assert page.text_input(key="plain a <toy> on a blue background").value == "a cat on a blue background"
+    page.slider(key="compared pictures").set_value(2)
+    button(page, "Compare").click().run()
+    page = ended(page, "comparing")
+    assert not page.error
+    assert [each.value for each in page.subheader] == ["Before", "After"]
+    written = sorted((tmp_path / "out").rglob("picture_*.png"))
+    recipes = [files.recipe(path) for path in written]
+    assert [(r["prompt"][:5], r["seed"]) for r in recipes] == [
+        ("a cat", 42),
+        ("a cat", 43),
+        ("a <to", 42),
+        ("a <to", 43),
+    ]
+
+
+def test_a_run_needs_pictures_and_one_that_is_there_is_shown(
+    app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path
+) -> None:
+    page = app("learn")
+    button(page, "Learn").click().run()
+    assert "no picture was sent" in page.error[0].value
+    given = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "pictures"), "total_step": 3}
+    run = runs.start(str(workshop.yaml), tmp_path / "runs" / "app", given)
+    while run.state == "running":
+        pass
+    assert run.state == "finished", run.tail()
+    page = app("learn")
+    assert page.selectbox(key="run").value == "toy"
+    button(page, "Use it").click().run()
+    assert page.session_state["words"] == ["<toy>"]
