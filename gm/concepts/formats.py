@@ -33,7 +33,8 @@ class Format:
     """What a program writes.
 
     known: whether a file's tree is of it; read: the words of that; written: the tree of one or of several words, of
-    each file that they take (diffusers has one for each encoder); pooling: the rule that its words are learned under
+    each file that they take (diffusers has one for each encoder); pooling: the rule that its words are learned under;
+    notes: whether its PyTorch file may hold words beside the rows, which a program takes that asks for rows by name
     """
 
     program: str
@@ -41,6 +42,7 @@ class Format:
     read: Callable[[Tree], Words]
     written: Callable[[Words, Mapping[str, Any]], list[dict[str, Any]]]
     pooling: str
+    notes: bool = False
 
 
 def recognised(tree: Tree) -> str | None:
@@ -68,7 +70,7 @@ def _named(program: str, first: str, second: str, pooling: str, flat: bool = Fal
             raise UserError(f"{program} holds one vector, and there are {len(_both(rows)[0])}; choose another format")
         return [{name: own[0] if flat else own for name, own in zip((first, second), _both(rows), strict=True)}]
 
-    return Format(program, lambda tree: first in tree or second in tree, read, written, pooling)
+    return Format(program, lambda tree: first in tree or second in tree, read, written, pooling, notes=flat)
 
 
 def _read_by_word(tree: Tree) -> Words:
@@ -145,7 +147,12 @@ _BY_WORD, _KOHYA = "AUTOMATIC1111's .pt", "kohya's SD 1.5 file"
 FORMATS = {
     "mindspore": _named("mindone's .ckpt", ROWS_1, ROWS_2, "argmax"),
     "a1111": Format(
-        _BY_WORD, lambda t: isinstance(t.get("string_to_param"), dict), _read_by_word, _write_by_word, "end_of_text"
+        _BY_WORD,
+        lambda tree: isinstance(tree.get("string_to_param"), dict),
+        _read_by_word,
+        _write_by_word,
+        "end_of_text",
+        notes=True,
     ),
     "kohya": Format(
         _KOHYA,
