@@ -137,7 +137,10 @@ def _read(path: Path) -> Learned:
         contents = containers.read(path)
         tree, noted = contents.tensors, dict(contents.metadata)
     name = formats.recognised(tree)
-    words = FORMATS[name].read(tree) if name else {}
+    try:
+        words = FORMATS[name].read(tree) if name else {}
+    except formats.Unfit as error:
+        raise UserError(f"{path} holds {error}: the file is damaged, or another program's") from error
     if name is None or not words:
         seems = recognition.other_model(map(str, tree))
         hint = f"it seems to be {seems}" if seems else "it holds no token rows; training writes *_ti.ckpt"
