@@ -1,29 +1,24 @@
-"""The only file that names a device: which one, how it runs, its precision, its attention, its ranks.
+"""The only file that chooses by the device: which one, how it runs, its precision, its attention.
 
 MindSpore is imported through this file first, because processes that mpirun started need their environment changed
-before that import (see `_adopt_mpirun`). What only runs on Ascend has not been run on hardware yet: it is kept small,
+before that import (see `gm.ranks`). What only runs on Ascend has not been run on hardware yet: it is kept small,
 here, and each piece has a fallback that the tests use as the oracle of its interface.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import os
-import socket
-import subprocess
 import sys
 import threading
-import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gm import command_line
+from gm import ranks
 from gm.config import RunConfig
 from gm.errors import UserError
 from gm.progress import clock
@@ -31,8 +26,6 @@ from gm.progress import clock
 log = logging.getLogger("gm")
 
 ASCEND_DEVICE_FILES = "davinci[0-9]*"  # what the Ascend driver puts into /dev, one a card
-_SCHEDULER_SECONDS = 60
-_FIRST_PORT, _PORTS = 20000, 12000  # of the scheduler, below the range that systems give away by themselves
 
 
 def ascend_present() -> bool:
@@ -40,30 +33,12 @@ def ascend_present() -> bool:
     return any(Path("/dev").glob(ASCEND_DEVICE_FILES))
 
 
-def _adopt_mpirun() -> None:
-    """Describe the ranks that mpirun started in the words MindSpore's own launcher uses.
-
-    On the CPU backend MindSpore 2.7 to 2.10 fails in `communication.init()` when it sees OpenMPI's own variables; with
-    these two gone and MS_* set, its built-in collectives work. Ascend takes mpirun as it is.
-    """
-    size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-    if size == 1 or ascend_present() or "MS_ROLE" in os.environ:
-        return
-    rank = os.environ["OMPI_COMM_WORLD_RANK"]
-    for name in ("OMPI_COMMAND", "PMIX_RANK"):
-        os.environ.pop(name, None)
-    os.environ.update(MS_ROLE="MS_WORKER", MS_WORKER_NUM=str(size), MS_NODE_ID=rank)
-    os.environ.setdefault("MS_SCHED_HOST", "127.0.0.1")
-    # Every rank of one job, and no other job on this machine, computes the same port.
-    job = os.environ.get("PMIX_NAMESPACE", "")
-    os.environ.setdefault("MS_SCHED_PORT", str(_FIRST_PORT + zlib.crc32(job.encode()) % _PORTS))
-
-
-_adopt_mpirun()
+if not ascend_present():  # Ascend takes mpirun as it is
+    ranks.adopt_mpirun()
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's errors only: its warnings bury what the toolkit says
 
 import mindspore as ms  # noqa: E402
-from mindspore import Tensor, communication, nn, ops  # noqa: E402
+from mindspore import Tensor, nn, ops  # noqa: E402
 
 from gm import graphs  # noqa: E402
 
@@ -149,7 +124,7 @@ def setup(run: RunConfig, is_parallel: bool = False, patience: float = Backend.p
     if device == "Ascend" and not ascend_present():
         raise UserError("no Ascend card on this machine (no /dev/davinci*); use --device_target CPU")
     dtype = precision(run.precision, device)
-    world = int(os.environ.get("MS_WORKER_NUM", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
+    world = ranks.started()
     if world > 1 and not is_parallel:
         raise UserError(f"{world} processes were started without --is_parallel True; add it, or start one process")
     if not run.device_target:
@@ -163,7 +138,7 @@ def setup(run: RunConfig, is_parallel: bool = False, patience: float = Backend.p
         # The asynchronous PyNative pipeline spins on a core of its own: 2 to 20 times slower on the CPU backend.
         ms.runtime.launch_blocking()
         _warn_of_slow_convolution(ms.__version__)
-    _rank, _world = _join(device) if is_parallel else (0, 1)
+    _rank, _world = ranks.join(device == "CPU") if is_parallel else (0, 1)
     if _rank:
         log.setLevel(logging.WARNING)  # the first rank tells what all of them do
     low_memory = run.low_memory
@@ -253,53 +228,6 @@ class MeanOverRanks(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return x if self.add is None else self.add(x) / self.world
-
-
-def _join(device: str) -> tuple[int, int]:
-    """Join the other processes; return (rank, world)."""
-    if device == "CPU" and "MS_ROLE" not in os.environ:
-        raise UserError("--is_parallel True needs several processes: mpirun -n N python train_textual_inversion.py …")
-    scheduler = None
-    if os.environ.get("MS_ROLE") == "MS_WORKER" and os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
-        scheduler = _start_scheduler()
-    if device == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":  # msrun runs the script as the scheduler, too
-        _await_scheduler()
-    communication.init()
-    if device == "CPU" and "OMPI_COMM_WORLD_RANK" in os.environ:  # msrun's scheduler would miss ranks that leave so
-        command_line.endings.append(functools.partial(_leave, scheduler))
-    return communication.get_rank(), communication.get_group_size()
-
-
-def _leave(scheduler: subprocess.Popen | None, code: int) -> None:
-    """End this rank, and its `scheduler`, without MindSpore's own end, which crashes now and then on a busy machine."""
-    graphs.clean()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if scheduler:
-        scheduler.kill()
-    os._exit(code)
-
-
-def _start_scheduler() -> subprocess.Popen:
-    """Start the process through which the ranks of the CPU backend find one another; it ends with them."""
-    environment = dict(os.environ, MS_ROLE="MS_SCHED")
-    environment.pop("MS_NODE_ID", None)
-    code = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
-
-
-def _await_scheduler() -> None:
-    """Wait until the scheduler listens: a rank that calls before it does is let in only after a minute of retries."""
-    address = (os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"]))
-    until = time.monotonic() + _SCHEDULER_SECONDS
-    while time.monotonic() < until:
-        try:
-            socket.create_connection(address, timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise UserError(f"no scheduler answers at {address[0]}:{address[1]}; set MS_SCHED_HOST and MS_SCHED_PORT to it")
 
 
 def _warn_of_slow_convolution(version: str) -> None:

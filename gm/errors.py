@@ -17,3 +17,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the known word nearest to `word`, or `""` if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def brief(error: Exception | str, length: int = 200) -> str:
+    """Return the text in one line of bounded length, for where it may hold parts of a damaged file."""
+    return " ".join(str(error).split())[:length]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,23 +71,6 @@ def test_slow_versions_are_announced(version: str, warned: bool, caplog: pytest.
     assert ("mindspore==2.8.0" in caplog.text) is warned
 
 
-def test_mpirun_is_put_into_mindspores_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def adopted(job: str) -> dict[str, str]:
-        ranks = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_NAMESPACE": job}
-        environment = {**ranks, "OMPI_COMMAND": "python", "PMIX_RANK": "3"}
-        monkeypatch.setattr(backend.os, "environ", environment)
-        backend._adopt_mpirun()
-        return environment
-
-    found = adopted("1815937025")
-    assert (found["MS_ROLE"], found["MS_WORKER_NUM"], found["MS_NODE_ID"]) == ("MS_WORKER", "4", "3")
-    assert found["MS_SCHED_HOST"] == "127.0.0.1"
-    assert 1024 < int(found["MS_SCHED_PORT"]) < 32768
-    assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(found)
-    assert adopted("1815937025") == found
-    assert adopted("1815937026")["MS_SCHED_PORT"] != found["MS_SCHED_PORT"]  # another job on the same machine
-
-
 def test_compiled_gives_the_same_and_only_where_asked() -> None:
     class Double(nn.Cell):
         def construct(self, x: Tensor) -> Tensor:
@@ -144,7 +126,6 @@ def test_compilation_is_announced_where_it_takes_its_time(caplog: pytest.LogCapt
     ]
 
 
-ROOT = Path(__file__).resolve().parents[1]
 RANK = """
 import sys, time
 from pathlib import Path
@@ -174,22 +155,3 @@ def test_a_mean_over_one_rank_changes_nothing() -> None:
     x = Tensor(np.arange(3, dtype=np.float32))
     assert backend.MeanOverRanks(1)(x) is x
     assert math.isclose(float(backend.MeanOverRanks(1)(x).sum()), 3.0)
-
-
-def test_a_rank_leaves_nothing_behind(tmp_path: Path) -> None:
-    """It ends without Python's own way out, which would take MindSpore apart, and cleans up by itself."""
-    code = """
-import atexit
-from gm import backend, graphs
-class Scheduler:
-    def kill(self): print("killed", flush=True)
-atexit.register(print, "the usual way")
-print(graphs._folder())
-backend._leave(Scheduler(), 3)
-"""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    folder, killed = ended.stdout.splitlines()
-    assert (killed, ended.returncode) == ("killed", 3)
-    assert folder.startswith(str(tmp_path))
-    assert not Path(folder).exists()

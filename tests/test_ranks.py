@@ -1,4 +1,4 @@
-"""Several processes as one run: they stop together, end together, and go on in any number."""
+"""Several processes as one run: they find one another, stop together, end together, and go on in any number."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gm import ranks
 from gm.concepts import files
 from gm.training import state
 from tests.workshop import Workshop
@@ -80,7 +81,7 @@ def until_step(place: Path, step: int) -> None:
     raise AssertionError(f"no step {step} in a minute")
 
 
-def ranks(launcher: subprocess.Popen[str]) -> list[int]:
+def pids(launcher: subprocess.Popen[str]) -> list[int]:
     """Return the processes that mpirun started, by rank."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -115,7 +116,7 @@ def test_ranks_stop_together_and_go_on_as_if_they_had_not(start: Start, whole: P
     process = start(MPIRUN, "parts", *flags)
     until_step(tmp_path / "parts", 5)
     # mpirun passes USR1 on to all, and ends nothing itself; the other way reaches one rank only.
-    os.kill(process.pid if who == "launcher" else ranks(process)[1], signal.SIGUSR1)
+    os.kill(process.pid if who == "launcher" else pids(process)[1], signal.SIGUSR1)
     said = process.communicate(timeout=60)[0]
     assert process.returncode > 128, said  # mpirun ends a rank that is slower to end than another
     assert "stopped after step" in said
@@ -135,7 +136,7 @@ def test_ranks_stop_together_and_go_on_as_if_they_had_not(start: Start, whole: P
 def test_a_rank_that_dies_ends_the_others_and_fewer_go_on(start: Start, tmp_path: Path) -> None:
     process = start(MPIRUN, "run", "--is_parallel", "True", "--total_step", "100000")
     until_step(tmp_path / "run", 6)
-    both = ranks(process)
+    both = pids(process)
     os.kill(both[1], signal.SIGKILL)
     died = time.monotonic()
     said = process.communicate(timeout=60)[0]
@@ -166,3 +167,39 @@ def test_without_a_launcher_that_notices_the_others_give_up_after_a_while(start:
     assert both[0].returncode == 1, said
     assert "error: rank 0 has waited 5 s for the other ranks" in said
     assert state.find("latest", tmp_path / "run")
+
+
+def test_mpirun_is_put_into_mindspores_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def adopted(job: str) -> dict[str, str]:
+        environment = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_NAMESPACE": job}
+        environment |= {"OMPI_COMMAND": "python", "PMIX_RANK": "3"}
+        monkeypatch.setattr(ranks.os, "environ", environment)
+        ranks.adopt_mpirun()
+        return environment
+
+    found = adopted("1815937025")
+    assert (found["MS_ROLE"], found["MS_WORKER_NUM"], found["MS_NODE_ID"]) == ("MS_WORKER", "4", "3")
+    assert found["MS_SCHED_HOST"] == "127.0.0.1"
+    assert 1024 < int(found["MS_SCHED_PORT"]) < 32768
+    assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(found)
+    assert adopted("1815937025") == found
+    assert adopted("1815937026")["MS_SCHED_PORT"] != found["MS_SCHED_PORT"]  # another job on the same machine
+
+
+def test_a_rank_leaves_nothing_behind(tmp_path: Path) -> None:
+    """It ends without Python's own way out, which would take MindSpore apart, and cleans up by itself."""
+    code = """
+import atexit
+from gm import backend, graphs, ranks
+class Scheduler:
+    def kill(self): print("killed", flush=True)
+atexit.register(print, "the usual way")
+print(graphs._folder())
+ranks._leave(Scheduler(), 3)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    folder, killed = ended.stdout.splitlines()
+    assert (killed, ended.returncode) == ("killed", 3)
+    assert folder.startswith(str(tmp_path))
+    assert not Path(folder).exists()

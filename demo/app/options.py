@@ -66,7 +66,7 @@ def first(defaults: SamplingConfig) -> dict[str, Any]:
 
 def more(defaults: SamplingConfig) -> dict[str, Any]:
     """Show the others, but for those the page sets; return their values."""
-    values = {}
+    values: dict[str, Any] = {}
     for title, names in GROUPS.items():
         with st.expander(title):
             values |= _in_columns(SamplingConfig, names, defaults, 3)

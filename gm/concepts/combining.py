@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gm.concepts import notes
 from gm.concepts.concept import Concept
 from gm.concepts.exchange import Learned
 from gm.concepts.formats import Words
@@ -14,11 +15,12 @@ from gm.errors import UserError
 
 
 def merged(files: Sequence[Learned]) -> Learned:
-    """Return the words of all `files` together, in their order; what the files note is left out.
+    """Return the words of all `files` together, in their order, each with its pooling rule and details.
 
     Raises UserError for a word that is there twice, or that its file does not say. Upper and lower case are the same.
     """
     words: Words = {}
+    own = {}
     for learned in files:
         for word, rows in learned.words.items():
             if word is None:
@@ -28,8 +30,8 @@ def merged(files: Sequence[Learned]) -> Learned:
                 raise UserError(
                     f"two files hold the word {twin}; call one otherwise: --placeholder_token, one for each file"
                 )
-            words[word] = rows
-    return Learned(files[0].format, words)
+            words[word], own[word] = rows, learned.own(word)
+    return Learned(files[0].format, words, notes.merged(own))
 
 
 def mixed(concepts: Sequence[Concept], weights: Sequence[float], word: str) -> Concept:

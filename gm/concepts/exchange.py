@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from gm.concepts import formats
+from gm.concepts import formats, notes
 from gm.concepts.formats import FORMATS, Rows, Words
 from gm.errors import UserError
 from gm.weights import containers, recognition, torch_file
 from gm.weights.lazy import in_memory
+
+log = logging.getLogger("gm")
 
 ENDINGS = (".ckpt", ".safetensors", ".pti", ".pt", ".bin")
 _TORCH = (".pt", ".bin")
@@ -33,6 +36,10 @@ class Learned:
     words: Words
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def own(self, word: str | None) -> dict[str, str]:
+        """Return what is noted of one word: "pooling", the rule it was learned under, and "details" if there are."""
+        return notes.of_word(self.notes, word, FORMATS[self.format].pooling)
+
 
 def read(path: str | Path) -> Learned:
     """Read a learned file of any program, or the folder or one of the two files that diffusers writes for a word.
@@ -45,14 +52,15 @@ def read(path: str | Path) -> Learned:
     for learned in found:
         for word, rows in learned.words.items():
             words[word] = _joined(path, words.get(word), rows)
-    return Learned(found[0].format, words, found[0].notes)
+    return Learned(found[0].format, words, {**found[-1].notes, **found[0].notes})
 
 
 def write(learned: Learned, path: str | Path, format_: str, overwrite: bool = False) -> list[Path]:
     """Write the words to `path` in another format, each file whole or not at all; return the paths.
 
-    The container is that of the ending. diffusers' second file is put beside the first. Raises UserError for an
-    ending or a format that cannot hold them, and for a file that is there and not to be overwritten.
+    The container is that of the ending. diffusers' second file is put beside the first. Pooling rules and details go
+    along; a warning says where a PyTorch file cannot hold them. Raises UserError for an ending or a format that cannot
+    hold the words, and for a file that is there and not to be overwritten.
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
@@ -64,7 +72,7 @@ def write(learned: Learned, path: str | Path, format_: str, overwrite: bool = Fa
         paths[1] = path.with_name(f"{match[1]}_2{match[3]}")
     check_free(paths, overwrite)
     for target, tree in zip(paths, trees, strict=True):
-        _write(target, tree)
+        _write(target, tree, _said(learned), FORMATS[format_])
     return paths
 
 
@@ -75,14 +83,29 @@ def check_free(paths: Sequence[Path], overwrite: bool) -> None:
             raise UserError(f"--target {path} is there already; --overwrite replaces it")
 
 
-def _write(path: Path, tree: Mapping[str, Any]) -> None:
+def _said(learned: Learned) -> dict[str, str | int]:
+    """Return the entries that tell of the words beside their rows."""
+    own = {word: learned.own(word) for word in learned.words}
+    if len(own) > 1:
+        return {**notes.merged({word or "": said for word, said in own.items()})}
+    ((word, rows),) = learned.words.items()
+    return notes.entries(word, len(next(each for each in rows if each is not None)), own[word])
+
+
+def _write(path: Path, tree: Mapping[str, Any], said: Mapping[str, str | int], format_: formats.Format) -> None:
     if path.suffix in _TORCH:
-        torch_file.write(path, tree)
+        torch_file.write(path, {**tree, **said} if format_.notes else tree)
+        if not format_.notes and said.get("pooling") != format_.pooling:
+            log.warning(
+                "%s cannot say under which pooling rule its words were learned, and counts as %s when read; "
+                "write it as .safetensors",
+                *(path, format_.pooling),
+            )
         return
     if not all(isinstance(value, np.ndarray) for value in tree.values()):
         raise UserError(f"{path} holds tensors alone, and the format more; write it as .pt")
     tensors = {name: in_memory(value) for name, value in tree.items()}
-    containers.write(path, tensors, {"format": "pt"} if path.suffix != ".ckpt" else {})
+    containers.write(path, tensors, {"format": "pt", **said} if path.suffix != ".ckpt" else said)
 
 
 def _files(path: Path) -> list[Path]:
@@ -109,17 +132,26 @@ def _read(path: Path) -> Learned:
     if torch_file.is_one(path):
         made = torch_file.read(path)
         tree = made if isinstance(made, dict) else {}
-        notes = {name: value for name, value in tree.items() if isinstance(value, str | int | float)}
+        noted = {name: value for name, value in tree.items() if isinstance(value, str | int | float)}
     else:
         contents = containers.read(path)
-        tree, notes = contents.tensors, dict(contents.metadata)
+        tree, noted = contents.tensors, dict(contents.metadata)
     name = formats.recognised(tree)
-    words = FORMATS[name].read(tree) if name else {}
+    try:
+        words = FORMATS[name].read(tree) if name else {}
+    except formats.Unfit as error:
+        raise UserError(f"{path} holds {error}: the file is damaged, or another program's") from error
     if name is None or not words:
         seems = recognition.other_model(map(str, tree), "base")
         hint = f"it seems to be {seems}" if seems else "it holds no token rows; training writes *_ti.ckpt"
         raise UserError(f"{path} is no learned file: {hint}")
-    return Learned(name, words, notes)
+    learned = Learned(name, words, noted)
+    try:
+        for word in words:
+            learned.own(word)
+    except notes.Unreadable as error:
+        raise UserError(f"{path} holds {error}: the file is damaged") from error
+    return learned
 
 
 def _joined(path: Path, one: Rows | None, other: Rows) -> Rows:

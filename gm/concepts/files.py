@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gm.concepts import exchange, formats
+from gm.concepts import exchange, formats, notes
 from gm.concepts.concept import Concept
-from gm.concepts.formats import FORMATS, ROWS_1, ROWS_2, Rows
+from gm.concepts.formats import ROWS_1, ROWS_2, Rows
 from gm.config import POOLING_RULES
 from gm.errors import UserError
 from gm.weights import containers
@@ -30,13 +31,8 @@ def save(concept: Concept, path: str | Path) -> None:
     if ending not in NAMES:
         raise UserError(f"{path} must end in .ckpt, or in .safetensors for other programs")
     tensors = dict(zip(NAMES[ending], map(in_memory, (concept.rows_1, concept.rows_2)), strict=True))
-    entries: dict[str, str | int | float | bool] = {
-        "placeholder_token": concept.placeholder,
-        "num_vectors": concept.num_vectors,
-        "pooling": concept.pooling,
-        "details": json.dumps(concept.details),
-    }
-    containers.write(path, tensors, entries)
+    own = {"pooling": concept.pooling, "details": json.dumps(concept.details)}
+    containers.write(path, tensors, notes.entries(concept.placeholder, concept.num_vectors, own))
 
 
 def load(path: str | Path) -> Concept:
@@ -55,25 +51,28 @@ def load_all(path: str | Path) -> list[Concept]:
     no learned file, holds one encoder only, contradicts itself, or is damaged.
     """
     path, learned = Path(path), exchange.read(path)
-    entries = learned.notes
-    if learned.format == "mindspore" and "placeholder_token" not in entries:
+    called = learned.notes.get("placeholder_token")
+    if learned.format == "mindspore" and not called:
         for rows in learned.words.values():
             _both(path, rows)
         raise UserError(f"{path} does not say which word it stands for (placeholder_token); save it again with one")
     name = path.name if path.is_dir() else path.stem
-    pooling = entries.get("pooling", FORMATS[learned.format].pooling)
-    if pooling not in POOLING_RULES:
-        raise UserError(
-            f"{path} was learned under the pooling rule {pooling!r}, which is not known: update the toolkit"
-        )
-    try:
-        details = json.loads(entries.get("details", "{}"))
-    except ValueError as error:
-        raise UserError(f"{path} holds details that are no JSON ({error}): the file is damaged") from error
     return [
-        Concept(entries.get("placeholder_token", word or name), *_both(path, rows), pooling, details)
+        Concept(word or str(called or name), *_both(path, rows), *_noted(path, learned.own(word)))
         for word, rows in learned.words.items()
     ]
+
+
+def _noted(path: Path, own: dict[str, str]) -> tuple[str, dict[str, Any]]:
+    """Return the pooling rule and the details of a word."""
+    if own["pooling"] not in POOLING_RULES:
+        raise UserError(
+            f"{path} was learned under the pooling rule {own['pooling']!r}, which is not known: update the toolkit"
+        )
+    try:
+        return own["pooling"], notes.details(own)
+    except notes.Unreadable as error:
+        raise UserError(f"{path} holds {error}: the file is damaged") from error
 
 
 def _both(path: Path, rows: Rows) -> tuple[np.ndarray, np.ndarray]:

@@ -23,9 +23,15 @@ _MOST_ROWS = 75  # that a prompt has room for
 _BIGG = 1280  # width of rows that are OpenCLIP bigG's where a file does not say so
 _TOKEN = 265  # of "*" in CLIP's vocabulary
 
+_LARGEST = 64 * 1024 * 1024  # bytes of rows; a learned word's are some kilobytes
+
 Tree = Mapping[str, Any]  # of a file: tensors, words and numbers by name, in PyTorch's files dicts of these, too
 Rows = tuple[np.ndarray | None, np.ndarray | None]  # [n, width] float32 of CLIP-L and of bigG, None where missing
 Words = dict[str | None, Rows]  # None for a word that its file does not say
+
+
+class Unfit(Exception):
+    """What stands where rows should be is none; the text says what it is."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Format:
     """What a program writes.
 
     known: whether a file's tree is of it; read: the words of that; written: the tree of one or of several words, of
-    each file that they take (diffusers has one for each encoder); pooling: the rule that its words are learned under
+    each file that they take (diffusers has one for each encoder); pooling: the rule that its words are learned under;
+    notes: whether its PyTorch file may hold words beside the rows, which a program takes that asks for rows by name
     """
 
     program: str
@@ -41,6 +48,7 @@ class Format:
     read: Callable[[Tree], Words]
     written: Callable[[Words, Mapping[str, Any]], list[dict[str, Any]]]
     pooling: str
+    notes: bool = False
 
 
 def recognised(tree: Tree) -> str | None:
@@ -68,17 +76,19 @@ def _named(program: str, first: str, second: str, pooling: str, flat: bool = Fal
             raise UserError(f"{program} holds one vector, and there are {len(_both(rows)[0])}; choose another format")
         return [{name: own[0] if flat else own for name, own in zip((first, second), _both(rows), strict=True)}]
 
-    return Format(program, lambda tree: first in tree or second in tree, read, written, pooling)
+    return Format(program, lambda tree: first in tree or second in tree, read, written, pooling, notes=flat)
 
 
 def _read_by_word(tree: Tree) -> Words:
     parameters = tree["string_to_param"]
     parameters = parameters.get("_parameters", parameters)
+    if not isinstance(parameters, dict):
+        raise Unfit("no rows by word")
     words: Words = {}
     for word, tensor in parameters.items():
         if isinstance(tensor, LazyTensor):
-            name = tree.get("name") if word == UNNAMED else word
-            words[name if isinstance(name, str) and name else None] = _placed(_rows(tensor))
+            called = tree.get("name") if word == UNNAMED else word
+            words[called if isinstance(called, str) and called else None] = _placed(_rows(tensor))
     return words
 
 
@@ -105,7 +115,9 @@ def _write_words(words: Words, _: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _are_words(tree: Tree) -> bool:
     """Whether everything in the file is a few rows of one width, by the word that they stand for."""
-    if not tree or not all(isinstance(rows, LazyTensor) and 1 <= len(rows.shape) <= 2 for rows in tree.values()):
+    if not tree or not all(isinstance(word, str) for word in tree):
+        return False
+    if not all(isinstance(rows, LazyTensor) and 1 <= len(rows.shape) <= 2 for rows in tree.values()):
         return False
     few = all(len(rows.shape) == 1 or rows.shape[0] <= _MOST_ROWS for rows in tree.values())
     return few and len({rows.shape[-1] for rows in tree.values()}) == 1
@@ -115,8 +127,14 @@ def _placed(rows: np.ndarray) -> Rows:
     return (None, rows) if rows.shape[-1] == _BIGG else (rows, None)
 
 
-def _rows(tensor: LazyTensor) -> np.ndarray:
-    values = np.array(tensor.read(), np.float32)
+def _rows(tensor: Any) -> np.ndarray:
+    """Return rows [n, width]; raises Unfit for anything else, before it is read."""
+    if not isinstance(tensor, LazyTensor):
+        raise Unfit(f"a {type(tensor).__name__} where rows should be")
+    if not 1 <= len(tensor.shape) <= 2 or "float" not in tensor.dtype or tensor.size > _LARGEST:
+        raise Unfit(f"{tensor.dtype} {list(tensor.shape)} where rows should be")
+    with np.errstate(over="ignore"):
+        values = np.array(tensor.read(), np.float32)
     return values[None] if values.ndim == 1 else values
 
 
@@ -145,7 +163,12 @@ _BY_WORD, _KOHYA = "AUTOMATIC1111's .pt", "kohya's SD 1.5 file"
 FORMATS = {
     "mindspore": _named("mindone's .ckpt", ROWS_1, ROWS_2, "argmax"),
     "a1111": Format(
-        _BY_WORD, lambda t: isinstance(t.get("string_to_param"), dict), _read_by_word, _write_by_word, "end_of_text"
+        _BY_WORD,
+        lambda tree: isinstance(tree.get("string_to_param"), dict),
+        _read_by_word,
+        _write_by_word,
+        "end_of_text",
+        notes=True,
     ),
     "kohya": Format(
         _KOHYA,

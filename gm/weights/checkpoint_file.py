@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from gm import atomic
-from gm.errors import UserError
+from gm.errors import UserError, brief
 from gm.weights import wire
-from gm.weights.lazy import LazyTensor, MappedFile
+from gm.weights.lazy import LazyTensor, MappedFile, possible
 from gm.weights.wire import Damaged, Span
 
 _VALUE = 1
@@ -37,6 +37,7 @@ _NUMPY = {
 _MINDSPORE = {numpy: ours for ours, numpy in _NUMPY.items()}
 _CHECKSUM = b"crc_num"
 _CHECKSUM_LENGTH = len(_CHECKSUM) + 10
+_MOST_VALUES, _MOST_FIELDS = 100_000, 64  # in a file (SDXL's has 2,514), and in each of the messages inside
 _SLICE = 512 * 1024 * 1024  # bytes that a Value holds at most, as MindSpore writes them
 
 Entry = tuple[str, tuple[int, ...], str, list[Span]]  # tag, dims, type, where the content is
@@ -50,7 +51,8 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     try:
         return _parse(MappedFile(path))
     except Damaged as error:
-        raise UserError(f"{path} is no whole MindSpore checkpoint ({error}); download or copy it again") from error
+        reason = brief(error)
+        raise UserError(f"{path} is no whole MindSpore checkpoint ({reason}); download or copy it again") from error
 
 
 def write(
@@ -90,6 +92,8 @@ def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
             raise Damaged(f"{name!r} has type {kind!r}, which is not read here")
         size = sum(end - start for start, end in spans)
         shape = () if dims == (0,) and size else dims
+        if not possible(shape):
+            raise Damaged(f"no tensor can have the shape of {name!r}")
         tensors[name] = file.tensor(shape, _NUMPY[kind], spans)
         if tensors[name].size != size:
             raise Damaged(f"{name!r} has {size} bytes where its shape {shape} asks for {tensors[name].size}")
@@ -99,7 +103,7 @@ def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
 def _joined(data: mmap.mmap, end: int) -> Iterator[Entry]:
     """Yield the entries, Values of one tag that follow one another as one."""
     last: Entry | None = None
-    for number, span in wire.fields(data, (0, end)):
+    for number, span in wire.fields(data, (0, end), _MOST_VALUES):
         if number != _VALUE or not isinstance(span, tuple):
             raise Damaged(f"a field {number} where a tensor should be")
         entry = _entry(data, span)
@@ -115,16 +119,22 @@ def _joined(data: mmap.mmap, end: int) -> Iterator[Entry]:
 
 def _entry(data: mmap.mmap, span: Span) -> Entry:
     """Return what the Value in `span` holds."""
-    value = dict(wire.fields(data, span))
+    value: dict[int, int | Span] = {}
+    for number, found in wire.fields(data, span, _MOST_FIELDS):
+        if number in value:
+            raise Damaged("a name or a tensor is there twice")
+        value[number] = found
     tag, tensor = value.get(_TAG), value.get(_TENSOR)
     if not isinstance(tag, tuple) or not isinstance(tensor, tuple):
         raise Damaged("an entry without a name or a tensor")
     dims: list[int] = []
-    spans = {}
-    for number, found in wire.fields(data, tensor):
+    spans: dict[int, Span] = {}
+    for number, found in wire.fields(data, tensor, _MOST_FIELDS):
         if number == _DIMS:
-            dims += [found] if isinstance(found, int) else wire.packed_integers(data, found)
+            dims += [found] if isinstance(found, int) else wire.packed_integers(data, found, _MOST_FIELDS)
         elif isinstance(found, tuple):
+            if number in spans:
+                raise Damaged("a type or a content is there twice")
             spans[number] = found
     if _TYPE not in spans or _CONTENT not in spans:
         raise Damaged("a tensor without type or content")

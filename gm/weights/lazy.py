@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,16 @@ import numpy as np
 
 from gm.errors import UserError
 
+_MOST_DIMENSIONS, _MOST_VALUES = 32, 2**60  # that NumPy addresses
+
 
 def _nothing() -> None:
     """What there is to release of a tensor that lies in memory."""
+
+
+def possible(shape: tuple[int, ...]) -> bool:
+    """Return whether an array can have this shape, be it empty or not; a damaged file may say anything."""
+    return len(shape) <= _MOST_DIMENSIONS and math.prod(max(n, 1) for n in shape) < _MOST_VALUES
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class LazyTensor:
     @property
     def size(self) -> int:
         """Bytes in the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.itemsize
+        return math.prod(self.shape) * self.itemsize
 
 
 def in_memory(array: np.ndarray) -> LazyTensor:

@@ -1,7 +1,8 @@
 """Reading and writing `.safetensors`: 8 bytes of header length, a JSON header, the tensors' bytes.
 
-The format is described at https://github.com/huggingface/safetensors. Its library checks a file's header here, but the
-bytes are read through our own map: its NumPy side has no bfloat16, and mapped pages should be released.
+The format is described at https://github.com/huggingface/safetensors. Its library checks a file's header here (that
+tensors neither overlap nor leave gaps, and are as long as their shapes ask for), but the bytes are read through our own
+map: its NumPy side has no bfloat16, and mapped pages should be released.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from gm import atomic
-from gm.errors import UserError
-from gm.weights.lazy import LazyTensor, MappedFile
+from gm.errors import UserError, brief
+from gm.weights.lazy import LazyTensor, MappedFile, possible
 
 # In the order in which the library lays tensors out, last first, so that larger items stay aligned.
 _NUMPY = {
@@ -34,27 +36,42 @@ _NUMPY = {
 }
 _PUBLISHED = {numpy: ours for ours, numpy in _NUMPY.items()}
 _ORDER = list(_PUBLISHED)
+_LARGEST_HEADER = 16 * 1024 * 1024  # bytes; SDXL's has 0.3 MB, and one takes up to ten times as much when read
 
 
 def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Return the tensors by name and the metadata; UserError for a damaged header, a short file, an unknown type."""
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except SafetensorError as error:
-        raise UserError(f"{path} is cut off or damaged ({error}); download or copy it again") from error
     file = MappedFile(path)
     length = int.from_bytes(file.data[:8], "little")
-    header = json.loads(file.data[8 : 8 + length])
+    try:
+        if length > _LARGEST_HEADER:
+            raise ValueError(f"its header has {length} bytes, more than any model needs")
+        with safe_open(path, framework="np"):
+            pass
+        header = json.loads(file.data[8 : 8 + length], object_pairs_hook=_unique)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is cut off or damaged ({brief(error)}); download or copy it again") from error
     metadata = header.pop("__metadata__", None) or {}
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in _NUMPY:
-            raise UserError(f"{path}: {name} has type {entry['dtype']}, which is not read here; use a float16 file")
+            kind = f"{brief(repr(name))} has type {entry['dtype']}"
+            raise UserError(f"{path}: {kind}, which is not read here; use a float16 file")
+        if not possible(tuple(entry["shape"])):
+            what = f"no tensor can have the shape of {brief(repr(name))}"
+            raise UserError(f"{path} is damaged: {what}; download or copy it again")
         start, end = entry["data_offsets"]
         span = (8 + length + start, 8 + length + end)
         tensors[name] = file.tensor(tuple(entry["shape"]), _NUMPY[entry["dtype"]], [span])
     return tensors, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a table of JSON; ValueError if it has a name twice, of which readers take the one or the other."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a name is there twice")
+    return table
 
 
 def write(

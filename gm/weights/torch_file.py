@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gm import atomic
-from gm.errors import UserError
+from gm.errors import UserError, brief
 from gm.weights import pickled
 from gm.weights.lazy import LazyTensor
 from gm.weights.pickled import Damaged, Noted, Refused, Storage
@@ -164,5 +164,5 @@ def _itemsize(dtype: str) -> int:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = brief(error) or type(error).__name__
     return UserError(f"{path} is cut off or damaged ({reason}); download or copy it again")

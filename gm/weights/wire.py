@@ -1,6 +1,7 @@
 """Reading protobuf's wire format in place (https://protobuf.dev/programming-guides/encoding), and writing its pieces.
 
-Protobuf's own parser needs a file twice in memory; this one only finds where things are.
+Protobuf's own parser needs a file twice in memory; this one only finds where things are. How many it may find is
+bounded, since a damaged or malicious file holds up to one for every two bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import mmap
 from collections.abc import Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # the wire types; the two of groups are obsolete
+_NUMBERS = 2**29  # of fields, from 1
 _MOST_BITS = 70  # of a variable-length integer: ten bytes of seven
 
 Span = tuple[int, int]  # offsets of the first byte and behind the last
@@ -18,15 +20,25 @@ class Damaged(Exception):
     """The bytes are not such a message; the text says how."""
 
 
-def fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int | Span]]:
-    """Yield (field number, value) of the message in `span`; bytes and texts are given by their span."""
+def fields(data: mmap.mmap, span: Span, most: int) -> Iterator[tuple[int, int | Span]]:
+    """Yield (field number, value) of the message in `span`; bytes and texts are given by their span.
+
+    Numbers of fixed length, which no message here has, are passed over. Raises Damaged for what is no message, and for
+    more than `most` fields.
+    """
     at, end = span
+    count = 0
     while at < end:
+        count += 1
+        if count > most:
+            raise Damaged(f"more than {most} parts at byte {at}")
         key, at = _integer(data, at, end)
-        kind = key & 7
+        number, kind = key >> 3, key & 7
+        if not 0 < number < _NUMBERS:
+            raise Damaged(f"unreadable at byte {at}")
         if kind == _VARINT:
-            number, at = _integer(data, at, end)
-            yield key >> 3, number
+            value, at = _integer(data, at, end)
+            yield number, value
             continue
         if kind == _BYTES:
             length, at = _integer(data, at, end)
@@ -36,14 +48,18 @@ def fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int | Span]]:
             raise Damaged(f"unreadable at byte {at}")
         if length > end - at:
             raise Damaged(f"cut off: {length - (end - at)} bytes are missing")
-        yield key >> 3, (at, at + length)
+        if kind == _BYTES:
+            yield number, (at, at + length)
         at += length
 
 
-def packed_integers(data: mmap.mmap, span: Span) -> list[int]:
-    """Return the integers of a packed repeated field."""
-    (at, end), numbers = span, []
+def packed_integers(data: mmap.mmap, span: Span, most: int) -> list[int]:
+    """Return the integers of a packed repeated field; raises Damaged for more than `most`."""
+    numbers: list[int] = []
+    at, end = span
     while at < end:
+        if len(numbers) == most:
+            raise Damaged(f"more than {most} numbers at byte {at}")
         number, at = _integer(data, at, end)
         numbers.append(number)
     return numbers

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from gm.concepts import exchange, files
 from gm.concepts.concept import Concept
 from gm.concepts.exchange import Learned
-from gm.concepts.formats import FORMATS, Rows
+from gm.concepts.formats import FORMATS, Format, Rows
+from gm.config import POOLING_RULES
 from gm.errors import UserError
 from gm.weights import torch_file
 from tests.workshop import Call, Workshop
@@ -39,6 +40,11 @@ def made(vectors: int = 1, both: bool = True) -> Rows:
     return one, two if both else None
 
 
+def other_rule(format_: Format) -> str:
+    """Return a rule that readers do not take for granted."""
+    return next(rule for rule in POOLING_RULES if rule != format_.pooling)
+
+
 def same(found: Rows, rows: Rows) -> bool:
     return all(a is b is None or (a is not None and np.array_equal(a, b)) for a, b in zip(found, rows, strict=True))
 
@@ -47,9 +53,10 @@ def same(found: Rows, rows: Rows) -> bool:
     ("first", "second"), [*((a, b) for a in BOTH for b in BOTH), *((a, b) for a in CLIP_L for b in CLIP_L)]
 )
 def test_from_every_format_to_every_other_and_back(tmp_path: Path, first: str, second: str) -> None:
-    """Nothing of the rows is lost, nor the word where both say it."""
+    """Nothing of the rows is lost, nor the word, the rule that it was learned under, and details."""
     rows, way = made(both=(first, second) not in [(a, b) for a in CLIP_L for b in CLIP_L]), (first, second, first)
-    learned = Learned(first, {"<cat>": rows}, {"step": 499, "sd_checkpoint": "c6bb", "sd_checkpoint_name": None})
+    says = {"pooling": other_rule(FORMATS[second]), "details": '{"step": 7}'}
+    learned = Learned(first, {"<cat>": rows}, {"step": 499, "sd_checkpoint": "c6bb", "sd_checkpoint_name": None} | says)
     for number, format_ in enumerate(way):
         paths = exchange.write(learned, tmp_path / f"{number}{ENDINGS[format_]}", format_)
         assert all(path.exists() for path in paths)
@@ -60,11 +67,65 @@ def test_from_every_format_to_every_other_and_back(tmp_path: Path, first: str, s
         found = exchange.read(paths[0])
         assert found.format == format_
         (word,) = found.words
-        assert word == ("<cat>" if format_ in ("a1111", "diffusers") else None)
+        assert "<cat>" in (word, found.notes.get("placeholder_token"))
+        assert found.own(word) == says
         assert same(found.words[word], rows)
         if format_ == "a1111":
             assert (found.notes["step"], found.notes["sd_checkpoint"]) == (499, "c6bb")
         learned = Learned(format_, {"<cat>": found.words[word]}, {**learned.notes, **found.notes})
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_format_without_notes_means_its_own_rule_and_goes_over_with_it(tmp_path: Path, format_: str) -> None:
+    """What is not said of a pickle by its program is said by whatever is made of it."""
+    rows = made(both=format_ not in ("a1111", "kohya"))
+    learned = Learned(format_, {"<cat>": rows})
+    target = "diffusers" if format_ != "diffusers" else "kohya" if rows[1] is None else "clip"
+    (path, *_) = exchange.write(learned, tmp_path / "learned_embeds.safetensors", target)
+    (word,) = exchange.read(path).words
+    assert exchange.read(path).own(word) == {"pooling": FORMATS[format_].pooling}
+
+
+def test_a_file_of_tensors_alone_that_cannot_keep_the_rule_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rule, warnings in (("argmax", 0), ("end_of_text", 2)):
+        learned = Learned("mindspore", {"<cat>": made()}, {"pooling": rule})
+        paths = exchange.write(learned, tmp_path / "learned_embeds.bin", "diffusers", overwrite=True)
+        assert len(caplog.messages) == warnings
+        assert all(list(torch.load(path, weights_only=True)) == ["<cat>"] for path in paths)  # what diffusers needs
+    assert "learned_embeds.bin cannot say under which pooling rule" in caplog.messages[0]
+    assert files.load(tmp_path).pooling == "argmax"
+
+
+def test_what_programs_look_for_in_pickles_stays_as_it_is(tmp_path: Path) -> None:
+    notes = {"pooling": "argmax", "details": '{"step": 7}'}
+    exchange.write(Learned("a1111", {"<cat>": made(2, both=False)}, notes), tmp_path / "a.pt", "a1111")
+    found = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert (list(found["string_to_param"]), found["name"], found["details"]) == (["*"], "<cat>", '{"step": 7}')
+    exchange.write(Learned("clip", {"<cat>": made()}, notes), tmp_path / "b.pt", "roettger")
+    found = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert [found[name].shape[0] for name in ("emb", "emb2")] == [768, 1280]
+    assert files.load(tmp_path / "b.pt").details == {"step": 7}
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ({"of_words": "no JSON"}, "holds of_words that are no JSON"),
+        ({"of_words": "[1]"}, "holds of_words that are no table"),
+        ({"of_words": "[" * 100_000}, "holds of_words that are no JSON"),
+        ({"of_words": '{"<a>": 3}'}, "holds of_words that tell nothing of <a>"),
+        ({"of_words": '{"<a>": {"pooling": ["argmax"]}}'}, "holds pooling that are no text"),
+        ({"details": "[1]"}, "holds details that are no table"),
+        ({"details": "[" * 100_000}, "holds details that are no JSON"),
+    ],
+)
+def test_notes_that_make_no_sense_are_refused(tmp_path: Path, notes: dict[str, str], message: str) -> None:
+    for second, rows in zip(("", "_2"), made(), strict=True):
+        save_file({"<a>": rows}, tmp_path / f"learned_embeds{second}.safetensors", notes)
+    with pytest.raises(UserError, match=rf"{message}.*: the file is damaged"):
+        files.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +246,19 @@ def another(folder: Path, word: str = "<dog>", vectors: int = 2, pooling: str = 
 
 
 def test_the_script_merges_words_into_one_file(embedding: Call, learned: Path, tmp_path: Path) -> None:
-    other, target = another(tmp_path), tmp_path / "learned_embeds.safetensors"
+    other, target = another(tmp_path, pooling="argmax"), tmp_path / "learned_embeds.safetensors"
     assert embedding("merge", "--source", learned, other, "--target", target)[0] == 0
     second, first = files.load_all(target)  # in the order of the alphabet, as the container has them
     assert (first.placeholder, second.placeholder) == ("<toy>", "<dog>")
-    for found, path in ((first, learned), (second, other)):
+    for found, path, rule, details in (
+        (first, learned, "end_of_text", {"step": 7}),
+        (second, other, "argmax", {}),
+    ):
+        assert (found.pooling, found.details) == (rule, details)
         for ours, theirs in zip((found.rows_1, found.rows_2), _rows(path), strict=True):
             assert np.array_equal(ours, theirs)
+    shown = json.loads(embedding("inspect", "--source", target)[1])
+    assert shown["pooling"] == {"<toy>": "end_of_text", "<dog>": "argmax"}
     twin = another(tmp_path, "<TOY>", vectors=3)
     arguments = ("merge", "--source", learned, twin, "--target", tmp_path / "both.safetensors")
     code, _, error = embedding(*arguments)

@@ -61,10 +61,11 @@ def main() -> None:
 
 def described(learned: Learned, encoders: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
     """Return what a learned file holds as JSON has it; with both `encoders`' tables also the words nearest to rows."""
+    rules = {word or "": learned.own(word)["pooling"] for word in learned.words}
     return {
         "format": learned.format,
         "program": FORMATS[learned.format].program,
-        "pooling": learned.notes.get("pooling", FORMATS[learned.format].pooling),
+        "pooling": rules if len(set(rules.values())) > 1 else next(iter(rules.values())),
         "words": {word or "": _described(rows, encoders) for word, rows in learned.words.items()},
         "notes": {name: _parsed(value) for name, value in learned.notes.items()},
     }
