@@ -23,7 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
 DOCS += [ROOT / "checkpoints" / "tiny_sd_xl_base.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAINING, SAMPLING = ("run", "concept", "data", "training", "loss"), ("run", "sampling")
-OTHER_FLAGS = {"--help", "--server.port", "--allow-run-as-root", "--signal", "--max_train_steps", "--logdir"}
+OTHER_FLAGS = {
+    "--help",
+    "--server.port",
+    "--runs",
+    "--outputs",
+    "--allow-run-as-root",
+    "--signal",
+    "--max_train_steps",
+    "--logdir",
+}
 OTHER_FLAGS |= {f"--{letter}" for letter in LETTERS}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
 
@@ -55,6 +64,11 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if re.match(r"(make (demo|test|install)|pip install -r requirement.txt)( |$)", line):
         target = shlex.split(line, comments=True)[-1]
         assert (ROOT / target).exists() or f"\n{target}:" in (ROOT / "Makefile").read_text()
+        return
+    if line.startswith("streamlit run "):
+        script, *arguments = shlex.split(line.replace("<your_port>", "8501"))[2:]
+        flags = {a for a in arguments if a.startswith("--") and a != "--"}
+        assert flags <= {"--server.port"} | help_of(sys.executable, str(ROOT / script))
         return
     start = re.match(LAUNCHER, line)
     assert start, line

@@ -67,9 +67,10 @@ def first(defaults: SamplingConfig) -> dict[str, Any]:
 def more(defaults: SamplingConfig) -> dict[str, Any]:
     """Show the others, but for those the page sets; return their values."""
     values: dict[str, Any] = {}
-    for title, names in GROUPS.items():
-        with st.expander(title):
-            values |= _in_columns(SamplingConfig, names, defaults, 3)
+    with st.expander("More options"):
+        for tab, names in zip(st.tabs(list(GROUPS)), GROUPS.values(), strict=True):
+            with tab:
+                values |= _in_columns(SamplingConfig, names, defaults, 3)
     return values
 
 

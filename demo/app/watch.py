@@ -42,7 +42,7 @@ def _moving(name: str) -> None:
         task.cancel()
     previews = next((event.previews for event in reversed(drawn) if event.previews), ())
     if previews:
-        st.image(files.grid(previews, 4), caption="so far", width=320)
+        st.image(files.grid(previews, min(len(previews), 4)), caption="so far", width=160 * min(len(previews), 4))
 
 
 def written(name: str) -> list[Path]:

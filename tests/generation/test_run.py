@@ -86,7 +86,8 @@ def test_noise_from_a_file_replaces_the_seeds(workshop: Workshop, painter: Paint
     (ours,) = pictures(job(workshop, tmp_path, seed=40), painter)
     assert np.array_equal(pixels(first), pixels(ours))
     assert not np.array_equal(pixels(second), pixels(ours))
-    again = command_line.parse("", ("run", "sampling"), ["--recipe", str(second)], recipes.overrides)
+    flags = ["--recipe", str(second), "--save_path", str(tmp_path / "again")]
+    again = command_line.parse("", ("run", "sampling"), flags, recipes.overrides)
     assert np.array_equal(pixels(pictures(make(again), painter)[0]), pixels(second))
 
 
@@ -123,8 +124,8 @@ def test_a_recipe_alone_repeats_a_picture_to_the_bit(
     config = command_line.parse("", ("run", "sampling"), ["--recipe", str(drawn), *folder], recipes.overrides)
     (again,) = pictures(make(config), painter)
     assert again.read_bytes() == drawn.read_bytes()
-    changed = command_line.parse("", ("run", "sampling"), ["--recipe", str(drawn), "--seed", "1"], recipes.overrides)
-    config = dataclasses.replace(changed, sampling=dataclasses.replace(changed.sampling, save_path=folder[1]))
+    flags = ["--recipe", str(drawn), "--seed", "1", *folder]
+    config = command_line.parse("", ("run", "sampling"), flags, recipes.overrides)
     (other,) = pictures(make(config), painter)
     assert not np.array_equal(pixels(other), pixels(drawn))
 
