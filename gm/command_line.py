@@ -31,15 +31,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
     def add_overwrite(self) -> None:
-        """Add the flag that lets a script replace what is there; its value is "true" or "false"."""
+        """Add the flag that lets a script replace what is there."""
+        self.add_switch("--overwrite", "replace a target that is there already")
+
+    def add_switch(self, flag: str, meaning: str) -> None:
+        """Add a flag whose value is "true" or "false", and "true" when it stands alone."""
         self.add_argument(
-            "--overwrite",
+            flag,
             type=str.lower,
             choices=("true", "false"),
             nargs="?",
             const="true",
             default="false",
-            help="replace a target that is there already (default: %(default)s)",
+            help=f"{meaning} (default: %(default)s)",
         )
 
     def read(self, arguments: Sequence[str] | None = None) -> dict[str, Any]:

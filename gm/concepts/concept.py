@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,11 @@ class Words:
     tokenizer: Tokenizer
     rows_1: np.ndarray
     rows_2: np.ndarray
+
+
+def plain(word: str) -> str:
+    """Return `word` without what the name of a file should not hold; "" if nothing is left."""
+    return re.sub(r"[^\w.-]+", "", word).strip("._-")[:64]
 
 
 def check_widths(concept: Concept, config: ModelConfig) -> None:

@@ -16,12 +16,14 @@ import numpy as np
 
 from gm.concepts import formats, notes
 from gm.concepts.formats import FORMATS, Rows, Words
-from gm.errors import UserError
+from gm.errors import UserError, brief
 from gm.weights import containers, recognition, torch_file
 from gm.weights.lazy import in_memory
 
 log = logging.getLogger("gm")
 
+IDENTIFIER = "token_identifier.txt"
+_LONGEST = 1000  # characters of it
 ENDINGS = (".ckpt", ".safetensors", ".pti", ".pt", ".bin")
 _TORCH = (".pt", ".bin")
 # diffusers writes a file for each encoder, `learned_embeds-steps-500.safetensors` and `learned_embeds_2-steps-500`.
@@ -44,15 +46,21 @@ class Learned:
 def read(path: str | Path) -> Learned:
     """Read a learned file of any program, or the folder or one of the two files that diffusers writes for a word.
 
-    Raises UserError for what is no learned file, is damaged, or has rows twice. A PyTorch file is never run.
+    The word that such a file does not say may stand in `token_identifier.txt` beside it. Raises UserError for what is
+    no learned file, is damaged, or has rows twice. A PyTorch file is never run.
     """
     path = Path(path)
-    found = [_read(each) for each in _files(path)]
+    paths = _files(path)
+    found = [_read(each) for each in paths]
     words: Words = {}
     for learned in found:
         for word, rows in learned.words.items():
             words[word] = _joined(path, words.get(word), rows)
-    return Learned(found[0].format, words, {**found[-1].notes, **found[0].notes})
+    noted = {**found[-1].notes, **found[0].notes}
+    called = "" if noted.get("placeholder_token") else _identifier(paths[0])
+    if called and list(words) == [None]:
+        words = {called: words[None]}
+    return Learned(found[0].format, words, noted)
 
 
 def write(learned: Learned, path: str | Path, format_: str, overwrite: bool = False) -> list[Path]:
@@ -120,6 +128,18 @@ def _files(path: Path) -> list[Path]:
         return [path]
     pair = [path.with_name(f"{match[1]}{second}{match[3]}") for second in ("", "_2")]
     return [each for each in pair if each.exists()] or [path]
+
+
+def _identifier(path: Path) -> str:
+    """Return the word that stands beside a file of diffusers', as in the Hub's sd-concepts-library; "" if none does."""
+    beside = path.with_name(IDENTIFIER)
+    if not _OF_A_PAIR.fullmatch(path.name) or not beside.is_file():
+        return ""
+    try:
+        with beside.open(encoding="utf-8") as file:
+            return file.read(_LONGEST).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{beside} does not hold a word: {brief(error)}") from error
 
 
 def _steps(path: Path) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 from gm.concepts import exchange, formats, notes
 from gm.concepts.concept import Concept
+from gm.concepts.exchange import Learned
 from gm.concepts.formats import ROWS_1, ROWS_2, Rows
 from gm.config import POOLING_RULES
 from gm.errors import UserError
@@ -31,8 +32,12 @@ def save(concept: Concept, path: str | Path) -> None:
     if ending not in NAMES:
         raise UserError(f"{path} must end in .ckpt, or in .safetensors for other programs")
     tensors = dict(zip(NAMES[ending], map(in_memory, (concept.rows_1, concept.rows_2)), strict=True))
-    own = {"pooling": concept.pooling, "details": json.dumps(concept.details)}
-    containers.write(path, tensors, notes.entries(concept.placeholder, concept.num_vectors, own))
+    containers.write(path, tensors, notes.entries(concept.placeholder, concept.num_vectors, _said(concept)))
+
+
+def learned(concept: Concept) -> Learned:
+    """Return `concept` as other programs' files hold it."""
+    return Learned("mindspore", {concept.placeholder: (concept.rows_1, concept.rows_2)}, _said(concept))
 
 
 def load(path: str | Path) -> Concept:
@@ -47,20 +52,25 @@ def load(path: str | Path) -> Concept:
 def load_all(path: str | Path) -> list[Concept]:
     """Read the words of a learned file of any program, by what it holds, as `exchange.read` does.
 
-    A file need not say its word: it is then called after the file, as other programs do. Raises UserError for what is
+    A file need not say its word: it is then called after the file, as other programs do, or as `token_identifier.txt`
+    beside `learned_embeds` says. Raises UserError for what is
     no learned file, holds one encoder only, contradicts itself, or is damaged.
     """
-    path, learned = Path(path), exchange.read(path)
-    called = learned.notes.get("placeholder_token")
-    if learned.format == "mindspore" and not called:
-        for rows in learned.words.values():
+    path, found = Path(path), exchange.read(path)
+    called = found.notes.get("placeholder_token")
+    if found.format == "mindspore" and not called:
+        for rows in found.words.values():
             _both(path, rows)
         raise UserError(f"{path} does not say which word it stands for (placeholder_token); save it again with one")
     name = path.name if path.is_dir() else path.stem
     return [
-        Concept(word or str(called or name), *_both(path, rows), *_noted(path, learned.own(word)))
-        for word, rows in learned.words.items()
+        Concept(word or str(called or name), *_both(path, rows), *_noted(path, found.own(word)))
+        for word, rows in found.words.items()
     ]
+
+
+def _said(concept: Concept) -> dict[str, Any]:
+    return {"pooling": concept.pooling, "details": json.dumps(concept.details)}
 
 
 def _noted(path: Path, own: dict[str, str]) -> tuple[str, dict[str, Any]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import re
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from gm import options
 from gm.concepts import files, initial
-from gm.concepts.concept import check_widths
+from gm.concepts.concept import check_widths, plain
 from gm.config import ConceptConfig, Config, WordConfig
 from gm.data import captions, folder, templates
 from gm.data.buckets import Size
@@ -108,7 +107,7 @@ def names(found: list[Entry]) -> list[str]:
     """Return what the files of each word are called: the word, without what a file's name should not hold."""
     made: list[str] = []
     for number, entry in enumerate(found, 1):
-        name = re.sub(r"[^\w.-]+", "", entry.placeholder_token).strip("._-")[:64] or f"word{number}"
+        name = plain(entry.placeholder_token) or f"word{number}"
         made.append(f"{name}-{number}" if name.lower() in map(str.lower, made) else name)
     return made
 

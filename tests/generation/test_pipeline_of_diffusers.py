@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from gm.backend import Backend
+from gm.concepts import exchange
 from gm.concepts.concept import Concept, words
-from gm.concepts.files import save
+from gm.concepts.exchange import Learned
+from gm.concepts.files import load, save
 from gm.config import SamplingConfig
 from gm.generation.orders import Drawn, Order
 from gm.generation.painter import Painter
 from tests.reference.case import Case
 from tests.reference.inputs import normal, relative_error
+from tests.workshop import Call
 
+EMBEDDING = Path(__file__).resolve().parents[2] / "tools" / "convert_weights" / "embedding.py"
 NOISE = normal(0, 2, 4, 8, 8)
 
 
@@ -34,16 +38,21 @@ def pipe(case: Case):
     return pipeline(case.reference, case.folder)
 
 
-def ours(case: Case, prompts: tuple[str, str], concepts: list[Concept], **options: Any) -> Drawn:
+def ours(case: Case, prompts: tuple[str, str], concepts: list[Concept], steps: int = 6, **options: Any) -> Drawn:
     """Draw the prompts from `NOISE`, and from the `picture` and `mask` of `options`."""
     starts = {name: options.pop(name, [None] * 2) for name in ("picture", "mask")}
-    sampling = SamplingConfig(sample_step=6, guidance_scale=5.0, batch_size=2, **options)
+    sampling = SamplingConfig(sample_step=steps, guidance_scale=5.0, batch_size=2, **options)
     painter = Painter(case.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
     each = zip(prompts, NOISE, *starts.values(), strict=True)
     orders = [Order(text, 0, noise, picture, mask) for text, noise, picture, mask in each]
     *_, last = painter.draw(orders, words(concepts, case.config), sampling)
     assert last.latents is not None
     return last
+
+
+def learned(case: Case, word: str, seed: int) -> Concept:
+    widths = (case.config.text_encoder_1.width, case.config.text_encoder_2.width)
+    return Concept(word, *(0.5 * normal(seed + k, 3, width) for k, width in enumerate(widths)))
 
 
 def test_the_same_pictures(case: Case, pipe) -> None:
@@ -59,14 +68,13 @@ def test_the_same_pictures(case: Case, pipe) -> None:
 def test_a_learned_word_goes_over_in_its_file(case: Case, pipe, tmp_path: Path) -> None:
     from tests.reference.pipeline import draw, load_word
 
-    widths = (case.config.text_encoder_1.width, case.config.text_encoder_2.width)
-    concept = Concept("<thing>", *(0.5 * normal(k, 3, width) for k, width in enumerate(widths)))
+    concept = learned(case, "<thing>", 0)
     save(concept, tmp_path / "thing.safetensors")
     load_word(pipe, tmp_path / "thing.safetensors", "<thing>")
     prompts = ("a <thing> on a blue background", "<thing> and a heart")
     latents, _ = draw(pipe, prompts, NOISE, steps=6, guidance_scale=5.0)
     assert relative_error(ours(case, prompts, [concept]).latents, latents) < 1e-4
-    other = Concept("<thing>", *(0.5 * normal(9 + k, 3, width) for k, width in enumerate(widths)))
+    other = learned(case, "<thing>", 9)
     assert relative_error(ours(case, prompts, [other]).latents, latents) > 1e-3
 
 
@@ -96,3 +104,52 @@ def test_the_same_pictures_behind_a_mask(case: Case, pipe) -> None:
     assert relative_error(drawn.latents[:, :, kept], pictures[:, :, kept]) < 1e-6
     everywhere = ours(case, prompts, [], picture=pictures, strength=0.5, task="img2img")
     assert relative_error(everywhere.latents, expected) > 1e-2
+
+
+def same_picture(case: Case, pipe, concept: Concept) -> bool:
+    """Return whether both draw the same with the word, and another word's rows would be seen."""
+    from tests.reference.pipeline import draw
+
+    prompts = (f"a {concept.placeholder} on a table", f"two {concept.placeholder}, red")
+    latents, _ = draw(pipe, prompts, NOISE, steps=2, guidance_scale=5.0)
+    other = learned(case, concept.placeholder, 90)
+    assert relative_error(ours(case, prompts, [other], steps=2).latents, latents) > 1e-3
+    return relative_error(ours(case, prompts, [concept], steps=2).latents, latents) < 1e-4
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_diffusers_loads_the_pair_that_is_written_here(case: Case, pipe, tmp_path: Path, ending: str) -> None:
+    from tests.reference.pipeline import load_pair
+
+    concept = learned(case, f"<ours-{ending}>", 20)
+    rows = {concept.placeholder: (concept.rows_1, concept.rows_2)}
+    load_pair(pipe, exchange.write(Learned("mindspore", rows), tmp_path / f"learned_embeds.{ending}", "diffusers"))
+    assert same_picture(case, pipe, concept)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_the_pair_that_diffusers_script_writes_draws_the_same_here(
+    case: Case, pipe, tmp_path: Path, ending: str
+) -> None:
+    from tests.reference.pipeline import load_pair, save_pair
+
+    concept = learned(case, f"<theirs-{ending}>", 30)
+    paths = [tmp_path / f"learned_embeds{second}.{ending}" for second in ("", "_2")]
+    save_pair((concept.rows_1, concept.rows_2), concept.placeholder, paths)
+    load_pair(pipe, paths)
+    assert same_picture(case, pipe, load(tmp_path))
+
+
+def test_a_pair_goes_through_the_script_to_the_common_file_and_on_to_diffusers(
+    case: Case, pipe, tmp_path: Path, call: Call
+) -> None:
+    from tests.reference.pipeline import load_word, save_pair
+
+    concept = learned(case, "<through>", 40)
+    paths = [tmp_path / f"learned_embeds{second}.safetensors" for second in ("", "_2")]
+    save_pair((concept.rows_1, concept.rows_2), concept.placeholder, paths)
+    target = tmp_path / "through.safetensors"
+    code, _, error = call(EMBEDDING, "convert", "--source", tmp_path, "--target", target)
+    assert (code, error) == (0, "")
+    load_word(pipe, target, "<through>")
+    assert same_picture(case, pipe, load(target))

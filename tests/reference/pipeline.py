@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from gm.text import byte_pair
@@ -53,6 +53,23 @@ def load_word(pipe: StableDiffusionXLPipeline, path: Path, word: str) -> None:
     pipe.load_textual_inversion(
         rows["clip_g"], token=word, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2
     )
+
+
+def load_pair(pipe: StableDiffusionXLPipeline, paths: Sequence[Path]) -> None:
+    """Load a file for each encoder, each of which says its word, as diffusers' documentation says."""
+    encoders = ((pipe.text_encoder, pipe.tokenizer), (pipe.text_encoder_2, pipe.tokenizer_2))
+    for path, (encoder, tokenizer) in zip(paths, encoders, strict=True):
+        pipe.load_textual_inversion(str(path), text_encoder=encoder, tokenizer=tokenizer)
+
+
+def save_pair(rows: Sequence[np.ndarray], word: str, paths: Sequence[Path]) -> None:
+    """Write a file for each encoder, as diffusers' training script for SDXL does (`save_progress`)."""
+    for path, own in zip(paths, rows, strict=True):
+        learned = {word: torch.nn.Parameter(torch.from_numpy(own)).detach().cpu()}
+        if path.suffix == ".safetensors":
+            save_file(learned, path, metadata={"format": "pt"})
+        else:
+            torch.save(learned, path)
 
 
 @torch.no_grad()

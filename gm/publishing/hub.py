@@ -1,0 +1,51 @@
+"""A shared word's way to the Hugging Face Hub, through its own client, which nothing else here needs.
+
+The client reads HF_ENDPOINT, HF_TOKEN and what `hf auth login` stored by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from gm.errors import UserError, brief
+
+
+def check(repo: str) -> None:
+    """Raise UserError if the client is not installed, or `repo` is not of the form user/name."""
+    client = _client()
+    try:
+        client.utils.validate_repo_id(repo)
+    except client.errors.HFValidationError as error:
+        raise UserError(f"--push_to_hub {repo} is no name of a repository ({brief(error)}); give user/name") from error
+    if repo.count("/") != 1:
+        raise UserError(f"--push_to_hub {repo} is no name of a repository; give user/name")
+
+
+def push(folder: str | Path, names: list[str], repo: str, private: bool) -> str:
+    """Upload the files `names` of `folder` to `repo`, which is made if it is not there, and return its address.
+
+    Raises UserError, saying why, if the Hub refuses or does not answer; the folder stays.
+    """
+    client = _client()
+    try:
+        address = client.create_repo(repo, private=private, exist_ok=True)
+        client.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=names, commit_message="A word learned by textual inversion"
+        )
+    except Exception as error:  # from the client, from what it sends with, or from its checks of the card
+        raise UserError(
+            f"the Hub did not take {repo}: {brief(error, 300)}; log in with hf auth login or set HF_TOKEN, and push "
+            f"again with --overwrite ({folder} is complete)"
+        ) from error
+    return str(address)
+
+
+def _client() -> ModuleType:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise UserError("--push_to_hub needs the Hub's client: pip install huggingface_hub") from error
+    return huggingface_hub
