@@ -30,8 +30,8 @@ def text(made: Publication, shown: list[str]) -> str:
     parts = [
         f"---\n{_head(made, shown)}---",
         f"# {made.name}",
-        f"{word} is a word that {_code(model)} learned by textual inversion from pictures of one {made.kind}: {rows} in "
-        f"each text encoder, for any prompt, such as {_code(made.prompt)}."
+        f"{word} is a word that {_code(model)} learned by textual inversion from pictures of one {made.kind}: {rows} "
+        f"in each text encoder, for any prompt, such as {_code(made.prompt)}."
         + ("" if made.licence else " No licence is given."),
         *_pictures(made, shown),
         "## How to use it",
