@@ -15,7 +15,12 @@ from gm.errors import UserError
 from gm.serving import runs, uploads
 from gm.serving.runs import Run
 
-_SIGNS = {"running": "🟢", "finished": "✅", "stopped": "⏸️", "failed": "🔴"}
+_SIGNS = {
+    "running": ":material/play_circle:",
+    "finished": ":material/check_circle:",
+    "stopped": ":material/pause_circle:",
+    "failed": ":material/error:",
+}
 
 
 def page(choice: Choice, places: Places) -> None:
