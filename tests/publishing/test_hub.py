@@ -98,7 +98,7 @@ def push(folder: Path, endpoint: str, *flags: str, token: str = "hf_right") -> s
     command = [sys.executable, "tools/publish.py", "--source", str(folder / "a_ti.ckpt")]
     command += ["--target", str(folder / "out"), "--push_to_hub", "ann/cat-toy", *flags]
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(folder / "home")}
-    environment["NO_PROXY"] = "127.0.0.1"
+    environment |= {"NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
