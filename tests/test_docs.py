@@ -56,7 +56,8 @@ def known_flags() -> set[str]:
     sampling = command_line.Parser("sampling")
     command_line._add_flags(sampling, "sampling", owner)
     flags = {*parser._option_string_actions, *sampling._option_string_actions}
-    return flags | {"--config", "--recipe", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
+    flags |= {"--config", "--recipe", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
+    return flags | help_of(sys.executable, str(ROOT / "tools" / "publish.py"))
 
 
 @pytest.mark.parametrize("line", commands())

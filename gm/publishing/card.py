@@ -17,6 +17,7 @@ from gm.publishing.publication import Publication
 from gm.text.byte_pair import END
 
 PAIR = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of diffusers: one for each text encoder
+_WIDE = 10_000  # characters of a line of the head: one value, one line
 _TAGS = ["text-to-image", "stable-diffusion-xl", "textual_inversion", "diffusers", "mindspore"]
 # Of a picture's recipe, what is worth a line under it.
 _SHOWN = ("prompt", "negative_prompt", "seed", "sampler", "sample_step", "guidance_scale", "height", "width")
@@ -60,7 +61,7 @@ def _head(made: Publication, shown: list[str]) -> str:
     ]
     if widgets:
         head["widget"] = widgets
-    return str(yaml.safe_dump(head, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=_WIDE))
 
 
 def _pictures(made: Publication, shown: list[str]) -> list[str]:

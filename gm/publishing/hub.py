@@ -35,8 +35,8 @@ def push(folder: str | Path, names: list[str], repo: str, private: bool) -> str:
         )
     except Exception as error:  # from the client, from what it sends with, or from its checks of the card
         raise UserError(
-            f"the Hub did not take {repo}: {brief(error, 300)}; log in with hf auth login or set HF_TOKEN, and push "
-            f"again with --overwrite ({folder} is complete)"
+            f"the Hub did not take {repo}: {brief(error, 300)}; check the network and the login (hf auth login, or "
+            f"HF_TOKEN) and push again with --overwrite; {folder} is complete"
         ) from error
     return str(address)
 

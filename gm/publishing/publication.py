@@ -20,6 +20,7 @@ from gm.generation import files
 _ON_THE_HUB = {"SD-XL-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}
 # Options that name places; a value with a slash is one whatever it is called. Prompts may hold slashes.
 _PLACES = re.compile(r".*(_path|_file|_config|weight)|img|mask|resume|concepts")
+_DEPTH = 8  # of tables in tables; training's own are four deep
 _PROMPTS = re.compile(r".*prompt")
 
 
@@ -70,11 +71,8 @@ def prepare(
     """
     concept = concept_files.load(source)
     concept = dataclasses.replace(concept, placeholder=word or concept.placeholder, details=public(concept.details))
-    learned = concept.details.get("recipe", {})
-    own = learned.get("concept", {}) if isinstance(learned, dict) else {}
-    kind = kind or (own.get("learnable_property") if isinstance(own, dict) else None)
-    kind = kind if kind in templates.TEMPLATES else "object"
-    prompt = prompt or templates.fill(templates.TEMPLATES[kind][0], concept.placeholder)
+    kind = kind or _kind(concept.details)
+    prompt = " ".join((prompt or templates.fill(templates.TEMPLATES[kind][0], concept.placeholder)).split())
     if concept.placeholder.lower() not in prompt.lower():
         raise UserError(f"--instance_prompt {prompt!r} does not hold the word {concept.placeholder}")
     if base_model is None:
@@ -82,22 +80,36 @@ def prepare(
     return Publication(concept, kind, prompt, base_model, licence, repo, [_shown(Path(path)) for path in pictures])
 
 
-def public(noted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table of notes or options, and the tables in it, without what names a file or a folder."""
+def public(noted: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
+    """Return a table of notes or options, and the tables in it, without what names a file or a folder.
+
+    What lies more than `depth` tables and lists deep is left out, too.
+    """
     kept = {}
     for name, value in noted.items():
-        if isinstance(value, dict):
-            kept[name] = public(value)
-        elif not _is_place(name, value):
+        if isinstance(value, dict) and depth:
+            kept[name] = public(value, depth - 1)
+        elif not _is_place(name, value, depth):
             kept[name] = value
     return kept
 
 
-def _is_place(name: str, value: Any) -> bool:
-    if isinstance(value, list):
-        return any(_is_place(name, part) for part in value)
-    if isinstance(value, dict):
-        return public(value) != value
+def _kind(details: Mapping[str, Any]) -> str:
+    """Return what a word was learned as; "object" where the details, which may be another program's, do not say."""
+    found: Any = details
+    for name in ("recipe", "concept", "learnable_property"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, str) and found in templates.TEMPLATES else "object"
+
+
+def _is_place(name: str, value: Any, depth: int) -> bool:
+    """Whether an option of this name and value says where something is, or goes too deep to tell."""
+    if isinstance(value, list | dict):
+        if not depth:
+            return True
+        if isinstance(value, dict):
+            return public(value, depth - 1) != value
+        return any(_is_place(name, part, depth - 1) for part in value)
     if not isinstance(value, str):
         return False
     if _PROMPTS.fullmatch(name):
@@ -114,6 +126,7 @@ def _shown(path: Path) -> Shown:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"--pictures {path} is no picture, or damaged; leave it out") from error
     try:
-        return Shown(path, public(files.recipe(path)))
-    except UserError:
-        return Shown(path, {})
+        found: Any = files.recipe(path)
+    except (UserError, ValueError, RecursionError):  # it has none, or one that another program wrote
+        found = {}
+    return Shown(path, public(found) if isinstance(found, dict) else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gm.concepts.files import load, save
 from gm.config import SamplingConfig
 from gm.generation.orders import Drawn, Order
 from gm.generation.painter import Painter
+from gm.publishing import folder, publication
 from tests.reference.case import Case
 from tests.reference.inputs import normal, relative_error
 from tests.workshop import Call
@@ -153,3 +155,17 @@ def test_a_pair_goes_through_the_script_to_the_common_file_and_on_to_diffusers(
     assert (code, error) == (0, "")
     load_word(pipe, target, "<through>")
     assert same_picture(case, pipe, load(target))
+
+
+def test_a_published_folder_draws_the_same_in_diffusers_by_the_lines_on_its_card(
+    case: Case, pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(learned(case, "<shared>", 50), tmp_path / "shared_ti.ckpt")
+    folder.write(publication.prepare(tmp_path / "shared_ti.ckpt"), tmp_path / "shared")
+    card = (tmp_path / "shared" / folder.CARD).read_text()
+    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].splitlines()
+    (pooling,) = re.findall(r"`(pipe\.\S+ = \d+)`", card)
+    monkeypatch.setattr(type(pipe), "from_pretrained", lambda *given, **options: pipe)
+    monkeypatch.chdir(tmp_path / "shared")
+    exec("\n".join([*code[:-1], pooling]), {})  # the last line draws
+    assert same_picture(case, pipe, load(tmp_path / "shared"))
