@@ -53,8 +53,8 @@ def load_all(path: str | Path) -> list[Concept]:
     """Read the words of a learned file of any program, by what it holds, as `exchange.read` does.
 
     A file need not say its word: it is then called after the file, as other programs do, or as `token_identifier.txt`
-    beside `learned_embeds` says. Raises UserError for what is
-    no learned file, holds one encoder only, contradicts itself, or is damaged.
+    beside `learned_embeds` says. Raises UserError for what is no learned file, holds one encoder only, contradicts
+    itself, or is damaged.
     """
     path, found = Path(path), exchange.read(path)
     called = found.notes.get("placeholder_token")
@@ -70,6 +70,7 @@ def load_all(path: str | Path) -> list[Concept]:
 
 
 def _said(concept: Concept) -> dict[str, Any]:
+    """Return the notes of one word."""
     return {"pooling": concept.pooling, "details": json.dumps(concept.details)}
 
 

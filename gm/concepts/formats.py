@@ -22,7 +22,6 @@ UNNAMED = "*"  # AUTOMATIC1111 calls every word so, and finds it by the file's n
 _MOST_ROWS = 75  # that a prompt has room for
 _BIGG = 1280  # width of rows that are OpenCLIP bigG's where a file does not say so
 _TOKEN = 265  # of "*" in CLIP's vocabulary
-
 _LARGEST = 64 * 1024 * 1024  # bytes of rows; a learned word's are some kilobytes
 
 Tree = Mapping[str, Any]  # of a file: tensors, words and numbers by name, in PyTorch's files dicts of these, too

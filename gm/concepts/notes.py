@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gm.errors import brief
+
 OF_WORDS = "of_words"
 _KEPT = ("pooling", "details")  # whatever the format; details are JSON of their own
 
@@ -27,12 +29,12 @@ def of_word(notes: Notes, word: str | None, pooling: str) -> dict[str, str]:
     """
     own = _parsed(notes[OF_WORDS], OF_WORDS).get(word or "", {}) if OF_WORDS in notes else {}
     if not isinstance(own, dict):
-        raise Unreadable(f"{OF_WORDS} that tell nothing of {word}")
+        raise Unreadable(f"a note, {OF_WORDS}, that tells nothing of {brief(str(word))}")
     found = {name: own.get(name, notes.get(name)) for name in _KEPT}
     found["pooling"] = found["pooling"] or pooling
     wrong = next((name for name, value in found.items() if not isinstance(value, str | None)), None)
     if wrong:
-        raise Unreadable(f"{wrong} that are no text")
+        raise Unreadable(f"a note, {wrong}, that is no text")
     return {name: value for name, value in found.items() if value}
 
 
@@ -59,7 +61,7 @@ def _parsed(text: Any, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise Unreadable(f"{name} that are no JSON ({error})") from error
+        raise Unreadable(f"a note, {name}, that is no JSON ({brief(error)})") from error
     if not isinstance(found, dict):
-        raise Unreadable(f"{name} that are no table of names and values")
+        raise Unreadable(f"a note, {name}, that is no table of names and values")
     return found

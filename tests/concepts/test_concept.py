@@ -127,7 +127,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"details": "{no json"}, "holds details that are no JSON .*: the file is damaged"),
+        ({"details": "{no json"}, "holds a note, details, that is no JSON .*: the file is damaged"),
         ({"pooling": "mean"}, "under the pooling rule 'mean', which is not known"),
     ],
 )

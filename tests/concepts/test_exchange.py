@@ -112,13 +112,13 @@ def test_what_programs_look_for_in_pickles_stays_as_it_is(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("notes", "message"),
     [
-        ({"of_words": "no JSON"}, "holds of_words that are no JSON"),
-        ({"of_words": "[1]"}, "holds of_words that are no table"),
-        ({"of_words": "[" * 100_000}, "holds of_words that are no JSON"),
-        ({"of_words": '{"<a>": 3}'}, "holds of_words that tell nothing of <a>"),
-        ({"of_words": '{"<a>": {"pooling": ["argmax"]}}'}, "holds pooling that are no text"),
-        ({"details": "[1]"}, "holds details that are no table"),
-        ({"details": "[" * 100_000}, "holds details that are no JSON"),
+        ({"of_words": "no JSON"}, "holds a note, of_words, that is no JSON"),
+        ({"of_words": "[1]"}, "holds a note, of_words, that is no table"),
+        ({"of_words": "[" * 100_000}, "holds a note, of_words, that is no JSON"),
+        ({"of_words": '{"<a>": 3}'}, "holds a note, of_words, that tells nothing of <a>"),
+        ({"of_words": '{"<a>": {"pooling": ["argmax"]}}'}, "holds a note, pooling, that is no text"),
+        ({"details": "[1]"}, "holds a note, details, that is no table"),
+        ({"details": "[" * 100_000}, "holds a note, details, that is no JSON"),
     ],
 )
 def test_notes_that_make_no_sense_are_refused(tmp_path: Path, notes: dict[str, str], message: str) -> None:

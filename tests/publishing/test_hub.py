@@ -28,17 +28,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Hub:
-    """Repositories by name, with the files of each; `asked` are the requests (method, path, what was sent)."""
+    """Repositories by name, with the files of each; names that end in `large` take the way of Git LFS."""
 
     address: str
+    large: tuple[str, ...] = ()
+    stored: dict[str, bytes] = field(default_factory=dict)
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
-    asked: list[tuple[str, str, Any]] = field(default_factory=list)
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, dict[str, Any]]:
         path = path.split("?")[0]
+        if method == "PUT":
+            self.stored[path.removeprefix("/stored/")] = body
+            return 200, {}
         lines = [json.loads(line) for line in body.splitlines()] if body else []
-        self.asked.append((method, path, lines))
+        if path.endswith("/info/lfs/objects/batch"):
+            wanted = [each["oid"] for each in lines[0]["objects"]]
+            places = [{"upload": {"href": f"{self.address}/stored/{oid}"}} for oid in wanted]
+            return 200, {"objects": [{"oid": o, "size": 1, "actions": p} for o, p in zip(wanted, places, strict=True)]}
         if not path.startswith(("/api/repos/", "/api/models/", "/api/validate-yaml")):
             return 404, {"error": "not here"}
         if token != "Bearer hf_right":
@@ -54,14 +61,16 @@ class Hub:
             return 409 if known else 200, {"url": f"{self.address}/{name}"}
         _, _, _, user, title, what, _ = path.split("/")
         if what == "preupload":
-            asked = [
-                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in lines[0]["files"]
-            ]
-            return 200, {"files": asked}
+            names = [each["path"] for each in lines[0]["files"]]
+            modes = ["lfs" if name.endswith(self.large) else "regular" for name in names]
+            files = [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in zip(names, modes, strict=True)]
+            return 200, {"files": files}
         held = self.repositories[f"{user}/{title}"]
         for line in lines:
             if line["key"] == "file":
                 held[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            if line["key"] == "lfsFile":
+                held[line["value"]["path"]] = self.stored[line["value"]["oid"]]
         return 200, {"commitUrl": f"{self.address}/{user}/{title}/commit/1", "commitOid": "1" * 40, "success": True}
 
 
@@ -79,7 +88,7 @@ def served() -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = answered
+        do_GET = do_POST = do_PUT = answered
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -91,22 +100,27 @@ def served() -> Iterator[Hub]:
         server.shutdown()
 
 
-def push(folder: Path, endpoint: str, *flags: str, token: str = "hf_right") -> subprocess.CompletedProcess[str]:
+def push(
+    folder: Path, endpoint: str, *flags: str, token: str = "hf_right", lfs: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Publish a word from another process: the client reads its environment when it is imported."""
     rows = [np.ones((1, width), np.float32) for width in (16, 24)]
     files.save(Concept("<cat-toy>", *rows), folder / "a_ti.ckpt")
     command = [sys.executable, "tools/publish.py", "--source", str(folder / "a_ti.ckpt")]
     command += ["--target", str(folder / "out"), "--push_to_hub", "ann/cat-toy", *flags]
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(folder / "home")}
-    environment |= {"NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+    environment |= {"NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": str(int(lfs))}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_a_folder_goes_to_the_hub_and_nothing_else_does(served: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lfs", [False, True], ids=["small", "large"])
+def test_a_folder_goes_to_the_hub_and_nothing_else_does(served: Hub, tmp_path: Path, lfs: bool) -> None:
+    served.large = (".safetensors",) if lfs else ()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    ended = push(tmp_path, served.address)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    ended = push(tmp_path, served.address, lfs=lfs)
+    assert ended.returncode == 0, ended.stderr
+    assert len(served.stored) == (3 if lfs else 0)
     assert f"pushed to {served.address}/ann/cat-toy" in ended.stdout
     held = served.repositories["ann/cat-toy"]
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
