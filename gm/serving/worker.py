@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +25,7 @@ class Task:
     `state` is waiting, running, done, failed (then `error` says why, in one line) or cancelled.
     """
 
-    def __init__(self, title: str, work: Callable[[], Iterator[Any]], line: deque[Task]) -> None:
+    def __init__(self, title: str, work: Callable[[], Iterator[Any]], line: Callable[[], tuple[Task, ...]]) -> None:
         self.title, self.state, self.error = title, "waiting", ""
         self.events: list[Any] = []
         self._work, self._line = work, line
@@ -35,7 +34,7 @@ class Task:
     @property
     def place(self) -> int:
         """How many tasks are before this one; 0 when it runs or has ended."""
-        line = list(self._line)
+        line = self._line()
         return line.index(self) if self in line else 0
 
     def cancel(self) -> None:
@@ -72,15 +71,17 @@ class Worker:
     """Does one task after the other, first come, first served, in a thread of its own."""
 
     def __init__(self) -> None:
-        self._line: deque[Task] = deque()  # the running one first
+        self._line: tuple[
+            Task, ...
+        ] = ()  # the running one first; another tuple after each change, so that all may look
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="worker", daemon=True).start()
 
     def submit(self, title: str, work: Callable[[], Iterator[Any]]) -> Task:
         """Let `work` be done when its turn comes; it is called, and its iterator walked, in the worker's thread."""
-        task = Task(title, work, self._line)
+        task = Task(title, work, lambda: self._line)
         with self._changed:
-            self._line.append(task)
+            self._line = (*self._line, task)
             self._changed.notify()
         return task
 
@@ -90,7 +91,7 @@ class Worker:
                 self._changed.wait_for(lambda: len(self._line) > 0)
             self._line[0].run()
             with self._changed:
-                self._line.popleft()
+                self._line = self._line[1:]
 
 
 @functools.cache
