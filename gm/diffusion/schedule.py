@@ -73,5 +73,10 @@ def sampling_sigmas(config: ScheduleConfig, sampling: SamplingConfig) -> np.ndar
     return np.append(SCHEDULES[by_name(sampling.schedule)](training_sigmas(config), sampling), 0.0)
 
 
+def part(share: float, steps: int) -> int:
+    """Return how many of `steps` a `share` of them is, rounded down; 0.29 of 100 is 29, whatever floats make of it."""
+    return int(share * steps + 1e-9)
+
+
 def _evenly(highest: float, lowest: float, rho: float, steps: int) -> np.ndarray:
     return np.asarray(np.linspace(highest ** (1 / rho), lowest ** (1 / rho), steps) ** rho)

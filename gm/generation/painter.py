@@ -95,7 +95,7 @@ class Painter:
         """Return (network, first step, the one after its last) of each part of the way."""
         if not sampling.add_pipeline:
             return [(self.base, 0, steps)]
-        refined = min(steps, int(sampling.stage2strength * sampling.sample_step))
+        refined = min(steps, schedule.part(sampling.stage2strength, sampling.sample_step))
         legs = [(self.base, 0, steps - refined), (self._refiner(sampling), steps - refined, steps)]
         return [leg for leg in legs if leg[1] < leg[2]]
 
@@ -130,7 +130,7 @@ class Watched:
 
 def walked_steps(sampling: SamplingConfig) -> int:
     """Return how many of the steps are walked from a picture: the share `strength` of them, rounded down."""
-    return int(sampling.strength * sampling.sample_step + 1e-9)
+    return schedule.part(sampling.strength, sampling.sample_step)
 
 
 def _stacked(arrays: Sequence[np.ndarray | None]) -> np.ndarray:

@@ -9,6 +9,7 @@ from gm import config as configuration
 from gm import sdxl
 from gm.backend import Backend
 from gm.config import SamplingConfig
+from gm.diffusion import schedule
 from gm.errors import UserError
 from gm.model_config import ModelConfig
 from gm.sdxl import SDXL
@@ -31,7 +32,7 @@ def check(sampling: SamplingConfig, base: ModelConfig) -> ModelConfig:
             f"--pipeline_config {sampling.pipeline_config}: {model.version} reads words {model.text_encoder_2.width} "
             f"wide, {base.version} {base.text_encoder_2.width}; give the refiner made for it"
         )
-    if int(sampling.stage2strength * sampling.sample_step) < 1:
+    if schedule.part(sampling.stage2strength, sampling.sample_step) < 1:
         raise UserError(
             f"--stage2strength {sampling.stage2strength} of {sampling.sample_step} steps leaves the refiner none; "
             f"give at least {1 / sampling.sample_step:.2g}, or leave --add_pipeline out"

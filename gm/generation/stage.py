@@ -71,8 +71,8 @@ class Stage:
 
         A step shows the prompts as they read then (`gm.text.prompts`); each reading is heard once.
         """
-        guider = "none" if sampling.guidance_scale == 1.0 else guidance.by_name(sampling.guider)
-        readings = self._readings(prompts, words, sampling, guider)
+        guider = _guider(sampling)
+        readings = self._readings(prompts, words, sampling)
         scale, share = Tensor(sampling.guidance_scale, ms.float32), Tensor(sampling.guidance_rescale, ms.float32)
         network = self.networks[guider]
 
@@ -91,11 +91,11 @@ class Stage:
 
     def length(self, prompt: str, words: Words, sampling: SamplingConfig) -> int:
         """Return the number of chunks in which the model is shown `prompt` and what it keeps away from."""
-        return max(len(reading.variants[0]) for reading in self._readings([prompt], words, sampling, sampling.guider))
+        return max(len(reading.variants[0]) for reading in self._readings([prompt], words, sampling))
 
-    def _readings(self, prompts: Sequence[str], words: Words, sampling: SamplingConfig, guider: str) -> list[Reading]:
+    def _readings(self, prompts: Sequence[str], words: Words, sampling: SamplingConfig) -> list[Reading]:
         """Return what is read of each prompt, and, last, of the negative one if there is guidance."""
-        texts = [*prompts, sampling.negative_prompt] if guider != "none" else prompts
+        texts = [*prompts, sampling.negative_prompt] if _guider(sampling) != "none" else prompts
         return [read(text, words.tokenizer, sampling.sample_step, sampling.prompt_weights) for text in texts]
 
     def _conditions(
@@ -118,3 +118,8 @@ class Stage:
     def _told(self, frame: Frame, score: float) -> tuple[float, ...]:
         """Return what the model is told of sizes; a refiner, instead of the target's, how beautiful the picture is."""
         return (*frame.told[:4], score) if self.model.config.is_refiner else frame.told
+
+
+def _guider(sampling: SamplingConfig) -> str:
+    """Return the guider's name; at a scale of 1 there is nothing to guide, and half the work to save."""
+    return "none" if sampling.guidance_scale == 1.0 else guidance.by_name(sampling.guider)

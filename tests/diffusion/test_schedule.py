@@ -63,3 +63,7 @@ def test_names_and_levels_that_do_not_fall() -> None:
         levels(5, schedule="karas")
     with pytest.raises(UserError, match=r"sigma_min is 3.0; it must be less than sigma_max, 2.0"):
         levels(5, schedule="edm", sigma_min=3.0, sigma_max=2.0)
+
+
+def test_a_share_of_the_steps_is_rounded_down_as_it_is_written() -> None:
+    assert [schedule.part(share, 100) for share in (0.29, 0.57, 0.58, 0.999, 1.0, 0.0)] == [29, 57, 58, 99, 100, 0]

@@ -151,6 +151,14 @@ def test_prompts_of_other_lengths_are_drawn_in_batches_of_their_own(painter: Pai
         assert np.abs(draw(painter, order)[0][0].astype(int) - picture).max() <= 1
 
 
+def test_without_guidance_a_long_negative_prompt_makes_no_batch_of_unlike_prompts(painter: Painter) -> None:
+    orders = [Order("a <toy>", 7), Order("a <toy>" + " and more" * 40, 8)]
+    options = {"guider": "IdentityGuider", "negative_prompt": "blurry " * 80}
+    together = draw(painter, *orders, batch_size=2, **options)[1]
+    for order, latents in zip(orders, together, strict=True):
+        assert relative_error(draw(painter, order, **options)[1][0], latents) < 1e-5
+
+
 def test_previews_come_between(painter: Painter) -> None:
     *_, drawn = draw(painter, Order("a <toy>", 7), Order("a <toy>", 8), batch_size=2, sample_step=5, preview_interval=2)
     assert [len(d.previews) for d in drawn] == [0, 2, 0, 2, 0]
