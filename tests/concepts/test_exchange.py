@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from gm.concepts import exchange, files
 from gm.concepts.concept import Concept
@@ -73,59 +73,6 @@ def test_from_every_format_to_every_other_and_back(tmp_path: Path, first: str, s
         if format_ == "a1111":
             assert (found.notes["step"], found.notes["sd_checkpoint"]) == (499, "c6bb")
         learned = Learned(format_, {"<cat>": found.words[word]}, {**learned.notes, **found.notes})
-
-
-@pytest.mark.parametrize("format_", FORMATS)
-def test_a_format_without_notes_means_its_own_rule_and_goes_over_with_it(tmp_path: Path, format_: str) -> None:
-    """What is not said of a pickle by its program is said by whatever is made of it."""
-    rows = made(both=format_ not in ("a1111", "kohya"))
-    learned = Learned(format_, {"<cat>": rows})
-    target = "diffusers" if format_ != "diffusers" else "kohya" if rows[1] is None else "clip"
-    (path, *_) = exchange.write(learned, tmp_path / "learned_embeds.safetensors", target)
-    (word,) = exchange.read(path).words
-    assert exchange.read(path).own(word) == {"pooling": FORMATS[format_].pooling}
-
-
-def test_a_file_of_tensors_alone_that_cannot_keep_the_rule_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for rule, warnings in (("argmax", 0), ("end_of_text", 2)):
-        learned = Learned("mindspore", {"<cat>": made()}, {"pooling": rule})
-        paths = exchange.write(learned, tmp_path / "learned_embeds.bin", "diffusers", overwrite=True)
-        assert len(caplog.messages) == warnings
-        assert all(list(torch.load(path, weights_only=True)) == ["<cat>"] for path in paths)  # what diffusers needs
-    assert "learned_embeds.bin cannot say under which pooling rule" in caplog.messages[0]
-    assert files.load(tmp_path).pooling == "argmax"
-
-
-def test_what_programs_look_for_in_pickles_stays_as_it_is(tmp_path: Path) -> None:
-    notes = {"pooling": "argmax", "details": '{"step": 7}'}
-    exchange.write(Learned("a1111", {"<cat>": made(2, both=False)}, notes), tmp_path / "a.pt", "a1111")
-    found = torch.load(tmp_path / "a.pt", weights_only=True)
-    assert (list(found["string_to_param"]), found["name"], found["details"]) == (["*"], "<cat>", '{"step": 7}')
-    exchange.write(Learned("clip", {"<cat>": made()}, notes), tmp_path / "b.pt", "roettger")
-    found = torch.load(tmp_path / "b.pt", weights_only=True)
-    assert [found[name].shape[0] for name in ("emb", "emb2")] == [768, 1280]
-    assert files.load(tmp_path / "b.pt").details == {"step": 7}
-
-
-@pytest.mark.parametrize(
-    ("notes", "message"),
-    [
-        ({"of_words": "no JSON"}, "holds a note, of_words, that is no JSON"),
-        ({"of_words": "[1]"}, "holds a note, of_words, that is no table"),
-        ({"of_words": "[" * 100_000}, "holds a note, of_words, that is no JSON"),
-        ({"of_words": '{"<a>": 3}'}, "holds a note, of_words, that tells nothing of <a>"),
-        ({"of_words": '{"<a>": {"pooling": ["argmax"]}}'}, "holds a note, pooling, that is no text"),
-        ({"details": "[1]"}, "holds a note, details, that is no table"),
-        ({"details": "[" * 100_000}, "holds a note, details, that is no JSON"),
-    ],
-)
-def test_notes_that_make_no_sense_are_refused(tmp_path: Path, notes: dict[str, str], message: str) -> None:
-    for second, rows in zip(("", "_2"), made(), strict=True):
-        save_file({"<a>": rows}, tmp_path / f"learned_embeds{second}.safetensors", notes)
-    with pytest.raises(UserError, match=rf"{message}.*: the file is damaged"):
-        files.load(tmp_path)
 
 
 @pytest.mark.parametrize(
