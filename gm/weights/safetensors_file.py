@@ -54,6 +54,10 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     metadata = header.pop("__metadata__", None) or {}
     tensors = {}
     for name, entry in header.items():
+        # The library takes a list of the three values for an entry, and {type: null} for a type.
+        if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
+            what = f"{brief(repr(name))} is not described as the format asks for"
+            raise UserError(f"{path} is damaged: {what}; download or copy it again")
         if entry["dtype"] not in _NUMPY:
             kind = f"{brief(repr(name))} has type {entry['dtype']}"
             raise UserError(f"{path}: {kind}, which is not read here; use a float16 file")

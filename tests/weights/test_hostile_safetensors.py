@@ -69,6 +69,8 @@ TWO_NOTES = b'{"__metadata__":{"n":"1","n":"2"},"a":{"dtype":"F32","shape":[2],"
         ({"a": {**entry(), "data_offsets": [0, 8, 8]}}, "trailing characters|invalid length"),
         ({"a": {"dtype": "F32"}}, "missing field"),
         ({"a": [1, 2]}, "invalid"),
+        ({"a": ["F32", [2], [0, 8]]}, "'a' is not described as the format asks for"),  # as the library reads, too
+        ({"a": {**entry(), "dtype": {"F32": None}}}, "'a' is not described as the format asks for"),
         ({"a": None}, "invalid type"),
         ({"__metadata__": {"n": 1}, "a": entry()}, "expected a string"),
         ({"__metadata__": {"n": {"m": "1"}}, "a": entry()}, "expected a string"),
