@@ -77,7 +77,7 @@ def load(path: str | Path) -> State:
         facts = json.loads(contents.metadata["state"])
         tensors = {name: np.array(tensor.read(), np.float32) for name, tensor in contents.tensors.items()}
         return State(tensors=tensors, path=Path(path), **facts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no state of a run; training writes {PATTERN} into --save_path") from error
 
 

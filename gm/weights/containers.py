@@ -37,6 +37,8 @@ def read(path: str | Path) -> Contents:
         raise UserError(f"there is no file {path}; give the path of a .safetensors or .ckpt file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # as an index may ask for
+        raise UserError(f"cannot read {str(path)!r}: no file can have such a name") from error
     if not start:
         raise UserError(f"{path} is empty; download or copy it again")
     if start[4:9] == b"\0\0\0\0{":  # a header of less than 4 GB, then its JSON

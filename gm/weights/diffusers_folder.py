@@ -79,7 +79,7 @@ def _read_shards(index: Path) -> Tensors:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted({Path(file).name for file in places.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is no index of safetensors files; download or copy it again") from error
     tensors: Tensors = {}
     for file in files:

@@ -18,6 +18,7 @@ from gm.config import Config, TrainingConfig
 from gm.errors import UserError
 from gm.training import state
 from gm.training.state import State
+from gm.weights import containers
 from tests.workshop import Workshop
 
 
@@ -55,6 +56,12 @@ def test_nothing_to_go_on_from_is_said(tmp_path: Path, caplog: pytest.LogCapture
     assert "no state in" in caplog.text
     with pytest.raises(UserError, match="there is no file"):
         state.find(str(tmp_path / "state_1.ckpt"), tmp_path)
+
+
+def test_a_state_of_lists_in_lists_is_none(tmp_path: Path) -> None:
+    containers.write(tmp_path / "state_1.ckpt", {}, {"state": "[" * 10**5})
+    with pytest.raises(UserError, match=r"state_1.ckpt is no state of a run"):
+        state.load(tmp_path / "state_1.ckpt")
 
 
 def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

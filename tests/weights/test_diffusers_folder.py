@@ -141,9 +141,15 @@ def test_missing_parts_and_files_are_named(smallest: Case, folder: Path) -> None
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"vae holds no diffusion_pytorch_model\.safetensors.*safe_serialization"):
         diffusers_folder.read(folder, smallest.config)
-    index.write_text("{")
-    with pytest.raises(UserError, match="is no index"):
-        diffusers_folder.read(folder, smallest.config)
+    for text in ("{", "[" * 10**5, '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        with pytest.raises(UserError, match="is no index"):
+            diffusers_folder.read(folder, smallest.config)
+    for name, reason in (("a\0b", "no file can have"), ("\ud800", "no file can have"), ("..", "is a folder")):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UserError, match=reason) as caught:
+            diffusers_folder.read(folder, smallest.config)
+        assert str(caught.value).isprintable()
     index.write_text(json.dumps({"weight_map": {"a": "../vae/part-1.safetensors"}}))
     with pytest.raises(UserError, match=r"there is no file .*part-1"):
         diffusers_folder.read(folder, smallest.config)
