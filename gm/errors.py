@@ -10,7 +10,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something asked for cannot be done; the message says why and what to do instead."""
+    """Something asked for cannot be done; the message says why and what to do instead.
+
+    It stays one line whatever it quotes of a file: what cannot be printed is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
