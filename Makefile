@@ -21,7 +21,7 @@ $(VENV)/tested: $(VENV)/installed requirement-test.txt
 	$(BIN)/pip install -q -r requirement-test.txt
 	$(BIN)/pip install -q --no-deps clip-anytorch==2.6.0 k-diffusion==0.1.1.post1
 	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
-	command -v chromium chromedriver >/dev/null || { $(APT) update -qq && $(APT) install -y -qq chromium chromium-driver; }
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { $(APT) update -qq && $(APT) install -y -qq chromium chromium-driver; }
 	touch $@
 
 $(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed

@@ -24,13 +24,15 @@ def page(choice: Choice, places: Places) -> None:
         "the same in words it knew before", prompt.replace(word, _before(known[word])), key=f"plain {prompt}"
     )
     count = st.slider("pictures", 1, 8, 4, key="compared pictures")
-    if st.button("Compare", type="primary", icon=":material/compare:", width="stretch"):
+    busy = watch.busy("comparing")
+    if st.button("Compare", type="primary", icon=":material/compare:", width="stretch", disabled=busy):
         try:
             config = choice.drawing(
                 prompt=prompt, num_cols=count, num_rows=1, save_path=str(places.own / "compared"), preview_interval=4
             )
             st.session_state.comparing = drawing.compare(config, plain)
             st.session_state["compared texts"] = (plain, prompt, count)
+            st.rerun()
         except UserError as error:
             st.session_state.comparing = None
             st.error(str(error))
@@ -40,9 +42,13 @@ def page(choice: Choice, places: Places) -> None:
 
 def _before(concept: Concept) -> str:
     """Return the words that the learned rows started from, or "thing"."""
-    recipe = concept.details.get("recipe", {})
-    started = recipe.get("concept", {}).get("initializer_token") if isinstance(recipe, dict) else None
-    return str(started or "thing")
+    recipe = concept.details.get("recipe")
+    asked = recipe.get("concept") if isinstance(recipe, dict) else None
+    if not isinstance(asked, dict):
+        return "thing"
+    # Of several words that were learned at once, each may have its own.
+    own = [one for one in asked.get("concepts") or [] if one.get("placeholder_token") == concept.placeholder]
+    return str({**asked, **(own[0] if own else {})}.get("initializer_token") or "thing")
 
 
 def _sides() -> None:

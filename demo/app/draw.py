@@ -28,7 +28,8 @@ def page(choice: Choice, places: Places) -> None:
     button, shown = st.container(), st.container()
     values |= options.more(choice.config.sampling)
     with shown:
-        if button.button("Draw", type="primary", icon=":material/brush:", width="stretch"):
+        busy = watch.busy("drawing")
+        if button.button("Draw", type="primary", icon=":material/brush:", width="stretch", disabled=busy):
             _draw(choice, places, {**values, **start, "task": task})
         watch.show("drawing")
     gallery.show(places.own)
@@ -75,6 +76,7 @@ def _draw(choice: Choice, places: Places, values: dict[str, Any]) -> None:
         steps = values["preview_interval"] or max(values["sample_step"] // 8, 1)
         config = choice.drawing(**{**values, **words, "save_path": str(places.own), "preview_interval": steps})
         st.session_state.drawing = drawing.draw(config)
+        st.rerun()
     except UserError as error:
         st.session_state.drawing = None
         st.error(str(error))

@@ -85,9 +85,12 @@ def _run(run: Run) -> None:
     st.progress(min(done / total, 1.0), f"{_SIGNS[state]} {state} · step {done} of {total} · begun {begun}")
     with st.container(horizontal=True):
         try:
-            if state == "running" and st.button("Stop", help="it saves everything first", key="stop"):
+            asked = run.order["asked"]
+            if state == "running" and st.button(
+                "Stopping" if asked else "Stop", disabled=asked, help="it saves everything first", key="stop"
+            ):
                 run.stop()
-            if state == "stopped" and st.button("Go on", key="go on"):
+            if run.resumable and st.button("Go on", key="go on"):
                 run.resume()
         except UserError as error:
             st.error(str(error))

@@ -11,6 +11,12 @@ from gm.generation.orders import Drawn
 from gm.serving.worker import ENDED, Task
 
 
+def busy(name: str) -> bool:
+    """Return whether the task that the session keeps under `name` has not ended."""
+    task: Task | None = st.session_state.get(name)
+    return task is not None and task.state not in ENDED
+
+
 def show(name: str) -> None:
     """Show the task that the session keeps under `name`, if any, until it has ended."""
     task: Task | None = st.session_state.get(name)

@@ -37,7 +37,10 @@ class Run:
 
     @property
     def order(self) -> dict[str, Any]:
-        """Return how it was started: `config`, `options`, `pid`, and when, `started`, in seconds since 1970."""
+        """Return how it was started: `config`, `options`, `pid`, and when, `started`, in seconds since 1970.
+
+        `said` are the bytes of its console from before, `asked` tells whether it has been asked to stop.
+        """
         found: dict[str, Any] = json.loads((self.folder / ORDER).read_text(encoding="utf-8"))
         return found
 
@@ -47,15 +50,21 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Return running, finished, failed (its `tail` says why), or stopped, which `resume` takes up again."""
+        """Return running, finished, stopped (as was asked), or failed; then its `tail` may say why."""
         order = self.order
         if _alive(order["pid"], self.folder):
             return "running"
         last = self.records()[-1:]
         if last and last[0]["step"] >= int(order["options"]["total_step"]):
             return "finished"
-        said = self.tail(200)
-        return "failed" if "error:" in said or "Traceback" in said else "stopped"
+        said = self._said()[order["said"] :]  # by this process, not by one before
+        cut_off = bool(last) and last[0]["ended"] is None  # killed, by the system perhaps, without a word
+        return "failed" if cut_off or b"error:" in said or b"Traceback" in said else "stopped"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `resume` can go on: it does not run, is not finished, and has saved a state."""
+        return self.state in ("stopped", "failed") and any(self.folder.glob(state.PATTERN))
 
     def records(self) -> list[dict[str, Any]]:
         """Return what the run has logged of each step: `step`, `loss`, `loss_smoothed`, `learning_rate` and more."""
@@ -83,16 +92,20 @@ class Run:
 
     def tail(self, lines: int = 20) -> str:
         """Return the last `lines` of what the run has said."""
-        with contextlib.suppress(FileNotFoundError):
-            said = (self.folder / CONSOLE).read_text(encoding="utf-8", errors="replace")
-            return "\n".join(re.split(r"[\r\n]+", said.strip())[-lines:])
-        return ""
+        said = self._said().decode("utf-8", errors="replace")
+        return "\n".join(re.split(r"[\r\n]+", said.strip())[-lines:])
 
     def stop(self) -> None:
-        """Let it finish its step, save everything and end; asked once more, it ends at once."""
-        pid = self.order["pid"]
-        if _alive(pid, self.folder):
-            os.kill(pid, signal.SIGINT)
+        """Let it finish its step, save everything and end; asked once more, nothing happens."""
+        order = self.order
+        if not order["asked"] and _alive(order["pid"], self.folder):
+            _write(self.folder, {**order, "asked": True})
+            os.kill(order["pid"], signal.SIGTERM)  # SIGINT may be ignored by what is started in the background
+
+    def _said(self) -> bytes:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / CONSOLE).read_bytes()
+        return b""
 
     def resume(self) -> None:
         """Go on from the newest state; UserError if it runs, or has saved none."""
@@ -135,13 +148,18 @@ def _spawn(folder: Path, config: str, options: dict[str, Any], started: float) -
     flags = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, str(_SCRIPT), "--config", config, *flags]
     with (folder / CONSOLE).open("ab") as console:
+        said = console.tell()
         # In a session of its own: it neither hears the server's Ctrl-C nor ends with it.
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, start_new_session=True
         )
     _children[child.pid] = child
     kept = {name: value for name, value in options.items() if name != "resume"}
-    order = {"config": config, "options": kept, "pid": child.pid, "started": started}
+    order = {"config": config, "options": kept, "pid": child.pid, "started": started, "said": said, "asked": False}
+    _write(folder, order)
+
+
+def _write(folder: Path, order: dict[str, Any]) -> None:
     with atomic.replacing(folder / ORDER) as temporary:
         temporary.write_text(json.dumps(order, indent=1), encoding="utf-8")
 

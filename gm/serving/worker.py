@@ -25,21 +25,24 @@ class Task:
     `state` is waiting, running, done, failed (then `error` says why, in one line) or cancelled.
     """
 
-    def __init__(self, title: str, work: Callable[[], Iterator[Any]], line: Callable[[], tuple[Task, ...]]) -> None:
+    def __init__(self, title: str, work: Callable[[], Iterator[Any]], worker: Worker) -> None:
         self.title, self.state, self.error = title, "waiting", ""
         self.events: list[Any] = []
-        self._work, self._line = work, line
+        self._work, self._worker = work, worker
         self._cancelled, self._ended = threading.Event(), threading.Event()
 
     @property
     def place(self) -> int:
         """How many tasks are before this one; 0 when it runs or has ended."""
-        line = self._line()
+        line = self._worker.line
         return line.index(self) if self in line else 0
 
     def cancel(self) -> None:
         """End it at its next step, or at once if it still waits; what it has done stays."""
         self._cancelled.set()
+        if self._worker.withdraw(self):
+            self.state = "cancelled"
+            self._ended.set()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until it has ended, `seconds` at most; return whether it has."""
@@ -48,9 +51,8 @@ class Task:
     def run(self) -> None:
         """Do the work; called by the worker alone."""
         try:
-            if not self._cancelled.is_set():
-                self.state = "running"
-                self._walk()
+            self.state = "running"
+            self._walk()
             self.state = "cancelled" if self._cancelled.is_set() else "done"
         except UserError as error:
             self.state, self.error = "failed", str(error)
@@ -71,27 +73,35 @@ class Worker:
     """Does one task after the other, first come, first served, in a thread of its own."""
 
     def __init__(self) -> None:
-        self._line: tuple[
-            Task, ...
-        ] = ()  # the running one first; another tuple after each change, so that all may look
+        self.line: tuple[Task, ...] = ()  # the running one first; another tuple after each change, so that all may look
         self._changed = threading.Condition()
+        self._running: Task | None = None
         threading.Thread(target=self._work, name="worker", daemon=True).start()
 
     def submit(self, title: str, work: Callable[[], Iterator[Any]]) -> Task:
         """Let `work` be done when its turn comes; it is called, and its iterator walked, in the worker's thread."""
-        task = Task(title, work, lambda: self._line)
+        task = Task(title, work, self)
         with self._changed:
-            self._line = (*self._line, task)
+            self.line = (*self.line, task)
             self._changed.notify()
         return task
+
+    def withdraw(self, task: Task) -> bool:
+        """Take a task that has not begun out of the line; return whether it was there."""
+        with self._changed:
+            if task is self._running or task not in self.line:
+                return False
+            self.line = tuple(other for other in self.line if other is not task)
+            return True
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._line) > 0)
-            self._line[0].run()
+                self._changed.wait_for(lambda: len(self.line) > 0)
+                task = self._running = self.line[0]
+            task.run()
             with self._changed:
-                self._line = self._line[1:]
+                self.line, self._running = self.line[1:], None
 
 
 @functools.cache

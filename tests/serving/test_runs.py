@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,14 +48,25 @@ def test_a_run_is_stopped_and_taken_up_again(workshop: Workshop, tmp_path: Path)
     with pytest.raises(UserError, match="my-toy is running; stop it first"):
         run.resume()
     run.stop()
+    run.stop()  # a second click is not a second signal, which would end it before it has saved
     until(lambda: run.state != "running")
     assert run.state == "stopped", run.tail()
+    assert run.resumable
+    with (run.folder / runs.CONSOLE).open("a") as console:
+        console.write("error: something from before\n")
+    assert run.state == "failed"
     steps = len(run.records())
     run.resume()
     until(lambda: len(run.records()) > steps + 2)
     assert [record["step"] for record in run.records()] == list(range(1, len(run.records()) + 1))
     run.stop()
     until(lambda: run.state == "stopped")
+    run.resume()
+    steps = len(run.records())
+    until(lambda: len(run.records()) > steps + 1)
+    os.kill(run.order["pid"], signal.SIGKILL)
+    until(lambda: run.state == "failed")
+    assert run.resumable
 
 
 def test_a_run_that_ends_has_learned(workshop: Workshop, tmp_path: Path) -> None:
@@ -76,7 +88,7 @@ def test_a_run_that_ends_has_learned(workshop: Workshop, tmp_path: Path) -> None
 def test_a_run_that_cannot_begin_has_failed_and_says_why(workshop: Workshop, tmp_path: Path) -> None:
     run = runs.start(str(workshop.yaml), tmp_path, options(workshop, 2) | {"data_path": str(tmp_path / "nowhere")})
     until(lambda: run.state != "running")
-    assert run.state == "failed"
+    assert (run.state, run.resumable) == ("failed", False)
     assert "nowhere" in run.tail(1)
     assert (run.records(), run.previews(), run.learned(), run.report()) == ([], [], [], None)
     with pytest.raises(UserError, match="has saved no state to go on from"):
@@ -87,6 +99,7 @@ def test_a_number_that_another_process_has_now_is_not_the_run(tmp_path: Path) ->
     folder = tmp_path / "old"
     folder.mkdir()
     order = {"config": "c.yaml", "options": {"total_step": 5}, "pid": os.getpid(), "started": 1.0}
+    order |= {"said": 0, "asked": False}
     (folder / runs.ORDER).write_text(json.dumps(order))
     assert Run(folder).state == "stopped"
     Run(folder).stop()  # which must not reach this test

@@ -71,15 +71,18 @@ def test_a_cancelled_task_ends_at_its_next_step_and_keeps_what_it_did() -> None:
     assert closed.wait(10)
 
 
-def test_one_that_waits_can_be_cancelled_and_is_never_begun() -> None:
+def test_one_that_waits_leaves_the_line_at_once_and_is_never_begun() -> None:
     line, begun = Worker(), []
     first, go = held(line)
-    second = line.submit("", lambda: iter([begun.append(1)]))
+    second, third = (line.submit("", lambda k=k: iter([begun.append(k)])) for k in (2, 3))
+    until(lambda: first.state == "running")
     second.cancel()
+    assert second.wait(0)
+    assert (second.state, third.place, first.state) == ("cancelled", 1, "running")
     first.cancel()
     go.set()
-    assert second.wait(10)
-    assert (second.state, begun) == ("cancelled", [])
+    assert third.wait(10)
+    assert begun == [3]
 
 
 @pytest.mark.parametrize(
