@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -23,7 +24,7 @@ def page(choice: Choice, places: Places) -> None:
     task = st.radio(
         "start", list(_TASKS), format_func=_TASKS.__getitem__, key="task", horizontal=True, label_visibility="collapsed"
     )
-    start = _start(task)
+    start = _start(task, choice.config.sampling.strength)
     values = options.first(choice.config.sampling)
     button, shown = st.container(), st.container()
     values |= options.more(choice.config.sampling)
@@ -51,7 +52,7 @@ def _insert() -> None:
     st.session_state.offered = []
 
 
-def _start(task: str) -> dict[str, Any]:
+def _start(task: str, default: float) -> dict[str, Any]:
     """Show what pictures to start from, if any; return what was sent, unchecked."""
     if task == "txt2img":
         return {}
@@ -62,17 +63,34 @@ def _start(task: str) -> dict[str, Any]:
     with right:
         if task == "inpaint":
             given["mask"] = st.file_uploader("mask, white where it is drawn anew", key="mask")
-        given["strength"] = st.slider("strength", 0.05, 1.0, 0.75, key="strength", help="1 forgets the picture")
+        st.session_state.setdefault("strength", default)
+        given["strength"] = st.slider("strength", 0.0, 1.0, key="strength", help="1 forgets the picture")
+    _show_sent_before(given)
     return given
+
+
+def _show_sent_before(given: dict[str, Any]) -> None:
+    """Show what is started from where nothing is sent: the files of the recipe that is used again."""
+    before = _sent_before()
+    paths = [path for name in ("img", "mask") if name in given and not given[name] for path in before[name]]
+    if paths:
+        st.image(paths, caption=["from the recipe"] * len(paths), width=96)
+
+
+def _sent_before() -> dict[str, list[str]]:
+    before = st.session_state.get("sent before", {"img": [], "mask": None})
+    named = {"img": before["img"], "mask": [before["mask"]] if before["mask"] else []}
+    return {name: [path for path in paths if Path(path).is_file()] for name, paths in named.items()}
 
 
 def _draw(choice: Choice, places: Places, values: dict[str, Any]) -> None:
     words = {"prompt": st.session_state.prompt, "negative_prompt": st.session_state.negative_prompt}
     try:
         if "img" in values:
-            values["img"] = _stored(values["img"], places)
+            values["img"] = _stored(values["img"], places) or _sent_before()["img"]
         if "mask" in values:
-            values["mask"] = next(iter(_stored([values["mask"]] if values["mask"] else [], places)), None)
+            masks = _stored([values["mask"]] if values["mask"] else [], places) or _sent_before()["mask"]
+            values["mask"] = masks[0] if masks else None
         steps = values["preview_interval"] or max(values["sample_step"] // 8, 1)
         config = choice.drawing(**{**values, **words, "save_path": str(places.own), "preview_interval": steps})
         st.session_state.drawing = drawing.draw(config)

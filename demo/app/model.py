@@ -64,12 +64,14 @@ def sidebar(specs: dict[str, dict[str, Any]], places: Places) -> Choice:
 
 
 def _words(spec: dict[str, Any], places: Places) -> dict[Path, list[Concept]]:
-    found = concepts.found(places.runs) | {str(path): Path(path) for path in spec["textual_inversion_weight"]}
+    there = concepts.found(places.runs)
+    found = there | {str(path): Path(path) for path in spec["textual_inversion_weight"]}
     kept = [name for name in st.session_state.get("words", spec["textual_inversion_weight"]) if name in found]
+    kept = _of_recipe(found, kept)
     new = st.session_state.pop("new file", None)
     st.session_state.words = [*kept, *(name for name, path in found.items() if path == new and name not in kept)]
     names = st.multiselect("in use", list(found), key="words", placeholder="none yet: learn one, or send a file")
-    _watch(places.runs, tuple(found))
+    _watch(places.runs, there)
     sent = st.file_uploader(
         "send a learned file", key="learned file", help="of this toolkit, diffusers, AUTOMATIC1111 …"
     )
@@ -86,6 +88,17 @@ def _words(spec: dict[str, Any], places: Places) -> dict[Path, list[Concept]]:
         return {}
 
 
+def _of_recipe(found: dict[str, Path], kept: list[str]) -> list[str]:
+    """Return the names of the files that a recipe asks for, once after it does; `kept` at any other time."""
+    if "files of recipe" not in st.session_state:
+        return kept
+    asked = [Path(path) for path in st.session_state.pop("files of recipe")]
+    for path in asked:
+        if path not in found.values():
+            st.warning(f"The recipe needs {path}, which is not there; send it below, or learn the word again.")
+    return [name for name, path in found.items() if path in asked]
+
+
 def use(path: Path) -> None:
     """Take a learned file in the watched folder into use, and show the page anew."""
     st.session_state["new file"] = path
@@ -93,8 +106,8 @@ def use(path: Path) -> None:
 
 
 @st.fragment(run_every=_SECONDS)
-def _watch(folder: Path, shown: tuple[str, ...]) -> None:
+def _watch(folder: Path, shown: dict[str, Path]) -> None:
     """Show the page anew when a word has come or gone."""
-    if not set(concepts.found(folder)) <= set(shown):
+    if concepts.found(folder).keys() != shown.keys():
         st.rerun()
     st.caption(f"new files in `{folder}` appear here by themselves")

@@ -51,6 +51,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "guider": list(guidance.GUIDERS),
     "sd_xl_base_ratios": [None, *sizes.RATIOS],
 }
+_TEXTS, _START = ("prompt", "negative_prompt"), ("task", "strength")  # widgets of the page itself
 _TITLES = {"num_cols": "pictures", "sample_step": "steps", "guidance_scale": "guidance"}
 
 
@@ -97,7 +98,7 @@ def widget(section: type, name: str, default: Any) -> Any:
         step = field.metadata["step"] if kind is int else 0.1
         return st.number_input(step=kind(step), **{side: kind(value) for side, value in limits.items()}, **shared)
     st.session_state.setdefault(key(name), default or "")
-    return st.text_input(**shared).strip() or None
+    return (st.text_input(**shared) or "").strip() or None
 
 
 _LIMITS = (("min_value", "minimum"), ("max_value", "maximum"))
@@ -106,18 +107,23 @@ _LIMITS = (("min_value", "minimum"), ("max_value", "maximum"))
 def keep() -> None:
     """Keep what is typed while another page is shown: Streamlit forgets widgets that are not."""
     for name in list(st.session_state):
-        if str(name).startswith("option ") or name in ("prompt", "negative_prompt"):
+        if str(name).startswith("option ") or name in (*_TEXTS, *_START):
             st.session_state[name] = st.session_state[name]
 
 
 def fill(recipe: dict[str, Any]) -> None:
     """Set the widgets to what a recipe says; to be called before they are shown."""
     resolve = {"sampler": samplers.by_name, "schedule": schedule.by_name, "guider": guidance.by_name}
-    for name in (*FIRST, *(name for names in GROUPS.values() for name in names)):
+    for name in (*RUN, *FIRST, *(name for names in GROUPS.values() for name in names)):
         if name in recipe:
             st.session_state[key(name)] = resolve[name](recipe[name]) if name in resolve else recipe[name]
-    for name in ("prompt", "negative_prompt"):
+    for name in _TEXTS:
         st.session_state[name] = recipe.get(name, "")
+    for name in _START:
+        if name in recipe:
+            st.session_state[name] = recipe[name]
+    st.session_state["files of recipe"] = recipe.get("textual_inversion_weight", [])
+    st.session_state["sent before"] = {"img": recipe.get("img", []), "mask": recipe.get("mask")}
     st.session_state[key("num_cols")] = st.session_state[key("num_rows")] = 1
 
 

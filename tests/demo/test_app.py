@@ -18,7 +18,7 @@ from gm.concepts import files as concept_files
 from gm.concepts.concept import Concept
 from gm.config import SamplingConfig
 from gm.generation import files
-from gm.serving import runs
+from gm.serving import drawing, runs
 from tests.workshop import Workshop
 
 
@@ -103,6 +103,7 @@ def test_a_word_is_offered_drawn_and_its_recipe_used_again(
     ]
     assert recipes[0]["textual_inversion_weight"] == [str(learned)]
     page.text_area(key="prompt").set_value("another")
+    page.multiselect(key="words").unselect("<toy>")
     page.selectbox(key=options.key("sampler")).set_value("euler").run()
     again = [each for each in page.button if each.key and each.key.startswith("again")]
     assert len(again) == 2
@@ -110,6 +111,40 @@ def test_a_word_is_offered_drawn_and_its_recipe_used_again(
     assert page.text_area(key="prompt").value == "a red <toy>"
     assert page.selectbox(key=options.key("sampler")).value == "heun"
     assert page.number_input(key=options.key("seed")).value == 8
+    assert page.multiselect(key="words").value == ["<toy>"]
+    assert not page.exception
+
+
+def test_a_recipe_that_starts_from_a_picture_is_used_again(
+    app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path
+) -> None:
+    own, start = tmp_path / "out" / "somebody", str(workshop.folder / "pictures" / "0.png")
+    config = workshop.config()
+    asked = {"task": "img2img", "img": [start], "strength": 0.5, "prompt": "a cat", "save_path": str(own)}
+    drawing.draw(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **asked))).wait(120)
+    page = app("draw")
+    page.session_state["visitor"] = "somebody"
+    page.run()
+    next(each for each in page.button if each.key and each.key.startswith("again")).click().run()
+    assert (page.radio(key="task").value, page.slider(key="strength").value) == ("img2img", 0.5)
+    button(page, "Draw").click().run()
+    page = ended(page, "drawing")
+    assert not page.error
+    assert not page.exception
+    first, second = (files.recipe(path) for path in sorted(own.glob("picture_*.png")))
+    assert second == first
+
+
+def test_words_that_a_recipe_needs_and_that_are_gone_are_named(
+    app: Callable[[str], AppTest], learned: Path, tmp_path: Path
+) -> None:
+    page = app("draw")
+    page.session_state["files of recipe"] = ["gone.ckpt", str(learned)]
+    page.run()
+    assert page.multiselect(key="words").value == ["<toy>"]
+    assert [each.value for each in page.warning] == [
+        "The recipe needs gone.ckpt, which is not there; send it below, or learn the word again."
+    ]
 
 
 def test_mistakes_are_shown_and_nothing_is_drawn(app: Callable[[str], AppTest], tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ class Visitor:
         found: WebElement = until(lambda: [b for b in self.find("button") if b.text.split("\n")[-1] == label])[0]
         return found
 
+    def open(self, name: str) -> None:
+        """Go to another page without leaving the session, by the links that a wide screen has."""
+        until(lambda: [a for a in self.find("a") if a.text.split("\n")[-1] == name])[0].click()
+
     def write(self, label: str, text: str) -> None:
         selector = f"textarea[aria-label='{label}'], input[aria-label='{label}']"
         field = until(lambda: self.find(selector))[0]
@@ -137,8 +141,7 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
     assert until(lambda: page.find("[data-testid='stMain'] img"))
     assert page.fits()
     page.button("Use it").click()
-    link = until(lambda: [a for a in page.find("a") if a.text.split("\n")[-1] == "Draw"])[0]
-    link.click()
+    page.open("Draw")
     until(lambda: [b for b in page.find("button") if b.text == "<humbug>"])[0].click()
     until(lambda: page.find("textarea[aria-label='prompt']")[0].get_attribute("value") == "<humbug>")
     page.write("steps", "4")
@@ -147,8 +150,12 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
     until(lambda: page.find("[data-testid='stDownloadButton'] button"))[0].click()
     (path,) = until(lambda: list((tmp_path / "0").glob("picture_*.png")))
     assert (files.recipe(path)["prompt"], files.recipe(path)["sample_step"]) == ("<humbug>", 4)
-    for size in (WIDE, NARROW):
-        page.size(*size)
+    for name, shown in (("Draw", "Drawn"), ("Compare", "the same in words"), ("Learn", "A new word")):
+        page.size(*WIDE)
+        page.open(name)
+        until(lambda shown=shown: page.says(shown) and page.calm())
+        assert page.fits()
+        page.size(*NARROW)
         until(page.calm)
         assert page.fits()
 
