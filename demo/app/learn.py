@@ -37,7 +37,9 @@ def page(choice: Choice, places: Places) -> None:
             return
         names = [run.name for run in found]
         name = st.selectbox("run", names, key="run", label_visibility="collapsed")
-        _run(next(run for run in found if run.name == name))
+        run = next(run for run in found if run.name == name)
+        moving = run.state == "running"
+        st.fragment(_run, run_every=2 if moving else None)(run, moving)
 
 
 def _form(choice: Choice, places: Places) -> None:
@@ -76,9 +78,11 @@ def _form(choice: Choice, places: Places) -> None:
         st.rerun()
 
 
-@st.fragment(run_every=2)
-def _run(run: Run) -> None:
+def _run(run: Run, moving: bool) -> None:
+    """Show a run, which was `moving` when the page was shown."""
     state, records = run.state, run.records()
+    if (state == "running") != moving:
+        st.rerun()
     total = int(run.order["options"]["total_step"])
     done = records[-1]["step"] if records else 0
     begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
@@ -92,6 +96,7 @@ def _run(run: Run) -> None:
                 run.stop()
             if run.resumable and st.button("Go on", key="go on"):
                 run.resume()
+                st.rerun()
         except UserError as error:
             st.error(str(error))
         for path in run.learned()[:1]:
@@ -101,7 +106,8 @@ def _run(run: Run) -> None:
         if report := run.report():
             st.download_button("Report", report.read_bytes(), f"{run.name}.html", "text/html", key="report")
     if len(records) > 1:
-        st.line_chart({"loss": [r["loss_smoothed"] for r in records]}, x_label="step", height=200)
+        curve = {name: [record[name] for record in records] for name in ("step", "loss_smoothed")}
+        st.line_chart(curve, x="step", y="loss_smoothed", y_label="loss", height=200)
     for path in run.previews()[-1:]:
         st.image(str(path), caption=f"at {path.stem.replace('_', ' ')}", width="stretch")
     if state == "failed" or not records:
