@@ -141,6 +141,7 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
     assert until(lambda: page.find("[data-testid='stMain'] img"))
     assert page.fits()
     page.button("Use it").click()
+    until(lambda: page.find("[data-testid='stSidebar'] [data-baseweb='tag']"))  # a page that is left forgets its clicks
     page.open("Draw")
     until(lambda: [b for b in page.find("button") if b.text == "<humbug>"])[0].click()
     until(lambda: page.find("textarea[aria-label='prompt']")[0].get_attribute("value") == "<humbug>")
