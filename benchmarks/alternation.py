@@ -98,7 +98,7 @@ class Process:
         code = self.process.wait()
         self.errors.seek(0)
         said = self.errors.read()[-_SHOWN:].strip()
-        raise UserError(f"the worker {self.name!r} ended with code {code}; the end of what it said:\n{said}")
+        raise UserError(f"the worker {self.name!r} ended with code {code}; the end of what it said:", said)
 
 
 def worker(module: str, *arguments: str) -> list[str]:

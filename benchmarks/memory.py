@@ -95,7 +95,7 @@ def peak_of(command: list[str]) -> int:
         if run.returncode:
             said.seek(0)
             last = said.read()[-_WORDS:]
-            raise UserError(f"{command[0]} ended with code {run.returncode}; the end of what it said:\n{last}")
+            raise UserError(f"{command[0]} ended with code {run.returncode}; the end of what it said:", last)
     return usage.ru_maxrss * 1024
 
 

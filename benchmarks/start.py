@@ -70,7 +70,7 @@ def first_step(size: Size, pixels: int, mode: str, folder: Path, which: str) -> 
         for line in run.stdout:
             said.append((time.perf_counter() - started, line))
     if run.returncode:
-        raise UserError(f"the run ended with code {run.returncode}:\n{''.join(line for _, line in said[-20:])}")
+        raise UserError(f"the run ended with code {run.returncode}:", _last(said))
     return _parts(said, save_path / "log.jsonl")
 
 
@@ -90,7 +90,11 @@ def _line(said: list[tuple[float, str]], start: str) -> tuple[float, str]:
     for at, line in said:
         if line.startswith(start):
             return at, line
-    raise UserError(f"the run did not say {start!r}; it said:\n{''.join(line for _, line in said[-20:])}")
+    raise UserError(f"the run did not say {start!r}; it said:", _last(said))
+
+
+def _last(said: list[tuple[float, str]]) -> str:
+    return "".join(line for _, line in said[-20:])
 
 
 if __name__ == "__main__":

@@ -12,11 +12,16 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something asked for cannot be done; the message says why and what to do instead.
 
-    It stays one line whatever it quotes of a file: what cannot be printed is escaped.
+    It stays one line whatever it quotes of a file: what cannot be printed is escaped. Below it stand the lines that
+    another process `said`, if one failed.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__("\n".join(_printable(line) for line in (message, *said.splitlines())))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import zlib
 from gm import command_line
 from gm.errors import UserError
 
-_SCHEDULER_SECONDS = 60
+_STARTS, _CONFIRMS = 60, 10  # seconds that the scheduler may take to start, and the last collective to be confirmed
 _FIRST_PORT, _PORTS = 20000, 12000  # of the scheduler, below the range that systems give away by themselves
 
 
@@ -66,7 +66,11 @@ def join(built_in: bool) -> tuple[int, int]:
 
 
 def _leave(scheduler: subprocess.Popen | None, code: int) -> None:
-    """End this rank, and its `scheduler`, without MindSpore's own end, which crashes now and then on a busy machine."""
+    """End this rank, and its `scheduler`, without MindSpore's own end, which crashes now and then on a busy machine.
+
+    The rank with the scheduler goes first. It is the one that sends the others the result of the last collective, and
+    fails if one of them is gone before all have confirmed it.
+    """
     from gm import graphs
 
     graphs.clean()
@@ -75,6 +79,8 @@ def _leave(scheduler: subprocess.Popen | None, code: int) -> None:
     sys.stderr.flush()
     if scheduler:
         scheduler.kill()
+    else:
+        _until(listening=False, seconds=_CONFIRMS)
     os._exit(code)
 
 
@@ -88,12 +94,25 @@ def _start_scheduler() -> subprocess.Popen:
 
 def _await_scheduler() -> None:
     """Wait until the scheduler listens: a rank that calls before it does is let in only after a minute of retries."""
-    address = (os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"]))
-    until = time.monotonic() + _SCHEDULER_SECONDS
-    while time.monotonic() < until:
+    if not _until(listening=True, seconds=_STARTS):
+        host, port = _scheduler()
+        raise UserError(f"no scheduler answers at {host}:{port}; set MS_SCHED_HOST and MS_SCHED_PORT to it")
+
+
+def _until(listening: bool, seconds: float) -> bool:
+    """Wait at most `seconds` until the scheduler is `listening`, or is no more; return whether that came true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         try:
-            socket.create_connection(address, timeout=1).close()
-            return
+            socket.create_connection(_scheduler(), timeout=1).close()
+            found = True
         except OSError:
-            time.sleep(0.1)
-    raise UserError(f"no scheduler answers at {address[0]}:{address[1]}; set MS_SCHED_HOST and MS_SCHED_PORT to it")
+            found = False
+        if found == listening:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _scheduler() -> tuple[str, int]:
+    return os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])

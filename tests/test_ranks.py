@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -203,3 +204,20 @@ ranks._leave(Scheduler(), 3)
     assert (killed, ended.returncode) == ("killed", 3)
     assert folder.startswith(str(tmp_path))
     assert not Path(folder).exists()
+
+
+def test_the_rank_with_the_scheduler_leaves_first() -> None:
+    """Its last collective fails if the others are gone before they have confirmed it."""
+    code = """
+from gm import backend, ranks
+print("leaves", flush=True)
+ranks._leave(None, 0)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as scheduler:
+        address = {"MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(scheduler.getsockname()[1])}
+        command, environment = [sys.executable, "-c", code], {**os.environ, **address}
+        rank = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        until(rank, "leaves")
+        time.sleep(1)
+        assert rank.poll() is None
+    assert rank.wait(timeout=30) == 0
