@@ -24,8 +24,9 @@ endings: list[Callable[[int], None]] = []
 class Parser(argparse.ArgumentParser):
     """Raises a UserError of one line where argparse would print its usage and exit."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, required: Sequence[str] = ()) -> None:
         super().__init__(description=description, allow_abbrev=False)
+        self.required = required
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
@@ -47,12 +48,19 @@ class Parser(argparse.ArgumentParser):
         )
 
     def read(self, arguments: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the flags' values by name; UserError for an unknown flag, with the nearest known one."""
+        """Return the flags' values by name.
+
+        UserError for one that is unknown, with the nearest that is known, or is `required` and missing.
+        """
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].split("=")[0]
             raise UserError(f"unknown argument {flag}{suggestion(flag, self._option_string_actions)}")
-        return vars(known)
+        flags = vars(known)
+        for name in self.required:
+            if not flags[name]:
+                raise UserError(f"--{name} is missing; --help lists the flags")
+        return flags
 
 
 def parse(

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from gm import command_line
 from gm.data.templates import TEMPLATES
-from gm.errors import UserError
 from gm.publishing import folder, hub, publication
 
 
@@ -40,7 +39,9 @@ def main() -> None:
 
 
 def _flags() -> dict[str, Any]:
-    parser = command_line.Parser("Make a folder to share from a learned word, and push it to the Hugging Face Hub.")
+    parser = command_line.Parser(
+        "Make a folder to share from a learned word, and push it to the Hugging Face Hub.", ("source", "target")
+    )
     parser.add_argument("--source", help="learned file of any program that holds one word")
     parser.add_argument("--target", help="folder to make")
     parser.add_argument("--pictures", nargs="+", default=[], help="to show; those drawn here show their recipe, too")
@@ -54,11 +55,7 @@ def _flags() -> dict[str, Any]:
     parser.add_argument("--push_to_hub", default="", help="user/name of a repository; needs huggingface_hub")
     parser.add_switch("--private", "make the repository one that only you see")
     parser.add_overwrite()
-    flags = parser.read()
-    for name in ("source", "target"):
-        if not flags[name]:
-            raise UserError(f"--{name} is missing; --help lists the flags")
-    return flags
+    return parser.read()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from demo.app import watch
@@ -42,13 +44,18 @@ def page(choice: Choice, places: Places) -> None:
 
 def _before(concept: Concept) -> str:
     """Return the words that the learned rows started from, or "thing"."""
-    recipe = concept.details.get("recipe")
-    asked = recipe.get("concept") if isinstance(recipe, dict) else None
-    if not isinstance(asked, dict):
-        return "thing"
+    asked = _mapping(_mapping(concept.details.get("recipe")).get("concept"))
     # Of several words that were learned at once, each may have its own.
-    own = [one for one in asked.get("concepts") or [] if one.get("placeholder_token") == concept.placeholder]
-    return str({**asked, **(own[0] if own else {})}.get("initializer_token") or "thing")
+    several = asked.get("concepts")
+    for one in map(_mapping, several if isinstance(several, list) else []):
+        if one.get("placeholder_token") == concept.placeholder:
+            asked = {**asked, **one}
+    return str(asked.get("initializer_token") or "thing")
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    """Return what a file's details hold, if it is a mapping: they may be anybody's."""
+    return found if isinstance(found, dict) else {}
 
 
 def _sides() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from typing import Any
@@ -52,7 +53,9 @@ def _form(choice: Choice, places: Places) -> None:
     vectors = columns[0].number_input("vectors", 1, 75, concept.num_vectors, key="vectors")
     steps = columns[1].number_input("steps", 1, 100000, training.total_step, key="steps")
     rate = columns[0].number_input("learning rate", 0.0, 10.0, training.learning_rate, format="%g", key="rate")
-    shown = columns[1].number_input("steps between previews", 1, 100000, max(int(steps) // 4, 1), key="shown")
+    shown = columns[1].number_input(
+        "steps between previews", 1, 100000, max(int(steps) // 4, 1), key=f"shown of {steps}"
+    )
     if st.button("Learn", type="primary", icon=":material/school:", width="stretch"):
         options: dict[str, Any] = {
             "placeholder_token": word.strip(),
@@ -62,10 +65,10 @@ def _form(choice: Choice, places: Places) -> None:
             "learning_rate": rate,
             "infer_during_train": True,
             "infer_interval": int(shown),
-            "weight": choice.config.run.weight,
-            "ms_mode": choice.config.run.ms_mode,
+            "initializer_token": like.strip(),
         }
-        options |= {"initializer_token": like.strip()} if like.strip() else {}
+        options |= dataclasses.asdict(choice.config.run)
+        options = {name: value for name, value in options.items() if value != ""}  # "" leaves it to the run
         try:
             folder = places.trained / "pictures" / secrets.token_hex(8)
             uploads.pictures([each.getvalue() for each in sent or []], folder)

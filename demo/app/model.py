@@ -42,7 +42,7 @@ class Choice:
 
 
 def sidebar(specs: dict[str, dict[str, Any]], places: Places) -> Choice:
-    """Show the sidebar and return what is chosen there; stops the page where that cannot be."""
+    """Show the sidebar and return what is chosen there; it tells what cannot be used, and the page goes on without."""
     with st.sidebar:
         st.header("Model", divider="gray")
         there = [name for name, spec in specs.items() if Path(spec["ckpt"]).exists()]
@@ -51,7 +51,7 @@ def sidebar(specs: dict[str, dict[str, Any]], places: Places) -> Choice:
         spec = specs[version]
         weight = st.text_input("weights", spec["ckpt"], key=f"weight of {version}", help="a .ckpt or .safetensors file")
         if not Path(weight).exists():
-            st.warning(f"There is no file {weight}. docs/ascend.md says how SDXL's weights are converted.")
+            st.warning(f"There is no file {weight}. README.md says how SDXL's weights are converted.")
         config = configuration.load(spec["config"], {"run": {"weight": weight}})
         with st.expander("How it runs"):
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **options.run(config.run)))

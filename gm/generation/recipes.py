@@ -26,25 +26,27 @@ _NOT = ("save_path", "num_cols", "num_rows", "preview_interval")  # of those of 
 _TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
 
 
-def make(config: Config, sampling: SamplingConfig, order: Order, number: int, base_model: str) -> dict[str, Any]:
-    """Return what makes picture `number` of a sheet again, as JSON holds it.
+def make(config: Config, sampling: SamplingConfig, orders: Sequence[Order], base_model: str) -> list[dict[str, Any]]:
+    """Return what makes each picture of a sheet again, as JSON holds it.
 
-    `sampling` are the options of its sheet, `order` its own prompt and seed.
+    `sampling` are the options of the sheet, `orders` hold each picture's own prompt and seed.
     """
-    run = dataclasses.asdict(config.run)
-    options = dataclasses.asdict(sampling)
-    own: dict[str, Any] = {"prompt": order.prompt, "seed": order.seed, "base_model": base_model}
-    if sampling.init_latent_path:
-        own["init_latent_index"] = sampling.init_latent_index + number
+    run, options = dataclasses.asdict(config.run), dataclasses.asdict(sampling)
     named = [*sampling.textual_inversion_weight, *sampling.img, sampling.mask, sampling.init_latent_path]
-    hashes = {name: _hash(name) for name in named if name}
-    return {
+    shared = {
         "model": dataclasses.asdict(config.model),
         **{name: run[name] for name in _RUN},
         **{name: value for name, value in options.items() if name not in _NOT},
-        **own,
-        FILES: hashes,
+        "base_model": base_model,
+        FILES: {name: _hash(name) for name in named if name},
     }
+    made = []
+    for number, order in enumerate(orders):
+        own: dict[str, Any] = {"prompt": order.prompt, "seed": order.seed}
+        if sampling.init_latent_path:
+            own["init_latent_index"] = sampling.init_latent_index + number
+        made.append({**shared, **own})
+    return made
 
 
 def overrides(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -55,7 +57,7 @@ def overrides(path: str | Path) -> dict[str, dict[str, Any]]:
     recipe = files.recipe(path)
     for name, digest in recipe.get(FILES, {}).items():
         if not Path(name).exists():
-            raise UserError(f"the recipe of {path} needs {name}, which is not there; put it there, or give another")
+            raise UserError(f"the recipe of {path} needs {name}, which is not there; put it back")
         if _hash(name) != digest:
             log.warning("%s is not the file that %s was made with; the picture will differ", name, path)
     known = {field.name for field in dataclasses.fields(SamplingConfig)} - set(_NOT)

@@ -37,10 +37,7 @@ def run(model: SDXL, painter: Painter, job: Job) -> Iterator[Drawn | Path]:
     _warn_of_weights(job, base_model)
     for sheet in job.sheets:
         frame = sizes.frame(sheet.sampling, model.config)
-        recipe = [
-            recipes.make(job.config, sheet.sampling, order, number, base_model)
-            for number, order in enumerate(sheet.orders)
-        ]
+        recipe = recipes.make(job.config, sheet.sampling, sheet.orders, base_model)
         texts = [recipes.webui(one, frame, job.concepts) for one in recipe]
         pictures: list[np.ndarray] = []
         for drawn in draw(model, painter, sheet, job.words):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gm import atomic
+from gm.concepts.concept import plain
 from gm.errors import UserError
 from gm.training import state
 from gm.training.folder import LOG, PREVIEWS, REPORT
@@ -124,7 +125,7 @@ def start(config: str, root: Path, options: dict[str, Any]) -> Run:
     """
     if "total_step" not in options or "placeholder_token" not in options:
         raise UserError("a run needs a word, placeholder_token, and a number of steps, total_step")
-    stem = re.sub(r"[^\w-]+", "-", str(options["placeholder_token"])).strip("-")[:40] or "run"
+    stem = plain(str(options["placeholder_token"])) or "run"
     try:
         root.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from gm import atomic
 from gm.concepts import files as concept_files
+from gm.concepts.concept import plain
 from gm.data import picture as pictures_of
 from gm.errors import UserError
 
@@ -65,7 +65,7 @@ def concept(content: bytes, name: str, folder: Path) -> Path:
         path.unlink()
         raise UserError(str(error).replace(str(path), "the file")) from error
     if len(found) == 1 and path.stem in found[0].placeholder:
-        word = re.sub(r"[^\w-]+", "-", Path(name).stem).strip("-")[:40] or "concept"
+        word = plain("-".join(Path(name).stem.split())) or "concept"
         path.unlink()
         path = path.with_suffix(".ckpt")
         concept_files.save(dataclasses.replace(found[0], placeholder=f"<{word}>"), path)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from demo.app import options
+from demo.app import compare, options
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
 from gm.concepts import files as concept_files
 from gm.concepts.concept import Concept
 from gm.config import SamplingConfig
 from gm.generation import files
-from gm.serving import drawing, runs
+from gm.serving import drawing, runs, uploads
 from tests.workshop import Workshop
 
 
@@ -199,9 +201,68 @@ def test_a_run_needs_pictures_and_one_that_is_there_is_shown(
     given = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "pictures"), "total_step": 3}
     run = runs.start(str(workshop.yaml), tmp_path / "runs" / "app", given)
     while run.state == "running":
-        pass
+        time.sleep(0.1)
     assert run.state == "finished", run.tail()
     page = app("learn")
     assert page.selectbox(key="run").value == "toy"
     button(page, "Use it").click().run()
     assert page.session_state["words"] == ["<toy>"]
+
+
+def test_a_run_is_started_with_all_that_was_chosen(
+    app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def started(config: str, root: Path, options: dict[str, Any]) -> runs.Run:
+        asked.update(options, config=config)
+        return runs.Run(root)
+
+    monkeypatch.setattr(uploads, "pictures", lambda contents, folder: [])
+    monkeypatch.setattr(runs, "start", started)
+    page = app("learn")
+    page.selectbox(key="option pooling").set_value("argmax")
+    page.selectbox(key="option low_memory").set_value("most")
+    page.selectbox(key="option ms_mode").set_value(1)
+    page.text_input(key="new word").set_value("<new>")
+    page.number_input(key="steps").set_value(8)
+    button(page, "Learn").click().run()
+    assert not page.error
+    assert Path(asked.pop("data_path")).parent == tmp_path / "runs" / "app" / "pictures"
+    assert asked == {
+        "config": str(workshop.yaml),
+        "placeholder_token": "<new>",
+        "learnable_property": "object",
+        "num_vectors": workshop.config().concept.num_vectors,
+        "total_step": 8,
+        "learning_rate": workshop.config().training.learning_rate,
+        "infer_during_train": True,
+        "infer_interval": 2,
+        "device_target": workshop.config().run.device_target,
+        "ms_mode": 1,
+        "precision": "auto",
+        "low_memory": "most",
+        "weight": workshop.config().run.weight,
+        "pooling": "argmax",
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "before"),
+    [
+        ({"concept": {"initializer_token": "cat"}}, "cat"),
+        ({"concept": {"initializer_token": "cat", "concepts": [{"placeholder_token": "<toy>"}, 3]}}, "cat"),
+        ({"concept": {"concepts": [{"placeholder_token": "<toy>", "initializer_token": "dog"}]}}, "dog"),
+        ({"concept": {"concepts": "somebody's", "initializer_token": 7}}, "7"),
+        ({"concept": ["somebody's"]}, "thing"),
+        ("somebody's", "thing"),
+    ],
+)
+def test_a_word_is_compared_with_what_it_started_from(recipe: Any, before: str) -> None:
+    row = np.zeros((1, 4), np.float32)
+    assert compare._before(Concept("<toy>", row, row, details={"recipe": recipe})) == before
+
+
+def test_the_server_is_for_this_machine_and_tells_nobody() -> None:
+    assert st.get_option("server.address") == "localhost"
+    assert st.get_option("browser.gatherUsageStats") is False

@@ -36,8 +36,8 @@ def config(tmp_path: Path, **sampling: Any) -> Config:
 
 
 def saved(config: Config, folder: Path, number: int = 0) -> Path:
-    recipe = recipes.make(config, config.sampling, ORDER, number, "abc")
-    return files.save(np.zeros((4, 4, 3), np.uint8), recipe, folder, "picture")
+    recipe = recipes.make(config, config.sampling, [ORDER] * (number + 1), "abc")
+    return files.save(np.zeros((4, 4, 3), np.uint8), recipe[number], folder, "picture")
 
 
 def test_a_recipe_alone_gives_the_config_back(tmp_path: Path, concept: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_recipe_alone_gives_the_config_back(tmp_path: Path, concept: Path) -> 
 
 
 def test_every_option_that_changes_a_picture_is_in_its_recipe(tmp_path: Path) -> None:
-    recipe = recipes.make(config(tmp_path), SamplingConfig(), ORDER, 0, "abc")
+    (recipe,) = recipes.make(config(tmp_path), SamplingConfig(), [ORDER], "abc")
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     assert names - set(recipe) == {"save_path", "num_cols", "num_rows", "preview_interval"}
     json.dumps(recipe)
@@ -126,7 +126,7 @@ def test_the_words_of_automatic1111(tmp_path: Path) -> None:
         strength=0.4,
         add_pipeline=True,
     )
-    recipe = recipes.make(made, made.sampling, ORDER, 0, "abc")
+    (recipe,) = recipes.make(made, made.sampling, [ORDER], "abc")
     rows = np.ones((1, 4), np.float32)
     text = recipes.webui(recipe, sizes.frame(made.sampling, made.model), [Concept("<toy>", rows, rows)])
     found = read_as_webui_does(text)

@@ -49,17 +49,13 @@ def main() -> None:
 
 
 def _flags() -> dict[str, Any]:
-    parser = command_line.Parser("Convert SDXL weights into another format.")
+    parser = command_line.Parser("Convert SDXL weights into another format.", ("source", "target"))
     parser.add_argument("--source", help="published .safetensors file, diffusers folder, or .ckpt file")
     parser.add_argument("--target", help="file to write; .ckpt gets MindSpore's names, .safetensors the published ones")
     parser.add_argument("--config", default=command_line.DEFAULT_CONFIG, help="YAML file whose model section it is")
     parser.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="(default: %(default)s)")
     parser.add_overwrite()
-    flags = parser.read()
-    for name in ("source", "target"):
-        if not flags[name]:
-            raise UserError(f"--{name} is missing; --help lists the flags")
-    return flags
+    return parser.read()
 
 
 def _check(source: Path, target: Path, overwrite: bool) -> None:

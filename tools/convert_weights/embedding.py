@@ -141,7 +141,7 @@ def _renamed(learned: Learned, word: str | None) -> Learned:
 
 
 def _flags() -> dict[str, Any]:
-    parser = command_line.Parser("Convert a learned word into another program's file, or look into one.")
+    parser = command_line.Parser("Convert a learned word into another program's file, or look into one.", ("source",))
     parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
     parser.add_argument("--source", nargs="+", help="learned file of any program, or the folder that diffusers wrote")
     parser.add_argument("--target", help=f"file to write, which ends in {', '.join(exchange.ENDINGS)}")
@@ -153,10 +153,7 @@ def _flags() -> dict[str, Any]:
     parser.add_argument("--weights", nargs="+", type=float, help="of each word in mix (default: their mean)")
     parser.add_argument("--weight", help="model whose words to compare the rows with, .safetensors or .ckpt")
     parser.add_overwrite()
-    flags = parser.read()
-    if not flags["source"]:
-        raise UserError("--source is missing; --help lists the flags")
-    return flags
+    return parser.read()
 
 
 if __name__ == "__main__":
