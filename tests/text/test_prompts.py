@@ -1,11 +1,7 @@
-"""The prompt language by the rules that AUTOMATIC1111 documents, and what must hold of any prompt."""
+"""The prompt language by the rules that AUTOMATIC1111 documents."""
 
 from __future__ import annotations
 
-import re
-from itertools import pairwise
-
-import numpy as np
 import pytest
 
 from gm.errors import UserError
@@ -13,35 +9,6 @@ from gm.text.byte_pair import spelled
 from gm.text.chunks import Chunk, Variant
 from gm.text.prompts import Reading, read
 from gm.text.tokenizer import Tokenizer
-
-SYNTAX = "()[]|:"
-SOUP = [
-    *SYNTAX,
-    *SYNTAX,
-    "\\",
-    " ",
-    "cat",
-    "a dog",
-    "1.5",
-    ".5",
-    "3",
-    "-1",
-    "BREAK",
-    "<toy>",
-    "<a:b|c]>",
-    ", ",
-    "é",
-    "&lt;",
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    made = Tokenizer()
-    made.add_placeholder("<toy>", 2)
-    made.add_placeholder("<a:b|c]>", 1)
-    made.add_placeholder("BREAK-dance", 3)
-    return made
 
 
 def said(variant: Variant) -> list[tuple[str, float]]:
@@ -251,94 +218,3 @@ def test_weights_that_no_encoder_can_follow(tokenizer: Tokenizer, prompt: str, m
         read(prompt, tokenizer, 1)
     assert str(error.value) == message
     read("(cat:1000) (dog:-1000) ( :9999)", tokenizer, 1)
-
-
-def random_text(random: np.random.Generator, pieces: list[str]) -> str:
-    return "".join(random.choice(pieces, random.integers(1, 40)))
-
-
-def escaped(text: str) -> str:
-    return re.sub(r"[\\()\[\]|:]", r"\\\g<0>", text).replace("BREAK", "break")
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_a_prompt_without_syntax_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    plain = [piece for piece in SOUP if piece not in (*SYNTAX, "BREAK", "\\")]
-    plain += ["\\ ", "c:\\d", "a|b", "a) b", "]", ":)", " it's ", "don’t", "漢字", "&amp;#40;", "BREAKING", "<TOY>_1"]
-    text = random_text(random, plain)
-    (variant,) = read(text, tokenizer, 3).variants
-    assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(text)
-    assert {weight for chunk in variant for weight in chunk.weights} <= {1.0}
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_what_is_escaped_comes_back(tokenizer: Tokenizer, seed: int) -> None:
-    text = random_text(np.random.default_rng(seed), SOUP)
-    (variant,) = read(escaped(text), tokenizer, 3).variants
-    assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(text)
-    assert {weight for chunk in variant for weight in chunk.weights} <= {1.0}
-
-
-def random_nest(random: np.random.Generator, weight: float, depth: int) -> list[tuple[str, str, float]]:
-    """Draw words in brackets as (what is before it, word, its weight); a last one is only what is behind all."""
-    found, before = [], ""
-    for _ in range(random.integers(1, 4)):
-        kind = random.integers(0, 4) if depth else 0
-        if kind == 0:
-            found.append((before + " ", str(random.choice(["cat", "dog", "<toy>", "<a:b|c]>"])), weight))
-            before = ""
-            continue
-        number = round(float(random.uniform(-2, 2)), 3)
-        factor, opening, closing = [(1.1, "(", ")"), (1 / 1.1, "[", "]"), (number, "(", f":{number})")][kind - 1]
-        inner = random_nest(random, weight * factor, depth - 1)
-        found.append((before + opening + inner[0][0], *inner[0][1:]))
-        found += inner[1:-1]
-        before = inner[-1][0] + closing
-    return [*found, (before, "", weight)]
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_nested_weights_multiply(tokenizer: Tokenizer, seed: int) -> None:
-    nest = random_nest(np.random.default_rng(seed), 1.0, 5)
-    prompt = "".join(before + word for before, word, _ in nest)
-    (variant,) = read(prompt, tokenizer, 1).variants
-    expected = [(number, weight) for _, word, weight in nest for number in tokenizer.encode(word)]
-    found = [pair for chunk in variant for pair in zip(chunk.ids, chunk.weights, strict=True)]
-    assert [number for number, _ in found] == [number for number, _ in expected]
-    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected], abs=1e-6)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_any_prompt_is_read(tokenizer: Tokenizer, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    prompt, steps = random_text(random, SOUP), int(random.integers(1, 12))
-    reading = read(prompt, tokenizer, steps)
-    assert len(reading.by_step) == steps
-    first = [reading.by_step.index(number) for number in range(len(reading.variants))]
-    assert all(a < b for a, b in pairwise(first)), "in order of first use, and none unused"
-    assert len(set(reading.variants)) == len(reading.variants)
-    assert len({len(variant) for variant in reading.variants}) == 1
-    assert all(len(chunk.ids) == len(chunk.weights) <= 75 for variant in reading.variants for chunk in variant)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "variants", "words"),
-    [
-        ("[" * 10_000 + "a" + "]" * 10_000, 1, 1),
-        ("[a|" * 10_000 + "b" + "]" * 10_000, 2, 1),
-        ("[a:" * 10_000 + "b" + ":1]" * 10_000, 2, 1),
-        ("[: (cat) " * 10_000 + "]" * 10_000, 1, 20_000),
-        (")]" * 10_000, 1, 20_000),
-        ("(cat:1.2)dog " * 8_000, 1, 16_000),
-        ("cat BREAK " * 10_000, 1, 10_000),
-        ("word, " * 17_000, 1, 34_000),
-        ("[a:" + "1" * 30_000 + "x]", 1, 30_003),
-    ],
-    ids=["deep", "alternating", "editing", "mixed", "closing", "weights", "breaks", "text", "digits"],
-)
-def test_hostile_prompts_are_read_too(tokenizer: Tokenizer, prompt: str, variants: int, words: int) -> None:
-    """Each takes at most a third of a second; a reader that is recursive or quadratic would not come back."""
-    reading = read(prompt, tokenizer, 20)
-    assert len(reading.variants) == variants
-    assert sum(len(chunk.ids) for chunk in reading.variants[0]) == words

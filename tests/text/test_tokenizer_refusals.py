@@ -1,0 +1,130 @@
+"""What the tokenizer refuses or cuts off, and what it then says."""
+
+from __future__ import annotations
+
+import pytest
+
+from gm.errors import UserError
+from gm.text.tokenizer import END, START, Tokenizer
+from tests.text.test_tokenizer import CAT, A, with_placeholders
+
+
+class TestTruncation:
+    def test_text_after_the_last_placeholder_is_cut_quietly(self):
+        table = with_placeholders(t=2)(["a <t>" + " cat" * 100], padding=0)
+        assert table[0].tolist() == [START, A, 49408, 49409, *[CAT] * 72, END]
+
+    def test_a_placeholder_may_be_the_last_that_fits(self):
+        table = with_placeholders(t=2)(["cat " * 73 + "<t>"], padding=0)
+        assert table[0].tolist() == [START, *[CAT] * 73, 49408, 49409, END]
+
+    @pytest.mark.parametrize("words", [74, 75, 90])
+    def test_no_id_of_a_placeholder_is_cut(self, words):
+        tokenizer = with_placeholders(s=1, t=2)
+        prompt = "cat " * words + "<t>"
+        with pytest.raises(UserError) as error:
+            tokenizer(["<s>", prompt, "<s>"], padding=0)
+        assert str(error.value) == (
+            f"prompt '{prompt[:60]}…' has {words + 2} tokens, at most 75 fit and placeholder '<t>' would be cut; "
+            "shorten the prompt or put <t> nearer to its beginning"
+        )
+
+    def test_the_first_id_of_all_counts_too(self):
+        with pytest.raises(UserError, match=r" has 76 tokens, at most 75 fit and placeholder '<t>' would be cut; "):
+            with_placeholders(t=1)(["cat " * 75 + "<t>"], padding=0)
+
+    def test_the_placeholder_cut_first_is_named(self):
+        tokenizer = Tokenizer(positions=8)
+        tokenizer.add_placeholder("<t>", 6)
+        tokenizer.add_placeholder("<U>", 1)
+        with pytest.raises(UserError, match=r"^prompt '.*' has 13 tokens, at most 6 fit and placeholder '<U>' would"):
+            tokenizer(["<t> <u> <t>"], padding=0)
+
+    def test_a_short_prompt_is_quoted_whole(self):
+        prompt = "cat " * 14 + " <t>"
+        assert len(prompt) == 60
+        with pytest.raises(UserError) as error:
+            with_placeholders(t=75)([prompt], padding=0)
+        assert str(error.value).startswith(f"prompt '{prompt}' has 89 tokens, ")
+
+    def test_the_message_is_one_line(self):
+        with pytest.raises(UserError) as error:
+            with_placeholders(t=75)(["a\ncat\n<t>"], padding=0)
+        assert str(error.value) == (
+            "prompt 'a\\ncat\\n<t>' has 77 tokens, at most 75 fit and placeholder '<t>' would be cut; "
+            "shorten the prompt or put <t> nearer to its beginning"
+        )
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("", "the placeholder is empty; give it a word such as '<concept>'"),
+            (" \t", "the placeholder is empty; give it a word such as '<concept>'"),
+            (
+                "\x00\x07",
+                r"nothing is left of placeholder '\x00\x07' in a cleaned prompt; give it a word such as '<concept>'",
+            ),
+            ("my toy", "placeholder 'my toy' holds white space; write one word, such as 'my-toy'"),
+            (" <t>", "placeholder ' <t>' holds white space; write one word, such as '<t>'"),
+            ("<t>\n", r"placeholder '<t>\n' holds white space; write one word, such as '<t>'"),
+            ("my&nbsp;toy", "placeholder 'my&nbsp;toy' holds white space; write one word, such as 'my-toy'"),
+            ("cat", "placeholder 'cat' is a single token already; use a new word, such as '<cat>'"),
+            ("CAT", "placeholder 'CAT' is a single token already; use a new word, such as '<cat>'"),
+            ("*", "placeholder '*' is a single token already; use a new word, such as '<*>'"),
+            ("7", "placeholder '7' is a single token already; use a new word, such as '<7>'"),
+            (
+                "<|endoftext|>",
+                "placeholder '<|endoftext|>' is a single token already; use a new word, such as '<<|endoftext|>>'",
+            ),
+        ],
+    )
+    def test_words(self, word, message):
+        self.refused(Tokenizer(), word, 1, message)
+
+    @pytest.mark.parametrize("word", ["cat", "*", "7", "<|endoftext|>"])
+    def test_the_word_suggested_is_allowed(self, word):
+        assert Tokenizer().add_placeholder(f"<{word}>", 1) == (49408,)
+
+    @pytest.mark.parametrize(
+        ("word", "number", "message"),
+        [
+            ("<t>", 1, "placeholder '<t>' is registered already, as '<t>' (case is ignored); rename one of them"),
+            ("<T>", 2, "placeholder '<T>' is registered already, as '<t>' (case is ignored); rename one of them"),
+            ("<one>", 1, "placeholder '<one>' is registered already, as '<One>' (case is ignored); rename one of them"),
+            ("<one>", 2, "placeholder '<one>' is registered already, as '<One>' (case is ignored); rename one of them"),
+            ("<t>_1", 1, "placeholder '<t>_1' already names a vector of '<t>'; rename one of them"),
+            ("<T>_2", 2, "placeholder '<T>_2' already names a vector of '<t>'; rename one of them"),
+            ("<u>", 3, "a vector of placeholder '<u>' would have the name of '<U>_2'; rename one of them"),
+        ],
+    )
+    def test_taken_names(self, word, number, message):
+        tokenizer = Tokenizer()
+        tokenizer.add_placeholder("<One>", 1)
+        tokenizer.add_placeholder("<t>", 3)
+        tokenizer.add_placeholder("<U>_2", 1)
+        self.refused(tokenizer, word, number, message)
+
+    @pytest.mark.parametrize(("word", "number"), [("<t>_3", 1), ("<u>", 2), ("<t>_1_1", 2), ("<t", 4)])
+    def test_names_that_only_look_taken(self, word, number):
+        tokenizer = Tokenizer()
+        tokenizer.add_placeholder("<t>", 3)
+        tokenizer.add_placeholder("<u>_2", 1)
+        assert tokenizer.add_placeholder(word, number) == tuple(range(49412, 49412 + number))
+
+    @pytest.mark.parametrize("number", [0, -1])
+    def test_too_few_vectors(self, number):
+        self.refused(Tokenizer(), "<t>", number, f"placeholder '<t>' is given {number} vectors; give it at least 1")
+
+    @pytest.mark.parametrize(("positions", "most"), [(77, 75), (8, 6)])
+    def test_too_many_vectors(self, positions, most):
+        message = f"placeholder '<t>' with {most + 1} vectors fits in no prompt; give it at most {most}"
+        self.refused(Tokenizer(positions), "<t>", most + 1, message)
+
+    @staticmethod
+    def refused(tokenizer: Tokenizer, word: str, number: int, message: str) -> None:
+        with pytest.raises(UserError) as error:
+            tokenizer.add_placeholder(word, number)
+        assert str(error.value) == message
+        assert "\n" not in message
