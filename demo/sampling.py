@@ -44,19 +44,18 @@ def main(specs: dict[str, dict[str, Any]], places: Places) -> None:
     """Show the page that is chosen."""
     st.set_page_config("SDXL textual inversion", "🔤", layout="wide")
     options.keep()
-    pages = {"Draw": draw.page, "Compare": compare.page, "Learn": learn.page}
-
-    def shown(name: str) -> None:
-        pages[name](model.sidebar(specs, places), places)
-
-    st.navigation(
+    page = st.navigation(
         [
-            st.Page(lambda: shown("Draw"), title="Draw", icon=":material/brush:", url_path="draw", default=True),
-            st.Page(lambda: shown("Compare"), title="Compare", icon=":material/compare:", url_path="compare"),
-            st.Page(lambda: shown("Learn"), title="Learn", icon=":material/school:", url_path="learn"),
+            st.Page(lambda: draw.page(choice, places), title="Draw", icon=":material/brush:", url_path="draw"),
+            st.Page(
+                lambda: compare.page(choice, places), title="Compare", icon=":material/compare:", url_path="compare"
+            ),
+            st.Page(lambda: learn.page(choice, places), title="Learn", icon=":material/school:", url_path="learn"),
         ],
         position="top",
-    ).run()
+    )
+    choice = model.sidebar(specs, places)  # here, not by a page: Streamlit forgets a page's widgets when it is left
+    page.run()
 
 
 if __name__ == "__main__":

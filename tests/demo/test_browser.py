@@ -99,6 +99,10 @@ class Visitor:
         field.send_keys(Keys.CONTROL, Keys.ENTER)
         until(lambda: self.find(selector)[0].get_attribute("value") == text and self.calm())
 
+    def words(self) -> list[WebElement]:
+        """Return the learned words in use."""
+        return self.find("[data-testid='stSidebar'] [data-baseweb='tag']")
+
     def calm(self) -> bool:
         """Whether the page has answered what was done last."""
         return self.find("[data-testid='stApp']")[0].get_attribute("data-test-script-state") != "running"
@@ -141,7 +145,7 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
     assert until(lambda: page.find("[data-testid='stMain'] img"))
     assert page.fits()
     page.button("Use it").click()
-    until(lambda: page.find("[data-testid='stSidebar'] [data-baseweb='tag']"))  # a page that is left forgets its clicks
+    until(page.words)  # a page that is left forgets its clicks
     page.open("Draw")
     until(lambda: [b for b in page.find("button") if b.text == "<humbug>"])[0].click()
     until(lambda: page.find("textarea[aria-label='prompt']")[0].get_attribute("value") == "<humbug>")
@@ -156,6 +160,8 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
         page.open(name)
         until(lambda shown=shown: page.says(shown) and page.calm())
         assert page.fits()
+        time.sleep(5)  # and after the sidebar has looked for new words
+        assert page.words()  # those in use stay so on every page
         page.size(*NARROW)
         until(page.calm)
         assert page.fits()
