@@ -54,7 +54,7 @@ def load_all(path: str | Path) -> list[Concept]:
 
     A file need not say its word: it is then called after the file, as other programs do, or as `token_identifier.txt`
     beside `learned_embeds` says. Raises UserError for what is no learned file, holds one encoder only, contradicts
-    itself, or is damaged.
+    itself, is damaged, or holds rows that are not finite.
     """
     path, found = Path(path), exchange.read(path)
     called = found.notes.get("placeholder_token")
@@ -95,5 +95,9 @@ def _both(path: Path, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"{path} holds rows {list(one.shape)} and {list(two.shape)}; both need [vectors, width] with as many "
             "vectors: the file is damaged"
+        )
+    if not (np.isfinite(one).all() and np.isfinite(two).all()):
+        raise UserError(
+            f"{path} holds rows that are no finite numbers: it is damaged, or its training diverged; give another"
         )
     return one, two

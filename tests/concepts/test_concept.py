@@ -139,6 +139,18 @@ def test_entries_that_make_no_sense_are_refused(tmp_path: Path, entry: dict[str,
         files.load(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("encoder", [0, 1])
+def test_rows_that_are_no_numbers_are_refused(tmp_path: Path, encoder: int, value: float) -> None:
+    made = concept()
+    (made.rows_1, made.rows_2)[encoder][1, 3] = value
+    files.save(made, tmp_path / "a.ckpt")
+    with pytest.raises(
+        UserError, match=r"a\.ckpt holds rows that are no finite numbers: it is damaged, or its training diverged"
+    ):
+        files.load(tmp_path / "a.ckpt")
+
+
 def test_no_other_kind_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must end in \.ckpt, or in \.safetensors"):
         files.save(concept(), tmp_path / "a.pt")
