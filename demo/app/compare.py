@@ -8,6 +8,7 @@ import streamlit as st
 
 from demo.app import watch
 from demo.app.model import Choice
+from demo.app.options import kept
 from demo.app.places import Places
 from gm.concepts.concept import Concept
 from gm.errors import UserError
@@ -21,11 +22,11 @@ def page(choice: Choice, places: Places) -> None:
         st.info("Choose a learned word in the sidebar, or learn one on the page Learn.")
         return
     word = st.selectbox("word", list(known), key="compared")
-    prompt = st.text_input("prompt", f"a {word} on a blue background", key=f"prompt of {word}")
+    prompt = st.text_input("prompt", key=kept(f"prompt of {word}", f"a {word} on a blue background"))
     plain = st.text_input(
-        "the same in words it knew before", prompt.replace(word, _before(known[word])), key=f"plain {prompt}"
+        "the same in words it knew before", key=kept(f"plain {prompt}", prompt.replace(word, _before(known[word])))
     )
-    count = st.slider("pictures", 1, 8, 4, key="compared pictures")
+    count = st.slider("pictures", 1, 8, key=kept("compared pictures", 4))
     busy = watch.busy("comparing")
     if st.button("Compare", type="primary", icon=":material/compare:", width="stretch", disabled=busy):
         try:

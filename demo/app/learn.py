@@ -11,6 +11,7 @@ import streamlit as st
 
 from demo.app import model
 from demo.app.model import Choice
+from demo.app.options import kept
 from demo.app.places import Places
 from gm.errors import UserError
 from gm.serving import runs, uploads
@@ -44,17 +45,21 @@ def page(choice: Choice, places: Places) -> None:
 
 
 def _form(choice: Choice, places: Places) -> None:
-    training, concept = choice.config.training, choice.config.concept
+    training, concept, version = choice.config.training, choice.config.concept, choice.config.model.version
     sent = st.file_uploader("3 to 20 pictures", accept_multiple_files=True, key="pictures")
-    word = st.text_input("word", "<my-thing>", key="new word", help="how to call it in prompts; no word already")
+    word = st.text_input("word", key=kept("new word", "<my-thing>"), help="how to call it in prompts; no word already")
     columns = st.columns(2)
-    kind = columns[0].selectbox("what the pictures share", ("object", "style", "face"), key="kind")
-    like = columns[1].text_input("starts from the word", key="like", help="one it knows, such as toy; empty is random")
-    vectors = columns[0].number_input("vectors", 1, 75, concept.num_vectors, key="vectors")
-    steps = columns[1].number_input("steps", 1, 100000, training.total_step, key="steps")
-    rate = columns[0].number_input("learning rate", 0.0, 10.0, training.learning_rate, format="%g", key="rate")
+    kind = columns[0].selectbox("what the pictures share", ("object", "style", "face"), key=kept("kind", "object"))
+    like = columns[1].text_input(
+        "starts from the word", key=kept("like", ""), help="one it knows, such as toy; empty is random"
+    )
+    vectors = columns[0].number_input("vectors", 1, 75, key=kept(f"vectors of {version}", concept.num_vectors))
+    steps = columns[1].number_input("steps", 1, 100000, key=kept(f"steps of {version}", training.total_step))
+    rate = columns[0].number_input(
+        "learning rate", 0.0, 10.0, format="%g", key=kept(f"learning rate of {version}", training.learning_rate)
+    )
     shown = columns[1].number_input(
-        "steps between previews", 1, 100000, max(int(steps) // 4, 1), key=f"shown of {steps}"
+        "steps between previews", 1, 100000, key=kept(f"shown of {steps}", max(int(steps) // 4, 1))
     )
     if st.button("Learn", type="primary", icon=":material/school:", width="stretch"):
         options: dict[str, Any] = {

@@ -60,6 +60,12 @@ def key(name: str) -> str:
     return f"option {name}"
 
 
+def kept(name: str, default: Any) -> str:
+    """Return the key of a page's own widget, which begins with `default` and is kept as `keep` does."""
+    st.session_state.setdefault(key(name), default)
+    return key(name)
+
+
 def first(defaults: SamplingConfig) -> dict[str, Any]:
     """Show the options of drawing that everybody uses; return their values."""
     return _in_columns(SamplingConfig, FIRST, defaults, len(FIRST))
@@ -84,21 +90,19 @@ def widget(section: type, name: str, default: Any) -> Any:
     """Show the option `name` of a `section` and return its value; its documentation is a click away."""
     field = next(f for f in dataclasses.fields(section) if f.name == name)
     kind, _ = options.option_type(section, name)
-    shared = {"label": _TITLES.get(name, name.replace("_", " ")), "key": key(name), "help": field.metadata["doc"]}
-    if name in _CHOICES or field.metadata["choices"]:
-        choices = list(_CHOICES.get(name) or field.metadata["choices"])
-        st.session_state.setdefault(key(name), default)
+    choices = list(_CHOICES.get(name) or field.metadata["choices"])
+    is_text = not choices and kind not in (bool, int, float)
+    shared = {"label": _TITLES.get(name, name.replace("_", " ")), "help": field.metadata["doc"]}
+    shared["key"] = kept(name, default or "" if is_text else default)
+    if choices:
         return st.selectbox(options=choices, format_func=lambda value: _called(name, value), **shared)
     if kind is bool:
-        st.session_state.setdefault(key(name), default)
         return st.checkbox(**shared)
-    if kind in (int, float):
-        st.session_state.setdefault(key(name), default)
-        limits = {side: field.metadata[limit] for side, limit in _LIMITS if field.metadata[limit] is not None}
-        step = field.metadata["step"] if kind is int else 0.1
-        return st.number_input(step=kind(step), **{side: kind(value) for side, value in limits.items()}, **shared)
-    st.session_state.setdefault(key(name), default or "")
-    return (st.text_input(**shared) or "").strip() or None
+    if is_text:
+        return (st.text_input(**shared) or "").strip() or None
+    limits = {side: field.metadata[limit] for side, limit in _LIMITS if field.metadata[limit] is not None}
+    step = field.metadata["step"] if kind is int else 0.1
+    return st.number_input(step=kind(step), **{side: kind(value) for side, value in limits.items()}, **shared)
 
 
 _LIMITS = (("min_value", "minimum"), ("max_value", "maximum"))

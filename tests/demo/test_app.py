@@ -16,47 +16,11 @@ from streamlit.testing.v1 import AppTest
 from demo.app import compare, options
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
-from gm.concepts import files as concept_files
 from gm.concepts.concept import Concept
 from gm.config import SamplingConfig
 from gm.generation import files
 from gm.serving import drawing, runs, uploads
 from tests.workshop import Workshop
-
-
-def script(name: str, yaml: str, weight: str, folder: str) -> None:
-    """What Streamlit runs: one page, as `demo.sampling.main` would show it."""
-    from pathlib import Path
-
-    from demo.app import compare, draw, learn, model
-    from demo.app.places import Places
-
-    spec = {"H": 16, "W": 16, "C": 4, "f": 2, "config": yaml, "ckpt": weight, "textual_inversion_weight": []}
-    places = Places(Path(folder) / "runs", Path(folder) / "out")
-    {"draw": draw, "compare": compare, "learn": learn}[name].page(model.sidebar({"smallest": spec}, places), places)
-
-
-@pytest.fixture
-def app(workshop: Workshop, tmp_path: Path) -> Callable[[str], AppTest]:
-    def opened(name: str) -> AppTest:
-        config = workshop.config()
-        shown = AppTest.from_function(
-            script, args=(name, str(workshop.yaml), config.run.weight, str(tmp_path)), default_timeout=60
-        ).run()
-        assert not shown.exception
-        return shown
-
-    return opened
-
-
-@pytest.fixture
-def learned(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    rows = (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24))
-    (tmp_path / "runs").mkdir()
-    details = {"recipe": {"concept": {"initializer_token": "cat"}}}
-    concept_files.save(Concept("<toy>", *rows, details=details), tmp_path / "runs" / "toy.ckpt")
-    return tmp_path / "runs" / "toy.ckpt"
 
 
 def button(app: AppTest, label: str) -> Any:
@@ -175,9 +139,9 @@ def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path
     page = app("compare")
     assert "Choose a learned word" in page.info[0].value
     page.multiselect(key="words").select("<toy>").run()
-    assert page.text_input(key="prompt of <toy>").value == "a <toy> on a blue background"
-    assert page.text_input(key="plain a <toy> on a blue background").value == "a cat on a blue background"
-    page.slider(key="compared pictures").set_value(2)
+    assert page.text_input(key="option prompt of <toy>").value == "a <toy> on a blue background"
+    assert page.text_input(key="option plain a <toy> on a blue background").value == "a cat on a blue background"
+    page.slider(key="option compared pictures").set_value(2)
     button(page, "Compare").click().run()
     page = ended(page, "comparing")
     assert not page.error
@@ -224,8 +188,8 @@ def test_a_run_is_started_with_all_that_was_chosen(
     page.selectbox(key="option pooling").set_value("argmax")
     page.selectbox(key="option low_memory").set_value("most")
     page.selectbox(key="option ms_mode").set_value(1)
-    page.text_input(key="new word").set_value("<new>")
-    page.number_input(key="steps").set_value(8)
+    page.text_input(key="option new word").set_value("<new>")
+    page.number_input(key="option steps of smallest").set_value(8)
     button(page, "Learn").click().run()
     assert not page.error
     assert Path(asked.pop("data_path")).parent == tmp_path / "runs" / "app" / "pictures"
@@ -245,6 +209,34 @@ def test_a_run_is_started_with_all_that_was_chosen(
         "weight": workshop.config().run.weight,
         "pooling": "argmax",
     }
+
+
+def test_what_is_typed_is_there_when_the_page_is_shown_again(app: Callable[[str], AppTest], learned: Path) -> None:
+    page = app("draw")
+    page.multiselect(key="words").select("<toy>").run()
+    typed = {
+        "draw": {"prompt": "a <toy>", "negative_prompt": "grey"},
+        "compare": {"option prompt of <toy>": "two <toy>", "option plain two <toy>": "two cats"},
+        "learn": {"option new word": "<new>", "option like": "cat"},
+    }
+    numbers = {
+        "draw": {"option sample_step": 7},
+        "learn": {"option vectors of smallest": 5, "option steps of smallest": 9, "option shown of 9": 4},
+    }
+    for name, fields in typed.items():
+        page.session_state["page"] = name
+        page.run()
+        for key, value in fields.items():
+            next(field for field in (*page.text_input, *page.text_area) if field.key == key).set_value(value).run()
+        for key, number in numbers.get(name, {}).items():
+            page.number_input(key=key).set_value(number).run()
+    for name, fields in typed.items():
+        page.session_state["page"] = name
+        page.run()
+        found = {field.key: field.value for field in (*page.text_input, *page.text_area, *page.number_input)}
+        assert fields.items() | numbers.get(name, {}).items() <= found.items()
+        assert page.multiselect(key="words").value == ["<toy>"]
+        assert not page.warning
 
 
 @pytest.mark.parametrize(
