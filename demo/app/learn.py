@@ -70,10 +70,9 @@ def _form(choice: Choice, places: Places) -> None:
             "learning_rate": rate,
             "infer_during_train": True,
             "infer_interval": int(shown),
-            "initializer_token": like.strip(),
+            **dataclasses.asdict(choice.config.run),
         }
-        options |= dataclasses.asdict(choice.config.run)
-        options = {name: value for name, value in options.items() if value != ""}  # "" leaves it to the run
+        options |= {"initializer_token": like.strip()} if like.strip() else {}
         try:
             folder = places.trained / "pictures" / secrets.token_hex(8)
             uploads.pictures([each.getvalue() for each in sent or []], folder)

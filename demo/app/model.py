@@ -50,6 +50,7 @@ def sidebar(specs: dict[str, dict[str, Any]], places: Places) -> Choice:
         version = st.selectbox("version", names, index=names.index(there[0]) if there else 0, key="version")
         spec = specs[version]
         weight = st.text_input("weights", spec["ckpt"], key=f"weight of {version}", help="a .ckpt or .safetensors file")
+        weight = weight.strip() or spec["ckpt"]
         if not Path(weight).exists():
             st.warning(f"There is no file {weight}. README.md says how SDXL's weights are converted.")
         config = configuration.load(spec["config"], {"run": {"weight": weight}})

@@ -61,7 +61,7 @@ def key(name: str) -> str:
 
 
 def kept(name: str, default: Any) -> str:
-    """Return the key of a page's own widget, which begins with `default` and is kept as `keep` does."""
+    """Return the key of a widget that begins with `default`, and whose value `keep` keeps."""
     st.session_state.setdefault(key(name), default)
     return key(name)
 

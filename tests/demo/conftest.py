@@ -25,7 +25,6 @@ def script(name: str, yaml: str, weight: str, folder: str) -> None:
 
     options.keep()
     name = st.session_state.get("page", name)
-
     spec = {"H": 16, "W": 16, "C": 4, "f": 2, "config": yaml, "ckpt": weight, "textual_inversion_weight": []}
     places = Places(Path(folder) / "runs", Path(folder) / "out")
     {"draw": draw, "compare": compare, "learn": learn}[name].page(model.sidebar({"smallest": spec}, places), places)

@@ -133,6 +133,8 @@ def test_weights_that_are_not_there_are_said_to_be(app: Callable[[str], AppTest]
     page.text_input(key="weight of smallest").set_value("nowhere.ckpt").run()
     assert "There is no file nowhere.ckpt" in page.warning[0].value
     assert not page.exception
+    page.text_input(key="weight of smallest").set_value(" ").run()
+    assert not page.warning  # those at first, which are there
 
 
 def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path: Path) -> None:

@@ -160,8 +160,8 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
         page.open(name)
         until(lambda shown=shown: page.says(shown) and page.calm())
         assert page.fits()
-        time.sleep(5)  # and after the sidebar has looked for new words
-        assert page.words()  # those in use stay so on every page
+        time.sleep(5)  # until the sidebar has looked for new words, which once lost those in use
+        assert page.words()
         page.size(*NARROW)
         until(page.calm)
         assert page.fits()

@@ -7,15 +7,7 @@ import pytest
 
 from gm.errors import UserError
 from gm.text.tokenizer import END, START, VOCABULARY, Tokenizer, pool_positions
-
-A, PHOTO, OF, CAT = 320, 1125, 539, 2368
-
-
-def with_placeholders(**num_vectors: int) -> Tokenizer:
-    tokenizer = Tokenizer()
-    for name, number in num_vectors.items():
-        tokenizer.add_placeholder(f"<{name}>", number)
-    return tokenizer
+from tests.text.placeholders import CAT, OF, PHOTO, A, with_placeholders
 
 
 class TestPlaceholderIds:

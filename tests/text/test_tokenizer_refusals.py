@@ -6,7 +6,7 @@ import pytest
 
 from gm.errors import UserError
 from gm.text.tokenizer import END, START, Tokenizer
-from tests.text.test_tokenizer import CAT, A, with_placeholders
+from tests.text.placeholders import CAT, A, with_placeholders
 
 
 class TestTruncation:
