@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import costs, report
 from benchmarks.costs import Cost
 from benchmarks.models import SIZES
-from gm import command_line
 from gm import config as configuration
-from gm.model_config import ModelConfig
+from gm.config import cli
+from gm.config.model import ModelConfig
 
 _PEAKS = (280e12, 376e12)  # FLOP/s of a 910B in dense float16, as stated for its slowest and fastest variant
 _EFFICIENCIES = (0.25, 0.40, 0.55)
@@ -134,4 +134,4 @@ def _gb(value: float) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -17,7 +17,7 @@ from benchmarks import report
 from benchmarks.alternation import Process, worker
 from benchmarks.cases import Case
 from benchmarks.models import SIZES, prepare
-from gm import command_line
+from gm.config import cli
 
 _PARTS = ("whole", "encoder 1", "encoder 2", "UNet", "update", "autoencoder")
 _WAYS = ("forward", "back")
@@ -83,4 +83,4 @@ def _sums(operators: dict[str, Any]) -> list[float]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -14,9 +14,10 @@ from mindspore import Parameter, Tensor, nn, ops
 from benchmarks import shapes
 from benchmarks.shapes import EPSILON, LINKS, Shape
 from benchmarks.worker import Work, serve
-from gm import backend, draws, operators
+from gm import ops as gm_ops
 from gm.config import RunConfig
-from gm.operators import sequence
+from gm.ops import layout
+from gm.runtime import backend, rng
 
 
 class _Chain(nn.Cell):
@@ -27,14 +28,14 @@ class _Chain(nn.Cell):
         self.ours, self.operator, self.width, self.scale = ours, shape.operator, shape.width, float(shape.width)
         self.across, self.heads, self.causal, self.groups = shape.keys > 0, shape.heads, shape.causal, shape.groups
         width = shape.width
-        self.weight = _frozen(draws.normal((width, width), 0, "weight") / width**0.5)
+        self.weight = _frozen(rng.normal((width, width), 0, "weight") / width**0.5)
         self.gamma, self.beta = _frozen(np.ones(width)), _frozen(np.zeros(width))
-        self.layer_norm = operators.layer_norm(width, EPSILON) if ours else ops.LayerNorm(-1, -1, EPSILON)
-        self.group_norm = operators.group_norm(shape.groups, EPSILON)
-        self.softmax = operators.softmax() if ours else ops.Softmax(-1)
-        self.gelu = operators.gelu()
-        self.attend = operators.attention(shape.heads, shape.causal)
-        self.project = operators.projection()
+        self.layer_norm = gm_ops.layer_norm(width, EPSILON) if ours else ops.LayerNorm(-1, -1, EPSILON)
+        self.group_norm = gm_ops.group_norm(shape.groups, EPSILON)
+        self.softmax = gm_ops.softmax() if ours else ops.Softmax(-1)
+        self.gelu = gm_ops.gelu()
+        self.attend = gm_ops.attention(shape.heads, shape.causal)
+        self.project = gm_ops.projection()
 
     def construct(self, x: Tensor, context: Tensor) -> Tensor:
         for _ in range(LINKS):
@@ -94,13 +95,13 @@ class _Both(nn.Cell):
 
 def inputs(shape: Shape, ours: bool) -> list[Tensor]:
     """Return x and the context as the operator takes them."""
-    x = draws.normal((1, shape.tokens, shape.width), 0, "x")
-    context = draws.normal((1, max(1, shape.keys), shape.width), 0, "context")
+    x = rng.normal((1, shape.tokens, shape.width), 0, "x")
+    context = rng.normal((1, max(1, shape.keys), shape.width), 0, "context")
     if shape.operator == "softmax":
-        return [Tensor(draws.normal((shape.heads, shape.tokens, shape.width), 0, "x")), Tensor(context)]
+        return [Tensor(rng.normal((shape.heads, shape.tokens, shape.width), 0, "x")), Tensor(context)]
     if shape.operator == "group_norm":
         return [Tensor(x.transpose(0, 2, 1).reshape(1, shape.width, shape.height, -1).copy()), Tensor(context)]
-    return [sequence.of_tokens(Tensor(each)) if ours else Tensor(each) for each in (x, context)]
+    return [layout.of_tokens(Tensor(each)) if ours else Tensor(each) for each in (x, context)]
 
 
 def set_up(ours: bool, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:

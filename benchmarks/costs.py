@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks import networks
 from benchmarks.counting import Block, Part
-from gm.model_config import ModelConfig
+from gm.config.model import ModelConfig
 
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -18,7 +18,7 @@ from benchmarks import costs, report
 from benchmarks.alternation import Measured, alternate, worker
 from benchmarks.cases import Case
 from benchmarks.models import SIZES, prepare
-from gm import command_line
+from gm.config import cli
 
 # What grows, by the name of its flag: the field of a case, its name in the table, its usual values.
 _GROWING: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -79,4 +79,4 @@ def show(cases: dict[str, Case], measured: dict[str, Measured], graphs: str, pat
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -14,9 +14,10 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from benchmarks.models import SIZES
 from benchmarks.worker import Work, serve
-from gm import backend, draws, operators
+from gm import ops as gm_ops
 from gm.config import RunConfig
-from gm.model_config import ModelConfig
+from gm.config.model import ModelConfig
+from gm.runtime import backend, rng
 
 SIDES = ("apart", "joined")
 WAYS = ("forward", "forward and back")
@@ -65,13 +66,13 @@ class Products(nn.Cell):
     def __init__(self, group: Group, join: bool) -> None:
         super().__init__(auto_prefix=False)
         self.outputs, self.join, self.products = group.outputs, join, 1 if join else group.count
-        self.project = operators.projection()
+        self.project = gm_ops.projection()
         scale = 1.0 / math.sqrt(3 * group.width)  # the sum of three is as large as x
         weights: list[Parameter] = []
         for _ in range(group.times):
             for _ in range(self.products):
                 shape = (group.outputs * group.count // self.products, group.width)
-                values = draws.normal(shape, len(weights), "weight")
+                values = rng.normal(shape, len(weights), "weight")
                 weights.append(Parameter(Tensor(values * np.float32(scale)), f"w{len(weights)}", requires_grad=False))
         self.weights = ms.ParameterTuple(weights)
         self.times, self.last = group.times, group.times - 1
@@ -108,7 +109,7 @@ def set_up(join: bool, wanted: list[Group]) -> tuple[dict[str, Any], Work]:
     runs = {}
     for group in wanted:
         products = Products(group, join)
-        x = Tensor(draws.normal((group.width, 1, group.tokens), 0, "x"))
+        x = Tensor(rng.normal((group.width, 1, group.tokens), 0, "x"))
         runs[str(group)] = (backend.compiled(products, True), backend.compiled(_Both(products), True), x)
 
     def work() -> dict[str, Any]:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import joined, report
 from benchmarks.alternation import Measured, alternate, worker
 from benchmarks.models import SIZES
-from gm import command_line
+from gm.config import cli
 
 
 def main() -> None:
@@ -55,4 +55,4 @@ def show(groups: list[str], measured: dict[str, Measured]) -> tuple[str, dict[st
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

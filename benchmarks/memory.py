@@ -20,7 +20,7 @@ from benchmarks import costs, report
 from benchmarks.alternation import Process, worker
 from benchmarks.cases import PROMPT, Case
 from benchmarks.models import ROOT, SIZES, Size, prepare
-from gm import command_line
+from gm.config import cli
 from gm.errors import UserError
 
 _WORDS = 2000  # characters of a failed command's output that are shown
@@ -108,4 +108,4 @@ def _conversion(size: Size, dtype: str, folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

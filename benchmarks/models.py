@@ -67,7 +67,7 @@ SIZES = {
 def prepare(size: Size) -> None:
     """Make the weights that are not there; full size takes minutes and 14 GB of disk. UserError if that fails."""
     if not size.source.exists():
-        _run("tools/tiny_model/random_weights.py", "--config", size.yaml, "--target", str(size.source))
+        _run("examples/tiny_sdxl/random_weights.py", "--config", size.yaml, "--target", str(size.source))
     if not size.weight.exists() or size.weight.stat().st_mtime < size.source.stat().st_mtime:
         convert = ("--config", size.yaml, "--source", str(size.source), "--target", str(size.weight), "--overwrite")
         _run("tools/convert_weights/convert.py", *convert)

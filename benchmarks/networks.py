@@ -14,7 +14,7 @@ from benchmarks.counting import (
     table,
     unused,
 )
-from gm.model_config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from gm.config.model import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 Side = tuple[int, int]  # height and width
 

@@ -18,7 +18,7 @@ from benchmarks import report, shapes
 from benchmarks.alternation import Measured, alternate, worker
 from benchmarks.models import SIZES
 from benchmarks.shapes import LINKS
-from gm import command_line
+from gm.config import cli
 from gm.errors import UserError
 
 _SIDES = ("ours", "native", "PyTorch")
@@ -71,4 +71,4 @@ def show(names: list[str], measured: dict[str, Measured]) -> tuple[str, dict[str
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -15,11 +15,11 @@ from benchmarks.worker import Work, serve
 def step(case: Case) -> tuple[dict[str, Any], Work]:
     """Return a worker that trains: `accumulation` steps a piece, each with its batch, and the update after them."""
     from gm import api
-    from gm.training import loop, plan
-    from gm.training import run as runs
+    from gm.training import loop, setup
+    from gm.training import trainer as runs
 
     config = case.config()
-    made = plan.make(config)
+    made = setup.make(config)
     toolkit = api.load(config)
     learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
     toolkit.model.release_autoencoder()  # as training does where no previews are drawn
@@ -36,8 +36,8 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
 def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     """Return a worker that draws `batch` pictures a piece."""
     from gm import api
-    from gm.concepts.concept import words
-    from gm.generation.orders import Order
+    from gm.embeddings.embedding import words
+    from gm.sampling.orders import Order
 
     config = case.config()
     toolkit = api.load(config)
@@ -71,8 +71,8 @@ def unet(case: Case) -> tuple[dict[str, Any], Work]:
     from mindspore import Tensor, nn
     from mindspore.nn.utils import no_init_parameters
 
-    from gm import backend
-    from gm.networks.unet import UNet
+    from gm.models.unet import UNet
+    from gm.runtime import backend
 
     class Loss(nn.Cell):
         def __init__(self, network: nn.Cell) -> None:

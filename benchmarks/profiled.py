@@ -22,11 +22,12 @@ from mindspore import Tensor, nn, ops
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.worker import Work, serve
-from gm import api, backend, draws
-from gm.training import loop, plan
-from gm.training import run as runs
-from gm.training.feed import Batch
-from gm.training.update import Update
+from gm import api
+from gm.runtime import backend, rng
+from gm.training import loop, setup
+from gm.training import trainer as runs
+from gm.training.batches import Batch
+from gm.training.optimizer import Update
 
 _RUNS = 5
 _LOSS = "ReduceMean"  # the operator that stands between the way there and the way back
@@ -86,7 +87,7 @@ class _Encode(nn.Cell):
 def prepared(case: Case, part: str) -> Run:
     """Return the function that runs the whole step, or `part` of it, once."""
     config = case.config()
-    made = plan.make(config)
+    made = setup.make(config)
     toolkit = api.load(config)
     model, graph = toolkit.model, toolkit.backend.graph
     learned, feed = runs.prepare(model, made, toolkit.backend)
@@ -115,7 +116,7 @@ def _part(
         return _Encoder2(model), (rows[1], batch.ids_2, batch.pool_position), 1
     config = model.config
     context = (case.batch, config.text_encoder_1.positions, config.unet.context_width)
-    drawn = [draws.normal(shape, 0, part) for shape in (context, (case.batch, config.unet.vector_width))]
+    drawn = [rng.normal(shape, 0, part) for shape in (context, (case.batch, config.unet.vector_width))]
     return _UNet(model), (*map(Tensor, drawn), batch.x, batch.timestep), 2
 
 

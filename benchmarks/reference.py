@@ -21,8 +21,8 @@ import torch
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.worker import Work, serve
-from gm import draws
-from gm.data import folder, templates
+from gm.data import image_folder, templates
+from gm.runtime import rng
 from gm.text.tokenizer import END, VOCABULARY, Tokenizer
 from tests.reference import loops, networks
 from tests.reference.networks import Reference
@@ -70,7 +70,7 @@ class _Trainer:
         self.originals = [table.detach().clone() for table in tables]
         self.others = torch.arange(VOCABULARY + case.vectors) < VOCABULARY
         self.kept = loops.scheduler(reference.config).alphas_cumprod
-        pictures = folder.read(case.model.pictures, case.resolution)
+        pictures = image_folder.read(case.model.pictures, case.resolution)
         self.pictures = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
         six = [[*p.original, *p.crop, case.resolution, case.resolution] for p in pictures]
         self.sizes = torch.tensor(six, dtype=torch.float32)
@@ -116,7 +116,7 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     autoencoder, last = reference.config.autoencoder, reference.config.schedule.timesteps - 1
     side = case.resolution // autoencoder.reduction
     times = np.floor(np.linspace(last, 0, case.steps, endpoint=False)).astype(int).tolist()
-    noise = np.stack([draws.normal((autoencoder.latent_channels, side, side), k, "picture") for k in range(case.batch)])
+    noise = np.stack([rng.normal((autoencoder.latent_channels, side, side), k, "picture") for k in range(case.batch)])
 
     def work() -> dict[str, Any]:
         ticks: list[float] = []

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.alternation import Measured, pairwise
 from benchmarks.models import SIZES, Size
-from gm.command_line import Parser
 from gm.config import RunConfig
+from gm.config.cli import Parser
 from gm.errors import UserError
 
 _LIBRARIES = ("mindspore", "torch", "diffusers", "transformers", "numpy")

@@ -16,7 +16,7 @@ from benchmarks import report
 from benchmarks.alternation import Measured, alternate, worker
 from benchmarks.cases import Case
 from benchmarks.models import SIZES, prepare
-from gm import command_line
+from gm.config import cli
 from gm.errors import UserError
 
 _ROUNDS = {"tiny": 10, "small": 5, "full": 2}
@@ -78,4 +78,4 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

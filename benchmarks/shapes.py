@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from gm.model_config import ModelConfig
+from gm.config.model import ModelConfig
 
 LINKS = 20  # how often an operator is chained in one graph
 EPSILON = 1e-5

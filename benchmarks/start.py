@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import report
 from benchmarks.models import ROOT, SIZES, Size, prepare
-from gm import command_line
+from gm.config import cli
 from gm.errors import UserError
 
 _PARTS = ("import and check", "load", "encode pictures", "compile and first step")
@@ -98,4 +98,4 @@ def _last(said: list[tuple[float, str]]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

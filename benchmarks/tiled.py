@@ -11,15 +11,15 @@ import numpy as np
 from benchmarks.models import ROOT, SIZES, Size
 from benchmarks.worker import Work, serve
 from gm.config import SamplingConfig
-from gm.sdxl import SDXL
+from gm.models.sdxl import SDXL
 
 SIDES = ("whole", "tiles")
 
 
 def set_up(side: str, size: Size, pixels: int, tile: int, file: Path) -> tuple[dict[str, Any], Work]:
     """Return a worker that decodes one picture a piece; what it makes of all of them is written to `file`."""
-    from gm import backend
-    from gm.generation.decoding import Decoder
+    from gm.runtime import backend
+    from gm.sampling.vae_decode import Decoder
 
     config = size.config()
     model = autoencoder(size)
@@ -39,28 +39,29 @@ def autoencoder(size: Size) -> SDXL:
     """Return a model with an autoencoder and nothing else: the shipped model's, or random weights."""
     from mindspore import Tensor
 
-    from gm import draws, sdxl
-    from gm.weights import containers, names
+    from gm.checkpoints import containers, key_mapping
+    from gm.models import sdxl
+    from gm.runtime import rng
 
     model = sdxl.build(size.config().model)
     published = containers.read(ROOT / size.published).tensors if size.published else {}
     for parameter in model.first_stage_model.get_parameters():
-        name, shape = names.published_name(parameter.name), tuple(parameter.shape)
-        values = published[name].read() if published else draws.normal(shape, 0, name) / np.prod(shape[1:]) ** 0.5
+        name, shape = key_mapping.published_name(parameter.name), tuple(parameter.shape)
+        values = published[name].read() if published else rng.normal(shape, 0, name) / np.prod(shape[1:]) ** 0.5
         parameter.set_data(Tensor(values.astype(np.float32)))
     return model
 
 
 def latents(model: SDXL, size: Size, pixels: int) -> np.ndarray:
     """Return the scaled latents of the size's pictures, `pixels` a side; random ones if the weights are random."""
-    from gm import draws
-    from gm.data import folder
-    from gm.generation import inputs
+    from gm.data import image_folder
+    from gm.runtime import rng
+    from gm.sampling import init_image
 
     if size.published:
-        return inputs.encode(model, folder.read(ROOT / size.pictures, pixels))
+        return init_image.encode(model, image_folder.read(ROOT / size.pictures, pixels))
     config = model.config.autoencoder
-    return draws.normal((1, config.latent_channels, *2 * [pixels // config.reduction]), 0, "latents")
+    return rng.normal((1, config.latent_channels, *2 * [pixels // config.reduction]), 0, "latents")
 
 
 def main() -> None:

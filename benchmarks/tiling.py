@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import report, tiled
 from benchmarks.alternation import alternate, pairwise, worker
 from benchmarks.models import SIZES
-from gm import command_line
+from gm.config import cli
 from gm.errors import UserError
 
 _TIMES = 4  # of the pixels a side that the model is measured at
@@ -70,9 +70,9 @@ def borders(length: int, tile: int, reduction: int) -> np.ndarray:
 
     `length` and `tile` are in latents.
     """
-    from gm.generation import decoding
+    from gm.sampling import vae_decode
 
-    return np.diff(decoding.blend(length, tile, reduction)[1] > 0, axis=1).any(axis=0)
+    return np.diff(vae_decode.blend(length, tile, reduction)[1] > 0, axis=1).any(axis=0)
 
 
 def compare(whole: np.ndarray, tiles: np.ndarray, lines: np.ndarray) -> dict[str, float]:
@@ -98,4 +98,4 @@ def _steps(values: np.ndarray, lines: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

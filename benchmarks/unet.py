@@ -19,7 +19,7 @@ from benchmarks import report
 from benchmarks.alternation import alternate, worker
 from benchmarks.cases import Case
 from benchmarks.models import SIZES
-from gm import command_line
+from gm.config import cli
 from gm.errors import UserError
 
 
@@ -57,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""The app: streamlit run demo/sampling.py --server.port 8501; see docs/app.md."""
+"""The app: streamlit run demo/sampling.py --server.port 8501; see docs/webui.md."""
 
 from __future__ import annotations
 

@@ -7,17 +7,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gm import command_line
+from gm.config import cli
 
 
 def main() -> None:
     about = "Draw pictures with SDXL and words it has learned."
-    config = command_line.parse(about, ("run", "sampling"), recipe=_recipe)
+    config = cli.parse(about, ("run", "sampling"), recipe=_recipe)
     from gm import api  # after the flags: --help need not wait for MindSpore
-    from gm.generation import job, run
-    from gm.progress import Line, bar
+    from gm.runtime.progress import Line, bar
+    from gm.sampling import request, run
 
-    made = job.make(config)
+    made = request.make(config)
     toolkit = api.load(config)
     line, first = Line(), 0.0
     for event in run.run(toolkit.model, toolkit.painter, made):
@@ -29,10 +29,10 @@ def main() -> None:
 
 
 def _recipe(path: str) -> dict[str, dict[str, Any]]:
-    from gm.generation import recipes
+    from gm.sampling import metadata
 
-    return recipes.overrides(path)
+    return metadata.overrides(path)
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -21,22 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from gm import backend as backends
 from gm import config as configuration
-from gm import sdxl
-from gm.backend import Backend
-from gm.concepts import files
-from gm.concepts.concept import Concept, words
+from gm.checkpoints import loading
 from gm.config import Config, SamplingConfig
+from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import Concept, words
 from gm.errors import UserError
-from gm.generation import job, run
-from gm.generation.orders import Order
-from gm.generation.painter import Painter
-from gm.sdxl import SDXL
-from gm.training import desk, loop, plan
-from gm.training import run as runs
+from gm.models import sdxl
+from gm.models.sdxl import SDXL
+from gm.runtime import backend as backend_
+from gm.runtime.backend import Backend
+from gm.sampling import request, run
+from gm.sampling.orders import Order
+from gm.sampling.pipeline import Painter
+from gm.training import callbacks, loop, setup
+from gm.training import trainer as runs
 from gm.training.loop import Report
-from gm.weights import transfer
 
 __all__ = ["Concept", "Toolkit", "generate", "learn", "learn_together", "load", "open_concept", "save"]
 
@@ -72,10 +72,10 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
         raise UserError(
             f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py makes them"
         )
-    backend = backends.setup(config.run, config.training.is_parallel, config.training.rank_timeout)
+    backend = backend_.setup(config.run, config.training.is_parallel, config.training.rank_timeout)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
-    transfer.load(model, config.run.weight, config.model, backend.widened)
+    loading.load(model, config.run.weight, config.model, backend.widened)
     if config.training.recompute:
         model.recompute()
     log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)
@@ -124,11 +124,11 @@ def learn_together(
         loss=dataclasses.replace(base.loss, **loss or {}),
     )
     configuration.check(config)
-    made = plan.make(config)
+    made = setup.make(config)
     learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
     for report in loop.run(toolkit.model, learned, feed, config, made.updates, toolkit.backend):
         on_step(report)
-    return desk.concepts(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
+    return callbacks.concepts(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
 
 
 def generate(
@@ -142,17 +142,17 @@ def generate(
     options: SamplingConfig = dataclasses.replace(toolkit.config.sampling, **sampling)
     config = dataclasses.replace(toolkit.config, sampling=options)
     configuration.check(config)
-    job.check(config)
+    request.check(config)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     orders = [Order(text, options.seed + k) for k, text in enumerate(prompts)]
-    starts = job.started(options, config.model)
+    starts = request.started(options, config.model)
     if len(starts) != 1:
         raise UserError(f"there are {len(starts)} pictures to start from; give one a call")
     ((options, source),) = starts
-    sheet = job.Sheet(options, orders, source)
+    sheet = request.Sheet(options, orders, source)
     drawn = run.draw(toolkit.model, toolkit.painter, sheet, words(concepts, config.model))
     return [picture for progress in drawn for picture in progress.pictures]
 
 
-save = files.save
-open_concept = files.load
+save = embedding_io.save
+open_concept = embedding_io.load

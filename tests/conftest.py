@@ -15,9 +15,9 @@ from tests.reference.configs import ALL, CONFIGS
 
 if TYPE_CHECKING:
     from gm.api import Concept, Toolkit
-    from gm.sdxl import SDXL
+    from gm.models.sdxl import SDXL
+    from tests.project import Call, Workshop
     from tests.reference.case import Case
-    from tests.workshop import Call, Workshop
 
 
 os.environ["GM_GRAPHS"] = ""  # a test compiles what it tests, and leaves nothing behind
@@ -26,8 +26,8 @@ os.environ["GM_GRAPHS"] = ""  # a test compiles what it tests, and leaves nothin
 @pytest.fixture(scope="session", autouse=True)
 def device() -> None:
     """Choose the CPU before any tensor is made."""
-    from gm import backend
     from gm.config import RunConfig
+    from gm.runtime import backend
 
     backend.setup(RunConfig(device_target="CPU", ms_mode=1))
 
@@ -80,11 +80,11 @@ def smallest(cases: Callable[[str], Case]) -> Case:
 @pytest.fixture(scope="session")
 def workshop(device: None, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """Return the files of the smallest model, its weights loaded; what runs on it must leave them as they are."""
-    from gm.weights import transfer
-    from tests.workshop import Workshop
+    from gm.checkpoints import loading
+    from tests.project import Workshop
 
     made = Workshop(tmp_path_factory.mktemp("workshop"))
-    transfer.load(made.model, made.folder / "weights.ckpt", made.config().model)
+    loading.load(made.model, made.folder / "weights.ckpt", made.config().model)
     return made
 
 
@@ -106,8 +106,8 @@ def tiny(toolkit: Toolkit) -> SDXL:
 @pytest.fixture(scope="session")
 def humbug(toolkit: Toolkit) -> Concept:
     """Return the object, learned as `make demo` does."""
-    from tools.tiny_model import measure
-    from tools.tiny_model.concepts import HUMBUG
+    from examples.tiny_sdxl import measure
+    from examples.tiny_sdxl.concepts import HUMBUG
 
     return measure.learn(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
 
@@ -115,8 +115,8 @@ def humbug(toolkit: Toolkit) -> Concept:
 @pytest.fixture(scope="session")
 def confetti(toolkit: Toolkit) -> Concept:
     """Return the style, learned as `make demo-style` does."""
-    from tools.tiny_model import measure
-    from tools.tiny_model.concepts import CONFETTI
+    from examples.tiny_sdxl import measure
+    from examples.tiny_sdxl.concepts import CONFETTI
 
     return measure.learn(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
 

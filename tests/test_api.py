@@ -12,7 +12,7 @@ from gm import api
 from gm import config as configuration
 from gm.errors import UserError
 from gm.training.loop import Report
-from tests.workshop import Workshop
+from tests.project import Workshop
 
 
 @pytest.fixture(scope="module")

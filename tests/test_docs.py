@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gm import command_line
-from gm.generation import files
-from gm.generation.lines import LETTERS
-from tests.workshop import Workshop
+from gm.config import cli
+from gm.sampling import image_files
+from gm.sampling.prompt_file import LETTERS
+from tests.project import Workshop
 from tools.convert_weights import convert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,13 +48,13 @@ def commands() -> list[str]:
 
 
 def known_flags() -> set[str]:
-    parser = command_line.Parser("all")
+    parser = cli.Parser("all")
     owner: dict[str, str] = {}
     for section in dict.fromkeys((*TRAINING, *SAMPLING)):
         if section != "sampling":
-            command_line._add_flags(parser, section, owner)
-    sampling = command_line.Parser("sampling")
-    command_line._add_flags(sampling, "sampling", owner)
+            cli._add_flags(parser, section, owner)
+    sampling = cli.Parser("sampling")
+    cli._add_flags(sampling, "sampling", owner)
     flags = {*parser._option_string_actions, *sampling._option_string_actions}
     flags |= {"--config", "--recipe", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
     return flags | help_of(sys.executable, str(ROOT / "tools" / "publish.py"))
@@ -78,9 +78,9 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert set(re.findall(r"--\w+", start[0])) <= taken
     script, *arguments = shlex.split(line[start.end() :], comments=True)
     if script == "train_textual_inversion.py":
-        command_line.parse("", TRAINING, [a for a in arguments if a != "--help"])
+        cli.parse("", TRAINING, [a for a in arguments if a != "--help"])
     elif script == "demo/sampling_without_streamlit.py":
-        command_line.parse("", SAMPLING, arguments, lambda picture: {})
+        cli.parse("", SAMPLING, arguments, lambda picture: {})
     elif script == "tools/convert_weights/convert.py":
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         convert._flags()
@@ -170,7 +170,7 @@ def test_the_python_in_the_sampling_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "outputs").mkdir()
-    files.save(np.zeros((4, 4, 3), np.uint8), {"prompt": "a toy"}, tmp_path / "outputs", "picture")
+    image_files.save(np.zeros((4, 4, 3), np.uint8), {"prompt": "a toy"}, tmp_path / "outputs", "picture")
     monkeypatch.chdir(tmp_path)
     (block,) = blocks(ROOT / "docs" / "sampling.md", "python")
     exec(block, {})

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm import command_line
-from gm.weights import containers
-from gm.weights.lazy import in_memory
-from tests.workshop import Call, Workshop
+from gm.checkpoints import containers
+from gm.checkpoints.lazy_tensor import in_memory
+from gm.config import cli
+from tests.project import Call, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., str]
@@ -33,7 +33,7 @@ def script(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         )
         main = importlib.import_module(name).main
         with pytest.raises(SystemExit) as caught:
-            command_line.run(main)
+            cli.run(main)
         assert caught.value.code == 2
         assert not save_path.exists()
         error = capsys.readouterr().err
@@ -145,11 +145,11 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
     ],
 )
 def test_sampling_names_what_is_wrong(script: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
-    from gm.concepts import files
-    from gm.concepts.concept import Concept
+    from gm.embeddings import io as embedding_io
+    from gm.embeddings.embedding import Concept
 
     wide = Concept("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
-    files.save(wide, tmp_path / "wide.ckpt")
+    embedding_io.save(wide, tmp_path / "wide.ckpt")
     placed = [a.replace("@", f"{tmp_path}/") for a in arguments]
     assert message in script("demo.sampling_without_streamlit", *placed)
 
@@ -203,27 +203,27 @@ def test_a_mistake_ends_the_process_with_code_2_and_one_line() -> None:
 
 
 def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Workshop, tmp_path: Path) -> None:
-    from gm.concepts import files
+    from gm.embeddings import io as embedding_io
 
     own = ("train_textual_inversion.py", "--config", str(workshop.yaml), "--total_step", "4")
     own += ("--gradient_accumulation_steps", "2", "--save_path")
     one = command(*own, str(tmp_path / "one"), "--train_batch_size", "2")
     assert one.returncode == 0, one.stderr
-    alone = files.load(tmp_path / "one" / "smallest_4_ti.ckpt")
+    alone = embedding_io.load(tmp_path / "one" / "smallest_4_ti.ckpt")
     mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable)
     msrun = ("msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--log_dir={tmp_path / 'logs'}")
     for launcher in (mpirun, msrun):
         folder = tmp_path / launcher[0]
         ended = command(*own, str(folder), "--is_parallel", "True", launcher=launcher)
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        together = files.load(folder / "smallest_4_ti.ckpt")
+        together = embedding_io.load(folder / "smallest_4_ti.ckpt")
         for left, right in ((alone.rows_1, together.rows_1), (alone.rows_2, together.rows_2)):
             assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
         assert (folder / "log.jsonl").read_text().count('"loss"') == 4  # one rank writes
 
 
 def test_ranks_read_the_graphs_that_ranks_have_kept(workshop: Workshop, tmp_path: Path) -> None:
-    from gm.concepts import files
+    from gm.embeddings import io as embedding_io
 
     learned, kept = [], []
     for name in ("compiled", "read"):
@@ -234,7 +234,7 @@ def test_ranks_read_the_graphs_that_ranks_have_kept(workshop: Workshop, tmp_path
             GM_GRAPHS=str(tmp_path / "graphs"),
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        learned.append(files.load(tmp_path / name / "smallest_2_ti.ckpt"))
+        learned.append(embedding_io.load(tmp_path / name / "smallest_2_ti.ckpt"))
         kept.append({path.name: path.stat().st_ino for path in (tmp_path / "graphs").glob("*.mindir")})
     assert len(kept[0]) >= 2  # the step and the update, at least
     assert kept[0] == kept[1]  # nothing was compiled, so nothing was written

@@ -10,9 +10,9 @@ from demo.app import watch
 from demo.app.model import Choice
 from demo.app.options import kept
 from demo.app.places import Places
-from gm.concepts.concept import Concept
+from demo.app.server import generate_jobs
+from gm.embeddings.embedding import Concept
 from gm.errors import UserError
-from gm.serving import drawing
 
 
 def page(choice: Choice, places: Places) -> None:
@@ -33,7 +33,7 @@ def page(choice: Choice, places: Places) -> None:
             config = choice.drawing(
                 prompt=prompt, num_cols=count, num_rows=1, save_path=str(places.own / "compared"), preview_interval=4
             )
-            st.session_state.comparing = drawing.compare(config, plain)
+            st.session_state.comparing = generate_jobs.compare(config, plain)
             st.session_state["compared texts"] = (plain, prompt, count)
             st.rerun()
         except UserError as error:

@@ -10,8 +10,8 @@ import streamlit as st
 from demo.app import gallery, options, watch
 from demo.app.model import Choice
 from demo.app.places import Places
+from demo.app.server import generate_jobs, uploads
 from gm.errors import UserError
-from gm.serving import drawing, uploads
 
 _TASKS = {"txt2img": "from noise", "img2img": "from a picture", "inpaint": "behind a mask"}
 
@@ -93,7 +93,7 @@ def _draw(choice: Choice, places: Places, values: dict[str, Any]) -> None:
             values["mask"] = masks[0] if masks else None
         steps = values["preview_interval"] or max(values["sample_step"] // 8, 1)
         config = choice.drawing(**{**values, **words, "save_path": str(places.own), "preview_interval": steps})
-        st.session_state.drawing = drawing.draw(config)
+        st.session_state.drawing = generate_jobs.draw(config)
         st.rerun()
     except UserError as error:
         st.session_state.drawing = None

@@ -9,7 +9,7 @@ import streamlit as st
 
 from demo.app import options
 from gm.errors import UserError
-from gm.generation import files
+from gm.sampling import image_files
 
 _SHOWN, _COLUMNS = 24, 4
 
@@ -31,7 +31,7 @@ def show(folder: Path) -> None:
 
 def _card(path: Path) -> None:
     try:
-        recipe = files.recipe(path)
+        recipe = image_files.recipe(path)
     except UserError as error:
         st.error(str(error))
         return

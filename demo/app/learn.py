@@ -13,9 +13,9 @@ from demo.app import model
 from demo.app.model import Choice
 from demo.app.options import kept
 from demo.app.places import Places
+from demo.app.server import training_jobs, uploads
+from demo.app.server.training_jobs import Run
 from gm.errors import UserError
-from gm.serving import runs, uploads
-from gm.serving.runs import Run
 
 _SIGNS = {
     "running": ":material/play_circle:",
@@ -33,7 +33,7 @@ def page(choice: Choice, places: Places) -> None:
         _form(choice, places)
     with right:
         st.subheader("Runs", divider="gray")
-        found = runs.all_runs(places.trained)
+        found = training_jobs.all_runs(places.trained)
         if not found:
             st.caption("Runs go on when this page is closed, and are here when you come back.")
             return
@@ -76,7 +76,7 @@ def _form(choice: Choice, places: Places) -> None:
         try:
             folder = places.trained / "pictures" / secrets.token_hex(8)
             uploads.pictures([each.getvalue() for each in sent or []], folder)
-            run = runs.start(choice.config_path, places.trained, {**options, "data_path": str(folder)})
+            run = training_jobs.start(choice.config_path, places.trained, {**options, "data_path": str(folder)})
         except UserError as error:
             st.error(str(error))
             return

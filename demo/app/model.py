@@ -11,12 +11,12 @@ import streamlit as st
 
 from demo.app import options
 from demo.app.places import Places
+from demo.app.server import embedding_list, uploads
 from gm import config as configuration
-from gm.concepts import files
-from gm.concepts.concept import Concept
 from gm.config import Config
+from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import Concept
 from gm.errors import UserError
-from gm.serving import concepts, uploads
 
 _SECONDS = 4  # between looks for new words
 
@@ -65,7 +65,7 @@ def sidebar(specs: dict[str, dict[str, Any]], places: Places) -> Choice:
 
 
 def _words(spec: dict[str, Any], places: Places) -> dict[Path, list[Concept]]:
-    there = concepts.found(places.runs)
+    there = embedding_list.found(places.runs)
     found = there | {str(path): Path(path) for path in spec["textual_inversion_weight"]}
     kept = [name for name in st.session_state.get("words", spec["textual_inversion_weight"]) if name in found]
     kept = _of_recipe(found, kept)
@@ -83,7 +83,7 @@ def _words(spec: dict[str, Any], places: Places) -> dict[Path, list[Concept]]:
         except UserError as error:
             st.error(str(error))
     try:
-        return {found[name]: files.load_all(found[name]) for name in names}
+        return {found[name]: embedding_io.load_all(found[name]) for name in names}
     except UserError as error:
         st.error(str(error))
         return {}
@@ -109,6 +109,6 @@ def use(path: Path) -> None:
 @st.fragment(run_every=_SECONDS)
 def _watch(folder: Path, shown: dict[str, Path]) -> None:
     """Show the page anew when a word has come or gone."""
-    if concepts.found(folder).keys() != shown.keys():
+    if embedding_list.found(folder).keys() != shown.keys():
         st.rerun()
     st.caption(f"new files in `{folder}` appear here by themselves")

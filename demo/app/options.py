@@ -8,10 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from gm import options
-from gm.config import RunConfig, SamplingConfig
+from gm.config import RunConfig, SamplingConfig, schema
 from gm.diffusion import guidance, samplers, schedule
-from gm.generation import sizes
+from gm.sampling import resolution
 
 # What is shown at once, what opens on a click, and what the page sets by itself.
 FIRST = ("sample_step", "guidance_scale", "seed", "num_cols")
@@ -49,7 +48,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "sampler": list(samplers.SAMPLERS),
     "schedule": list(schedule.SCHEDULES),
     "guider": list(guidance.GUIDERS),
-    "sd_xl_base_ratios": [None, *sizes.RATIOS],
+    "sd_xl_base_ratios": [None, *resolution.RATIOS],
 }
 _TEXTS, _START = ("prompt", "negative_prompt"), ("task", "strength")  # widgets of the page itself
 _TITLES = {"num_cols": "pictures", "sample_step": "steps", "guidance_scale": "guidance"}
@@ -89,7 +88,7 @@ def run(defaults: RunConfig) -> dict[str, Any]:
 def widget(section: type, name: str, default: Any) -> Any:
     """Show the option `name` of a `section` and return its value; its documentation is a click away."""
     field = next(f for f in dataclasses.fields(section) if f.name == name)
-    kind, _ = options.option_type(section, name)
+    kind, _ = schema.option_type(section, name)
     choices = list(_CHOICES.get(name) or field.metadata["choices"])
     is_text = not choices and kind not in (bool, int, float)
     shared = {"label": _TITLES.get(name, name.replace("_", " ")), "help": field.metadata["doc"]}
@@ -144,5 +143,5 @@ def _called(name: str, value: Any) -> str:
     if name == "sampler":
         return samplers.TITLES[value]
     if name == "sd_xl_base_ratios" and value:
-        return "{} · {}×{}".format(value, *sizes.RATIOS[value])
+        return "{} · {}×{}".format(value, *resolution.RATIOS[value])
     return "default" if value in (None, "") else str(value)

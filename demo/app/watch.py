@@ -6,9 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from gm.generation import files
-from gm.generation.orders import Drawn
-from gm.serving.worker import ENDED, Task
+from demo.app.server.worker import ENDED, Task
+from gm.sampling import image_files
+from gm.sampling.orders import Drawn
 
 
 def busy(name: str) -> bool:
@@ -48,7 +48,7 @@ def _moving(name: str) -> None:
         task.cancel()
     previews = next((event.previews for event in reversed(drawn) if event.previews), ())
     if previews:
-        st.image(files.grid(previews, min(len(previews), 4)), caption="so far", width=160 * min(len(previews), 4))
+        st.image(image_files.grid(previews, min(len(previews), 4)), caption="so far", width=160 * min(len(previews), 4))
 
 
 def written(name: str) -> list[Path]:

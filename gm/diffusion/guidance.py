@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gm.diffusion import naming
+from gm.diffusion import registry
 
 GUIDERS = {
     "cfg": "classifier-free guidance (Ho and Salimans, 2022)",
@@ -17,7 +17,7 @@ ALIASES = {"VanillaCFG": "cfg", "IdentityGuider": "none"}
 
 def by_name(name: str) -> str:
     """Return the name in `GUIDERS` that `name` stands for; UserError lists the known ones."""
-    return naming.resolved("guider", name, GUIDERS, ALIASES)
+    return registry.resolved("guider", name, GUIDERS, ALIASES)
 
 
 def guided(unconditional: Any, conditional: Any, scale: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gm.diffusion import naming
+from gm.diffusion import registry
 
 Denoise = Callable[[Any, float], Any]
 
@@ -156,7 +156,7 @@ ALIASES = {
 
 def by_name(name: str) -> str:
     """Return the name in `SAMPLERS` that `name` stands for; UserError lists the known ones."""
-    return naming.resolved("sampler", name, SAMPLERS, ALIASES)
+    return registry.resolved("sampler", name, SAMPLERS, ALIASES)
 
 
 def _steps(sigmas: np.ndarray) -> Iterator[tuple[float, float]]:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from gm.config import SamplingConfig
-from gm.diffusion import naming
+from gm.config.model import ScheduleConfig
+from gm.diffusion import registry
 from gm.errors import UserError
-from gm.model_config import ScheduleConfig
 
 
 def training_sigmas(config: ScheduleConfig) -> np.ndarray:
@@ -62,7 +62,7 @@ ALIASES = {"LegacyDDPMDiscretization": "legacy", "EDMDiscretization": "edm"}
 
 def by_name(name: str) -> str:
     """Return the name in `SCHEDULES` that `name` stands for; UserError lists the known ones."""
-    return naming.resolved("schedule", name, SCHEDULES, ALIASES)
+    return registry.resolved("schedule", name, SCHEDULES, ALIASES)
 
 
 def sampling_sigmas(config: ScheduleConfig, sampling: SamplingConfig) -> np.ndarray:

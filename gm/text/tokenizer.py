@@ -12,8 +12,8 @@ import numpy as np
 import regex
 
 from gm.errors import UserError
-from gm.text import byte_pair
-from gm.text.byte_pair import END, START, VOCABULARY
+from gm.text import bpe
+from gm.text.bpe import END, START, VOCABULARY
 
 __all__ = ["END", "START", "VOCABULARY", "Tokenizer", "pool_positions"]
 
@@ -62,14 +62,14 @@ class Tokenizer:
         A placeholder directly followed by its own second vector, `<t> <t>_1`, is taken as expanded by hand already
         and gives its first row only.
         """
-        pieces = self._pattern.split(byte_pair.clean(text))  # text, name, text, name, …, text
-        ids = byte_pair.encode(pieces[0])
+        pieces = self._pattern.split(bpe.clean(text))  # text, name, text, name, …, text
+        ids = bpe.encode(pieces[0])
         for k in range(1, len(pieces), 2):
             name, gap, following = pieces[k], pieces[k + 1], pieces[k + 2 : k + 3]
             rows = self._names[name]
             by_hand = not gap.strip() and following == [f"{name}_1"]
             ids += rows[:1] if by_hand else rows
-            ids += byte_pair.encode(gap)
+            ids += bpe.encode(gap)
         return ids
 
     def __call__(self, prompts: Sequence[str], padding: int) -> np.ndarray:
@@ -137,14 +137,14 @@ def pool_positions(ids: np.ndarray, rule: str) -> np.ndarray:
 def _placeholder_name(word: str) -> str:
     """Return `word` cleaned as it will be in a prompt, or raise UserError if it cannot be a placeholder."""
     example = "give it a word such as '<concept>'"
-    name = byte_pair.clean(word)
+    name = bpe.clean(word)
     if not word.strip():
         raise UserError(f"the placeholder is empty; {example}")
     if not name:
         raise UserError(f"nothing is left of placeholder {word!r} in a cleaned prompt; {example}")
     if regex.search(r"\s", word + name):
         raise UserError(f"placeholder {word!r} holds white space; write one word, such as {'-'.join(name.split())!r}")
-    if len(byte_pair.encode(name)) == 1:
+    if len(bpe.encode(name)) == 1:
         raise UserError(f"placeholder {word!r} is a single token already; use a new word, such as {f'<{name}>'!r}")
     return name
 

@@ -7,11 +7,11 @@ import math
 import mindspore as ms
 import numpy as np
 
-from gm.backend import Backend
-from gm.sdxl import SDXL
-from gm.training.feed import Feed
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend
+from gm.training.batches import Feed
 from gm.training.loop import Report
-from gm.training.step import Learned
+from gm.training.train_step import Learned
 
 
 def cause(model: SDXL, learned: Learned, feed: Feed, report: Report, backend: Backend) -> str:

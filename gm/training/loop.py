@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Tensor
 
-from gm.backend import Backend, compiled
 from gm.config import Config
-from gm.sdxl import SDXL
-from gm.training import schedules
-from gm.training.feed import Feed
-from gm.training.step import Learned, Step
-from gm.training.update import Update
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend, compiled
+from gm.training import lr_schedule
+from gm.training.batches import Feed
+from gm.training.optimizer import Update
+from gm.training.train_step import Learned, Step
 
 ASKED, DIVERGED = "asked", "diverged"
 
@@ -64,7 +64,7 @@ def run(
     for number in range(before + 1, training.total_step + 1):
         started = time.perf_counter()
         loss, finite = step(*feed.batch(number - 1))
-        rates, norm = schedules.learning_rates(min(made, updates - 1), updates, training, backend.world), None
+        rates, norm = lr_schedule.learning_rates(min(made, updates - 1), updates, training, backend.world), None
         if number % training.gradient_accumulation_steps == 0 or number == training.total_step:
             with backend.waiting():
                 norm = float(update(*(Tensor(rate, ms.float32) for rate in rates)))

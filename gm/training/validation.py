@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor, nn
 
-from gm.backend import Backend, compiled
 from gm.config import LossConfig
-from gm.data.batches import Sample
-from gm.sdxl import SDXL
-from gm.training.feed import Feed
-from gm.training.step import Loss
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend, compiled
+from gm.training.batch_sampler import Sample
+from gm.training.batches import Feed
+from gm.training.train_step import Loss
 
 
 class HeldOut:

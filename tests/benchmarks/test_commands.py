@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import arithmetic, joined, profiled, shapes, tiling
-from gm.model_config import ModelConfig
+from gm.config.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import costs, networks
 from benchmarks.counting import Block
-from gm.model_config import ModelConfig, TextEncoderConfig
+from gm.config.model import ModelConfig, TextEncoderConfig
 from tests.reference.case import Case
 
 N = 2

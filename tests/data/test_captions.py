@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gm.data import captions, folder
+from gm.data import captions, image_folder
 from gm.errors import UserError
-from tests.data.pictures import noise, save
+from tests.data.images import noise, save
 
 NAMES = ("1.png", "2.jpg", "3.png")
 
@@ -60,5 +60,5 @@ def test_they_are_no_strangers_in_the_folder(tmp_path: Path, caplog: pytest.LogC
     save(tmp_path / "1.png", noise(8, 8))
     for name in ("1.txt", "metadata.jsonl", "notes.txt"):
         (tmp_path / name).write_text("")
-    folder.read(tmp_path, 8)
+    image_folder.read(tmp_path, 8)
     assert caplog.messages == [f"ignored in {tmp_path}, no picture by its ending: notes.txt"]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm.data import folder, masks
-from gm.data.picture import Picture, mirrored
+from gm.data import image_folder, masks
+from gm.data.image import Picture, mirrored
 from gm.errors import UserError
-from tests.data.pictures import noise, one, save
+from tests.data.images import noise, one, save
 
 
 def left_half(height: int, width: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_alpha_is_a_mask(tmp_path: Path) -> None:
     assert np.array_equal(found(picture), left_half(16, 16) / 255)
     save(tmp_path / "a.mask.png", 255 - left_half(16, 16))  # beats it
     assert np.array_equal(found(one(tmp_path, 16)), 1 - left_half(16, 16) / 255)
-    (without,) = folder.read(tmp_path, 16, masked=False)
+    (without,) = image_folder.read(tmp_path, 16, masked=False)
     assert without.mask is None
     assert np.array_equal(without.pixels, picture.pixels)
 

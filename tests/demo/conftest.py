@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from gm.concepts import files as concept_files
-from gm.concepts.concept import Concept
-from tests.workshop import Workshop
+from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import Concept
+from tests.project import Workshop
 
 
 def script(name: str, yaml: str, weight: str, folder: str) -> None:
@@ -49,5 +49,5 @@ def learned(tmp_path: Path) -> Path:
     rows = (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24))
     (tmp_path / "runs").mkdir()
     details = {"recipe": {"concept": {"initializer_token": "cat"}}}
-    concept_files.save(Concept("<toy>", *rows, details=details), tmp_path / "runs" / "toy.ckpt")
+    embedding_io.save(Concept("<toy>", *rows, details=details), tmp_path / "runs" / "toy.ckpt")
     return tmp_path / "runs" / "toy.ckpt"

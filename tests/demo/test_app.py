@@ -14,13 +14,13 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from demo.app import compare, options
+from demo.app.server import generate_jobs, training_jobs, uploads
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
-from gm.concepts.concept import Concept
 from gm.config import SamplingConfig
-from gm.generation import files
-from gm.serving import drawing, runs, uploads
-from tests.workshop import Workshop
+from gm.embeddings.embedding import Concept
+from gm.sampling import image_files
+from tests.project import Workshop
 
 
 def button(app: AppTest, label: str) -> Any:
@@ -62,7 +62,7 @@ def test_a_word_is_offered_drawn_and_its_recipe_used_again(
     button(page, "Draw").click().run()
     page = ended(page, "drawing")
     assert not page.error
-    recipes = [files.recipe(path) for path in sorted((tmp_path / "out").rglob("picture_*.png"))]
+    recipes = [image_files.recipe(path) for path in sorted((tmp_path / "out").rglob("picture_*.png"))]
     assert [(r["prompt"], r["seed"], r["sampler"]) for r in recipes] == [
         ("a red <toy>", 7, "heun"),
         ("a red <toy>", 8, "heun"),
@@ -87,7 +87,7 @@ def test_a_recipe_that_starts_from_a_picture_is_used_again(
     own, start = tmp_path / "out" / "somebody", str(workshop.folder / "pictures" / "0.png")
     config = workshop.config()
     asked = {"task": "img2img", "img": [start], "strength": 0.5, "prompt": "a cat", "save_path": str(own)}
-    drawing.draw(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **asked))).wait(120)
+    generate_jobs.draw(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **asked))).wait(120)
     page = app("draw")
     page.session_state["visitor"] = "somebody"
     page.run()
@@ -97,7 +97,7 @@ def test_a_recipe_that_starts_from_a_picture_is_used_again(
     page = ended(page, "drawing")
     assert not page.error
     assert not page.exception
-    first, second = (files.recipe(path) for path in sorted(own.glob("picture_*.png")))
+    first, second = (image_files.recipe(path) for path in sorted(own.glob("picture_*.png")))
     assert second == first
 
 
@@ -149,7 +149,7 @@ def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path
     assert not page.error
     assert [each.value for each in page.subheader] == ["Before", "After"]
     written = sorted((tmp_path / "out").rglob("picture_*.png"))
-    recipes = [files.recipe(path) for path in written]
+    recipes = [image_files.recipe(path) for path in written]
     assert [(r["prompt"][:5], r["seed"]) for r in recipes] == [
         ("a cat", 42),
         ("a cat", 43),
@@ -165,7 +165,7 @@ def test_a_run_needs_pictures_and_one_that_is_there_is_shown(
     button(page, "Learn").click().run()
     assert "no picture was sent" in page.error[0].value
     given = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "pictures"), "total_step": 3}
-    run = runs.start(str(workshop.yaml), tmp_path / "runs" / "app", given)
+    run = training_jobs.start(str(workshop.yaml), tmp_path / "runs" / "app", given)
     while run.state == "running":
         time.sleep(0.1)
     assert run.state == "finished", run.tail()
@@ -180,12 +180,12 @@ def test_a_run_is_started_with_all_that_was_chosen(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def started(config: str, root: Path, options: dict[str, Any]) -> runs.Run:
+    def started(config: str, root: Path, options: dict[str, Any]) -> training_jobs.Run:
         asked.update(options, config=config)
-        return runs.Run(root)
+        return training_jobs.Run(root)
 
     monkeypatch.setattr(uploads, "pictures", lambda contents, folder: [])
-    monkeypatch.setattr(runs, "start", started)
+    monkeypatch.setattr(training_jobs, "start", started)
     page = app("learn")
     page.selectbox(key="option pooling").set_value("argmax")
     page.selectbox(key="option low_memory").set_value("most")

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from gm.generation import files
+from gm.sampling import image_files
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 1000), (390, 844)
@@ -154,7 +154,7 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
     page.button("Draw").click()
     until(lambda: page.find("[data-testid='stDownloadButton'] button"))[0].click()
     (path,) = until(lambda: list((tmp_path / "0").glob("picture_*.png")))
-    assert (files.recipe(path)["prompt"], files.recipe(path)["sample_step"]) == ("<humbug>", 4)
+    assert (image_files.recipe(path)["prompt"], image_files.recipe(path)["sample_step"]) == ("<humbug>", 4)
     for name, shown in (("Draw", "Drawn"), ("Compare", "the same in words"), ("Learn", "A new word")):
         page.size(*WIDE)
         page.open(name)

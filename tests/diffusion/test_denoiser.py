@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
-from gm import draws
 from gm.diffusion import denoiser, guidance
 from gm.errors import UserError
+from gm.runtime import rng
 
 
 def test_network_input_is_ddpms_noisy_latent() -> None:
-    latents, noise, sigma = draws.normal((2, 4, 3, 3), 1, "x"), draws.normal((2, 4, 3, 3), 1, "n"), 1.7
+    latents, noise, sigma = rng.normal((2, 4, 3, 3), 1, "x"), rng.normal((2, 4, 3, 3), 1, "n"), 1.7
     kept = 1 / (sigma**2 + 1)
     seen = denoiser.network_input(denoiser.noisy(latents, noise, sigma), sigma)
     np.testing.assert_allclose(seen, kept**0.5 * latents + (1 - kept) ** 0.5 * noise, rtol=1e-4, atol=1e-6)
 
 
 def test_the_right_noise_gives_the_latents_back() -> None:
-    latents, noise = draws.normal((1, 4, 3, 3), 2, "x"), draws.normal((1, 4, 3, 3), 2, "n")
+    latents, noise = rng.normal((1, 4, 3, 3), 2, "x"), rng.normal((1, 4, 3, 3), 2, "n")
     np.testing.assert_allclose(denoiser.denoised(denoiser.noisy(latents, noise, 3.0), noise, 3.0), latents, atol=1e-5)
 
 
@@ -35,7 +35,7 @@ def test_rescaled_guidance_is_diffusers() -> None:
     import torch
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
-    exaggerated, with_prompt = 3 * draws.normal((2, 4, 5, 6), 1, "g") + 1, draws.normal((2, 4, 5, 6), 1, "c")
+    exaggerated, with_prompt = 3 * rng.normal((2, 4, 5, 6), 1, "g") + 1, rng.normal((2, 4, 5, 6), 1, "c")
     with_prompt[1] *= 2
     for share in (0.0, 0.4, 1.0):
         theirs = rescale_noise_cfg(torch.tensor(exaggerated), torch.tensor(with_prompt), share).numpy()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers.training_utils import compute_snr
 
+from gm.config.model import ScheduleConfig
 from gm.diffusion import losses, schedule
-from gm.model_config import ScheduleConfig
 from tests.reference.configs import CONFIGS
 from tests.reference.loops import scheduler
 

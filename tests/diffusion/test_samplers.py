@@ -12,10 +12,10 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunD
 from diffusers.schedulers import scheduling_lcm
 
 from gm.config import SamplingConfig
+from gm.config.model import ScheduleConfig
 from gm.diffusion import samplers, schedule
 from gm.diffusion.samplers import SAMPLERS, Fresh
 from gm.errors import UserError
-from gm.model_config import ScheduleConfig
 from tests.reference.inputs import relative_error
 from tests.reference.k_diffusion import sampling as k_diffusion
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gm.config import SamplingConfig
+from gm.config.model import ScheduleConfig
 from gm.diffusion import schedule
 from gm.errors import UserError
-from gm.model_config import ScheduleConfig
 from tests.reference.k_diffusion import sampling as k_diffusion
 
 TRAINED = schedule.training_sigmas(ScheduleConfig())

@@ -10,9 +10,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from gm import sdxl
-from gm.model_config import ModelConfig
-from gm.sdxl import SDXL
+from gm.config.model import ModelConfig
+from gm.models import sdxl
+from gm.models.sdxl import SDXL
 from tests.reference.configs import ALL, SEEDS
 from tests.reference.published import published_name, write_published
 

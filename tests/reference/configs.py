@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gm.model_config import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from gm.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 
 # SDXL's own plan at a tenth of its width: the published vocabulary, two residual blocks, attention on two levels.
 LIKE_BASE = ModelConfig(
@@ -65,7 +65,7 @@ DEEP = ModelConfig(
 )
 
 # A refiner: no attention on the first and the last level, but in the middle more than anywhere. It fits the workshop's
-# base model, `tests/workshop.py`, whose text encoder 2 is as wide and whose latents it continues.
+# base model, `tests/project.py`, whose text encoder 2 is as wide and whose latents it continues.
 REFINER = ModelConfig(
     kind="refiner",
     version="refiner",

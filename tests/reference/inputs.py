@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gm.model_config import ModelConfig
+from gm.config.model import ModelConfig
 
 
 @dataclass(frozen=True)

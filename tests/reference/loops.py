@@ -12,7 +12,7 @@ from diffusers import EulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from torch import Tensor
 
-from gm.model_config import ModelConfig
+from gm.config.model import ModelConfig
 from tests.reference.inputs import Batch, Prompts
 from tests.reference.networks import Reference, tensor
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from gm.model_config import ModelConfig, TextEncoderConfig
+from gm.config.model import ModelConfig, TextEncoderConfig
 
 torch.set_num_threads(1)  # networks this small wait for threads longer than they compute
 

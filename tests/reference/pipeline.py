@@ -20,8 +20,8 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from gm.text import byte_pair
-from gm.text.byte_pair import END, START
+from gm.text import bpe
+from gm.text.bpe import END, START
 from tests.reference import loops
 from tests.reference.networks import Reference, tensor
 
@@ -134,9 +134,9 @@ def redraw(
 def _tokenizer(folder: Path, padding: str) -> CLIPTokenizer:
     """Return CLIP's tokenizer from the vocabulary file beside ours, which is the published one."""
     folder.mkdir(parents=True, exist_ok=True)
-    with gzip.open(byte_pair._VOCABULARY_FILE, "rt", encoding="utf-8") as lines:
+    with gzip.open(bpe._VOCABULARY_FILE, "rt", encoding="utf-8") as lines:
         merges = [line.rstrip("\n") for line in islice(lines, 1, 1 + START - 512)]
-    characters = [chr(b) for b in byte_pair._PRINTABLE] + [chr(256 + k) for k in range(256 - len(byte_pair._PRINTABLE))]
+    characters = [chr(b) for b in bpe._PRINTABLE] + [chr(256 + k) for k in range(256 - len(bpe._PRINTABLE))]
     words = [*characters, *(c + "</w>" for c in characters), *(m.replace(" ", "") for m in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from gm import sdxl
-from gm.model_config import ModelConfig
+from gm.config.model import ModelConfig
+from gm.models import sdxl
 
 # Layers that start or add to a residual stream. They are quiet, so that the variance which a normalisation sees is
 # near its epsilon and a wrong epsilon shows; the normalisation then restores unit variance.

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gm.text.prompts import read
+from gm.text.prompt_parser import read
 from gm.text.tokenizer import Tokenizer
 
 SYNTAX = "()[]|:"

@@ -7,7 +7,7 @@ import pytest
 
 from gm.text import chunks
 from gm.text.chunks import Chunk
-from gm.text.prompts import read
+from gm.text.prompt_parser import read
 from gm.text.tokenizer import END, START, Tokenizer
 
 CAT, COMMA = 2368, 267

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gm.text import byte_pair
+from gm.text import bpe
 from gm.text.tokenizer import END, START, VOCABULARY, Tokenizer
 
 A, PHOTO, OF, CAT = 320, 1125, 539, 2368
@@ -171,7 +171,7 @@ class TestAgainstOpenAI:
     def test_cleaning(self, openai_source):
         for text in [*PLAIN, *AWKWARD, *random_texts(500), "&nbsp;a&nbsp;&nbsp;b&nbsp;"]:
             expected = openai_source.whitespace_clean(openai_source.basic_clean(text)).lower()
-            assert byte_pair.clean(text) == expected, ascii(text)
+            assert bpe.clean(text) == expected, ascii(text)
 
     def test_every_id_of_the_vocabulary(self, openai):
         """Each entry that is text by itself, as a word: it meets every merge of the file in some word."""
@@ -212,21 +212,21 @@ class TestAgainstOpenAI:
 
 class TestWorkIsDoneOnce:
     def test_vocabulary_is_read_once(self):
-        byte_pair._merges.cache_clear()
-        byte_pair._encode_word.cache_clear()
+        bpe._merges.cache_clear()
+        bpe._encode_word.cache_clear()
         Tokenizer().encode("a")
         Tokenizer().encode("another")
-        assert byte_pair._merges.cache_info().misses == 1
+        assert bpe._merges.cache_info().misses == 1
 
     def test_words_are_remembered(self):
-        byte_pair._encode_word.cache_clear()
+        bpe._encode_word.cache_clear()
         assert Tokenizer().encode("cat") == Tokenizer().encode("a CAT")[1:]
-        assert byte_pair._encode_word.cache_info().hits == 1
+        assert bpe._encode_word.cache_info().hits == 1
 
 
 def test_every_token_is_spelled_as_theirs(openai):
     for number in range(START):
         name = openai.decoder[number]
         spelling = bytes(openai.byte_decoder[c] for c in name.removesuffix("</w>")).decode("utf-8", errors="replace")
-        assert byte_pair.spelled(number) == spelling + ("" if name.endswith("</w>") else "-")
-    assert [byte_pair.spelled(number) for number in (START, END)] == ["<|startoftext|>", "<|endoftext|>"]
+        assert bpe.spelled(number) == spelling + ("" if name.endswith("</w>") else "-")
+    assert [bpe.spelled(number) for number in (START, END)] == ["<|startoftext|>", "<|endoftext|>"]

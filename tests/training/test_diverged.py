@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gm.backend import Backend
-from gm.concepts import files
+from gm.embeddings import io as embedding_io
 from gm.errors import UserError
-from gm.sdxl import SDXL
-from gm.training import desk, plan, run, state
-from gm.training.feed import Batch, Feed
-from tests.workshop import Workshop, whole_run
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend
+from gm.training import callbacks, checkpoint, setup, trainer
+from gm.training.batches import Batch, Feed
+from tests.project import Workshop, whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
@@ -45,11 +45,11 @@ def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
     spoiled_feed(monkeypatch, 3)
     with pytest.raises(UserError, match=r"step 7 is the 4th in a row without a finite loss, though .*smallest_7_ti"):
         whole_run(workshop.config(training=options))
-    found, good = files.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), files.load(short)
+    found, good = embedding_io.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), embedding_io.load(short)
     # The third update followed the last good step, but no good step followed it.
     assert np.isfinite(found.rows_1).all()
     assert np.linalg.norm(found.rows_1 - good.rows_1) < 0.02 * np.linalg.norm(good.rows_1)
-    latest = state.find("latest", tmp_path / "bad")
+    latest = checkpoint.find("latest", tmp_path / "bad")
     assert latest
     assert latest.step == 6  # the step that ended it left none
     records = [json.loads(line) for line in (tmp_path / "bad" / "log.jsonl").read_text().splitlines()]
@@ -60,12 +60,12 @@ def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
 
 def test_an_update_that_breaks_the_rows_is_taken_back(workshop: Workshop, tmp_path: Path) -> None:
     options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
-    made = plan.make(workshop.config(training=options))
-    start = run.prepare(workshop.model, made, EAGER)[0].arrays()
+    made = setup.make(workshop.config(training=options))
+    start = trainer.prepare(workshop.model, made, EAGER)[0].arrays()
     with pytest.raises(UserError, match="in a row without a finite"):
         whole_run(made.config)
     last = max((tmp_path / "run").glob("*_ti.ckpt"))
-    assert np.array_equal(files.load(last).rows_1, start[0])
+    assert np.array_equal(embedding_io.load(last).rows_1, start[0])
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_the_cause_is_named(
     options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
     with pytest.raises(UserError, match=message):
         whole_run(workshop.config(training=options), nan)
-    made = plan.make(workshop.config(training=options))
-    assert (tmp_path / "run" / desk.file_name(made, made.lessons[0], 2)).exists()
+    made = setup.make(workshop.config(training=options))
+    assert (tmp_path / "run" / callbacks.file_name(made, made.lessons[0], 2)).exists()
     assert os.listdir(tmp_path / "run") != []

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gm.backend import Backend
-from gm.concepts import files
+from gm.embeddings import io as embedding_io
 from gm.errors import UserError
-from gm.sdxl import SDXL
-from gm.training import folder, loop, plan, run, state
-from tests.workshop import Workshop, whole_run
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend
+from gm.training import checkpoint, loop, output_dir, setup, trainer
+from tests.project import Workshop, whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
@@ -38,10 +38,10 @@ def test_interrupted_at_any_phase_it_goes_on_bit_for_bit(
     monkeypatch.setenv("GM_GRAPHS", str(tmp_path / "graphs"))  # compile once, not for every part
     schedule = {"lr_schedule": "cosine", "lr_warmup_updates": 1, "adam_beta2": 0.9}
     config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 4, **schedule})
-    made = plan.make(config)
+    made = setup.make(config)
 
-    def part(start: state.State | None, stop_after: int) -> tuple[Found, state.State]:
-        learned, feed = run.prepare(workshop.model, plan.make(config), backend)
+    def part(start: checkpoint.State | None, stop_after: int) -> tuple[Found, checkpoint.State]:
+        learned, feed = trainer.prepare(workshop.model, setup.make(config), backend)
         first = (start.step, start.updates) if start else (0, 0)
         if start:
             learned.restore(start.tensors)
@@ -49,8 +49,8 @@ def test_interrupted_at_any_phase_it_goes_on_bit_for_bit(
         asked = lambda: len(losses) + first[0] + 1 == stop_after  # noqa: E731
         for report in loop.run(workshop.model, learned, feed, config, made.updates, backend, first, asked):
             losses.append(report.loss)
-        now = state.State(report.step, report.update, learned.snapshot(), "base", {})
-        return (losses, learned.snapshot()), state.load(state.save(now, tmp_path, 1))
+        now = checkpoint.State(report.step, report.update, learned.snapshot(), "base", {})
+        return (losses, learned.snapshot()), checkpoint.load(checkpoint.save(now, tmp_path, 1))
 
     (losses, end), _ = part(None, 0)
     assert len(losses) == 10
@@ -70,7 +70,7 @@ def contents(place: Path) -> dict[str, object]:
     records = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
     found["log"] = [{k: v for k, v in r.items() if k != "seconds"} for r in records if "resumed_at" not in r]
     for path in place.glob("state_*.ckpt"):
-        last = state.load(path)
+        last = checkpoint.load(path)
         found[path.name] = (last.step, last.updates, last.notes, {n: t.tobytes() for n, t in last.tensors.items()})
     return found
 
@@ -135,11 +135,11 @@ def test_a_signal_ends_the_run_with_everything_saved(
     out, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (128 + number, "")
     assert f"{number.name}: the run stops after this step" in out
-    stopped = state.find("latest", place)
+    stopped = checkpoint.find("latest", place)
     assert stopped
     assert f"stopped after step {stopped.step} of 100000" in out
     assert "--resume latest goes on" in out
-    assert files.load(place / f"smallest_{stopped.step}_ti.ckpt").details["step"] == stopped.step
+    assert embedding_io.load(place / f"smallest_{stopped.step}_ti.ckpt").details["step"] == stopped.step
     assert json.loads((place / "log.jsonl").read_text().splitlines()[-1])["step"] == stopped.step
 
 
@@ -186,15 +186,15 @@ def test_other_pictures_and_captions_are_noticed(
     whole_run(workshop.config(training=options, data={"data_path": str(pictures)}))
     options |= {"total_step": 3, "resume": "latest"}
     moved = pictures.rename(tmp_path / "moved")
-    made = plan.make(workshop.config(training=options, data={"data_path": str(moved)}))
+    made = setup.make(workshop.config(training=options, data={"data_path": str(moved)}))
     assert set(made.changed) == {"data.data_path", "training.total_step"}
     (moved / "1.txt").write_text("a {} in the snow")
-    made = plan.make(workshop.config(training=options, data={"data_path": str(moved)}))
+    made = setup.make(workshop.config(training=options, data={"data_path": str(moved)}))
     assert set(made.changed) == {"data.data_path", "training.total_step", "pictures, captions or templates"}
     assert "--resume: pictures, captions or templates are others than before" in caplog.text
     (moved / "1.txt").unlink()
     (moved / "1.png").write_bytes((moved / "0.png").read_bytes())
-    assert len(plan.make(workshop.config(training=options, data={"data_path": str(moved)})).changed) == 3
+    assert len(setup.make(workshop.config(training=options, data={"data_path": str(moved)})).changed) == 3
 
 
 def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:
@@ -210,18 +210,18 @@ def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:
 
 
 def test_one_folder_is_held_by_one_run(workshop: Workshop, tmp_path: Path) -> None:
-    made = plan.make(workshop.config(training={"save_path": str(tmp_path / "run")}))
-    with folder.opened(made):
+    made = setup.make(workshop.config(training={"save_path": str(tmp_path / "run")}))
+    with output_dir.opened(made):
         (tmp_path / "run" / "smallest_1_ti.ckpt").write_text("being written")
         with pytest.raises(UserError, match=r"another run is writing to --save_path .*run; wait until it ends, or"):
-            folder.opened(made).__enter__()
+            output_dir.opened(made).__enter__()
         assert (tmp_path / "run" / "smallest_1_ti.ckpt").exists()
-    with folder.opened(made):
+    with output_dir.opened(made):
         assert (tmp_path / "run" / "earlier_1" / "smallest_1_ti.ckpt").exists()
 
 
 def test_a_dead_process_holds_no_folder(workshop: Workshop, tmp_path: Path) -> None:
-    made = plan.make(workshop.config(training={"save_path": str(tmp_path)}))
+    made = setup.make(workshop.config(training={"save_path": str(tmp_path)}))
     code = f"""
 import os, sys
 from filelock import FileLock
@@ -234,10 +234,10 @@ sys.stdin.read()
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another run is writing"):
-        folder.opened(made).__enter__()
+        output_dir.opened(made).__enter__()
     process.kill()
     process.communicate()
-    with folder.opened(made):
+    with output_dir.opened(made):
         pass
 
 

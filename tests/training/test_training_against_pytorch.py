@@ -1,4 +1,4 @@
-"""gm/training/feed.py, step.py and loop.py together: ten updates beside PyTorch's AdamW on the same draws."""
+"""gm/training/batches.py, step.py and loop.py together: ten updates beside PyTorch's AdamW on the same draws."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from gm import draws
-from gm.backend import Backend, compiled
 from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingConfig
-from gm.data.batches import PromptChoice, samples
-from gm.data.latents import Latents
+from gm.data.latent_cache import Latents
+from gm.runtime import rng
+from gm.runtime.backend import Backend, compiled
 from gm.text.tokenizer import END, Tokenizer, pool_positions
-from gm.training import lessons, loop, schedules
-from gm.training.feed import Feed
-from gm.training.lessons import Lesson
-from gm.training.plan import Plan
-from gm.training.step import Learned, Step
+from gm.training import concept_data, loop, lr_schedule
+from gm.training.batch_sampler import PromptChoice, samples
+from gm.training.batches import Feed
+from gm.training.concept_data import Lesson
+from gm.training.setup import Plan
+from gm.training.train_step import Learned, Step
 from tests.reference.inputs import Batch, Prompts, normal, relative_error
 from tests.reference.loops import scheduler
 
@@ -54,7 +54,7 @@ def config(smallest):
 
 def plan_of(config):
     """Return a plan whose three pictures are nothing but latents."""
-    lesson = Lesson(lessons.entries(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
+    lesson = Lesson(concept_data.entries(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
     return Plan(config, [lesson], [], tokenizer(config))
 
 
@@ -72,7 +72,7 @@ def trained(smallest, config, feed):
     from tests.reference.loops import torch_training
 
     training = config.training
-    rates = [schedules.learning_rates(k, UPDATES, training)[0] for k in range(UPDATES)]
+    rates = [lr_schedule.learning_rates(k, UPDATES, training)[0] for k in range(UPDATES)]
     return torch_training(
         smallest.reference,
         *rows(config),
@@ -107,7 +107,7 @@ def batch(config, feed, step):
     )
     picture, variant = [s.picture for s in shown], [int(s.mirrored) for s in shown]
     noises = [
-        np.stack([draws.normal(LATENT, training.seed, f"training {what}", s.index) for s in shown])
+        np.stack([rng.normal(LATENT, training.seed, f"training {what}", s.index) for s in shown])
         for what in ("posterior", "noise")
     ]
     words = tokenizer(config)
@@ -168,7 +168,7 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
         flip=True,
     )
     plain = Feed(dataclasses.replace(plan, config=config), feed.latents).assemble(samples_, training.seed, "training")
-    offsets = [draws.normal((LATENT[0], 1, 1), training.seed, "training noise offset", s.index) for s in samples_]
+    offsets = [rng.normal((LATENT[0], 1, 1), training.seed, "training noise offset", s.index) for s in samples_]
     noise = plain.noise.asnumpy() + np.float32(0.2) * np.stack(offsets)
     np.testing.assert_allclose(shown.noise.asnumpy(), noise, rtol=1e-6)
     kept = torch.tensor(scheduler(config.model).alphas_cumprod[times].numpy()).reshape(-1, 1, 1, 1)
@@ -198,7 +198,7 @@ def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, 
     options = dataclasses.replace(config, concept=concept, loss=LossConfig(negative_guidance=2.5))
     known = tokenizer(config)
     known.add_placeholder("<bad>", 3)
-    entries = lessons.entries(options)
+    entries = concept_data.entries(options)
     made = plan_of(options)
     bad = Lesson(entries[1], "bad", slice(2, 5), [], ())
     shown_by = Feed(dataclasses.replace(made, lessons=[*made.lessons, bad], tokenizer=known), feed.latents)

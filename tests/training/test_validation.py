@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gm import api
-from gm.concepts import files
-from gm.training import plan, run
+from gm.embeddings import io as embedding_io
+from gm.training import setup, trainer
 from gm.training.validation import Course, HeldOut, change
-from tests.workshop import Workshop
+from tests.project import Workshop
 
 
 def test_the_change_and_its_interval() -> None:
@@ -55,14 +55,14 @@ def test_the_best_rows_are_kept_and_rising_is_said(
     script = iter([3.0, 2.0, 1.0, 1.5, 1.6])
     monkeypatch.setattr(HeldOut, "losses", lambda *rows: next(script) + np.arange(3.0))
     falling = iter(np.linspace(1, 0.1, 100))
-    monkeypatch.setattr("gm.training.console.Smoothed.value", property(lambda self: next(falling)))
-    run.run(toolkit.model, plan.make(toolkit.config), toolkit.backend)
+    monkeypatch.setattr("gm.training.loggers.Smoothed.value", property(lambda self: next(falling)))
+    trainer.run(toolkit.model, setup.make(toolkit.config), toolkit.backend)
     place = tmp_path / "run"
-    best, fourth = files.load(place / "smallest_best_ti.ckpt"), files.load(place / "smallest_4_ti.ckpt")
+    best, fourth = embedding_io.load(place / "smallest_best_ti.ckpt"), embedding_io.load(place / "smallest_4_ti.ckpt")
     assert np.array_equal(best.rows_1, fourth.rows_1)
     assert np.array_equal(best.rows_2, fourth.rows_2)
     assert best.details["step"] == 4
-    assert files.load(place / "smallest_best_ti.safetensors").details == best.details
+    assert embedding_io.load(place / "smallest_best_ti.safetensors").details == best.details
     out = capsys.readouterr().out
     said = (
         "the held-out loss rises while training's falls: over-fitting; the best rows, of step 4, are in smallest_best"
@@ -78,6 +78,6 @@ def test_what_is_measured_does_not_depend_on_what_is_minimised(workshop: Worksho
     losses = []
     for loss in ({}, {"loss_type": "huber", "min_snr_gamma": 1.0, "noise_offset": 0.5, "timestep_min": 900}):
         toolkit = api.load(workshop.config(loss=loss))
-        learned, feed = run.prepare(toolkit.model, plan.make(toolkit.config), toolkit.backend)
+        learned, feed = trainer.prepare(toolkit.model, setup.make(toolkit.config), toolkit.backend)
         losses.append(HeldOut(toolkit.model, feed, 4, 1, toolkit.backend).losses(*learned.arrays()))
     assert np.array_equal(*losses)

@@ -13,9 +13,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from any folder
 
-from gm import command_line, config
+from gm import config
+from gm.checkpoints import containers, loading
+from gm.config import cli
 from gm.errors import UserError, suggestion
-from gm.weights import containers, transfer
 
 _GIGABYTE = 1e9
 _SECONDS_BETWEEN_REPORTS = 0.2
@@ -41,7 +42,7 @@ def main() -> None:
     source, target = Path(flags["source"]), Path(flags["target"])
     _check(source, target, flags["overwrite"] == "true")
     model = config.load(flags["config"]).model
-    transfer.convert(source, target, model, flags["dtype"], _Progress())
+    loading.convert(source, target, model, flags["dtype"], _Progress())
     print(
         f"wrote {target}: {flags['dtype']}, {target.stat().st_size / _GIGABYTE:.2f} GB "
         f"in {time.monotonic() - start:.0f} s, {_peak_memory() / _GIGABYTE:.1f} GB of memory at most"
@@ -49,10 +50,10 @@ def main() -> None:
 
 
 def _flags() -> dict[str, Any]:
-    parser = command_line.Parser("Convert SDXL weights into another format.", ("source", "target"))
+    parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
     parser.add_argument("--source", help="published .safetensors file, diffusers folder, or .ckpt file")
     parser.add_argument("--target", help="file to write; .ckpt gets MindSpore's names, .safetensors the published ones")
-    parser.add_argument("--config", default=command_line.DEFAULT_CONFIG, help="YAML file whose model section it is")
+    parser.add_argument("--config", default=cli.DEFAULT_CONFIG, help="YAML file whose model section it is")
     parser.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="(default: %(default)s)")
     parser.add_overwrite()
     return parser.read()
@@ -81,4 +82,4 @@ def _peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

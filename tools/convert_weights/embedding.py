@@ -20,13 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 
 import numpy as np
 
-from gm import command_line
-from gm.concepts import combining, exchange, files
-from gm.concepts.exchange import Learned
-from gm.concepts.formats import FORMATS, ROWS_1, ROWS_2, Rows
-from gm.concepts.nearest import nearest
+from gm.checkpoints import containers, key_mapping
+from gm.config import cli
+from gm.embeddings import interchange, merging
+from gm.embeddings import io as embedding_io
+from gm.embeddings.formats import FORMATS, ROWS_1, ROWS_2, Rows
+from gm.embeddings.interchange import Learned
+from gm.embeddings.nearest_tokens import nearest
 from gm.errors import UserError
-from gm.weights import containers, names
 
 _BY_ENDING = {".ckpt": "mindspore", ".safetensors": "clip", ".pti": "cog", ".pt": "a1111", ".bin": "diffusers"}
 _NEAREST = 5
@@ -41,7 +42,7 @@ def main() -> None:
         raise UserError("give as many --placeholder_token as there are --source, or for mix one")
     if what == "inspect":
         encoders = _tables(flags["weight"]) if flags["weight"] else None
-        learned = _renamed(exchange.read(sources[0]), words[0] if words else None)
+        learned = _renamed(interchange.read(sources[0]), words[0] if words else None)
         print(json.dumps(described(learned, encoders), indent=2, ensure_ascii=False))
         return
     if not flags["target"]:
@@ -50,9 +51,11 @@ def main() -> None:
     if what == "mix":
         paths = mix(sources, flags["weights"], words, target, overwrite)
     else:
-        renamed = [_renamed(exchange.read(k), w) for k, w in zip(sources, words or [None] * len(sources), strict=True)]
+        renamed = [
+            _renamed(interchange.read(k), w) for k, w in zip(sources, words or [None] * len(sources), strict=True)
+        ]
         if what == "merge":
-            paths = exchange.write(combining.merged(renamed), target, flags["format"] or "diffusers", overwrite)
+            paths = interchange.write(merging.merged(renamed), target, flags["format"] or "diffusers", overwrite)
         else:
             paths = convert(renamed[0], sources[0], target, flags["format"], overwrite)
     for path in paths:
@@ -78,14 +81,14 @@ def convert(learned: Learned, source: str | Path, target: Path, format_: str | N
     """
     format_ = format_ or _BY_ENDING.get(target.suffix)
     if format_ is None:
-        raise UserError(f"{target} must end in {', '.join(exchange.ENDINGS)}, which says what to write")
-    if target.suffix not in files.NAMES or format_ != _BY_ENDING[target.suffix]:
-        return exchange.write(learned, target, format_, overwrite)
+        raise UserError(f"{target} must end in {', '.join(interchange.ENDINGS)}, which says what to write")
+    if target.suffix not in embedding_io.NAMES or format_ != _BY_ENDING[target.suffix]:
+        return interchange.write(learned, target, format_, overwrite)
     # The two kinds that training writes hold more than rows.
-    concept = files.load(source)
-    exchange.check_free([target], overwrite)
+    concept = embedding_io.load(source)
+    interchange.check_free([target], overwrite)
     (word,) = learned.words
-    files.save(dataclasses.replace(concept, placeholder=word or concept.placeholder), target)
+    embedding_io.save(dataclasses.replace(concept, placeholder=word or concept.placeholder), target)
     return [target]
 
 
@@ -93,10 +96,10 @@ def mix(
     sources: Sequence[str], weights: Sequence[float] | None, words: Sequence[str], target: Path, overwrite: bool
 ) -> list[Path]:
     """Write the sum of the words in `sources`, each times its weight (default: their mean); return the path."""
-    concepts = [files.load(source) for source in sources]
-    exchange.check_free([target], overwrite)
+    concepts = [embedding_io.load(source) for source in sources]
+    interchange.check_free([target], overwrite)
     shares = weights or [1 / len(concepts)] * len(concepts)
-    files.save(combining.mixed(concepts, shares, words[0] if words else concepts[0].placeholder), target)
+    embedding_io.save(merging.mixed(concepts, shares, words[0] if words else concepts[0].placeholder), target)
     return [target]
 
 
@@ -116,7 +119,7 @@ def _described(rows: Rows, encoders: tuple[np.ndarray, np.ndarray] | None) -> di
 def _tables(weight: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the token tables of both encoders of a model, without reading the rest of it."""
     tensors = containers.read(weight).tensors
-    one, two = (tensors.get(name) or tensors.get(names.published_name(name)) for name in (ROWS_1, ROWS_2))
+    one, two = (tensors.get(name) or tensors.get(key_mapping.published_name(name)) for name in (ROWS_1, ROWS_2))
     if one is None or two is None:
         raise UserError(f"--weight {weight} holds no SDXL model: its token tables are missing")
     return one.read(), two.read()
@@ -141,10 +144,10 @@ def _renamed(learned: Learned, word: str | None) -> Learned:
 
 
 def _flags() -> dict[str, Any]:
-    parser = command_line.Parser("Convert a learned word into another program's file, or look into one.", ("source",))
+    parser = cli.Parser("Convert a learned word into another program's file, or look into one.", ("source",))
     parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
     parser.add_argument("--source", nargs="+", help="learned file of any program, or the folder that diffusers wrote")
-    parser.add_argument("--target", help=f"file to write, which ends in {', '.join(exchange.ENDINGS)}")
+    parser.add_argument("--target", help=f"file to write, which ends in {', '.join(interchange.ENDINGS)}")
     programs = "; ".join(f"{name}: {each.program}" for name, each in FORMATS.items())
     parser.add_argument("--format", choices=tuple(FORMATS), help=f"(default: by the target's ending) {programs}")
     parser.add_argument(
@@ -157,4 +160,4 @@ def _flags() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

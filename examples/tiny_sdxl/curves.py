@@ -1,0 +1,49 @@
+"""Draw the figure of the model card: how the losses fell.
+
+python examples/tiny_sdxl/curves.py --source checkpoints/tiny_sd_xl_base_curves.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+from gm.config import cli
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+_TITLES = {"autoencoder": "autoencoder: error, sharpness and KL", "diffusion": "UNet and encoders: error of the noise"}
+
+
+def draw(curves: Mapping[str, Sequence[float]], every: int, target: Path) -> None:
+    """Write a picture of `curves`, each value of which is the mean of `every` updates."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(9, 3), layout="constrained")
+    for axis, (name, values) in zip(axes, curves.items(), strict=True):
+        axis.plot([every * (k + 1) for k in range(len(values))], values, linewidth=1)
+        axis.set(title=_TITLES[name], xlabel="update", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = cli.Parser("Draw the figure of the model card: how the losses fell.")
+    parser.add_argument(
+        "--source",
+        default="checkpoints/tiny_sd_xl_base_curves.json",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--target", default="docs/images/tiny_model_curves.png", help="(default: %(default)s)")
+    flags = parser.read()
+    kept = json.loads(Path(flags["source"]).read_text())
+    draw({name: kept[name] for name in _TITLES}, kept["every"], Path(flags["target"]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,41 @@
+"""Draw the two datasets of the tiny model: `python examples/tiny_sdxl/draw_datasets.py [--folder datasets]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG
+
+SETS = {
+    "humbug": HUMBUG.pictures,
+    "confetti": CONFETTI.pictures,
+}
+
+
+def draw(folder: Path, seed: int = 0) -> list[Path]:
+    """Write each dataset into its own folder inside `folder`; return the files."""
+    written = []
+    for name, pictures in SETS.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for title, picture in pictures(seed).items():
+            path = folder / name / f"{title}.png"
+            picture.save(path, optimize=True)
+            written.append(path)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the datasets of the tiny model.")
+    parser.add_argument("--folder", type=Path, default=Path("datasets"), help="where to (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+    arguments = parser.parse_args()
+    for path in draw(arguments.folder, arguments.seed):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Write a checkpoint with seeded random weights in the published single-file format.
+
+    python examples/tiny_sdxl/random_weights.py --target checkpoints/random.safetensors
+
+It draws nothing sensible, but it is a real model of SDXL's family, of any size that a config describes: it converts,
+trains and samples.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from gm import config as configuration
+from gm.checkpoints import containers, key_mapping
+from gm.checkpoints.lazy_tensor import LazyTensor
+from gm.config import cli
+from gm.models import sdxl
+from gm.runtime import rng
+
+
+def values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return random weights for the published `name`: activations keep about their size from layer to layer."""
+    noise = rng.normal(shape, seed, name)
+    if len(shape) >= 2:
+        # A token's row adds up with the others of its prompt; a matrix preserves the variance of what it multiplies.
+        return noise * 0.5 if "token_embedding" in name else noise / np.prod(shape[1:]) ** 0.5
+    is_norm = name.endswith("weight")  # the only vectors called weight scale a normalised input
+    return 1.0 + 0.1 * noise if is_norm else 0.05 * noise
+
+
+def main() -> None:
+    parser = cli.Parser("Write a checkpoint with seeded random weights in the published single-file format.")
+    parser.add_argument(
+        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
+    )
+    parser.add_argument("--target", default="checkpoints/random.safetensors", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    flags = parser.read()
+    model = sdxl.build(configuration.load(flags["config"]).model)
+    shapes = {key_mapping.published_name(name): shape for name, shape in key_mapping.layout(model).items()}
+    # Drawn when they are written, one at a time: at full size all of them would be 7 GB.
+    tensors = {
+        name: LazyTensor(shape, "float16", partial(_half, name, shape, flags["seed"])) for name, shape in shapes.items()
+    }
+    containers.write(flags["target"], tensors, {"format": "pt"})
+    print(f"wrote {flags['target']}: {len(tensors)} tensors")
+
+
+def _half(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.asarray(values(name, shape, seed), np.float16)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,291 @@
+"""Every option, once: its name, type, default, limits and one line of documentation.
+
+The YAML files, the command-line flags and their help are all generated from these dataclasses. Values merge in the
+order defaults < YAML < command line. Full-size SDXL 1.0 is the default model (numbers: `docs/architecture.md`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gm.config import schema
+from gm.config.model import ModelConfig
+from gm.config.schema import option
+
+POOLING_RULES = ("end_of_text", "argmax")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to run: weights, device and mode."""
+
+    device_target: str = option(
+        "", "Ascend or CPU; without it Ascend where present, else CPU", choices=("", "Ascend", "CPU")
+    )
+    ms_mode: int = option(0, "0 compiles a graph (fast steps), 1 is PyNative (starts at once)", choices=(0, 1))
+    precision: str = option(
+        "auto",
+        "of the frozen weights; auto is float16 on Ascend and float32 on CPU",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    low_memory: str = option(
+        "auto",
+        "float16 weights that stay so in memory and are widened to float32 at each use: same numbers, slower steps; "
+        "auto is some in PyNative mode on CPU, else off",
+        choices=("auto", "off", "some", "most"),
+    )
+    weight: str = option("checkpoints/sd_xl_base_1.0_ms.ckpt", "the model's weights: .ckpt or .safetensors")
+    pooling: str = option(
+        "end_of_text",
+        "token the pooled text vector is read at; argmax is what diffusers and mindone do",
+        choices=POOLING_RULES,
+    )
+
+
+@dataclass(frozen=True)
+class WordConfig:
+    """What each of several words has of its own."""
+
+    placeholder_token: str = option("<concept>", "the new word; may not be a single token already")
+    num_vectors: int = option(1, "rows learned in each text encoder", minimum=1)
+    initializer_file: str | None = option(
+        None, "learned file whose rows to start from, as many as are needed, over and over"
+    )
+    initializer_token: str | None = option(None, "word or phrase whose rows to start from; without it random rows")
+    learnable_property: str = option("object", "what the pictures share", choices=("object", "style", "face"))
+    template_file: str | None = option(None, "text file of prompts, one a line, with {} where the word goes")
+
+
+@dataclass(frozen=True)
+class ConceptConfig(WordConfig):
+    """The word to learn, or several at once."""
+
+    concepts: list[Any] = option(
+        [],
+        "several words: of each a YAML mapping, {placeholder_token: <a>, data_path: folder}, of what is its own among "
+        "these options, data_path, repeats and negative; or a YAML file with a list of them",
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The pictures to learn from."""
+
+    data_path: str = option("", "folder of 3 to 20 pictures")
+    resolution: int | None = option(None, "side in pixels to train at; default: the model's own", minimum=8, step=8)
+    buckets: bool = option(
+        False, "keep about the shape of each picture, by several sizes of the resolution's area; a graph for each"
+    )
+    bucket_step: int = option(64, "what both sides of these sizes are multiples of", minimum=8, step=8)
+    masks: bool = option(
+        True, "learn only what a picture's mask shows white, name.mask.png beside it or its alpha channel"
+    )
+    unmasked_weight: float = option(0.0, "how much what is masked still counts, from 0 to 1", minimum=0.0, maximum=1.0)
+    captions: bool = option(
+        True, "use captions, name.txt or metadata.jsonl beside the pictures, where there are any, instead of templates"
+    )
+    template_share: float = option(
+        0.0, "part of the steps that show a captioned picture with a template all the same", minimum=0.0, maximum=1.0
+    )
+    caption_dropout: float = option(
+        0.0, "part of the steps whose prompt is the new word alone", minimum=0.0, maximum=1.0
+    )
+    flip: bool = option(False, "also show each picture mirrored; off by default, for faces and lettering")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to learn."""
+
+    save_path: str = option("runs/concept", "folder for learned files, logs and previews")
+    seed: int = option(42, "of everything random in the run", minimum=0)
+    total_step: int = option(3000, "steps; a step is one forward and backward pass of a batch", minimum=1)
+    train_batch_size: int = option(1, "pictures a step and rank", minimum=1)
+    gradient_accumulation_steps: int = option(1, "steps that make one update of the rows", minimum=1)
+    learning_rate: float = option(1e-3, "peak learning rate of the rows", minimum=0.0)
+    learning_rate_clip_l: float | None = option(
+        None, "peak for the rows of CLIP-L, where it differs; 0 leaves them as they are", minimum=0.0
+    )
+    learning_rate_clip_g: float | None = option(
+        None, "peak for the rows of OpenCLIP bigG, where it differs; 0 leaves them as they are", minimum=0.0
+    )
+    scale_lr: bool = option(False, "multiply learning rates by batch size, accumulation steps and number of devices")
+    lr_schedule: str = option(
+        "constant",
+        "learning rate after warm-up",
+        choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"),
+        aliases=("lr_scheduler",),
+    )
+    lr_warmup_updates: int = option(
+        0, "updates over which the learning rate rises from 0", minimum=0, aliases=("lr_warmup_steps",)
+    )
+    lr_num_cycles: int = option(1, "how often cosine_with_restarts falls", minimum=1)
+    lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0)
+    optimizer: str = option(
+        "adam", "adam, or prodigy, which finds its learning rate itself: give 1", choices=("adam", "prodigy")
+    )
+    adam_beta1: float = option(0.9, "decay of Adam's mean gradient", minimum=0.0)
+    adam_beta2: float = option(0.999, "decay of Adam's mean squared gradient", minimum=0.0)
+    adam_epsilon: float = option(1e-8, "added to Adam's denominator", minimum=0.0)
+    weight_decay: float = option(
+        0.0,
+        "decoupled weight decay of the rows; 0 is right for almost everybody",
+        minimum=0.0,
+        aliases=("adam_weight_decay",),
+    )
+    norm_pull: float = option(
+        0.0,
+        "part of the way to the usual norm of the words in the prompts that each row's norm is pulled after an update",
+        minimum=0.0,
+    )
+    recompute: bool = option(
+        False,
+        "keep less for the way back and compute it anew: less memory, slower steps",
+        aliases=("gradient_checkpointing",),
+    )
+    max_grad_norm: float = option(1.0, "global norm the rows' gradient is clipped to; 0 never clips", minimum=0.0)
+    resume: str | None = option(
+        None, "go on from a saved state: latest (the newest in --save_path, if any) or the path of one"
+    )
+    save_state_interval: int = option(50, "steps between states to resume from; the last step writes one", minimum=1)
+    keep_states: int = option(2, "newest states that are kept", minimum=1)
+    max_skipped_steps: int = option(
+        25, "steps in a row without a finite loss and gradient after which the run stops", minimum=1
+    )
+    save_ckpt_interval: int = option(500, "steps between learned files; the last step always writes one", minimum=1)
+    held_out_draws: int = option(
+        0, "draws kept from training, on which the loss is measured; the best rows are then kept; 0 is none", minimum=0
+    )
+    held_out_interval: int = option(100, "steps between these measurements; the first and the last are made", minimum=1)
+    log_interval: int = option(1, "steps between records in the JSON-lines log", minimum=1)
+    tensorboard: bool = option(False, "also write curves, nearest words and previews for TensorBoard (tensorboardX)")
+    infer_during_train: bool = option(False, "draw previews, as the sampling section says, at intervals and at the end")
+    infer_interval: int = option(500, "steps between previews", minimum=1)
+    infer_prompt: str | None = option(None, "prompt of the previews, {} is the new word; default: the first template")
+    validation_prompts: list[str] = option(
+        [], "more of them, or a text file with one a line; each may end in --n negative --d seed --w width --h height"
+    )
+    is_parallel: bool = option(False, "share the work between the processes that mpirun or msrun started")
+    rank_timeout: int = option(1800, "seconds that a process waits for the others before it gives up", minimum=1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What a step minimises."""
+
+    loss_type: str = option(
+        "l2", "squared error, or pseudo-Huber, which counts large errors less", choices=("l2", "huber")
+    )
+    huber_c: float = option(0.1, "error from which on pseudo-Huber grows along a line", minimum=1e-6)
+    min_snr_gamma: float = option(
+        0.0,
+        "low noise levels count as much less as their signal-to-noise ratio exceeds this; 5 is usual, 0 is off",
+        minimum=0.0,
+        aliases=("snr_gamma",),
+    )
+    noise_offset: float = option(0.0, "spread of a brightness added to each channel of the noise", minimum=0.0)
+    timestep_min: int = option(0, "lowest noise level shown, of 0 to 999", minimum=0)
+    timestep_max: int | None = option(None, "highest noise level shown; default: the schedule's last", minimum=0)
+    timestep_bias: float = option(
+        0.0, "above 0 shows high noise levels more often, below 0 low ones; 0 shows all alike"
+    )
+    negative_guidance: float = option(
+        3.0, "with a negative word among --concepts, how far what is learned leads away from it", minimum=1.0
+    )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """What to draw."""
+
+    task: str = option("txt2img", "what to make pictures from", choices=("txt2img", "img2img", "inpaint"))
+    textual_inversion_weight: list[str] = option([], "learned files to use, any number")
+    prompt: str = option("", "what to draw, or a text file with a prompt a line")
+    negative_prompt: str = option("", "what to keep away from; empty zeroes the unconditional side")
+    prompt_weights: bool = option(
+        True, "read (word:1.3), [word], [a|b] and BREAK in prompts; False takes brackets for what they are"
+    )
+    sampler: str = option("euler", "how to walk from noise to picture")
+    schedule: str = option("legacy", "noise levels on that way", aliases=("discretization",))
+    sigma_min: float = option(0.03, "lowest noise level of the schedule edm", minimum=1e-4)
+    sigma_max: float = option(14.61, "highest noise level of the schedule edm", minimum=1e-3)
+    rho: float = option(3.0, "how closely the schedule edm spaces low noise levels", minimum=0.1)
+    eta: float = option(1.0, "part of the noise that ancestral and SDE samplers draw anew; 0 is none", minimum=0.0)
+    s_noise: float = option(1.0, "strength of all noise that a sampler draws anew", minimum=0.0)
+    s_churn: float = option(0.0, "noise that euler and heun draw anew, over all steps; 0 is none", minimum=0.0)
+    s_tmin: float = option(0.0, "lowest noise level at which they do", minimum=0.0)
+    s_tmax: float = option(999.0, "highest noise level at which they do", minimum=0.0)
+    guider: str = option("cfg", "how prompt and negative prompt steer")
+    guidance_rescale: float = option(
+        0.7, "how far the guider rescaled brings contrast back to that of the prompt alone", minimum=0.0, maximum=1.0
+    )
+    sample_step: int = option(40, "steps of the sampler", minimum=1)
+    guidance_scale: float = option(5.0, "strength of the prompt; 1 is no guidance", minimum=0.0)
+    seed: int = option(42, "of the first picture; picture k uses seed + k", minimum=0)
+    num_cols: int = option(1, "pictures in a row of the grid", minimum=1)
+    num_rows: int = option(1, "rows of the grid", minimum=1)
+    batch_size: int = option(1, "pictures drawn at once; changes memory and speed, not the pictures", minimum=1)
+    save_path: str = option("outputs", "folder for the pictures")
+    height: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8)
+    width: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8)
+    sd_xl_base_ratios: str | None = option(
+        None, "one of SDXL's sizes by its ratio of width to height, such as 1.0 or 1.75"
+    )
+    orig_height: int | None = option(None, "height the model is told the original had; default: height", minimum=1)
+    orig_width: int | None = option(None, "width the model is told the original had; default: width", minimum=1)
+    target_height: int | None = option(None, "height the model is told to aim at; default: height", minimum=1)
+    target_width: int | None = option(None, "width the model is told to aim at; default: width", minimum=1)
+    crop_coords_top: int = option(0, "top edge of the crop the model is told", minimum=0)
+    crop_coords_left: int = option(0, "left edge of the crop the model is told", minimum=0)
+    init_latent_path: str | None = option(None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from")
+    init_latent_index: int = option(0, "place in that file of the first picture's noise", minimum=0)
+    base_model: str | None = option(None, "weights that a recipe was made with; others are warned about")
+    img: list[str] = option([], "pictures, or folders of them, that img2img and inpaint start from")
+    mask: str | None = option(None, "picture that is white where inpaint draws anew; black is kept as it is")
+    strength: float = option(
+        0.75, "part of the steps that img2img and inpaint walk; 1 forgets the picture", minimum=0.0, maximum=1.0
+    )
+    add_pipeline: bool = option(False, "let a refiner draw the last steps")
+    pipeline_config: str = option("configs/sampling/sd_xl_refiner.yaml", "YAML file of the refiner's model")
+    pipeline_weight: str = option("checkpoints/sd_xl_refiner_1.0_ms.ckpt", "the refiner's weights")
+    stage2strength: float = option(0.15, "part of the steps that the refiner draws", minimum=0.0, maximum=1.0)
+    aesthetic_score: float = option(6.0, "how beautiful the refiner is told the picture is")
+    negative_aesthetic_score: float = option(2.5, "the same of what the refiner keeps away from")
+    vae_tiling: bool = option(False, "decode large pictures in tiles that overlap: less memory, faint seams")
+    vae_tile: int = option(1024, "side of such a tile in pixels", minimum=64, step=8)
+    vae_slicing: bool = option(False, "decode one picture of a batch after the other: less memory")
+    preview_interval: int = option(0, "steps between looks at the unfinished pictures; 0 is none", minimum=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything. A YAML file has these sections."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    concept: ConceptConfig = field(default_factory=ConceptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def load(path: str | Path | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Config:
+    """Return defaults < the YAML file at `path` < `overrides` (`{"training": {"total_step": 10}}`).
+
+    Raises UserError as `options.merged` does.
+    """
+    return schema.merged(Config, path, overrides or {})
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write `config` as YAML that `load` reads back to an equal Config."""
+    Path(path).write_text(schema.written(dataclasses.asdict(config)), encoding="utf-8")
+
+
+def check(config: Config) -> None:
+    """Raise UserError if an option is outside its limits."""
+    schema.check_limits(config)

@@ -1,0 +1,58 @@
+"""Pictures as latents, encoded once: each step draws its latents from the cached posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor
+
+from gm.data import masks
+from gm.data.image import Picture, mirrored
+from gm.models.vae import Autoencoder
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The posteriors of the pictures, for each float32 [variants, z, h, w]; variant 1 is the mirrored picture.
+
+    `sizes` [pictures, variants, 6]: original height and width, crop top and left, target height and width.
+    `weights`, for each picture [variants, h, w]: how much the error at each place counts; None if all count alike.
+    """
+
+    mean: Sequence[np.ndarray]
+    log_variance: Sequence[np.ndarray]
+    sizes: np.ndarray
+    scale_factor: float
+    weights: Sequence[np.ndarray] | None = None
+
+    def draw(self, picture: int, variant: int, noise: np.ndarray) -> np.ndarray:
+        """Return scaled latents [z, h, w] of the posterior's distribution, given standard-normal `noise`."""
+        deviation = np.exp(0.5 * self.log_variance[picture][variant])
+        return (self.mean[picture][variant] + deviation * noise) * np.float32(self.scale_factor)
+
+
+def encode(
+    autoencoder: Autoencoder,
+    pictures: Sequence[Picture],
+    flip: bool,
+    scale_factor: float,
+    unmasked_weight: float = 0.0,
+) -> Latents:
+    """Encode every picture, and with `flip` its mirror image; one at a time, to keep memory small.
+
+    What a picture's mask leaves out counts `unmasked_weight` of what it does not.
+    """
+    means, log_variances, sizes, weights = [], [], [], []
+    for picture in pictures:
+        shown = (picture, mirrored(picture)) if flip else (picture,)
+        posteriors = [[t.asnumpy()[0] for t in autoencoder.encode(Tensor(each.pixels[None]))] for each in shown]
+        means.append(np.stack([mean for mean, _ in posteriors]))
+        log_variances.append(np.stack([log_variance for _, log_variance in posteriors]))
+        sizes.append([[*each.original, *each.crop, *each.pixels.shape[1:]] for each in shown])
+        kept = [np.ones(each.pixels.shape[1:], np.float32) if each.mask is None else each.mask for each in shown]
+        reduction = picture.pixels.shape[1] // means[-1].shape[2]
+        weights.append(masks.of_latents(np.stack(kept), reduction, unmasked_weight))
+    masked = any(picture.mask is not None for picture in pictures)
+    return Latents(means, log_variances, np.asarray(sizes, np.float32), scale_factor, weights if masked else None)

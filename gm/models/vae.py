@@ -1,0 +1,159 @@
+"""The variational autoencoder of SDXL (Rombach et al., 2022), with the published checkpoint's names.
+
+It runs in float32: the published weights overflow float16 inside.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from gm import ops as gm_ops
+from gm.config.model import AutoencoderConfig
+from gm.models.layers import Conv2d, GroupNorm, PointwiseConv2d, Upsample
+from gm.ops import layout
+
+_EPSILON = 1e-6
+
+
+class _ResBlock(nn.Cell):
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(groups, inputs, _EPSILON)
+        self.conv1 = Conv2d(inputs, outputs, 3, ms.float32)
+        self.norm2 = GroupNorm(groups, outputs, _EPSILON)
+        self.conv2 = Conv2d(outputs, outputs, 3, ms.float32)
+        self.silu = nn.SiLU()
+        self.nin_shortcut = None if inputs == outputs else PointwiseConv2d(inputs, outputs, ms.float32)
+
+    def construct(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.silu(self.norm1(x)))
+        h = self.conv2(self.silu(self.norm2(h)))
+        if self.nin_shortcut is not None:
+            x = self.nin_shortcut(x)
+        return x + h
+
+
+class _Attention(nn.Cell):
+    """Self-attention of one head over all pixels."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(groups, channels, _EPSILON)
+        self.q = PointwiseConv2d(channels, channels, ms.float32)
+        self.k = PointwiseConv2d(channels, channels, ms.float32)
+        self.v = PointwiseConv2d(channels, channels, ms.float32)
+        self.proj_out = PointwiseConv2d(channels, channels, ms.float32)
+        self.attend = gm_ops.attention(heads=1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        query, key, value = (layout.of_picture(layer(y)) for layer in (self.q, self.k, self.v))
+        return x + self.proj_out(layout.picture(self.attend(query, key, value), *x.shape[2:]))
+
+
+class _Middle(nn.Cell):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.block_1 = _ResBlock(channels, channels, groups)
+        self.attn_1 = _Attention(channels, groups)
+        self.block_2 = _ResBlock(channels, channels, groups)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class _Downsample(nn.Cell):
+    """Halves the picture; pads right and bottom only, as the published network was trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, ms.float32, stride=2, padding=(0, 1, 0, 1))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class _Level(nn.Cell):
+    """Residual blocks at one size, then half the size (`resize` "down"), double ("up") or the same ("")."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, groups: int, resize: str) -> None:
+        super().__init__()
+        self.block = nn.CellList([_ResBlock(outputs if i else inputs, outputs, groups) for i in range(blocks)])
+        self.downsample = _Downsample(outputs) if resize == "down" else None
+        self.upsample = Upsample(outputs, ms.float32) if resize == "up" else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return x
+
+
+def _levels(inputs: list[int], outputs: list[int], resizes: list[str], blocks: int, groups: int) -> nn.CellList:
+    return nn.CellList([_Level(i, o, blocks, groups, r) for i, o, r in zip(inputs, outputs, resizes, strict=True)])
+
+
+class _Encoder(nn.Cell):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = [mult * config.channels for mult in config.channel_mult]
+        inputs = [config.channels, *widths[:-1]]
+        self.conv_in = Conv2d(3, config.channels, 3, ms.float32)
+        resizes = ["down"] * (len(widths) - 1) + [""]
+        self.down = _levels(inputs, widths, resizes, config.num_res_blocks, config.norm_groups)
+        self.mid = _Middle(widths[-1], config.norm_groups)
+        self.norm_out = GroupNorm(config.norm_groups, widths[-1], _EPSILON)
+        self.silu = nn.SiLU()
+        self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, ms.float32)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(self.silu(self.norm_out(self.mid(x))))
+
+
+class _Decoder(nn.Cell):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = [mult * config.channels for mult in config.channel_mult]
+        inputs = [*widths[1:], widths[-1]]
+        self.levels = len(widths)
+        self.conv_in = Conv2d(config.latent_channels, widths[-1], 3, ms.float32)
+        self.mid = _Middle(widths[-1], config.norm_groups)
+        resizes = [""] + ["up"] * (len(widths) - 1)
+        # up.0 is the full-size level, and the last one to be computed.
+        self.up = _levels(inputs, widths, resizes, config.num_res_blocks + 1, config.norm_groups)
+        self.norm_out = GroupNorm(config.norm_groups, widths[0], _EPSILON)
+        self.silu = nn.SiLU()
+        self.conv_out = Conv2d(widths[0], 3, 3, ms.float32)
+
+    def construct(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for index in range(self.levels):
+            x = self.up[self.levels - 1 - index](x)
+        return self.conv_out(self.silu(self.norm_out(x)))
+
+
+class Autoencoder(nn.Cell):
+    """Pictures [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.encoder = _Encoder(config)
+        self.decoder = _Decoder(config)
+        self.quant_conv = PointwiseConv2d(2 * config.latent_channels, 2 * config.latent_channels, ms.float32)
+        self.post_quant_conv = PointwiseConv2d(config.latent_channels, config.latent_channels, ms.float32)
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of the posterior, each [N, z, H/r, W/r]."""
+        mean, log_variance = ops.chunk(self.quant_conv(self.encoder(pictures)), 2, axis=1)
+        return mean, ops.clamp(log_variance, -30.0, 20.0)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return pictures [N, 3, H, W], about -1…1."""
+        return self.decoder(self.post_quant_conv(latents))

@@ -1,0 +1,53 @@
+"""What is asked of a painter, and what it answers while it draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gm.config.model import AutoencoderConfig
+from gm.runtime import rng
+from gm.sampling.resolution import Frame
+
+
+@dataclass(frozen=True)
+class Order:
+    """One picture to draw.
+
+    `noise` [z, h, w] replaces the seed's. `picture` [z, h, w], scaled latents, is what to start from, and `mask` [h, w]
+    is 1 where that is drawn anew and 0 where it stays.
+    """
+
+    prompt: str
+    seed: int
+    noise: np.ndarray | None = None
+    picture: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Progress: `done` of `total` sampler steps; `pictures` uint8 [H, W, 3] are those finished by this step, if any."""
+
+    done: int
+    total: int
+    pictures: tuple[np.ndarray, ...] = ()
+    latents: np.ndarray | None = None  # of the pictures, still scaled: float32 [N, z, h, w]
+    previews: tuple[np.ndarray, ...] = ()  # of those that are being drawn, small, uint8 [h, w, 3]
+
+
+def noise(order: Order, frame: Frame, config: AutoencoderConfig) -> np.ndarray:
+    """Return the standard-normal noise [z, h, w] that `order` starts from."""
+    if order.noise is not None:
+        return order.noise
+    return rng.normal(_shape(frame, config), order.seed, "picture")
+
+
+def fresh_noise(order: Order, frame: Frame, config: AutoencoderConfig, step: int) -> np.ndarray:
+    """Return the standard-normal noise [z, h, w] that a sampler may add in `step`."""
+    return rng.normal(_shape(frame, config), order.seed, "fresh", step)
+
+
+def _shape(frame: Frame, config: AutoencoderConfig) -> tuple[int, int, int]:
+    return config.latent_channels, frame.height // config.reduction, frame.width // config.reduction

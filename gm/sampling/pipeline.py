@@ -1,0 +1,137 @@
+"""From orders to pictures: noise, a sampler, one network or two, the decoder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from mindspore import Tensor
+
+from gm.config import SamplingConfig
+from gm.diffusion import samplers, schedule
+from gm.diffusion.samplers import Fresh
+from gm.embeddings.embedding import Words
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend
+from gm.sampling import orders as asked
+from gm.sampling import refiner, resolution
+from gm.sampling.cfg_denoiser import Stage
+from gm.sampling.orders import Drawn, Order
+from gm.sampling.resolution import Frame
+from gm.sampling.vae_decode import Decoder
+
+
+class Painter:
+    """A model ready to draw; keeps its compiled graphs, and a refiner if one was asked for, between calls of `draw`."""
+
+    def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
+        self.model, self.backend, self.pooling = model, backend, pooling
+        self.base = Stage(model, backend, pooling)
+        self.decoder = Decoder(model, backend)
+        self.refiners: dict[tuple[str, str], Stage] = {}
+
+    def draw(self, orders: Sequence[Order], words: Words, sampling: SamplingConfig) -> Iterator[Drawn]:
+        """Draw every order, `sampling.batch_size` at a time, yielding after each step of the sampler.
+
+        A picture depends on its own order only, not on the batch it is drawn in.
+        """
+        frame = resolution.frame(sampling, self.model.config)
+        batches = self._batches(orders, words, sampling)
+        steps = walked_steps(sampling) if orders and orders[0].picture is not None else sampling.sample_step
+        done, total = 0, len(batches) * steps
+        for wanted in batches:
+            size = min(sampling.batch_size, len(orders))
+            # A short batch is filled up with its last order, so that one graph serves all.
+            filled = [*wanted, *[wanted[-1]] * (size - len(wanted))]
+            for step, (x, clean) in enumerate(self._walk(filled, words, sampling, frame, steps), 1):
+                done += 1
+                if step == steps:
+                    pictures = self.decoder.pictures(x, sampling)[: len(wanted)]
+                    yield Drawn(done, total, tuple(pictures), x.asnumpy()[: len(wanted)])
+                elif sampling.preview_interval and step % sampling.preview_interval == 0:
+                    yield Drawn(done, total, previews=tuple(self.decoder.preview(clean)[: len(wanted)]))
+                else:
+                    yield Drawn(done, total)
+
+    def _batches(self, orders: Sequence[Order], words: Words, sampling: SamplingConfig) -> list[list[Order]]:
+        """Return the orders in batches; in each, all prompts are shown in as many chunks."""
+        groups = itertools.groupby(orders, lambda order: self.base.length(order.prompt, words, sampling))
+        alike = [list(group) for _, group in groups]
+        size = sampling.batch_size
+        return [group[first : first + size] for group in alike for first in range(0, len(group), size)]
+
+    def _walk(
+        self, orders: list[Order], words: Words, sampling: SamplingConfig, frame: Frame, steps: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (latents, the clean latents the network believes in) after each of `steps`."""
+        config = self.model.config
+        sigmas = schedule.sampling_sigmas(config.schedule, sampling)[-steps - 1 :]
+        x = self._start(orders, frame, float(sigmas[0]))
+        for stage, first, last in self._legs(sampling, steps):
+            predict = stage.predictor([order.prompt for order in orders], words, frame, sampling)
+            denoise = Watched(predict, orders, sampling.sample_step - steps + first)
+
+            def draw(step: int, first: int = first) -> Tensor:
+                made = [asked.fresh_noise(order, frame, config.autoencoder, first + step) for order in orders]
+                return Tensor(np.stack(made))
+
+            fresh = Fresh(draw, sampling.eta, sampling.s_noise, sampling.s_churn, sampling.s_tmin, sampling.s_tmax)
+            walk = samplers.SAMPLERS[samplers.by_name(sampling.sampler)]
+            before = x
+            for x in walk(denoise, before, sigmas[first : last + 1], fresh):
+                denoise.step += 1
+                yield x, denoise.clean
+
+    def _start(self, orders: list[Order], frame: Frame, sigma: float) -> Tensor:
+        """Return what is drawn from: noise alone as the network knows it, or a picture under noise."""
+        noise = np.stack([asked.noise(order, frame, self.model.config.autoencoder) for order in orders])
+        if orders[0].picture is None:
+            return Tensor((noise * (sigma**2 + 1.0) ** 0.5).astype(np.float32))
+        pictures = _stacked([order.picture for order in orders])
+        return Tensor((pictures + noise * sigma).astype(np.float32))
+
+    def _legs(self, sampling: SamplingConfig, steps: int) -> list[tuple[Stage, int, int]]:
+        """Return (network, first step, the one after its last) of each part of the way."""
+        if not sampling.add_pipeline:
+            return [(self.base, 0, steps)]
+        refined = min(steps, schedule.part(sampling.stage2strength, sampling.sample_step))
+        legs = [(self.base, 0, steps - refined), (self._refiner(sampling), steps - refined, steps)]
+        return [leg for leg in legs if leg[1] < leg[2]]
+
+    def _refiner(self, sampling: SamplingConfig) -> Stage:
+        place = sampling.pipeline_config, sampling.pipeline_weight
+        if place not in self.refiners:
+            self.refiners = {
+                place: Stage(refiner.load(sampling, self.model.config, self.backend), self.backend, self.pooling)
+            }
+        return self.refiners[place]
+
+
+class Watched:
+    """A `Denoise` of `gm.diffusion.samplers`; keeps what a mask protects, and what was believed in last, `clean`."""
+
+    def __init__(self, predict: Callable[[Tensor, float, int], Tensor], orders: list[Order], step: int) -> None:
+        self.predict, self.step = predict, step
+        self.clean: Tensor = None
+        self.kept = self.redrawn = None
+        if orders[0].mask is not None:
+            masks = _stacked([order.mask for order in orders])[:, None]
+            pictures = _stacked([order.picture for order in orders])
+            self.redrawn, self.kept = Tensor(masks), Tensor(pictures * (1.0 - masks))
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        self.clean = self.predict(x, sigma, self.step)
+        if self.kept is not None:
+            # Where the clean latents are known, the way from any noise leads to them: no sampler need know of masks.
+            self.clean = self.clean * self.redrawn + self.kept
+        return self.clean
+
+
+def walked_steps(sampling: SamplingConfig) -> int:
+    """Return how many of the steps are walked from a picture: the share `strength` of them, rounded down."""
+    return schedule.part(sampling.strength, sampling.sample_step)
+
+
+def _stacked(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
+    return np.stack([np.asarray(array, np.float32) for array in arrays])

@@ -1,0 +1,76 @@
+"""A whole sampling run: pictures, a grid of each prompt, and their recipes in `save_path`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gm.embeddings.embedding import Words
+from gm.errors import UserError
+from gm.models import sdxl
+from gm.models.sdxl import SDXL
+from gm.sampling import image_files, init_image, metadata, resolution
+from gm.sampling.orders import Drawn
+from gm.sampling.pipeline import Painter
+from gm.sampling.request import Job, Sheet
+
+log = logging.getLogger("gm")
+
+PREVIEW = "preview.png"  # what is being drawn, as it looks so far
+
+
+def run(model: SDXL, painter: Painter, job: Job) -> Iterator[Drawn | Path]:
+    """Draw the job: yields progress, and the path of every file as soon as it is written; a sheet's grid comes last.
+
+    UserError if `save_path` cannot be written to.
+    """
+    folder = Path(job.config.sampling.save_path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --save_path {folder}: {error.strerror}; choose another folder") from error
+    base_model = sdxl.fingerprint(model)
+    _warn_of_weights(job, base_model)
+    for sheet in job.sheets:
+        frame = resolution.frame(sheet.sampling, model.config)
+        recipe = metadata.make(job.config, sheet.sampling, sheet.orders, base_model)
+        texts = [metadata.webui(one, frame, job.concepts) for one in recipe]
+        pictures: list[np.ndarray] = []
+        for drawn in draw(model, painter, sheet, job.words):
+            yield drawn
+            if drawn.previews:
+                image_files.write(image_files.grid(drawn.previews, sheet.sampling.num_cols), {}, folder / PREVIEW)
+            for picture in drawn.pictures:
+                number = len(pictures)
+                yield image_files.save(picture, recipe[number], folder, "picture", texts[number])
+                pictures.append(picture)
+        (folder / PREVIEW).unlink(missing_ok=True)
+        yield image_files.save(image_files.grid(pictures, sheet.sampling.num_cols), recipe[0], folder, "grid", texts[0])
+
+
+def draw(model: SDXL, painter: Painter, sheet: Sheet, words: Words) -> Iterator[Drawn]:
+    """Draw a sheet; where it starts from a picture and a mask, what the mask protects is that picture's own pixels."""
+    source = sheet.source
+    if source is None:
+        yield from painter.draw(sheet.orders, words, sheet.sampling)
+        return
+    (start,) = init_image.encode(model, [source])
+    mask = None if source.mask is None else init_image.latent_mask(source, model.config.autoencoder.reduction)
+    orders = [dataclasses.replace(order, picture=start, mask=mask) for order in sheet.orders]
+    for drawn in painter.draw(orders, words, sheet.sampling):
+        if source.mask is not None:
+            pasted = tuple(init_image.paste(picture, source.pixels, source.mask) for picture in drawn.pictures)
+            drawn = dataclasses.replace(drawn, pictures=pasted)
+        yield drawn
+
+
+def _warn_of_weights(job: Job, base_model: str) -> None:
+    for concept in job.concepts:
+        if concept.details.get("base_model", base_model) != base_model:
+            log.warning("%s was learned on other weights than these; it may look different", concept.placeholder)
+    if (job.config.sampling.base_model or base_model) != base_model:
+        log.warning("the recipe was made with other weights than these; the picture will differ")

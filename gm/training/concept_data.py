@@ -1,0 +1,192 @@
+"""What there is to learn: each word with its options, its pictures and what is said of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from gm.config import ConceptConfig, Config, WordConfig, schema
+from gm.config.model import ModelConfig
+from gm.config.schema import option
+from gm.data import captions, image_folder, templates
+from gm.data.bucketing import Size
+from gm.data.image import Picture
+from gm.embeddings import init
+from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import check_widths, plain
+from gm.errors import UserError
+from gm.text.tokenizer import VOCABULARY, Tokenizer
+
+log = logging.getLogger("gm")
+
+
+@dataclass(frozen=True)
+class Entry(WordConfig):
+    """The options of one word."""
+
+    data_path: str = option("", "folder of its 3 to 20 pictures")
+    repeats: int | None = option(
+        None,
+        "how often its pictures are shown for once of others'; without it all words are shown about as often",
+        minimum=1,
+    )
+    negative: bool = option(False, "learned as what to keep away from, out of the other words' pictures")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One word, checked and read; a negative one has no pictures, prompts or captions.
+
+    name: of its files; rows: which of all rows are its own; prompts: templates with the word filled in;
+    captions: of each picture, or none at all; ids: tokens whose rows to start from, None for random rows;
+    start: rows of a learned file to start from, instead
+    """
+
+    entry: Entry
+    name: str
+    rows: slice
+    pictures: list[Picture]
+    prompts: tuple[str, ...]
+    captions: tuple[str | None, ...] = ()
+    ids: list[int] | None = None
+    start: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def word(self) -> str:
+        return self.entry.placeholder_token
+
+
+def entries(config: Config) -> list[Entry]:
+    """Return the options of every word to learn, the negative one last.
+
+    What an entry of `concepts` leaves out is as in the config's other options. UserError for an entry that is no
+    mapping of options, a second negative one, and one without another word.
+    """
+    common = {f.name: getattr(config.concept, f.name) for f in fields(WordConfig)}
+    common["data_path"] = config.data.data_path
+    found: list[Entry] = []
+    listed = [
+        m for given in config.concept.concepts for m in (schema.mappings(given) if isinstance(given, str) else [given])
+    ]
+    for number, given in enumerate(listed, 1):
+        source = f"--concepts, word {number}"
+        if not isinstance(given, dict):
+            raise UserError(f"{source} is {given!r}; write {{placeholder_token: <word>, data_path: folder}}")
+        found.append(schema.merged(Entry, None, {**common, **given}, source))
+        if found[-1].negative and given.get("data_path"):
+            raise UserError(f"{source}: a negative word is learned from the others' pictures; leave out its data_path")
+    if not found:
+        return [Entry(**common)]
+    negative = [entry for entry in found if entry.negative]
+    if len(negative) > 1:
+        raise UserError("--concepts has two negative words; there can be one")
+    if len(negative) == len(found):
+        raise UserError("--concepts has a negative word alone; there must be one that it is learned with")
+    return [entry for entry in found if not entry.negative] + [
+        dataclasses.replace(entry, data_path="") for entry in negative
+    ]
+
+
+def resolved(config: Config, found: list[Entry]) -> Config:
+    """Return `config` with every option of the words written out; one word is as if there had been no `concepts`."""
+    if not config.concept.concepts:
+        return config
+    if len(found) > 1:
+        written = [dataclasses.asdict(entry) for entry in found]
+        return dataclasses.replace(config, concept=dataclasses.replace(config.concept, concepts=written))
+    own = {f.name: getattr(found[0], f.name) for f in fields(WordConfig)}
+    data = dataclasses.replace(config.data, data_path=found[0].data_path)
+    return dataclasses.replace(config, concept=ConceptConfig(**own), data=data)
+
+
+def names(found: list[Entry]) -> list[str]:
+    """Return what the files of each word are called: the word, without what a file's name should not hold."""
+    made: list[str] = []
+    for number, entry in enumerate(found, 1):
+        name = plain(entry.placeholder_token) or f"word{number}"
+        made.append(f"{name}-{number}" if name.lower() in map(str.lower, made) else name)
+    return made
+
+
+def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: list[Size] | None) -> Lesson:
+    """Read what there is to learn a word from that `tokenizer` knows; UserError for the first thing that is wrong.
+
+    `known` are the sizes that pictures may have, if they need not be square.
+    """
+    word, data = entry.placeholder_token, config.data
+    own = tokenizer.placeholders[word]
+    rows = slice(own[0] - VOCABULARY, own[-1] + 1 - VOCABULARY)
+    lesson = Lesson(entry, name, rows, [], (), (), _ids(entry, tokenizer), _start(entry, config.model))
+    if entry.negative:
+        return lesson
+    filled = templates.load(entry.learnable_property, entry.template_file)
+    prompts = tuple(templates.fill(line, word) for line in filled)
+    tokenizer(prompts, padding=0)  # finds a prompt that has no room for the placeholder
+    pictures = image_folder.read(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
+    said: tuple[str | None, ...] = ()
+    if data.captions:
+        said = captions.read(
+            entry.data_path,
+            [picture.name for picture in pictures],
+            word,
+            lambda text: not {*own}.isdisjoint(tokenizer.encode(text)),
+        )
+        tokenizer([caption for caption in said if caption], padding=0)
+    return dataclasses.replace(lesson, pictures=pictures, prompts=prompts, captions=said)
+
+
+def fingerprint(found: list[Lesson]) -> str:
+    """Return a hash that tells whether the same pictures are shown with the same prompts and captions."""
+    digest = hashlib.sha256()
+    for lesson in found:
+        digest.update(repr((lesson.word, lesson.prompts, lesson.captions)).encode())
+        for picture in lesson.pictures:
+            digest.update(repr((picture.name, picture.original, picture.crop)).encode())
+            digest.update(picture.pixels.tobytes())
+            digest.update(b"" if picture.mask is None else picture.mask.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def repeats(found: list[Lesson]) -> list[int]:
+    """Return how often the pictures of each word stand in an epoch: as asked, or so that all words have about as many.
+
+    With 5, 6 and 20 pictures that is 4, 3 and 1: 20, 18 and 20 pictures.
+    """
+    most = max(len(lesson.pictures) for lesson in found)
+    return [
+        0 if not lesson.pictures else lesson.entry.repeats or max(1, round(most / len(lesson.pictures)))
+        for lesson in found
+    ]
+
+
+def _ids(entry: Entry, tokenizer: Tokenizer) -> list[int] | None:
+    """Return the tokens whose rows to start from, None for random ones."""
+    if entry.initializer_token is None:
+        return None
+    ids = init.token_ids(entry.initializer_token, Tokenizer(tokenizer.positions))  # knows no learned word
+    if len(ids) > entry.num_vectors:
+        log.warning(
+            "--initializer_token %r has %d tokens, of which --num_vectors %d uses the first %d",
+            *(entry.initializer_token, len(ids), entry.num_vectors, entry.num_vectors),
+        )
+    return ids
+
+
+def _start(entry: Entry, model: ModelConfig) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the rows of `--initializer_file`; UserError if it is another model's, or there is a word to start from."""
+    if entry.initializer_file is None:
+        return None
+    if entry.initializer_token is not None:
+        raise UserError("--initializer_file and --initializer_token both say where to start; give one of them")
+    found = embedding_io.load(entry.initializer_file)
+    check_widths(found, model)
+    if found.num_vectors > entry.num_vectors:
+        log.warning(
+            "--initializer_file %s has %d rows, of which --num_vectors %d uses the first %d",
+            *(entry.initializer_file, found.num_vectors, entry.num_vectors, entry.num_vectors),
+        )
+    return found.rows_1, found.rows_2

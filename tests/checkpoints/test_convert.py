@@ -1,0 +1,89 @@
+"""tools/convert_weights/convert.py, as the user calls it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from gm import config
+from gm.checkpoints import containers
+from gm.config import Config
+from tests.project import Call
+from tests.reference.case import Case
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_weights" / "convert.py"
+
+
+@pytest.fixture
+def convert(smallest: Case, tmp_path: Path, call: Call) -> Call:
+    """Return the function that calls the script for the smallest model."""
+    config.save(Config(model=smallest.config), tmp_path / "model.yaml")
+    return functools.partial(call, SCRIPT, "--config", tmp_path / "model.yaml")
+
+
+@pytest.mark.parametrize("ending", containers.ENDINGS)
+def test_it_writes_and_says_so(convert: Call, smallest: Case, tmp_path: Path, ending: str) -> None:
+    target = tmp_path / f"a{ending}"
+    code, out, error = convert("--source", smallest.path, "--target", target)
+    assert (code, error) == (0, "")
+    assert out.startswith(f"wrote {target}: float16, 0.0")
+    assert out.count("\n") == 1
+    assert {tensor.dtype for tensor in containers.read(target).tensors.values()} == {"float16"}
+
+
+def test_it_keeps_float32_when_asked(convert: Call, smallest: Case, tmp_path: Path) -> None:
+    assert convert("--source", smallest.path, "--target", tmp_path / "a.ckpt", "--dtype", "float32")[0] == 0
+    assert {tensor.dtype for tensor in containers.read(tmp_path / "a.ckpt").tensors.values()} == {"float32"}
+
+
+def test_it_converts_a_refiner(refiner: Case, tmp_path: Path, call: Call) -> None:
+    config.save(Config(model=refiner.config), tmp_path / "refiner.yaml")
+    target = tmp_path / "refiner.ckpt"
+    code, out, error = call(SCRIPT, "--config", tmp_path / "refiner.yaml", "--source", refiner.path, "--target", target)
+    assert (code, error) == (0, "")
+    assert out.startswith(f"wrote {target}: float16, 0.0")
+    assert "conditioner.embedders.0.model.ln_final.gamma" in containers.read(target).tensors
+
+
+def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_path: Path) -> None:
+    target = tmp_path / "a.ckpt"
+    target.write_text("mine")
+    code, _, error = convert("--source", smallest.path, "--target", target)
+    assert (code, target.read_text()) == (2, "mine")
+    assert "is there already; --overwrite replaces it" in error
+    assert convert("--source", smallest.path, "--target", target, "--overwrite", "False")[0] == 2
+    assert convert("--source", smallest.path, "--target", target, "--overwrite")[0] == 0
+    code, _, error = convert("--source", target, "--target", tmp_path / "." / "a.ckpt", "--overwrite", "True")
+    assert (code, "are the same file" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sorce", "x"], "unknown argument --sorce; did you mean '--source'?"),
+        (["--target", "x.ckpt"], "--source is missing"),
+        (["--source", "SOURCE"], "--target is missing"),
+        (["--source", "none", "--target", "x.ckpt"], "--source none is not there"),
+        (["--source", "SOURCE", "--target", "x.pt"], "must end in .ckpt or .safetensors"),
+        (["--source", "SOURCE", "--target", "none/x.ckpt"], "there is no folder"),
+        (["--source", "SOURCE", "--target", "x.ckpt", "--dtype", "float64"], "invalid choice: 'float64'"),
+        (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "no config file none.yaml"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    convert: Call,
+    smallest: Case,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, error = convert(*[str(smallest.path) if word == "SOURCE" else word for word in arguments])
+    assert (code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model.yaml"]

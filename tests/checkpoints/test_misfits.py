@@ -1,0 +1,131 @@
+"""Weights that do not fit the model: found before anything is read, and called what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from gm import config as configuration
+from gm.checkpoints import containers, key_mapping, loading
+from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
+from gm.errors import UserError
+from gm.models import sdxl
+from tests.checkpoints.files import lazy
+from tests.project import Workshop
+from tests.reference.case import Case
+from tests.reference.configs import DEEP
+
+
+def layout(case: Case) -> key_mapping.Layout:
+    return key_mapping.layout(case.model)
+
+
+def stored(case: Case) -> dict[str, LazyTensor]:
+    return {name: in_memory(np.zeros(shape, np.float16)) for name, shape in layout(case).items()}
+
+
+def message(case: Case, tensors: dict[str, LazyTensor]) -> str:
+    with pytest.raises(UserError) as caught:
+        loading.check(layout(case), tensors, "some.ckpt", case.config.kind)
+    assert str(caught.value).startswith("some.ckpt does not fit the model of")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_fits_passes(smallest: Case) -> None:
+    loading.check(layout(smallest), stored(smallest), "some.ckpt", "base")
+
+
+def test_each_kind_of_misfit_is_found_counted_and_named(smallest: Case) -> None:
+    tensors = stored(smallest)
+    gone = list(tensors)[10:15]
+    for name in gone:
+        del tensors[name]
+    text = message(smallest, tensors)
+    assert f"5 missing ({gone[0]}, {gone[1]}, {gone[2]} and 2 more)" in text
+    assert "incomplete or changed" in text
+    text = message(smallest, stored(smallest) | {"extra.weight": in_memory(np.zeros(1))})
+    assert text.endswith("1 unexpected (extra.weight)")
+    name, shape = next(iter(layout(smallest).items()))
+    text = message(smallest, stored(smallest) | {name: in_memory(np.zeros((*shape, 1)))})
+    assert text.endswith(f"1 of another shape ({name} {[*shape, 1]} instead of {list(shape)})")
+
+
+@pytest.mark.parametrize(
+    ("meaning", "found"),
+    [
+        ("LoRA", ["lora_unet_down_blocks_0.lora_up.weight", "text_model.x"]),
+        ("LoRA", ["unet.mid_block.attentions.0.to_q.lora_A.weight"]),
+        ("learned concept", ["clip_l", "clip_g"]),
+        ("learned concept", ["<cat-toy>"]),
+        ("learned concept", ["conditioner.embedders.1.model.token_embedding.embedding_table", "num_vectors"]),
+        ("Stable Diffusion 1;", ["cond_stage_model.transformer.text_model.final_layer_norm.weight"]),
+        ("Stable Diffusion 2;", ["cond_stage_model.model.ln_final.weight"]),
+        ("refiner", ["conditioner.embedders.0.model.ln_final.weight"]),
+        ("ControlNet", ["control_model.input_blocks.0.0.weight"]),
+        ("Flux", ["model.diffusion_model.double_blocks.0.img_mod.lin.weight"]),
+        ("one network", ["down_blocks.0.resnets.0.conv1.weight"]),
+        ("config's model section", ["something.weight"]),
+        ("config's model section", []),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(smallest: Case, meaning: str, found: list[str]) -> None:
+    assert meaning in message(smallest, {name: in_memory(np.zeros(1)) for name in found})
+
+
+def test_each_kind_of_model_is_called_what_it_is_where_the_other_is_wanted(smallest: Case, refiner: Case) -> None:
+    text = message(smallest, stored(refiner))
+    assert "it seems to be the SDXL refiner, which goes to --pipeline_weight and is converted with --config " in text
+    assert "configs/sampling/sd_xl_refiner.yaml; use the SDXL base model; " in text
+    text = message(refiner, stored(smallest))
+    assert "it seems to be the SDXL base model, which goes to --weight and" in text
+    assert "with the --config of a base model; use the SDXL refiner; " in text
+    lora = {"lora_unet.lora_up.weight": in_memory(np.zeros(1))}
+    assert "a LoRA, which changes a model and is none; use the SDXL refiner; " in message(refiner, lora)
+    assert "a LoRA, which changes a model and is none; use the SDXL base model; " in message(smallest, lora)
+    word = {"conditioner.embedders.1.model.token_embedding.embedding_table": in_memory(np.zeros(1))}
+    assert "a learned concept" in message(refiner, word)
+
+
+def test_a_refiner_of_other_sizes_points_to_the_config(refiner: Case) -> None:
+    other = dataclasses.replace(refiner.config, unet=dataclasses.replace(refiner.config.unet, model_channels=32))
+    with pytest.raises(UserError, match="config's model section describes another model"):
+        loading.load(sdxl.build(other), refiner.path, other)
+
+
+def test_what_the_workshop_wrote_of_a_refiner_loads(workshop: Workshop) -> None:
+    config = configuration.load(workshop.folder / "refiner.yaml").model
+    model = sdxl.build(config)
+    loading.load(model, workshop.folder / "refiner.ckpt", config)
+    assert model.config.kind == "refiner"
+    base = workshop.config().model
+    assert config.autoencoder == base.autoencoder  # it goes on with the base's latents
+    assert config.text_encoder_2.width == base.text_encoder_2.width  # and hears its learned rows
+    latents = Tensor(np.random.default_rng(1).standard_normal((1, 4, 4, 4), dtype=np.float32))
+    assert np.isfinite(model.first_stage_model.decode(latents).asnumpy()).all()
+
+
+def test_a_model_of_other_sizes_points_to_the_config(smallest: Case) -> None:
+    with pytest.raises(UserError, match="config's model section describes another model"):
+        loading.load(sdxl.build(DEEP), smallest.path, DEEP)
+
+
+def test_nothing_is_converted_that_does_not_fit(smallest: Case, tmp_path: Path) -> None:
+    containers.write(tmp_path / "a.safetensors", lazy(smallest.weights | {"extra": np.zeros(1)}))
+    with pytest.raises(UserError, match=r"1 unexpected \(extra\)"):
+        loading.convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt", smallest.config, "float32")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_nothing_is_loaded_from_a_file_that_does_not_fit(smallest: Case, tmp_path: Path) -> None:
+    tensors = dict(smallest.weights)
+    tensors.popitem()
+    containers.write(tmp_path / "a.safetensors", lazy(tensors))
+    model = sdxl.build(smallest.config)
+    with pytest.raises(UserError, match="1 missing"):
+        loading.load(model, tmp_path / "a.safetensors", smallest.config)
+    assert all(parameter.has_init for parameter in model.get_parameters())

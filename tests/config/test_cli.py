@@ -1,0 +1,126 @@
+"""Flags: generated from the config, customer's spellings, one-line errors."""
+
+import dataclasses
+import sys
+
+import pytest
+
+from gm.config import Config, cli
+from gm.errors import UserError
+
+TRAINING = ("run", "concept", "data", "training", "loss")
+TINY = ["--config", "configs/training/tiny_textual_inversion.yaml"]
+
+
+def parse(*arguments: str) -> Config:
+    return cli.parse("test", TRAINING, [*TINY, *arguments])
+
+
+def test_default_config_is_full_size() -> None:
+    assert cli.parse("test", TRAINING, []).model.unet.model_channels == 320
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--infer_during_train", "True"], True),
+        (["--infer_during_train", "true"], True),
+        (["--infer_during_train", "TRUE"], True),
+        (["--infer_during_train"], True),
+        (["--infer_during_train", "False"], False),
+        (["--infer_during_train", "fALSE"], False),
+        ([], False),
+    ],
+)
+def test_booleans_take_words_of_any_case_and_bare_flags(arguments: list[str], expected: bool) -> None:
+    assert parse(*arguments).training.infer_during_train is expected
+
+
+def test_flags_set_their_options() -> None:
+    config = parse(
+        "--num_vectors", "10", "--placeholder_token", "<cat-toy>", "--total_step=30", "--learning_rate", "1e-4"
+    )
+    assert (config.concept.num_vectors, config.concept.placeholder_token) == (10, "<cat-toy>")
+    assert (config.training.total_step, config.training.learning_rate) == (30, 1e-4)
+
+
+def test_the_names_of_diffusers_scripts_are_understood() -> None:
+    theirs = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "7", "--adam_weight_decay", "0.1", "--snr_gamma", "5")
+    theirs += ("--gradient_checkpointing",)
+    ours = ("--lr_schedule", "cosine", "--lr_warmup_updates", "7", "--weight_decay", "0.1", "--min_snr_gamma", "5")
+    ours += ("--recompute", "True")
+    assert parse(*theirs) == parse(*ours) != parse()
+    with pytest.raises(UserError, match="did you mean '--lr_scheduler'"):
+        parse("--lr_scheduller", "cosine")
+
+
+def test_several_learned_files() -> None:
+    config = cli.parse("test", ("sampling",), [*TINY, "--textual_inversion_weight", "a.ckpt", "b.ckpt"])
+    assert config.sampling.textual_inversion_weight == ["a.ckpt", "b.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_vector", "3"], "unknown argument --num_vector; did you mean '--num_vectors'?"),
+        (["--zzz"], "unknown argument --zzz"),
+        (["stray"], "unknown argument stray"),
+        (["--num_vectors", "many"], "concept.num_vectors: Value 'many'"),
+        (["--num_vectors"], "expected one argument"),
+        (["--num_vectors", "0"], "concept.num_vectors is 0; the least is 1"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(*arguments)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("sections", [TRAINING, ("run", "sampling")])
+def test_no_two_sections_of_a_script_share_a_flag(sections: tuple[str, ...]) -> None:
+    names = [f.name for section in sections for f in dataclasses.fields(getattr(Config(), section))]
+    assert len(names) == len(set(names))
+
+
+def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for section in TRAINING:
+        for field in dataclasses.fields(getattr(Config(), section)):
+            assert f"--{field.name} " in text
+    assert "(default: 3000)" in text
+
+
+def test_run_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise UserError("no such thing; take another")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: no such thing; take another\n"
+    assert sys.stdout is not None
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(None, 0), (UserError("no"), 2), (KeyboardInterrupt(), 130), (SystemExit(143), 143)]
+)
+def test_endings_are_told_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, code: int
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(cli, "endings", [told.append])
+
+    def main() -> None:
+        if raised:
+            raise raised
+
+    if code:
+        with pytest.raises(SystemExit) as end:
+            cli.run(main)
+        assert end.value.code == code
+    else:
+        cli.run(main)
+    assert told == [code]

@@ -1,0 +1,136 @@
+"""Options: merging, limits, errors; and that none of them stands there for nothing."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gm import config as configuration
+from gm.config import Config, cli
+from gm.config.model import ModelConfig, TextEncoderConfig
+from gm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+COMMANDS = {
+    "train_textual_inversion.py": ("training", ("run", "concept", "data", "training", "loss")),
+    "demo/sampling_without_streamlit.py": ("sampling", ("run", "sampling")),
+}
+
+
+def test_defaults_are_sdxl_base() -> None:
+    model = configuration.load().model
+    assert (model.unet.context_width, model.unet.vector_width, model.size_width) == (2048, 2816, 256)
+    assert model.autoencoder.reduction == 8
+
+
+def test_a_refiner_is_described_by_its_file() -> None:
+    base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
+    assert (refiner.kind, refiner.is_refiner, refiner.sizes, refiner.size_width) == ("refiner", True, 5, 256)
+    assert (base.kind, base.is_refiner, base.sizes) == ("base", False, 6)
+    assert (refiner.unet.depth_in_the_middle, base.unet.depth_in_the_middle) == (4, 10)
+    assert refiner.text_encoder_2 == base.text_encoder_2
+    assert refiner.autoencoder == base.autoencoder
+    assert refiner.schedule == base.schedule
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_every_shipped_file_loads_and_opens_with_its_command(path: Path) -> None:
+    configuration.load(path)
+    head = re.match(r"(#.*\n)+", path.read_text())
+    assert head
+    lines = head[0].replace("\\\n#", "").splitlines()
+    (command,) = (line.removeprefix("#").strip() for line in lines if " python " in line)
+    script, *arguments = shlex.split(command)[1:]
+    place, sections = COMMANDS[script]
+    assert path.parent.name == place
+    cli.parse("", sections, arguments)
+
+
+def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("training: {total_step: 7, seed: 8}\n")
+    config = configuration.load(path, {"training": {"seed": "9"}})
+    assert (config.training.total_step, config.training.seed, config.training.log_interval) == (7, 9, 1)
+
+
+def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
+    config = configuration.load(SHIPPED[-1], {"sampling": {"prompt": "a ${cat} for $5", "negative_prompt": "grün"}})
+    configuration.save(config, tmp_path / "c.yaml")
+    assert configuration.load(tmp_path / "c.yaml") == config
+    assert config.sampling.prompt == "a ${cat} for $5"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainin: {seed: 1}", "unknown option trainin; did you mean 'training'?"),
+        ("training: {total_steps: 1}", "unknown option training.total_steps; did you mean 'total_step'?"),
+        ("training: {seed: cat}", "training.seed: Value 'cat' of type 'str' could not be converted to Integer"),
+        ("training: {infer_during_train: maybe}", "training.infer_during_train: Value 'maybe' is not a valid bool"),
+        ("training: [1]", "list is not a subclass of TrainingConfig"),
+        ("training: {total_step: 0}", "training.total_step is 0; the least is 1"),
+        ("run: {ms_mode: 2}", "run.ms_mode is 2; it may be 0, 1"),
+        ("concept: {learnable_property: stile}", "it may be 'object', 'style', 'face'; did you mean 'style'?"),
+        ("data: {resolution: 100}", "data.resolution is 100; it must be a multiple of 8"),
+        ("- 1", "must hold the sections model, run"),
+        ("a: [", "is not YAML"),
+        ("model: {unet: {context_width: 2000}}", "context_width is 2000, but the two encoders give 2048"),
+        ("model: {unet: {transformer_depth: [1]}}", "need one entry a level each"),
+        ("model: {unet: {vector_width: 2815}}", "text_encoder_2.width plus six equal size sinusoids"),
+        ("model: {kind: refiner}", "context_width is 2048, but the refiner's one encoder, text_encoder_2, gives 1280"),
+        (
+            "model: {kind: refiner, unet: {context_width: 1280, vector_width: 2816}}",
+            "text_encoder_2.width plus five equal sinusoids of sizes and score",
+        ),
+        ("model: {kind: refine, unet: {context_width: 1280}}", "model.kind is 'refine'; it may be 'base', 'refiner'"),
+        ("model: {unet: {middle_depth: -1}}", "model.unet.middle_depth is -1; the least is 0"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        configuration.load(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"no config file nowhere.yaml; configs/training/ holds the shipped ones"):
+        configuration.load("nowhere.yaml")
+
+
+def test_encoder_widths_must_match_the_unet() -> None:
+    with pytest.raises(UserError, match="context_width is 2048, but the two encoders give 1792"):
+        ModelConfig(text_encoder_1=TextEncoderConfig(width=512, heads=8))
+
+
+def test_each_kind_of_model_has_its_place() -> None:
+    base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
+    base.require("base")
+    refiner.require("refiner")
+    with pytest.raises(UserError, match=r"SD-XL-refiner-1\.0 is a refiner.*--config and --weight.*--pipeline_config"):
+        refiner.require("base")
+    with pytest.raises(UserError, match=r"SD-XL-base-1\.0 is a base model; give a refiner, .*--pipeline_config and"):
+        base.require("refiner")
+
+
+def test_every_option_is_documented_and_read() -> None:
+    """An option that nothing reads is a bug: each name must occur as an attribute outside config.py."""
+    names = [path for place in ("gm", "tools") for path in (ROOT / place).rglob("*.py")]
+    code = "\n".join(path.read_text() for path in names if path.name != "config.py")
+    for section in dataclasses.fields(Config):
+        for option in _options(getattr(Config(), section.name)):
+            assert option.metadata["doc"], option.name
+            assert re.search(rf"\.{option.name}\b", code), f"nothing reads {section.name}.{option.name}"
+
+
+def _options(section: object) -> list[dataclasses.Field]:
+    found = []
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        found += _options(value) if dataclasses.is_dataclass(value) else [field]
+    return found

@@ -1,0 +1,81 @@
+"""The shipped model in our sampler and in diffusers' pipeline, from the same noise; run, it draws the docs' figure.
+
+python -m tests.examples.beside_diffusers --target docs/images/beside_diffusers.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from gm import config as configuration
+from gm.checkpoints import loading
+from gm.config import SamplingConfig, cli
+from gm.embeddings.embedding import Concept, words
+from gm.models import sdxl
+from gm.models.sdxl import SDXL
+from gm.runtime import rng
+from gm.runtime.backend import Backend
+from gm.sampling.orders import Drawn, Order
+from gm.sampling.pipeline import Painter
+from tests.reference import networks, pipeline
+
+CONFIG = configuration.load("configs/training/tiny_textual_inversion.yaml")
+WEIGHTS = Path("checkpoints/tiny_sd_xl_base.safetensors")
+PROMPTS = (
+    "a red heart on a white background",
+    "a small yellow and black striped circle, blue background",
+    "a green star with a white outline on a pink background",
+    "a cyan cross on a navy background with beige spots",
+    "a large purple triangle at the bottom left",
+)
+
+
+def noise(count: int, name: str = "noise beside diffusers") -> np.ndarray:
+    """Return standard-normal latents [count, z, h, w]."""
+    side = CONFIG.model.resolution // CONFIG.model.autoencoder.reduction
+    return rng.normal((count, CONFIG.model.autoencoder.latent_channels, side, side), 0, name)
+
+
+def theirs(folder: Path) -> pipeline.StableDiffusionXLPipeline:
+    """Return diffusers' pipeline on the shipped weights; `folder` takes its files."""
+    return pipeline.pipeline(networks.load(CONFIG.model, WEIGHTS, folder), folder)
+
+
+def ours(
+    model: SDXL, prompts: Sequence[str], start: np.ndarray, sampling: SamplingConfig, concepts: Sequence[Concept] = ()
+) -> Drawn:
+    """Return what our sampler makes of `start` in PyNative mode."""
+    painter = Painter(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+    orders = [Order(text, 0, latents) for text, latents in zip(prompts, start, strict=True)]
+    at_once = dataclasses.replace(sampling, batch_size=len(orders))
+    *_, last = painter.draw(orders, words(concepts, CONFIG.model), at_once)
+    return last
+
+
+def main() -> None:
+    from examples.tiny_sdxl.sheet import sheet
+
+    parser = cli.Parser("Draw the same prompts from the same noise here and with diffusers.")
+    parser.add_argument("--target", default="docs/images/beside_diffusers.png", help="(default: %(default)s)")
+    flags = parser.read()
+    model = sdxl.build(CONFIG.model)
+    loading.load(model, WEIGHTS, CONFIG.model)
+    start, sampling = noise(len(PROMPTS)), CONFIG.sampling
+    with tempfile.TemporaryDirectory() as folder:
+        _, pictures = pipeline.draw(
+            theirs(Path(folder)), PROMPTS, start, steps=sampling.sample_step, guidance_scale=sampling.guidance_scale
+        )
+    drawn = ours(model, PROMPTS, start, sampling)
+    worst = np.abs(np.stack(drawn.pictures).astype(int) - pictures).max()
+    rows = {"this toolkit": drawn.pictures, f"diffusers: no pixel differs by more than {worst} of 255": list(pictures)}
+    sheet(rows).save(flags["target"], optimize=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

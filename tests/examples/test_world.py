@@ -1,0 +1,135 @@
+"""The world that the tiny model is trained on: repeatable, true to its words, and without what is held out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from examples.tiny_sdxl import captions, colours, drawing, world
+from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG
+from examples.tiny_sdxl.lexicon import STYLES, THINGS
+from gm.text.tokenizer import Tokenizer
+
+
+def test_oklab_has_the_published_values_and_a_way_back() -> None:
+    # Ottosson, 2020: white is (1, 0, 0); his table for sRGB red.
+    np.testing.assert_allclose(colours.oklab((255, 255, 255)), (1, 0, 0), atol=1e-3)
+    np.testing.assert_allclose(colours.oklab((255, 0, 0)), (0.62796, 0.22486, 0.12585), atol=1e-4)
+    rgb = np.random.default_rng(0).uniform(0, 255, (100, 3))
+    np.testing.assert_allclose(colours.srgb(colours.oklab(rgb)), rgb, atol=1e-6)
+
+
+def test_a_scene_is_the_same_every_time_and_others_are_others() -> None:
+    scenes = [world.scene(3, index) for index in range(200)]
+    assert scenes == [world.scene(3, index) for index in range(200)]
+    assert len({dataclasses.astuple(scene) for scene in scenes}) == 200
+    assert world.scene(4, 0) != scenes[0]
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_every_pixel_is_divided_among_the_regions(index: int) -> None:
+    shares = drawing.regions(world.scene(1, index), 64)
+    np.testing.assert_allclose(sum(shares.values()), np.ones((64, 64)), atol=1e-6)
+    picture = drawing.picture(world.scene(1, index), 64)
+    assert picture.shape == (64, 64, 3)
+    assert picture.min() >= 0
+    assert picture.max() <= 255
+
+
+def test_shapes_stay_inside_the_picture() -> None:
+    for index in range(100):
+        scene = dataclasses.replace(world.scene(2, index), outline=None, spots=None)
+        backdrop = drawing.regions(scene, 64)["backdrop"]
+        edges = np.concatenate([backdrop[0], backdrop[-1], backdrop[:, 0], backdrop[:, -1]])
+        assert edges.min() > 0.5  # at most the tip of a star touches the edge
+
+
+def test_two_colours_of_every_shape_are_held_out_and_nothing_else() -> None:
+    pairs = {(s, c) for s in world.SHAPES for c in colours.COLOURS if world.is_held_out(s, c)}
+    assert [sum(s == shape for s, _ in pairs) for shape in world.SHAPES] == [2] * len(world.SHAPES)
+    shown = {(s.shape, colours.nearest_name(s.fill)) for s in (world.scene(5, k) for k in range(2000))}
+    assert not shown & pairs
+    kept = {(s.shape, colours.nearest_name(s.fill)) for s in (world.scene(5, k, held_out=True) for k in range(100))}
+    assert kept <= pairs
+    assert len(shown) == len(world.SHAPES) * len(colours.COLOURS) - len(pairs)
+
+
+def test_captions_say_what_is_there_in_words_the_model_learns() -> None:
+    known = set(" ".join(captions.every_word()).replace(",", " ").split())
+    unsaid = 0
+    for index in range(1000):
+        scene = world.scene(6, index)
+        text = captions.caption(scene, 6, index)
+        assert text == captions.caption(scene, 6, index)
+        if text is None:
+            unsaid += 1
+            continue
+        words = text.replace(",", " ").split()
+        assert set(words) <= known
+        labs = (scene.fill, scene.backdrop, scene.stripes, scene.outline, scene.spots)
+        assert {w for w in words if w in colours.COLOURS} <= {colours.nearest_name(c) for c in labs if c is not None}
+        assert {w for w in words if w in world.SHAPES} <= {scene.shape}
+        assert {w for w in words if w in THINGS + STYLES} <= {scene.thing, scene.style}
+        assert scene.stripes is not None or "striped" not in words
+        assert scene.outline is not None or not {"outline", "outlines"} & set(words)
+        assert scene.spots is not None or "spots" not in words
+        assert scene.x < 0.5 or "left" not in words
+        assert scene.y < 0.5 or "top" not in words
+    assert 30 < unsaid < 100
+
+
+def given(name: str, parts: tuple[str, ...]) -> tuple:
+    return tuple(world.named(name)[part] for part in parts)
+
+
+def test_scenes_with_a_name_share_what_it_names_and_nothing_else() -> None:
+    scenes = [world.scene(6, index) for index in range(2000)]
+    for field, names, shared in (
+        ("thing", THINGS, ("shape", "fill", "stripes")),
+        ("style", STYLES, ("outline", "spots")),
+    ):
+        shown = [scene for scene in scenes if getattr(scene, field)]
+        assert 0.2 < len(shown) / len(scenes) < 0.33
+        assert {getattr(scene, field) for scene in shown} == set(names)
+        for name in names:
+            own = [scene for scene in shown if getattr(scene, field) == name]
+            assert {tuple(getattr(scene, part) for part in shared) for scene in own} <= {given(name, shared)}
+            assert len({scene.backdrop for scene in own}) == len(own)
+        assert len({given(name, shared) for name in names}) == len(names)
+    assert not [scene for scene in scenes if scene.thing and scene.style]
+
+
+def test_a_name_is_one_token_and_says_it_all() -> None:
+    tokenizer = Tokenizer()
+    assert {len(tokenizer.encode(name)) for name in THINGS + STYLES} == {1}
+    others = [text for text in captions.every_word() if text not in THINGS + STYLES]
+    assert not set(" ".join(others).split()) & {*THINGS, *STYLES}
+    scene = next(scene for scene in (world.scene(6, index) for index in range(200)) if scene.thing)
+    spoken = [(captions.caption(scene, 6, sample) or "").split() for sample in range(200)]
+    by_name = [words for words in spoken if scene.thing in words]
+    assert 0.6 < len(by_name) / len(spoken) < 0.95
+    assert not [words for words in by_name if "striped" in words or scene.shape in words]
+
+
+def test_a_scene_is_described_in_many_ways() -> None:
+    scene = world.scene(6, 1)
+    assert len({captions.caption(scene, 6, sample) for sample in range(50)}) > 30
+
+
+@pytest.mark.parametrize("thing", [HUMBUG, CONFETTI])
+def test_what_is_to_be_learned_lies_outside_the_world(thing) -> None:
+    centres = np.array([colours.oklab(rgb) for rgb in colours.COLOURS.values()])
+    for lab in thing.lab.values():
+        # The colours of the world scatter around their names with a standard deviation of 0.025 a coordinate.
+        assert np.linalg.norm(centres - np.array(lab), axis=1).min() > 0.09
+    for name in THINGS + STYLES:
+        other = world.named(name)
+        if set(thing.lab) <= set(other) and thing.shape in (None, other.get("shape")):
+            assert np.linalg.norm([np.subtract(other[part], lab) for part, lab in thing.lab.items()]) > 0.15
+    scenes = thing.scenes(5)
+    assert len({scene.backdrop for scene in scenes}) == 5
+    for name, lab in thing.lab.items():
+        assert {getattr(scene, name) for scene in scenes} == {lab}
+    assert len({scene.shape for scene in scenes}) == (1 if thing.kind == "object" else 5)

@@ -1,0 +1,27 @@
+"""gm/ops/layout.py: what goes into a sequence comes out of it, in either layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from gm.ops import layout
+from tests.reference.inputs import normal
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_pictures_and_tokens_come_back_as_they_were(n: int, layout_of: str) -> None:
+    picture = normal(1, n, 5, 3, 4)
+    there = layout.of_picture(Tensor(picture))
+    np.testing.assert_array_equal(layout.tokens(there).asnumpy(), picture.reshape(n, 5, 12).transpose(0, 2, 1))
+    np.testing.assert_array_equal(layout.picture(there, 3, 4).asnumpy(), picture)
+    tokens = normal(2, n, 6, 5)
+    np.testing.assert_array_equal(layout.tokens(layout.of_tokens(Tensor(tokens))).asnumpy(), tokens)
+
+
+def test_split(layout_of: str) -> None:
+    x = normal(1, 2, 6, 8)
+    parts = layout.split(layout.of_tokens(Tensor(x)), 2)
+    for part, right in zip(parts, (x[:, :, :4], x[:, :, 4:]), strict=True):
+        np.testing.assert_array_equal(layout.tokens(part).asnumpy(), right)

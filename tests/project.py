@@ -1,0 +1,82 @@
+"""The smallest model with the published vocabulary, its weights and some pictures, as files the scripts can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from PIL import Image
+
+from examples.tiny_sdxl.random_weights import values
+from gm import config as configuration
+from gm.checkpoints import containers, key_mapping, loading
+from gm.checkpoints.lazy_tensor import in_memory
+from gm.config import Config
+from gm.models.sdxl import SDXL, build
+from gm.runtime import rng
+from gm.runtime.backend import Backend
+from gm.training import setup, trainer
+from tests.reference.configs import REFINER
+
+Call = Callable[..., tuple[int, str, str]]
+
+YAML = """
+model:
+  version: smallest
+  resolution: 16
+  unet: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1, transformer_depth: [1, 1], head_width: 8,
+    context_width: 40, vector_width: 72, norm_groups: 4}
+  text_encoder_1: {width: 16, layers: 2, heads: 2}
+  text_encoder_2: {width: 24, layers: 2, heads: 2}
+  autoencoder: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_groups: 4}
+run: {device_target: CPU, weight: "%(folder)s/weights.ckpt", ms_mode: 1}
+concept: {placeholder_token: <toy>, num_vectors: 2}
+data: {data_path: "%(folder)s/pictures"}
+training: {learning_rate: 1.0e-2, total_step: 4, save_path: "%(folder)s/runs"}
+sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/outputs"}
+"""
+
+
+class Workshop:
+    """A folder with `config.yaml`, `weights.ckpt` and `pictures/`; `model` is loaded and shared.
+
+    `refiner.yaml` and `refiner.ckpt` are a refiner that goes with it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.yaml = folder, folder / "config.yaml"
+        self.yaml.write_text(YAML % {"folder": folder})
+        self.model: SDXL = build(self.config().model)
+        _write_weights(self.model, folder / "weights.ckpt", 5)
+        configuration.save(Config(model=REFINER), folder / "refiner.yaml")
+        _write_weights(build(REFINER), folder / "refiner.ckpt", 6)
+        (folder / "pictures").mkdir()
+        for number in range(3):
+            noise = rng.generator(number, "picture").integers(0, 256, (20, 24 + number, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / "pictures" / f"{number}.png")
+
+    def config(self, **sections: dict[str, Any]) -> Config:
+        """Return the config with single options replaced: `training={"total_step": 8}`."""
+        return configuration.load(self.yaml, sections)
+
+
+def _write_weights(model: SDXL, path: Path, seed: int) -> None:
+    layout = key_mapping.layout(model)
+    weights = {name: values(key_mapping.published_name(name), shape, seed) for name, shape in layout.items()}
+    containers.write(path, {name: in_memory(w.astype(np.float32)) for name, w in weights.items()})
+
+
+def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> Path:
+    """Train as the script does, in PyNative mode, on a model of its own that `spoil` may damage first."""
+    return whole_runs(config, spoil)[0]
+
+
+def whole_runs(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> list[Path]:
+    """Do as `whole_run` and return the file of every word."""
+    model = build(config.model)  # a run may give the autoencoder away
+    loading.load(model, config.run.weight, config.model)
+    spoil(model)
+    return trainer.run(model, setup.make(config), Backend("CPU", graph=False, dtype=ms.float32))

@@ -1,0 +1,246 @@
+"""Whole sampling runs: what is written, what is repeated, what is refused before the weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm.config import cli
+from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import Concept
+from gm.errors import UserError
+from gm.runtime.backend import Backend
+from gm.sampling import image_files, metadata, orders, resolution, run
+from gm.sampling.orders import Order
+from gm.sampling.pipeline import Painter
+from gm.sampling.request import Job, make
+from tests.project import Workshop
+
+
+@pytest.fixture(scope="module")
+def painter(workshop: Workshop) -> Painter:
+    return Painter(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+
+
+def toy(word: str = "<toy>") -> Concept:
+    random = np.random.default_rng(0)
+    return Concept(word, *(random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)))
+
+
+def placed(value: Any, folder: Path) -> Any:
+    """Return options with @ being a file in `folder`."""
+    if isinstance(value, dict):
+        return {name: placed(each, folder) for name, each in value.items()}
+    if isinstance(value, list):
+        return [placed(each, folder) for each in value]
+    return value.replace("@", f"{folder}/") if isinstance(value, str) else value
+
+
+def pictures(job: Job, painter: Painter) -> list[Path]:
+    """Run the job; return the pictures written, without the grids."""
+    written = [event for event in run.run(painter.model, painter, job) if isinstance(event, Path)]
+    return [path for path in written if path.name.startswith("picture")]
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def job(workshop: Workshop, tmp_path: Path, **sampling: Any) -> Job:
+    embedding_io.save(toy(), tmp_path / "toy.ckpt")
+    options = {"textual_inversion_weight": [str(tmp_path / "toy.ckpt")], "save_path": str(tmp_path / "out")}
+    return make(workshop.config(sampling={**options, **sampling}))
+
+
+def test_a_sampling_run_writes_every_picture_and_a_grid(workshop: Workshop, painter: Painter, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a <toy>\n\n  a red <toy>  \n")
+    made = job(workshop, tmp_path, num_cols=2, num_rows=2, prompt=str(tmp_path / "prompts.txt"), seed=40)
+    paths = [event for event in run.run(workshop.model, painter, made) if isinstance(event, Path)]
+    names = [f"picture_{k:05d}.png" for k in range(4)] + ["grid_00000.png"]
+    names += [f"picture_{k:05d}.png" for k in range(4, 8)] + ["grid_00001.png"]
+    assert [p.name for p in paths] == names
+    recipes = [image_files.recipe(p) for p in paths]
+    assert [(r["prompt"], r["seed"]) for r in recipes[:5]] == [("a <toy>", 40 + k) for k in range(4)] + [
+        ("a <toy>", 40)
+    ]
+    assert recipes[5]["prompt"] == "a red <toy>"
+    run_again = [e for e in run.run(workshop.model, painter, made) if isinstance(e, Path)]
+    assert run_again[0].name == "picture_00008.png"
+    assert run_again[0].read_bytes() == paths[0].read_bytes()
+
+
+def test_noise_from_a_file_replaces_the_seeds(workshop: Workshop, painter: Painter, tmp_path: Path) -> None:
+    config = workshop.model.config
+    noise = orders.noise(Order("", 40), resolution.frame(workshop.config().sampling, config), config.autoencoder)
+    np.save(tmp_path / "n.npy", np.stack([-noise, noise, -noise]).astype(np.float64))
+    given = {"init_latent_path": str(tmp_path / "n.npy"), "init_latent_index": 1}
+    first, second = pictures(job(workshop, tmp_path, num_cols=2, **given), painter)
+    (ours,) = pictures(job(workshop, tmp_path, seed=40), painter)
+    assert np.array_equal(pixels(first), pixels(ours))
+    assert not np.array_equal(pixels(second), pixels(ours))
+    flags = ["--recipe", str(second), "--save_path", str(tmp_path / "again")]
+    again = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
+    assert np.array_equal(pixels(pictures(make(again), painter)[0]), pixels(second))
+
+
+def test_a_line_of_a_prompt_file_has_options_of_its_own(workshop: Workshop, painter: Painter, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a <toy>\na <toy> --d 7 --w 24 --s 2 --l 2.5 --n blurry\n")
+    first, second = pictures(job(workshop, tmp_path, prompt=str(tmp_path / "prompts.txt")), painter)
+    assert [image_files.recipe(path)["seed"] for path in (first, second)] == [42, 7]
+    own = {"seed": 7, "width": 24, "sample_step": 2, "guidance_scale": 2.5, "negative_prompt": "blurry"}
+    (alone,) = pictures(job(workshop, tmp_path, prompt="a <toy>", **own), painter)
+    assert alone.read_bytes() == second.read_bytes()
+    assert pixels(second).shape == (16, 24, 3)
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "txt2img": {"sampler": "dpmpp_2m_sde", "schedule": "karras", "prompt": "a (<toy>:1.2) BREAK [red|blue]"},
+    "img2img": {"task": "img2img", "img": ["@pictures"], "strength": 0.7, "num_cols": 2, "prompt": "a <toy>"},
+    "inpaint": {"task": "inpaint", "img": ["@pictures/1.png"], "mask": "@mask.png", "strength": 1.0},
+    "refiner": {
+        "add_pipeline": True,
+        "stage2strength": 0.5,
+        "pipeline_config": "@refiner.yaml",
+        "pipeline_weight": "@refiner.ckpt",
+    },
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_recipe_alone_repeats_a_picture_to_the_bit(
+    workshop: Workshop, painter: Painter, tmp_path: Path, task: str
+) -> None:
+    Image.linear_gradient("L").resize((25, 20)).save(workshop.folder / "mask.png")
+    *_, drawn = pictures(job(workshop, tmp_path, **placed(TASKS[task], workshop.folder)), painter)
+    folder = ["--save_path", str(tmp_path / "again")]
+    config = cli.parse("", ("run", "sampling"), ["--recipe", str(drawn), *folder], metadata.overrides)
+    (again,) = pictures(make(config), painter)
+    assert again.read_bytes() == drawn.read_bytes()
+    flags = ["--recipe", str(drawn), "--seed", "1", *folder]
+    config = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
+    (other,) = pictures(make(config), painter)
+    assert not np.array_equal(pixels(other), pixels(drawn))
+
+
+def test_each_picture_is_drawn_anew_and_a_grid_of_it(workshop: Workshop, painter: Painter, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 15), "green").save(tmp_path / "wide.png")
+    sources = [str(tmp_path / "wide.png"), str(workshop.folder / "pictures")]
+    made = job(workshop, tmp_path, task="img2img", img=sources, num_cols=2, prompt="a <toy>")
+    drawn = pictures(made, painter)
+    assert [Path(image_files.recipe(path)["img"][0]).name for path in drawn[::2]] == [
+        "wide.png",
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
+    assert pixels(drawn[0]).shape == (8, 32, 3)
+    assert len(list((tmp_path / "out").glob("grid_*.png"))) == 4
+    assert not np.array_equal(pixels(drawn[0]), pixels(drawn[1]))
+
+
+def test_behind_a_mask_the_pictures_own_pixels_stay(workshop: Workshop, painter: Painter, tmp_path: Path) -> None:
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, 8:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    original = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(original).save(tmp_path / "original.png")
+    options = {"img": [str(tmp_path / "original.png")], "mask": str(tmp_path / "mask.png"), "strength": 1.0}
+    (drawn,) = pictures(job(workshop, tmp_path, task="inpaint", **options), painter)
+    assert np.array_equal(pixels(drawn)[:, :8], original[:, :8])
+    assert np.abs(pixels(drawn)[:, 8:] - original[:, 8:]).mean() > 20
+
+
+def test_previews_are_shown_while_a_sheet_is_drawn_and_gone_afterwards(
+    workshop: Workshop, painter: Painter, tmp_path: Path
+) -> None:
+    seen = []
+    for _ in run.run(workshop.model, painter, job(workshop, tmp_path, preview_interval=1, sample_step=4)):
+        preview = tmp_path / "out" / run.PREVIEW
+        seen.append(pixels(preview) if preview.exists() else None)
+    assert [picture is not None for picture in seen] == [False, True, True, True, True, False]
+    assert not np.array_equal(seen[1], seen[3])
+
+
+def test_a_recipe_of_other_weights_is_warned_about(
+    workshop: Workshop, painter: Painter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    next(run.run(workshop.model, painter, job(workshop, tmp_path, base_model="0" * 16)))
+    assert "the recipe was made with other weights than these" in caplog.text
+
+
+def test_concepts_learned_otherwise_are_warned_about(
+    workshop: Workshop, painter: Painter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dataclasses.replace(toy(word="<other>"), pooling="argmax", details={"base_model": "0" * 16})
+    embedding_io.save(other, tmp_path / "o.ckpt")
+    made = job(workshop, tmp_path, textual_inversion_weight=[str(tmp_path / "o.ckpt")], prompt="a cat")
+    assert "no prompt uses <other>" in caplog.text
+    assert (
+        "<other> was learned with pooling argmax, but end_of_text is used; --pooling argmax matches it" in caplog.text
+    )
+    next(run.run(workshop.model, painter, made))
+    assert "<other> was learned on other weights than these" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"prompt": " "}, "there is nothing to draw; give --prompt"),
+        ({"prompt": "@empty.txt"}, "is an empty file; write a prompt a line"),
+        ({"prompt": "@toy.ckpt"}, "is no text file of prompts"),
+        ({"sampler": "ddim"}, "unknown sampler 'ddim'; known are euler"),
+        ({"init_latent_path": "@nowhere.npy"}, "no file .*nowhere.npy"),
+        ({"init_latent_path": "@toy.ckpt"}, "is no .npy of numbers"),
+        (
+            {"init_latent_path": "@small.npy"},
+            r"holds float64 \[1, 4, 4, 8\]; 1 pictures of 16×16 need floats \[1, 4, 8, 8\]",
+        ),
+        ({"init_latent_path": "@right.npy", "num_cols": 2}, r"2 pictures of 16×16 need floats \[2, 4, 8, 8\]"),
+        ({"textual_inversion_weight": ["@nowhere.ckpt"]}, "there is no file .*nowhere.ckpt"),
+        ({"textual_inversion_weight": ["@toy.ckpt", "@toy.ckpt"]}, "<toy>"),
+        ({"schedule": "karas"}, "unknown schedule 'karas'; known are legacy"),
+        ({"guider": "cgf"}, "unknown guider 'cgf'; known are cfg"),
+        ({"schedule": "edm", "sigma_min": 20.0}, "sigma_min is 20.0; it must be less than sigma_max"),
+        ({"vae_tiling": True, "vae_tile": 1001}, "vae_tile is 1001; it must be a multiple of 8"),
+        ({"task": "img2img"}, "--img is empty"),
+        ({"img": ["@small.png"]}, "--img is for --task img2img or inpaint"),
+        ({"task": "img2img", "img": ["@small.png"], "mask": "@small.png"}, "--mask is for --task inpaint"),
+        ({"task": "inpaint", "img": ["@small.png"]}, "--task inpaint needs --mask"),
+        (
+            {"task": "img2img", "img": ["@small.png"], "strength": 0.3},
+            "--strength 0.3 of 3 steps is none; give at least 0.33",
+        ),
+        ({"add_pipeline": True, "pipeline_config": "@nowhere.yaml"}, "no config file .*nowhere.yaml"),
+        ({"add_pipeline": True, "pipeline_config": "@base.yaml"}, "is a base model; give a refiner"),
+        ({"add_pipeline": True, "pipeline_config": "@refiner.yaml"}, "leaves the refiner none; give at least 0.33"),
+        (
+            {"add_pipeline": True, "pipeline_config": "@refiner.yaml", "stage2strength": 0.5, "pipeline_weight": "@no"},
+            "no weights .*no; --pipeline_weight names the refiner's",
+        ),
+        (
+            {"add_pipeline": True, "pipeline_config": "configs/sampling/sd_xl_refiner.yaml"},
+            "SD-XL-refiner-1.0 has other latents or noise levels than smallest",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_the_weights_are_read(
+    workshop: Workshop, tmp_path: Path, sampling: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    np.save(tmp_path / "small.npy", np.zeros((1, 4, 4, 8)))
+    np.save(tmp_path / "right.npy", np.zeros((1, 4, 8, 8)))
+    Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
+    shutil.copy(workshop.yaml, tmp_path / "base.yaml")
+    shutil.copy(workshop.folder / "refiner.yaml", tmp_path / "refiner.yaml")
+
+    with pytest.raises(UserError, match=message):
+        job(workshop, tmp_path, **placed(sampling, tmp_path))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,140 @@
+"""What each step shows: sizes, prompts, noise, masks, shapes, the same on any number of ranks."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm.data import latent_cache, masks
+from gm.errors import UserError
+from gm.runtime.backend import Backend
+from gm.training import loop, setup, trainer
+from gm.training.batch_sampler import Sample
+from gm.training.batches import Feed
+from tests.project import Workshop
+
+EAGER = Backend("CPU", graph=False, dtype=ms.float32)
+GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
+
+
+def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> None:
+    made = setup.make(workshop.config(training={"train_batch_size": 4}, data={"flip": True}))
+    encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, True, 0.13025)
+    feed = Feed(made, encoded)
+    batch = feed.batch(0)
+    assert batch.x.shape == (4, 4, 8, 8)
+    told = {tuple(row) for row in batch.sizes.asnumpy().astype(int).tolist()}
+    assert {(t[0], t[4], t[5]) for t in told} == {(20, 16, 16)}
+    assert {t[1] for t in told} == {24, 25, 26}
+    assert all((batch.ids_1.asnumpy() == 49408).sum(1) == 1)
+    assert (batch.ids_1.asnumpy()[:, -1] == 49407).all()
+    assert (batch.ids_2.asnumpy()[:, -1] == 0).all()
+    found = batch.ids_2.asnumpy()[np.arange(4), batch.pool_position.asnumpy()]
+    assert (found == 49407).all()
+    sigma = feed.sigmas[batch.timestep.asnumpy().astype(int)].reshape(-1, 1, 1, 1)
+    clean = batch.x.asnumpy() * np.sqrt(sigma**2 + 1) - sigma * batch.noise.asnumpy()
+    spread = np.exp(0.5 * np.stack(encoded.log_variance)).max() * 0.13025
+    assert np.abs(clean).max() < np.abs(np.stack(encoded.mean)).max() * 0.13025 + 6 * spread
+    assert abs(batch.noise.asnumpy().std() - 1) < 0.1
+
+
+def test_a_mask_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(workshop.folder / "pictures", pictures)
+    with Image.open(pictures / "0.png") as image:
+        mask = Image.new("L", image.size)
+        mask.paste(255, (0, 0, image.width // 2, image.height))
+    mask.save(pictures / "0.mask.png")
+    (pictures / "1.txt").write_text("{} upside down")
+    data = {"data_path": str(pictures), "unmasked_weight": 0.5, "flip": True}
+    made = setup.make(workshop.config(data=data, loss={"min_snr_gamma": 2.0}))
+    assert made.lessons[0].captions == (None, "<toy> upside down", None)
+    feed = trainer.prepare(workshop.model, made, EAGER)[1]
+    (half,) = masks.of_latents(made.pictures[0].mask[None], 2, 0.5)
+    assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
+    for picture, mirrored in ((0, False), (0, True), (1, False)):
+        for plain in (False, True):
+            batch = feed.assemble([Sample(picture, mirrored, 0, 3, 0)], 1, "test", plain)
+            level = 1.0 if plain else min(1.0, 2.0 * feed.sigmas[3] ** 2)
+            whole = half[:, ::-1] if mirrored else half
+            expected = (whole if picture == 0 else np.ones((8, 8))) * level
+            np.testing.assert_allclose(batch.weight.asnumpy()[0, 0], expected, rtol=1e-5)
+    shown = [batches for step in range(12) for batches in [feed.batch(step)]]
+    upside = made.tokenizer(["<toy> upside down"], padding=0)[0]
+    told = [np.array_equal(batch.ids_2.asnumpy()[0], upside) for batch in shown]
+    assert sum(told) == 4  # the captioned picture's turn in each of four epochs
+    without = setup.make(workshop.config(data={**data, "captions": False, "masks": False}))
+    assert without.lessons[0].captions == ()
+    assert all(picture.mask is None for picture in without.pictures)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_buckets_keep_shapes_and_compile_one_graph_each(
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    graph: bool,
+) -> None:
+    caplog.set_level(logging.INFO, "gm")
+    monkeypatch.setenv("GM_GRAPHS", str(tmp_path / "graphs"))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, size in {"wide": (48, 20), "square": (20, 20), "tall": (20, 48), "taller": (40, 96)}.items():
+        noise = np.random.default_rng(len(name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / f"{name}.png")
+    data = {"data_path": str(pictures), "buckets": True, "bucket_step": 8}
+    config = workshop.config(data=data, training={"total_step": 12, "gradient_accumulation_steps": 3})
+    made, backend = setup.make(config), GRAPH if graph else EAGER
+    assert [p.pixels.shape[1:] for p in made.pictures] == [(16, 16), (24, 8), (24, 8), (8, 24)]
+    assert "height × width: 1 of 16×16, 2 of 24×8, 1 of 8×24" in caplog.text
+    learned, feed = trainer.prepare(workshop.model, made, backend)
+    told = {tuple(feed.batch(step).sizes.asnumpy()[0].astype(int)) for step in range(4)}
+    # Original height and width, the corner of the cut, the size that was aimed at.
+    assert told == {(20, 20, 0, 0, 16, 16), (48, 20, 0, 1, 24, 8), (96, 40, 0, 1, 24, 8), (20, 48, 1, 0, 8, 24)}
+    shapes = [feed.batch(step).x.shape[2:] for step in range(12)]
+    assert {shape: shapes.count(shape) for shape in shapes} == {(8, 8): 3, (12, 4): 6, (4, 12): 3}
+    reports = list(loop.run(workshop.model, learned, feed, config, made.updates, backend))
+    assert all(report.finite for report in reports)
+    if graph:
+        assert len(list((tmp_path / "graphs").glob("*.mindir"))) == 3 + 1  # a step for each shape, and the update
+    with pytest.raises(UserError, match="--bucket_step 64 is too large for --resolution 16; there is no such size"):
+        setup.make(workshop.config(data={**data, "bucket_step": 64}))
+
+
+def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) -> None:
+    made = setup.make(workshop.config(training={"train_batch_size": 2}))
+    encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, False, 0.13025)
+    whole = Feed(made, encoded)
+    halves = [Feed(setup.make(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
+    for field, parts in zip(whole.batch(3), zip(*(h.batch(3) for h in halves), strict=True), strict=True):
+        assert np.array_equal(field.asnumpy(), np.concatenate([p.asnumpy() for p in parts]))
+
+
+def test_latents_are_drawn_from_the_posterior(workshop: Workshop) -> None:
+    made = setup.make(workshop.config())
+    encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, True, 0.5)
+    assert [mean.shape for mean in encoded.mean] == [(2, 4, 8, 8)] * 3
+    noise = np.ones(encoded.mean[0].shape[1:], np.float32)
+    high, low = encoded.draw(1, 0, noise), encoded.draw(1, 0, -noise)
+    np.testing.assert_allclose((high + low) / 2, encoded.mean[1][0] * 0.5, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose((high - low) / 2, np.exp(0.5 * encoded.log_variance[1][0]) * 0.5, rtol=1e-3, atol=1e-5)
+    assert not np.allclose(encoded.mean[1][0], encoded.mean[1][1])
+
+
+def test_non_pictures_are_named_in_the_log(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = (workshop.folder / "pictures" / "0.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(picture)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    with caplog.at_level(logging.INFO, logger="gm"):
+        made = setup.make(workshop.config(data={"data_path": str(tmp_path)}))
+    assert len(made.pictures) == 1
+    assert "notes.txt" in caplog.text

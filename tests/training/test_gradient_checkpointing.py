@@ -1,0 +1,76 @@
+"""Computing blocks anew on the way back: the same numbers, in less memory, by another graph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gm import api
+from gm.runtime import compile_cache
+from gm.training import loop, setup, trainer
+from gm.training.train_step import Learned, Step
+from tests.project import Workshop
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("mode", [1, 0], ids=["pynative", "graph"])
+def test_it_learns_the_very_same(workshop: Workshop, mode: int) -> None:
+    found = []
+    for recompute in (False, True):
+        toolkit = api.load(workshop.config(run={"ms_mode": mode}, training={"total_step": 3, "recompute": recompute}))
+        marked = [cell for _, cell in toolkit.model.cells_and_names() if cell._recompute_cell is not None]
+        # In the UNet three blocks on each of two levels and one in the middle; two layers in each encoder.
+        assert len(marked) == (3 * 2 + 1 + 4 if recompute else 0)
+        made = setup.make(toolkit.config)
+        learned, feed = trainer.prepare(toolkit.model, made, toolkit.backend)
+        reports = loop.run(toolkit.model, learned, feed, toolkit.config, made.updates, toolkit.backend)
+        losses = [report.loss for report in reports]
+        found.append((losses, np.concatenate([rows.ravel() for rows in learned.arrays()])))
+    (losses, rows), (same_losses, same_rows) = found
+    np.testing.assert_allclose(same_losses, losses, rtol=1e-6)
+    np.testing.assert_allclose(same_rows, rows, rtol=1e-5, atol=1e-6)
+
+
+def test_its_graph_is_another(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GM_GRAPHS", str(tmp_path))
+    toolkit = api.load(workshop.config())
+    learned = Learned([np.zeros((2, 16), np.float32), np.zeros((2, 24), np.float32)], False)
+    step = Step(toolkit.model, learned, False)
+    before = compile_cache.place(step, (), "")
+    assert compile_cache.place(step, (), "") == before
+    toolkit.model.recompute()
+    assert compile_cache.place(step, (), "") != before
+
+
+def test_it_takes_less_memory_in_pynative_mode(workshop: Workshop) -> None:
+    """A step of 256 px on the smallest model, whose attention keeps more than its weights."""
+    code = f"""
+from benchmarks.worker import Peak
+from gm import api
+from gm.training import loop, plan, run
+import sys
+toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 256}}, training={{"recompute": sys.argv[1] == "yes"}})
+made = plan.make(toolkit.config)
+learned, feed = run.prepare(toolkit.model, made, toolkit.backend)
+toolkit.model.release_autoencoder()
+reports = loop.run(toolkit.model, learned, feed, toolkit.config, made.updates, toolkit.backend)
+peak = Peak()
+peak.reset()
+before = peak.read()
+next(reports)
+print(peak.read() - before)
+"""
+    taken = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, word], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for word in ("no", "yes")
+    ]
+    assert taken[1] < 0.8 * taken[0]

@@ -1,0 +1,262 @@
+"""A whole run on the smallest model: files, log, repeatability, both modes, and that it learns."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import math
+import weakref
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm import api
+from gm import config as configuration
+from gm.checkpoints import loading
+from gm.config import Config
+from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import Concept
+from gm.errors import UserError
+from gm.models import sdxl
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend
+from gm.sampling.image_files import recipe
+from gm.training import loop, output_dir, setup, trainer
+from gm.training.loggers import Console, Smoothed
+from gm.training.validation import HeldOut
+from tests.project import Workshop, whole_run
+
+EAGER = Backend("CPU", graph=False, dtype=ms.float32)
+GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
+
+
+def train(
+    workshop: Workshop, config: Config, backend: Backend = EAGER, model: SDXL | None = None
+) -> tuple[list[float], np.ndarray]:
+    made, model = setup.make(config), model or workshop.model
+    learned, feed = trainer.prepare(model, made, backend)
+    reports = list(loop.run(model, learned, feed, config, made.updates, backend))
+    return [r.loss for r in reports], np.concatenate([r.ravel() for r in learned.arrays()])
+
+
+def test_graph_and_pynative_learn_the_same_and_a_second_run_repeats_the_first(workshop: Workshop) -> None:
+    config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 2}, data={"flip": True})
+    eager, graph = train(workshop, config), train(workshop, config, GRAPH)
+    for first, backend in ((eager, EAGER), (graph, GRAPH)):
+        again = train(workshop, config, backend)
+        assert first[0] == again[0]
+        assert np.array_equal(first[1], again[1])
+    np.testing.assert_allclose(graph[0], eager[0], rtol=1e-4)
+    np.testing.assert_allclose(graph[1], eager[1], rtol=1e-3, atol=1e-4)
+    other = train(workshop, workshop.config(training={"total_step": 10, "seed": 43}))
+    assert not np.allclose(other[0], eager[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -> None:
+    config = workshop.config(training={"total_step": 2})
+    model = sdxl.build(config.model, ms.float16)
+    loading.load(model, config.run.weight, config.model)
+    made, backend = setup.make(config), Backend("CPU", graph, ms.float16)
+    learned, feed = trainer.prepare(model, made, backend)
+    reports = list(loop.run(model, learned, feed, config, made.updates, backend))
+    losses, rows = train(workshop, config)
+    assert all(r.finite for r in reports)
+    np.testing.assert_allclose([r.loss for r in reports], losses, rtol=2e-3)
+    moved = np.concatenate([r.ravel() for r in learned.arrays()])
+    start = np.concatenate([r.ravel() for r in trainer.prepare(model, made, backend)[0].arrays()])
+    assert np.linalg.norm(moved - rows) < 0.05 * np.linalg.norm(rows - start)
+    assert {p.dtype for p in model.unet.get_parameters() if p.name.endswith("weight")} == {ms.float16}
+    assert {p.dtype for p in learned.get_parameters()} == {ms.float32}
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+def test_narrow_weights_learn_the_very_same(workshop: Workshop, tmp_path: Path, graph: bool) -> None:
+    """Weights that are widened at every use are the numbers that loading would have made of them."""
+    config, backend = workshop.config(training={"total_step": 4}), Backend("CPU", graph, ms.float32)
+    loading.convert(config.run.weight, tmp_path / "half.ckpt", config.model, "float16")
+    found = []
+    for widened in (math.inf, 300):
+        model = sdxl.build(config.model)
+        loading.load(model, tmp_path / "half.ckpt", config.model, widened)
+        narrow = [p for p in model.get_parameters() if p.dtype == ms.float16]
+        assert len(narrow) == 0 if widened == math.inf else len(narrow) > 100
+        found.append(train(workshop, config, backend, model))
+    (losses, rows), (same_losses, same_rows) = found
+    np.testing.assert_allclose(same_losses, losses, rtol=1e-6)
+    np.testing.assert_allclose(same_rows, rows, rtol=1e-5, atol=1e-6)
+
+
+def test_it_learns(workshop: Workshop) -> None:
+    config = workshop.config(training={"total_step": 120, "gradient_accumulation_steps": 2, "learning_rate": 2e-2})
+    made = setup.make(config)
+    learned, feed = trainer.prepare(workshop.model, made, EAGER)
+    held_out = HeldOut(workshop.model, feed, 24, config.training.seed, GRAPH)
+    before = held_out.losses(*learned.arrays())
+    for _ in loop.run(workshop.model, learned, feed, config, made.updates, GRAPH):
+        pass
+    after = held_out.losses(*learned.arrays())
+    print(f"held-out loss {before.mean():.4f} before, {after.mean():.4f} after")
+    assert after.mean() < 0.97 * before.mean()
+    assert (after < before).sum() >= 20
+    # Rows moved as far in a random direction do not do that.
+    start, _ = trainer.prepare(workshop.model, made, EAGER)
+    random = np.random.default_rng(0)
+    stray = []
+    for a, b in zip(start.arrays(), learned.arrays(), strict=True):
+        way = random.standard_normal(a.shape).astype(np.float32)
+        stray.append(a + way * np.linalg.norm(b - a) / np.linalg.norm(way))
+    assert held_out.losses(*stray).mean() > after.mean() + 0.5 * (before.mean() - after.mean())
+
+
+def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"total_step": 7, "gradient_accumulation_steps": 2, "save_ckpt_interval": 3}
+    options |= {"held_out_draws": 2, "held_out_interval": 4}
+    preview = {"infer_during_train": True, "infer_interval": 5}
+    config = workshop.config(
+        training={**options, **preview, "save_path": str(tmp_path / "r"), "log_interval": 2}, sampling={"num_cols": 2}
+    )
+    last = whole_run(config)
+    place = tmp_path / "r"
+    assert last == place / "smallest_7_ti.ckpt"
+    assert sorted(p.name for p in place.glob("*_ti.ckpt")) == [f"smallest_{n}_ti.ckpt" for n in (3, 6, 7, "best")]
+    assert configuration.load(place / "config.yaml") == config
+    records = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
+    measured = [r for r in records if "held_out" in r]
+    records = [r for r in records if "loss" in r]
+    assert [r["step"] for r in records] == [2, 4, 6, 7]
+    assert [r["update"] for r in records] == [1, 2, 3, 4]  # the step left over made one more
+    assert records[0]["gradient_norm"] > 0
+    assert {"loss", "loss_smoothed", "learning_rate", "seconds", "skipped"} <= set(records[0])
+    assert [p.name for p in place.glob("state_*")] == ["state_7.ckpt"]
+    assert [r["step"] for r in measured] == [4, 7]
+    for record in measured:
+        moved = record["held_out"] - record["held_out_before"]
+        assert record["held_out_change"] == pytest.approx(moved)
+        assert record["held_out_change_low"] < moved < record["held_out_change_high"]
+    previews = sorted(p.name for p in (place / "previews").iterdir())
+    assert previews == ["before_after.png", "step_0.png", "step_5.png", "step_7.png"]
+    assert Image.open(place / "previews" / "step_5.png").size == (32, 16)
+    assert recipe(place / "previews" / "step_5.png")["prompts"] == ["a photo of <toy>"]
+    before, after, both = (np.asarray(Image.open(place / "previews" / previews[k])) for k in (1, 3, 0))
+    assert np.array_equal(both, np.concatenate([before, after], axis=1))
+    assert not np.array_equal(before, after)
+    concept = embedding_io.load(last)
+    assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<toy>", 2, 7)
+    assert [p.stem for p in sorted(place.glob("*.safetensors"))] == [p.stem for p in sorted(place.glob("*_ti.ckpt"))]
+    twin = embedding_io.load(last.with_suffix(".safetensors"))
+    assert np.array_equal(twin.rows_2, concept.rows_2)
+    assert twin.details == concept.details
+    assert concept.details["base_model"] == sdxl.fingerprint(workshop.model)
+    assert concept.details["recipe"]["training"]["total_step"] == 7
+    out = capsys.readouterr().out
+    assert "step 7/7  update 4/4  loss " in out
+    assert "s/step" in out
+    assert "held-out loss" in out
+
+
+def test_an_earlier_run_is_moved_aside_and_nothing_is_lost(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(training={"total_step": 1, "save_path": str(tmp_path / "r")})
+    first = whole_run(config).read_bytes()
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    whole_run(workshop.config(training={"total_step": 1, "seed": 1, "save_path": str(tmp_path / "r")}))
+    whole_run(config)
+    assert (tmp_path / "r" / "earlier_1" / "smallest_1_ti.ckpt").read_bytes() == first
+    assert (tmp_path / "r" / "earlier_1" / "smallest_1_ti.safetensors").exists()
+    assert (tmp_path / "r" / "earlier_2" / "config.yaml").exists()
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_the_autoencoder_is_given_away_unless_previews_need_it(workshop: Workshop, tmp_path: Path) -> None:
+    for previews in (False, True):
+        options = {"total_step": 1, "infer_during_train": previews, "save_path": str(tmp_path / str(previews))}
+        toolkit = api.load(workshop.config(training=options))
+        kept = weakref.ref(toolkit.model.first_stage_model)
+        trainer.run(toolkit.model, setup.make(toolkit.config), toolkit.backend)
+        gc.collect()
+        assert (kept() is not None) is previews
+
+
+def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = workshop.config(training={"save_path": str(tmp_path / "file" / "r")})
+    with pytest.raises(UserError, match=r"cannot write to --save_path .*file/r: .*file is no folder; choose another"):
+        setup.make(config)
+    made = setup.make(workshop.config(training={"save_path": str(tmp_path / "later")}))
+    (tmp_path / "later").write_text("")  # it is there by the time the weights are loaded
+    with pytest.raises(UserError, match=r"cannot write to --save_path .*later: File exists; choose another folder"):
+        output_dir.opened(made).__enter__()
+
+
+def test_a_refiner_learns_no_words(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match="is a refiner, which learns no words"):
+        setup.make(configuration.load(workshop.folder / "refiner.yaml"))
+
+
+def test_initial_rows(workshop: Workshop) -> None:
+    tables = [
+        workshop.model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,
+        workshop.model.conditioner.embedders[1].model.token_embedding.embedding_table,
+    ]
+    tables = [t.asnumpy() for t in tables]
+
+    def rows(**concept: object) -> tuple[np.ndarray, np.ndarray]:
+        return trainer.prepare(workshop.model, setup.make(workshop.config(concept=concept)), EAGER)[0].arrays()
+
+    red, cat = 736, 2368  # OpenAI's ids of "red" and "cat"
+    for found, table in zip(rows(initializer_token="red cat", num_vectors=3), tables, strict=True):
+        assert np.array_equal(found, table[[red, cat, red]])
+    for found, table in zip(rows(initializer_token="cat", num_vectors=2), tables, strict=True):
+        assert np.array_equal(found, table[[cat, cat]])
+    for found, table in zip(rows(num_vectors=60), tables, strict=True):
+        assert found.std() == pytest.approx(table.std(), rel=0.1)
+        assert abs(found.mean() - table.mean()) < 0.1 * table.std()
+        assert len(np.unique(found, axis=0)) == 60
+
+
+def test_rows_can_start_from_a_learned_file(workshop: Workshop, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    found = Concept("<old>", *(random.standard_normal((2, width), np.float32) for width in (16, 24)))
+    embedding_io.save(found, tmp_path / "old.safetensors")
+    concept = {"initializer_file": str(tmp_path / "old.safetensors"), "num_vectors": 3}
+    made = setup.make(workshop.config(concept=concept))
+    rows = trainer.prepare(workshop.model, made, EAGER)[0].arrays()
+    for ours, theirs in zip(rows, (found.rows_1, found.rows_2), strict=True):
+        assert np.array_equal(ours, theirs[[0, 1, 0]])
+    with pytest.raises(UserError, match="both say where to start; give one of them"):
+        setup.make(workshop.config(concept={**concept, "initializer_token": "cat"}))
+    wide = Concept("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
+    embedding_io.save(wide, tmp_path / "old.safetensors")
+    with pytest.raises(UserError, match="rows 768 and 1280 wide, the model's are 16 and 24"):
+        setup.make(workshop.config(concept=concept))
+
+
+def test_the_progress_line_in_a_file_and_numbers_json_has_not(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = Console(tmp_path / "log.jsonl", steps=3, updates=3, log_interval=1, stream=stream)
+    for step, loss in ((1, 0.5), (2, float("nan")), (3, 0.7)):
+        console.show(loop.Report(step, step, loss, bool(np.isfinite(loss)), 1e-3, 1.0, 0.25))
+    console.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 1/3  update 1/3  loss 0.5000  lr 1.00e-03  0.25 s/step  … left"
+    assert lines[-1] == "step 3/3  update 3/3  loss 0.6010  lr 1.00e-03  0.25 s/step  0 s left  skipped 1"
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records[1]["loss"] is None
+    assert records[2]["skipped"] == 1
+
+
+def test_smoothing_is_unbiased_at_the_start() -> None:
+    average = Smoothed()
+    assert average.add(3.0) == pytest.approx(3.0)
+    assert average.add(5.0) == pytest.approx((0.98 * 0.02 * 3 + 0.02 * 5) / (1 - 0.98**2))
+
+
+def test_an_initializer_longer_than_the_rows_is_announced(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+    setup.make(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 2}))
+    assert "--initializer_token" not in caplog.text
+    setup.make(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
+    assert "--initializer_token 'red cat' has 2 tokens, of which --num_vectors 1 uses the first 1" in caplog.text
