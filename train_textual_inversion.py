@@ -9,15 +9,15 @@ def main() -> None:
     )
     from gm.training import setup  # after the flags: --help need not wait for MindSpore
 
-    made = setup.make(config)
+    made = setup.prepare(config)
     from gm import api
     from gm.training import trainer
 
     toolkit = api.load(config)
     paths = trainer.run(toolkit.model, made, toolkit.backend)
-    if toolkit.backend.leads:
-        for lesson, path in zip(made.lessons, paths, strict=True):
-            print(f"learned {lesson.word}: {path}")
+    if toolkit.backend.is_main_process:
+        for concept, path in zip(made.concepts, paths, strict=True):
+            print(f"learned {concept.word}: {path}")
 
 
 if __name__ == "__main__":

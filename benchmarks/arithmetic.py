@@ -73,7 +73,7 @@ def estimate(model: ModelConfig, pixels: int, batch: int) -> list[dict[str, Any]
             rows.append(
                 {
                     "flash": flash,
-                    "recompute": recompute,
+                    "gradient_checkpointing": recompute,
                     "cost": dataclasses.asdict(cost),
                     "memory": cost.memory,
                     "milliseconds": {

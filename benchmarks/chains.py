@@ -101,7 +101,7 @@ def inputs(shape: Shape, ours: bool) -> list[Tensor]:
         return [Tensor(rng.normal((shape.heads, shape.tokens, shape.width), 0, "x")), Tensor(context)]
     if shape.operator == "group_norm":
         return [Tensor(x.transpose(0, 2, 1).reshape(1, shape.width, shape.height, -1).copy()), Tensor(context)]
-    return [layout.of_tokens(Tensor(each)) if ours else Tensor(each) for each in (x, context)]
+    return [layout.from_tokens(Tensor(each)) if ours else Tensor(each) for each in (x, context)]
 
 
 def set_up(ours: bool, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
@@ -111,8 +111,8 @@ def set_up(ours: bool, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
     for shape in wanted:
         chain = _Chain(shape, ours)
         count = 2 if shape.operator == "attention" and shape.keys else 1
-        both = backend.compiled(_Both(chain, count), True)
-        pairs[str(shape)] = (backend.compiled(chain, True), both, inputs(shape, ours))
+        both = backend.compile_cell(_Both(chain, count), True)
+        pairs[str(shape)] = (backend.compile_cell(chain, True), both, inputs(shape, ours))
 
     def work() -> dict[str, Any]:
         return {name: [_timed(forward, x), _timed(both, x)] for name, (forward, both, x) in pairs.items()}

@@ -48,7 +48,7 @@ def training(
     `recompute` keeps only the input of every residual, transformer and text block, and computes the block once more on
     the way back, as part of which that is counted.
     """
-    side = (pixels // config.autoencoder.reduction,) * 2
+    side = (pixels // config.vae.reduction,) * 2
     tokens = config.text_encoder_1.positions
     blocks = {
         "encoder 1": networks.text_encoder_1(config.text_encoder_1, batch, flash),
@@ -60,7 +60,7 @@ def training(
 
 def sampling(config: ModelConfig, pixels: int, batch: int, precision: str, flash: bool = False) -> dict[str, Cost]:
     """Return the cost of a sampling step with guidance ("UNet") and of what is done once a picture."""
-    side = (pixels // config.autoencoder.reduction,) * 2
+    side = (pixels // config.vae.reduction,) * 2
     tokens = config.text_encoder_1.positions
     blocks = {
         "UNet": networks.unet(config.unet, 2 * batch, side, tokens, flash),
@@ -69,13 +69,13 @@ def sampling(config: ModelConfig, pixels: int, batch: int, precision: str, flash
         "encoder 2": networks.text_encoder_2(config.text_encoder_2, 2 * batch, flash),
     }
     costs = {name: _cost(each, precision, False, False) for name, each in blocks.items()}
-    decoder = networks.autoencoder_decoder(config.autoencoder, batch, side)
+    decoder = networks.autoencoder_decoder(config.vae, batch, side)
     return {**costs, "decoder": _cost(decoder, "float32", False, False)}
 
 
 def encoding(config: ModelConfig, pixels: int) -> Cost:
     """Return the cost of encoding one picture, in float32."""
-    return _cost(networks.autoencoder_encoder(config.autoencoder, 1, (pixels, pixels)), "float32", False, False)
+    return _cost(networks.autoencoder_encoder(config.vae, 1, (pixels, pixels)), "float32", False, False)
 
 
 def total(costs: dict[str, Cost]) -> Cost:

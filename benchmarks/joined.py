@@ -47,14 +47,14 @@ def groups(config: ModelConfig, pixels: int) -> list[Group]:
     alike: list[Group] = []
     text: list[Group] = []
     time_: list[Group] = []
-    side, last = pixels // config.autoencoder.reduction, len(unet.channel_mult) - 1
+    side, last = pixels // config.vae.reduction, len(unet.channel_mult) - 1
     for level, (mult, depth) in enumerate(zip(unet.channel_mult, unet.transformer_depth, strict=True)):
         width = mult * unet.model_channels
         blocks = 2 * unet.num_res_blocks + 1  # down and up
-        layers = blocks * depth + (unet.depth_in_the_middle if level == last else 0)
+        layers = blocks * depth + (unet.middle_depth if level == last else 0)
         if layers:
             alike.append(Group(f"q, k, v of {side * side} tokens", width, side * side, width, 3, layers))
-            text.append(Group("keys and values of the text", unet.context_width, tokens, width, 2 * layers))
+            text.append(Group("keys and values of the text", unet.context_dim, tokens, width, 2 * layers))
         time_.append(Group("time vectors", 4 * unet.model_channels, 1, width, blocks + (2 if level == last else 0)))
         side = -(-side // 2)
     return alike + text + time_
@@ -110,7 +110,7 @@ def set_up(join: bool, wanted: list[Group]) -> tuple[dict[str, Any], Work]:
     for group in wanted:
         products = Products(group, join)
         x = Tensor(rng.normal((group.width, 1, group.tokens), 0, "x"))
-        runs[str(group)] = (backend.compiled(products, True), backend.compiled(_Both(products), True), x)
+        runs[str(group)] = (backend.compile_cell(products, True), backend.compile_cell(_Both(products), True), x)
 
     def work() -> dict[str, Any]:
         return {"groups": {name: [_timed(one, x), _timed(both, x)] for name, (one, both, x) in runs.items()}}

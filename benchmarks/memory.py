@@ -76,7 +76,7 @@ def commands(case: Case, steps: int, folder: Path) -> dict[str, list[str]]:
     made["train"] = [
         *("train_textual_inversion.py", *ours, "--data_path", size.pictures, "--resolution", pixels),
         *("--train_batch_size", "1", "--num_vectors", "4", "--gradient_accumulation_steps", "1"),
-        *("--held_out_draws", "0", "--total_step", str(steps), "--save_path", str(folder / "run")),
+        *("--num_validation_samples", "0", "--total_step", str(steps), "--save_path", str(folder / "run")),
     ]
     made["sample"] = [
         *("demo/sampling_without_streamlit.py", *ours, "--prompt", PROMPT, "--height", pixels, "--width", pixels),

@@ -14,7 +14,7 @@ from benchmarks.counting import (
     table,
     unused,
 )
-from gm.config.model import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from gm.config.model import TextEncoderConfig, UNetConfig, VAEConfig
 
 Side = tuple[int, int]  # height and width
 
@@ -55,7 +55,7 @@ def unet(config: UNetConfig, batch: int, side: Side, tokens: int, flash: bool = 
             blocks.append(Block("halve", 0, (halved,)))
             skips.append((channels, side))
     blocks.append(count.residual(channels, channels, side))
-    blocks += count.transformer(channels, config.depth_in_the_middle, side)
+    blocks += count.transformer(channels, config.middle_depth, side)
     blocks.append(count.residual(channels, channels, side))
     for level in reversed(range(len(config.channel_mult))):
         outputs = config.channel_mult[level] * config.model_channels
@@ -70,7 +70,7 @@ def unet(config: UNetConfig, batch: int, side: Side, tokens: int, flash: bool = 
     return [*blocks, Block("output", channels * area, last)]
 
 
-def autoencoder_encoder(config: AutoencoderConfig, batch: int, side: Side) -> list[Block]:
+def autoencoder_encoder(config: VAEConfig, batch: int, side: Side) -> list[Block]:
     """Count the encoder, to both moments, for pictures of `side`; nothing in it has a way back."""
     widths = [mult * config.channels for mult in config.channel_mult]
     parts, channels = [convolution(3, config.channels, 3, _area(side, batch))], config.channels
@@ -88,7 +88,7 @@ def autoencoder_encoder(config: AutoencoderConfig, batch: int, side: Side) -> li
     return [Block("encoder", 0, aside(parts))]
 
 
-def autoencoder_decoder(config: AutoencoderConfig, batch: int, side: Side) -> list[Block]:
+def autoencoder_decoder(config: VAEConfig, batch: int, side: Side) -> list[Block]:
     """Count the decoder for latents of `side`; nothing in it has a way back."""
     widths = [mult * config.channels for mult in config.channel_mult]
     latent, channels = config.latent_channels, widths[-1]
@@ -117,7 +117,7 @@ class _UNet:
         """Count the two projections each of the time, which is given, and of the class vector, which is not."""
         n, width = self.batch, self.time_width
         time = aside([projection(self.config.model_channels, width, n), projection(width, width, n)])
-        label = [projection(self.config.vector_width, width, n), projection(width, width, n)]
+        label = [projection(self.config.adm_in_channels, width, n), projection(width, width, n)]
         return Block("vector", 0, (*time, *label, activation(2 * n * width)))
 
     def level(self, inputs: int, outputs: int, level: int, side: Side, first: bool = False) -> list[Block]:
@@ -142,9 +142,9 @@ class _UNet:
         return [Block("transformer's ends", 0, around), *[block] * depth]
 
     def _transformer_block(self, c: int, side: Side) -> Block:
-        pixels, area, heads = side[0] * side[1], _area(side, self.batch), c // self.config.head_width
+        pixels, area, heads = side[0] * side[1], _area(side, self.batch), c // self.config.num_head_channels
         to_itself = projection(c, c, area, bias=False)
-        from_text = projection(self.config.context_width, c, self.tokens * self.batch, bias=False)
+        from_text = projection(self.config.context_dim, c, self.tokens * self.batch, bias=False)
         parts = [norm(c, area), to_itself, to_itself, to_itself]
         parts += [attention(c, heads, pixels, pixels, self.batch, self.flash), projection(c, c, area)]
         parts += [norm(c, area), to_itself, from_text, from_text]
@@ -162,8 +162,8 @@ def _text_layer(config: TextEncoderConfig, batch: int, flash: bool, gate_copies:
     w, tokens = config.width, config.positions * batch
     square = projection(w, w, tokens)
     attend = attention(w, config.heads, config.positions, config.positions, batch, flash)
-    feed = (projection(w, 4 * w, tokens), activation(4 * w * tokens, gate_copies), projection(4 * w, w, tokens))
-    parts = (norm(w, tokens), square, square, square, attend, square, norm(w, tokens), *feed)
+    loader = (projection(w, 4 * w, tokens), activation(4 * w * tokens, gate_copies), projection(4 * w, w, tokens))
+    parts = (norm(w, tokens), square, square, square, attend, square, norm(w, tokens), *loader)
     return Block("layer", w * tokens, parts)
 
 

@@ -19,11 +19,11 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
     from gm.training import trainer as runs
 
     config = case.config()
-    made = setup.make(config)
+    made = setup.prepare(config)
     toolkit = api.load(config)
-    learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
-    toolkit.model.release_autoencoder()  # as training does where no previews are drawn
-    reports = loop.run(toolkit.model, learned, feed, config, made.updates, toolkit.backend)
+    learned, loader = runs.prepare(toolkit.model, made, toolkit.backend)
+    toolkit.model.release_vae()  # as training does where no previews are drawn
+    reports = loop.run(toolkit.model, learned, loader, config, made.updates, toolkit.backend)
 
     def work() -> dict[str, Any]:
         started = time.perf_counter()
@@ -35,17 +35,18 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
 
 def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     """Return a worker that draws `batch` pictures a piece."""
+    from gm.sampling.image_request import ImageRequest
+
     from gm import api
-    from gm.embeddings.embedding import words
-    from gm.sampling.orders import Order
+    from gm.embeddings.embedding import combine
 
     config = case.config()
     toolkit = api.load(config)
-    known = words([], config.model)
-    orders = [Order(cases.PROMPT, seed) for seed in range(case.batch)]
+    known = combine([], config.model)
+    requests = [ImageRequest(cases.PROMPT, seed) for seed in range(case.batch)]
 
     def work() -> dict[str, Any]:
-        ticks = [time.perf_counter() for _ in toolkit.painter.draw(orders, known, config.sampling)]
+        ticks = [time.perf_counter() for _ in toolkit.pipeline.draw(requests, known, config.sampling)]
         return {"steps": cases.between(ticks)}
 
     return {}, work
@@ -101,12 +102,12 @@ def unet(case: Case) -> tuple[dict[str, Any], Work]:
         values = random.standard_normal(parameter.shape, np.float32)
         values *= np.float32(np.prod(parameter.shape[1:]) ** -0.5)
         parameter.set_data(Tensor.from_numpy(values))
-    side = case.resolution // model.autoencoder.reduction
-    tokens = (1, model.text_encoder_1.positions, model.unet.context_width)
-    shapes = (tokens, (1, model.unet.in_channels, side, side), (1,), (1, model.unet.vector_width))
+    side = case.resolution // model.vae.reduction
+    tokens = (1, model.text_encoder_1.positions, model.unet.context_dim)
+    shapes = (tokens, (1, model.unet.in_channels, side, side), (1,), (1, model.unet.adm_in_channels))
     inputs = [Tensor(random.standard_normal(shape, np.float32)) for shape in shapes]
     inputs[2] = Tensor([500.0], ms.float32)
-    both = backend.compiled(Both(Loss(network)), case.mode == "graph", gradient=True)
+    both = backend.compile_cell(Both(Loss(network)), case.mode == "graph", gradient=True)
 
     def work() -> dict[str, Any]:
         loss, gradient = both(*inputs)

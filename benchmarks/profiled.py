@@ -78,31 +78,31 @@ class _UNet(nn.Cell):
 class _Encode(nn.Cell):
     def __init__(self, model: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        self.autoencoder = model.first_stage_model
+        self.vae = model.first_stage_model
 
     def construct(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        return self.autoencoder.encode(pictures)
+        return self.vae.encode(pictures)
 
 
 def prepared(case: Case, part: str) -> Run:
     """Return the function that runs the whole step, or `part` of it, once."""
     config = case.config()
-    made = setup.make(config)
+    made = setup.prepare(config)
     toolkit = api.load(config)
     model, graph = toolkit.model, toolkit.backend.graph
-    learned, feed = runs.prepare(model, made, toolkit.backend)
+    learned, loader = runs.prepare(model, made, toolkit.backend)
     if part == "autoencoder":
-        encode, picture = backend.compiled(_Encode(model), graph), Tensor(made.pictures[0].pixels[None])
+        encode, picture = backend.compile_cell(_Encode(model), graph), Tensor(made.pictures[0].pixels[None])
         return lambda: encode(picture)[0].asnumpy()
-    model.release_autoencoder()
+    model.release_vae()
     if part == "whole":
-        reports = loop.run(model, learned, feed, config, made.updates, toolkit.backend)
+        reports = loop.run(model, learned, loader, config, made.updates, toolkit.backend)
         return lambda: next(reports)
     if part == "update":
-        update = backend.compiled(Update(learned, config.training, 1), graph)
+        update = backend.compile_cell(Update(learned, config.training, 1), graph)
         return lambda: update(Tensor(1e-3, ms.float32)).asnumpy()
-    cell, inputs, count = _part(part, case, model, [Tensor(rows) for rows in learned.arrays()], feed.batch(0))
-    network = backend.compiled(_Gradient(cell, count), graph)
+    cell, inputs, count = _part(part, case, model, [Tensor(rows) for rows in learned.arrays()], loader.batch(0))
+    network = backend.compile_cell(_Gradient(cell, count), graph)
     return lambda: network(*inputs)[0].asnumpy()
 
 
@@ -115,8 +115,8 @@ def _part(
     if part == "encoder 2":
         return _Encoder2(model), (rows[1], batch.ids_2, batch.pool_position), 1
     config = model.config
-    context = (case.batch, config.text_encoder_1.positions, config.unet.context_width)
-    drawn = [rng.normal(shape, 0, part) for shape in (context, (case.batch, config.unet.vector_width))]
+    context = (case.batch, config.text_encoder_1.positions, config.unet.context_dim)
+    drawn = [rng.normal(shape, 0, part) for shape in (context, (case.batch, config.unet.adm_in_channels))]
     return _UNet(model), (*map(Tensor, drawn), batch.x, batch.timestep), 2
 
 

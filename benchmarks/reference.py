@@ -93,7 +93,7 @@ class _Trainer:
         shown = [next(self.samples) for _ in range(self.case.batch)]
         pictures = [number % len(self.pictures) for number in shown]
         prompts = [number % len(self.ids[0]) for number in shown]
-        vae = self.reference.autoencoder
+        vae = self.reference.vae
         latents = vae.encode(self.pictures[pictures]).latent_dist.sample().detach() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, len(self.kept), (self.case.batch,))
@@ -113,10 +113,10 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     facts, reference = _start(case)
     with tempfile.TemporaryDirectory() as tokenizers:
         pipe = pipeline.pipeline(reference, Path(tokenizers))
-    autoencoder, last = reference.config.autoencoder, reference.config.schedule.timesteps - 1
-    side = case.resolution // autoencoder.reduction
+    vae, last = reference.config.vae, reference.config.schedule.timesteps - 1
+    side = case.resolution // vae.reduction
     times = np.floor(np.linspace(last, 0, case.steps, endpoint=False)).astype(int).tolist()
-    noise = np.stack([rng.normal((autoencoder.latent_channels, side, side), k, "picture") for k in range(case.batch)])
+    noise = np.stack([rng.normal((vae.latent_channels, side, side), k, "picture") for k in range(case.batch)])
 
     def work() -> dict[str, Any]:
         ticks: list[float] = []

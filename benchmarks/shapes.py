@@ -37,12 +37,12 @@ class Shape:
 def shapes(config: ModelConfig, pixels: int) -> list[Shape]:
     """Return the operators on every level of the UNet that has them, and in the second text encoder."""
     unet, text = config.unet, config.text_encoder_2
-    side, found = pixels // config.autoencoder.reduction, []
+    side, found = pixels // config.vae.reduction, []
     for mult, depth in zip(unet.channel_mult, unet.transformer_depth, strict=True):
         width, tokens = mult * unet.model_channels, side * side
-        found.append(Shape("group_norm", width, tokens, height=side, groups=unet.norm_groups))
+        found.append(Shape("group_norm", width, tokens, height=side, groups=unet.norm_num_groups))
         if depth:
-            found += _sequence(width, tokens, width // unet.head_width, text.positions)
+            found += _sequence(width, tokens, width // unet.num_head_channels, text.positions)
         side = -(-side // 2)
     found += _sequence(text.width, text.positions, text.heads, 0)
     order = ("layer_norm", "group_norm", "softmax", "gelu", "project", "attention")

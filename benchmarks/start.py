@@ -58,7 +58,7 @@ def first_step(size: Size, pixels: int, mode: str, folder: Path, which: str) -> 
         *(sys.executable, "train_textual_inversion.py", "--config", size.yaml, "--weight", str(size.weight)),
         *("--data_path", size.pictures, "--resolution", str(pixels), "--save_path", str(save_path)),
         *("--train_batch_size", "1", "--gradient_accumulation_steps", "1", "--num_vectors", "4"),
-        *("--total_step", "2", "--held_out_draws", "0", "--ms_mode", "0" if mode == "graph" else "1"),
+        *("--total_step", "2", "--num_validation_samples", "0", "--ms_mode", "0" if mode == "graph" else "1"),
     ]
     environment = {**os.environ, "GM_GRAPHS": str(folder / "graphs"), "PYTHONUNBUFFERED": "1"}
     print(f"… {which}: {' '.join(command[1:])}", file=sys.stderr, flush=True)

@@ -19,12 +19,12 @@ SIDES = ("whole", "tiles")
 def set_up(side: str, size: Size, pixels: int, tile: int, file: Path) -> tuple[dict[str, Any], Work]:
     """Return a worker that decodes one picture a piece; what it makes of all of them is written to `file`."""
     from gm.runtime import backend
-    from gm.sampling.vae_decode import Decoder
+    from gm.sampling.vae_decode import VAEDecoder
 
     config = size.config()
-    model = autoencoder(size)
-    decoder = Decoder(model, backend.setup(config.run))
-    sampling = SamplingConfig(vae_tiling=side == SIDES[1], vae_tile=tile, vae_slicing=True)
+    model = vae(size)
+    decoder = VAEDecoder(model, backend.setup(config.run))
+    sampling = SamplingConfig(vae_tiling=side == SIDES[1], vae_tile_size=tile, vae_slicing=True)
     scaled = latents(model, size, pixels)
     np.save(file, decoder.pictures(scaled, sampling))
 
@@ -35,7 +35,7 @@ def set_up(side: str, size: Size, pixels: int, tile: int, file: Path) -> tuple[d
     return {}, work
 
 
-def autoencoder(size: Size) -> SDXL:
+def vae(size: Size) -> SDXL:
     """Return a model with an autoencoder and nothing else: the shipped model's, or random weights."""
     from mindspore import Tensor
 
@@ -60,7 +60,7 @@ def latents(model: SDXL, size: Size, pixels: int) -> np.ndarray:
 
     if size.published:
         return init_image.encode(model, image_folder.read(ROOT / size.pictures, pixels))
-    config = model.config.autoencoder
+    config = model.config.vae
     return rng.normal((1, config.latent_channels, *2 * [pixels // config.reduction]), 0, "latents")
 
 

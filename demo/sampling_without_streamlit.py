@@ -17,10 +17,10 @@ def main() -> None:
     from gm.runtime.progress import Line, bar
     from gm.sampling import request, run
 
-    made = request.make(config)
+    made = request.prepare(config)
     toolkit = api.load(config)
     line, first = Line(), 0.0
-    for event in run.run(toolkit.model, toolkit.painter, made):
+    for event in run.run(toolkit.model, toolkit.pipeline, made):
         if isinstance(event, Path):
             line.say(f"wrote {event}")
         else:

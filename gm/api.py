@@ -3,9 +3,9 @@
 A word from pictures, and a picture with it:
 
     toolkit = api.load("configs/training/tiny_textual_inversion.yaml")
-    concept = api.learn(toolkit, "datasets/humbug", "<humbug>", initializer_token="heart")
+    concept = api.train(toolkit, "datasets/humbug", "<humbug>", initializer_token="heart")
     pictures = api.generate(toolkit, "a <humbug> on a blue background", [concept], seed=7)
-    api.save(concept, "humbug_ti.ckpt")
+    api.save_embedding(concept, "humbug_ti.ckpt")
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import Config, SamplingConfig
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept, words
+from gm.embeddings.embedding import Embedding, combine
 from gm.errors import UserError
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime import backend as backend_
 from gm.runtime.backend import Backend
 from gm.sampling import request, run
-from gm.sampling.orders import Order
-from gm.sampling.pipeline import Painter
+from gm.sampling.pipeline import Pipeline
+from gm.sampling.image_request import ImageRequest
 from gm.training import callbacks, loop, setup
 from gm.training import trainer as runs
-from gm.training.loop import Report
+from gm.training.loop import StepResult
 
-__all__ = ["Concept", "Toolkit", "generate", "learn", "learn_together", "load", "open_concept", "save"]
+__all__ = ["Embedding", "Toolkit", "generate", "train", "train_concepts", "load", "load_embedding", "save_embedding"]
 
 log = logging.getLogger("gm")
 
@@ -52,9 +52,9 @@ class Toolkit:
     backend: Backend
 
     @cached_property
-    def painter(self) -> Painter:
+    def pipeline(self) -> Pipeline:
         """What draws; made when first asked for, since it holds on to the autoencoder."""
-        return Painter(self.model, self.backend, self.config.run.pooling)
+        return Pipeline(self.model, self.backend, self.config.run.pooling)
 
 
 def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
@@ -72,44 +72,44 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
         raise UserError(
             f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py makes them"
         )
-    backend = backend_.setup(config.run, config.training.is_parallel, config.training.rank_timeout)
+    backend = backend_.setup(config.run, config.training.is_parallel, config.training.distributed_timeout)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
-    loading.load(model, config.run.weight, config.model, backend.widened)
-    if config.training.recompute:
-        model.recompute()
+    loading.load(model, config.run.weight, config.model, backend.keep_half_above)
+    if config.training.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
     log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)
     return Toolkit(config, model, backend)
 
 
-def learn(
+def train(
     toolkit: Toolkit,
     data_path: str | Path,
     placeholder_token: str,
     *,
-    on_step: Callable[[Report], None] = lambda report: None,
+    on_step: Callable[[StepResult], None] = lambda report: None,
     training: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
     **concept: Any,
-) -> Concept:
+) -> Embedding:
     """Learn `placeholder_token` from the pictures in `data_path` and return the concept; writes no file.
 
     `concept`, `training`, `data` and `loss` override options of those config sections (`num_vectors=4`).
     """
     given = {"placeholder_token": placeholder_token, "data_path": str(data_path), **concept}
-    return learn_together(toolkit, [given], on_step=on_step, training=training, data=data, loss=loss)[0]
+    return train_concepts(toolkit, [given], on_step=on_step, training=training, data=data, loss=loss)[0]
 
 
-def learn_together(
+def train_concepts(
     toolkit: Toolkit,
     concepts: Sequence[dict[str, Any]],
     *,
-    on_step: Callable[[Report], None] = lambda report: None,
+    on_step: Callable[[StepResult], None] = lambda report: None,
     training: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
-) -> list[Concept]:
+) -> list[Embedding]:
     """Learn several words at once and return them, a negative one last; writes no file.
 
     `concepts` are as in the option of that name: `{"placeholder_token": "<a>", "data_path": "a", "num_vectors": 4}`,
@@ -124,15 +124,15 @@ def learn_together(
         loss=dataclasses.replace(base.loss, **loss or {}),
     )
     configuration.check(config)
-    made = setup.make(config)
-    learned, feed = runs.prepare(toolkit.model, made, toolkit.backend)
-    for report in loop.run(toolkit.model, learned, feed, config, made.updates, toolkit.backend):
+    made = setup.prepare(config)
+    learned, loader = runs.prepare(toolkit.model, made, toolkit.backend)
+    for report in loop.run(toolkit.model, learned, loader, config, made.updates, toolkit.backend):
         on_step(report)
     return callbacks.concepts(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
 
 
 def generate(
-    toolkit: Toolkit, prompt: str | Sequence[str], concepts: Sequence[Concept] = (), **sampling: Any
+    toolkit: Toolkit, prompt: str | Sequence[str], concepts: Sequence[Embedding] = (), **sampling: Any
 ) -> list[np.ndarray]:
     """Return one picture a prompt, uint8 [H, W, 3]; picture k is drawn from `seed` + k.
 
@@ -144,15 +144,15 @@ def generate(
     configuration.check(config)
     request.check(config)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    orders = [Order(text, options.seed + k) for k, text in enumerate(prompts)]
+    requests = [ImageRequest(text, options.seed + k) for k, text in enumerate(prompts)]
     starts = request.started(options, config.model)
     if len(starts) != 1:
         raise UserError(f"there are {len(starts)} pictures to start from; give one a call")
     ((options, source),) = starts
-    sheet = request.Sheet(options, orders, source)
-    drawn = run.draw(toolkit.model, toolkit.painter, sheet, words(concepts, config.model))
+    sheet = request.PromptGrid(options, requests, source)
+    drawn = run.draw(toolkit.model, toolkit.pipeline, sheet, combine(concepts, config.model))
     return [picture for progress in drawn for picture in progress.pictures]
 
 
-save = embedding_io.save
-open_concept = embedding_io.load
+save_embedding = embedding_io.save
+load_embedding = embedding_io.load

@@ -14,7 +14,7 @@ import pytest
 from tests.reference.configs import ALL, CONFIGS
 
 if TYPE_CHECKING:
-    from gm.api import Concept, Toolkit
+    from gm.api import Embedding, Toolkit
     from gm.models.sdxl import SDXL
     from tests.project import Call, Workshop
     from tests.reference.case import Case
@@ -104,7 +104,7 @@ def tiny(toolkit: Toolkit) -> SDXL:
 
 
 @pytest.fixture(scope="session")
-def humbug(toolkit: Toolkit) -> Concept:
+def humbug(toolkit: Toolkit) -> Embedding:
     """Return the object, learned as `make demo` does."""
     from examples.tiny_sdxl import measure
     from examples.tiny_sdxl.concepts import HUMBUG
@@ -113,7 +113,7 @@ def humbug(toolkit: Toolkit) -> Concept:
 
 
 @pytest.fixture(scope="session")
-def confetti(toolkit: Toolkit) -> Concept:
+def confetti(toolkit: Toolkit) -> Embedding:
     """Return the style, learned as `make demo-style` does."""
     from examples.tiny_sdxl import measure
     from examples.tiny_sdxl.concepts import CONFETTI

@@ -27,11 +27,11 @@ YAML = """
 model:
   version: smallest
   resolution: 16
-  unet: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1, transformer_depth: [1, 1], head_width: 8,
-    context_width: 40, vector_width: 72, norm_groups: 4}
+  unet: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1, transformer_depth: [1, 1], num_head_channels: 8,
+    context_dim: 40, adm_in_channels: 72, norm_num_groups: 4}
   text_encoder_1: {width: 16, layers: 2, heads: 2}
   text_encoder_2: {width: 24, layers: 2, heads: 2}
-  autoencoder: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_groups: 4}
+  vae: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_num_groups: 4}
 run: {device_target: CPU, weight: "%(folder)s/weights.ckpt", ms_mode: 1}
 concept: {placeholder_token: <toy>, num_vectors: 2}
 data: {data_path: "%(folder)s/pictures"}
@@ -79,4 +79,4 @@ def whole_runs(config: Config, spoil: Callable[[SDXL], None] = lambda model: Non
     model = build(config.model)  # a run may give the autoencoder away
     loading.load(model, config.run.weight, config.model)
     spoil(model)
-    return trainer.run(model, setup.make(config), Backend("CPU", graph=False, dtype=ms.float32))
+    return trainer.run(model, setup.prepare(config), Backend("CPU", graph=False, dtype=ms.float32))

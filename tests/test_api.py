@@ -11,7 +11,7 @@ import pytest
 from gm import api
 from gm import config as configuration
 from gm.errors import UserError
-from gm.training.loop import Report
+from gm.training.loop import StepResult
 from tests.project import Workshop
 
 
@@ -21,21 +21,21 @@ def toolkit(workshop: Workshop) -> api.Toolkit:
 
 
 def test_load_learn_generate_save(workshop: Workshop, toolkit: api.Toolkit, tmp_path: Path) -> None:
-    reports: list[Report] = []
-    concept = api.learn(
+    reports: list[StepResult] = []
+    concept = api.train(
         toolkit,
         workshop.folder / "pictures",
         "<cat-toy>",
         num_vectors=3,
         initializer_token="cat",
         training={"total_step": 3},
-        data={"flip": True},
+        data={"random_flip": True},
         on_step=reports.append,
     )
     assert [r.step for r in reports] == [1, 2, 3]
     assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<cat-toy>", 3, 3)
-    api.save(concept, tmp_path / "c_ti.ckpt")
-    opened = api.open_concept(tmp_path / "c_ti.ckpt")
+    api.save_embedding(concept, tmp_path / "c_ti.ckpt")
+    opened = api.load_embedding(tmp_path / "c_ti.ckpt")
     one, two = api.generate(toolkit, ["a <cat-toy>", "a <cat-toy>"], [opened], seed=3)
     again = api.generate(toolkit, "a <cat-toy>", [concept], seed=4)
     assert one.shape == (16, 16, 3)
@@ -60,7 +60,7 @@ def test_a_refiner_is_no_model_to_begin_with(workshop: Workshop) -> None:
 
 def test_mistakes_are_named(workshop: Workshop, toolkit: api.Toolkit) -> None:
     with pytest.raises(UserError, match=r"num_vectors is 0; the least is 1"):
-        api.learn(toolkit, workshop.folder / "pictures", "<toy>", num_vectors=0)
+        api.train(toolkit, workshop.folder / "pictures", "<toy>", num_vectors=0)
     with pytest.raises(UserError, match=r"sampling.sample_step is 0; the least is 1"):
         api.generate(toolkit, "a cat", sample_step=0)
     with pytest.raises(UserError, match=r"no weights nowhere.ckpt; --weight names them"):

@@ -84,8 +84,8 @@ def pictures(tmp_path: Path) -> Path:
         (["--device_target", "Ascend"], "no Ascend card on this machine"),
         (["--device_target", "GPU"], "it may be 'Ascend', 'CPU'"),
         (["--precision", "bfloat16"], "no bfloat16"),
-        (["--timestep_max", "1000"], "--timestep_max 1000 leave no noise level; the model's are 0 to 999"),
-        (["--timestep_min", "500", "--timestep_max", "400"], "--timestep_min 500 and --timestep_max 400 leave no"),
+        (["--max_timestep", "1000"], "--max_timestep 1000 leave no noise level; the model's are 0 to 999"),
+        (["--min_timestep", "500", "--max_timestep", "400"], "--min_timestep 500 and --max_timestep 400 leave no"),
         (["--resume", "@nowhere.ckpt"], "there is no file"),
         (["--is_parallel", "True"], "needs several processes"),
         (["--concepts", "{placeholder_token: <aa>}", "{placeholder: <bb>}"], "--concepts, word 2: unknown option"),
@@ -146,9 +146,9 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
 )
 def test_sampling_names_what_is_wrong(script: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
     from gm.embeddings import io as embedding_io
-    from gm.embeddings.embedding import Concept
+    from gm.embeddings.embedding import Embedding
 
-    wide = Concept("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
+    wide = Embedding("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
     embedding_io.save(wide, tmp_path / "wide.ckpt")
     placed = [a.replace("@", f"{tmp_path}/") for a in arguments]
     assert message in script("demo.sampling_without_streamlit", *placed)
@@ -217,7 +217,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Work
         ended = command(*own, str(folder), "--is_parallel", "True", launcher=launcher)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         together = embedding_io.load(folder / "smallest_4_ti.ckpt")
-        for left, right in ((alone.rows_1, together.rows_1), (alone.rows_2, together.rows_2)):
+        for left, right in ((alone.clip_l, together.clip_l), (alone.clip_g, together.clip_g)):
             assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
         assert (folder / "log.jsonl").read_text().count('"loss"') == 4  # one rank writes
 
@@ -238,5 +238,5 @@ def test_ranks_read_the_graphs_that_ranks_have_kept(workshop: Workshop, tmp_path
         kept.append({path.name: path.stat().st_ino for path in (tmp_path / "graphs").glob("*.mindir")})
     assert len(kept[0]) >= 2  # the step and the update, at least
     assert kept[0] == kept[1]  # nothing was compiled, so nothing was written
-    assert np.array_equal(learned[0].rows_1, learned[1].rows_1)
-    assert np.array_equal(learned[0].rows_2, learned[1].rows_2)
+    assert np.array_equal(learned[0].clip_l, learned[1].clip_l)
+    assert np.array_equal(learned[0].clip_g, learned[1].clip_g)

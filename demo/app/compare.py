@@ -11,7 +11,7 @@ from demo.app.model import Choice
 from demo.app.options import kept
 from demo.app.places import Places
 from demo.app.server import generate_jobs
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 
 
@@ -43,7 +43,7 @@ def page(choice: Choice, places: Places) -> None:
     _sides()
 
 
-def _before(concept: Concept) -> str:
+def _before(concept: Embedding) -> str:
     """Return the words that the learned rows started from, or "thing"."""
     asked = _mapping(_mapping(concept.details.get("recipe")).get("concept"))
     # Of several words that were learned at once, each may have its own.

@@ -31,7 +31,7 @@ def show(folder: Path) -> None:
 
 def _card(path: Path) -> None:
     try:
-        recipe = image_files.recipe(path)
+        recipe = image_files.read_parameters(path)
     except UserError as error:
         st.error(str(error))
         return

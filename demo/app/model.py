@@ -15,7 +15,7 @@ from demo.app.server import embedding_list, uploads
 from gm import config as configuration
 from gm.config import Config
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 
 _SECONDS = 4  # between looks for new words
@@ -27,7 +27,7 @@ class Choice:
 
     config: Config
     config_path: str
-    files: dict[Path, list[Concept]]
+    files: dict[Path, list[Embedding]]
 
     @property
     def words(self) -> list[str]:
@@ -64,7 +64,7 @@ def sidebar(specs: dict[str, dict[str, Any]], places: Places) -> Choice:
     return Choice(dataclasses.replace(config, sampling=sampling), spec["config"], chosen)
 
 
-def _words(spec: dict[str, Any], places: Places) -> dict[Path, list[Concept]]:
+def _words(spec: dict[str, Any], places: Places) -> dict[Path, list[Embedding]]:
     there = embedding_list.found(places.runs)
     found = there | {str(path): Path(path) for path in spec["textual_inversion_weight"]}
     kept = [name for name in st.session_state.get("words", spec["textual_inversion_weight"]) if name in found]

@@ -37,7 +37,7 @@ GROUPS = {
         "negative_aesthetic_score",
     ),
     "Batches, memory, noise": (
-        *("num_rows", "batch_size", "vae_tiling", "vae_tile", "vae_slicing", "preview_interval"),
+        *("num_rows", "batch_size", "vae_tiling", "vae_tile_size", "vae_slicing", "preview_interval"),
         *("init_latent_path", "init_latent_index"),
     ),
 }
@@ -48,7 +48,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "sampler": list(samplers.SAMPLERS),
     "schedule": list(schedule.SCHEDULES),
     "guider": list(guidance.GUIDERS),
-    "sd_xl_base_ratios": [None, *resolution.RATIOS],
+    "sd_xl_base_ratios": [None, *resolution.ASPECT_RATIOS],
 }
 _TEXTS, _START = ("prompt", "negative_prompt"), ("task", "strength")  # widgets of the page itself
 _TITLES = {"num_cols": "pictures", "sample_step": "steps", "guidance_scale": "guidance"}
@@ -143,5 +143,5 @@ def _called(name: str, value: Any) -> str:
     if name == "sampler":
         return samplers.TITLES[value]
     if name == "sd_xl_base_ratios" and value:
-        return "{} · {}×{}".format(value, *resolution.RATIOS[value])
+        return "{} · {}×{}".format(value, *resolution.ASPECT_RATIOS[value])
     return "default" if value in (None, "") else str(value)

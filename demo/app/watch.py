@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
+from gm.sampling.image_request import SamplingProgress
 
 from demo.app.server.worker import ENDED, Task
 from gm.sampling import image_files
-from gm.sampling.orders import Drawn
 
 
 def busy(name: str) -> bool:
@@ -35,7 +35,7 @@ def _moving(name: str) -> None:
     task: Task = st.session_state[name]
     if task.state in ENDED:
         st.rerun()
-    drawn = [event for event in list(task.events) if isinstance(event, Drawn)]
+    drawn = [event for event in list(task.events) if isinstance(event, SamplingProgress)]
     left, right = st.columns([5, 1], vertical_alignment="center")
     with left:
         if task.place:
@@ -48,7 +48,9 @@ def _moving(name: str) -> None:
         task.cancel()
     previews = next((event.previews for event in reversed(drawn) if event.previews), ())
     if previews:
-        st.image(image_files.grid(previews, min(len(previews), 4)), caption="so far", width=160 * min(len(previews), 4))
+        st.image(
+            image_files.make_grid(previews, min(len(previews), 4)), caption="so far", width=160 * min(len(previews), 4)
+        )
 
 
 def written(name: str) -> list[Path]:

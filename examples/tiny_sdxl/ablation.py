@@ -49,7 +49,7 @@ BASE = Change(
     "to compare with",
     "one word, 4 vectors, 0.05",
     {"num_vectors": 4},
-    {"total_step": 200, "learning_rate": 5e-2, "norm_pull": 0.0},
+    {"total_step": 200, "learning_rate": 5e-2, "preserve_embedding_norm": 0.0},
     {"min_snr_gamma": 0.0},
 )
 CHANGES = (
@@ -60,7 +60,7 @@ CHANGES = (
     *(Change("vectors", str(n), {"num_vectors": n}) for n in (1, 2, 8)),
     *(Change("learning rate", f"{rate:g}", training={"learning_rate": rate}) for rate in (5e-3, 1.5e-2, 1.5e-1)),
     *(Change("min-SNR", f"{gamma:g}", loss={"min_snr_gamma": gamma}) for gamma in (1.0, 5.0)),
-    *(Change("norm pull", f"{pull:g}", training={"norm_pull": pull}) for pull in (0.1, 1.0)),
+    *(Change("norm pull", f"{pull:g}", training={"preserve_embedding_norm": pull}) for pull in (0.1, 1.0)),
     Change(
         "together",
         "a phrase, 8 vectors, 0.15, min-SNR 5",
@@ -74,7 +74,7 @@ CHANGES = (
 def once(toolkit: Toolkit, thing: Unseen, change: Change, seed: int) -> dict[str, Any]:
     """Learn `thing` with `change` and return what the judge says of it."""
     options = {"initializer_token": thing.initializer, "learnable_property": thing.kind}
-    concept = api.learn(
+    concept = api.train(
         toolkit,
         Path("datasets") / thing.folder,
         thing.word,
@@ -91,7 +91,7 @@ def once(toolkit: Toolkit, thing: Unseen, change: Change, seed: int) -> dict[str
         "distance": round(float(np.median(after)), 4),
         "worst": round(float(after.max()), 4),
         "obeys": measure.obedience(toolkit, thing, concept),
-        "norm": round(float(np.median(np.linalg.norm(concept.rows_1, axis=1))), 3),
+        "norm": round(float(np.median(np.linalg.norm(concept.clip_l, axis=1))), 3),
     }
 
 

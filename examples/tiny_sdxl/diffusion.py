@@ -29,9 +29,9 @@ class Loss(nn.Cell):
 
     def __init__(self, model: SDXL, rows: Sequence[Parameter]) -> None:
         super().__init__(auto_prefix=False)
-        self.conditioner, self.unet, (self.rows_1, self.rows_2) = model.conditioner, model.unet, rows
+        self.conditioner, self.unet, (self.clip_l, self.clip_g) = model.conditioner, model.unet, rows
         pooled = model.config.text_encoder_2.width
-        self.is_pooled = Tensor((np.arange(model.config.unet.vector_width) < pooled).astype(np.float32))
+        self.is_pooled = Tensor((np.arange(model.config.unet.adm_in_channels) < pooled).astype(np.float32))
 
     def construct(
         self,
@@ -44,8 +44,8 @@ class Loss(nn.Cell):
         sizes: Tensor,
         told: Tensor,
     ) -> Tensor:
-        rows_1, rows_2 = _HASTE * self.rows_1, _HASTE * self.rows_2
-        context, vector = self.conditioner(ids_1, ids_2, pool_position, rows_1, rows_2, sizes)
+        clip_l, clip_g = _HASTE * self.clip_l, _HASTE * self.clip_g
+        context, vector = self.conditioner(ids_1, ids_2, pool_position, clip_l, clip_g, sizes)
         # SDXL hears no caption as zeros, in the context and in the pooled part of the vector.
         context, vector = context * told.expand_dims(-1), vector * (1.0 - self.is_pooled * (1.0 - told))
         return denoiser.loss(self.unet(x, timestep, context, vector), noise)
@@ -75,7 +75,7 @@ class Feed:
         sigma = self.sigmas[timestep].astype(np.float32)[:, None, None, None]
         ids_1, ids_2 = self.tokenizer(texts, padding=END), self.tokenizer(texts, padding=0)
         return (
-            Tensor(denoiser.network_input(denoiser.noisy(self.latents[scenes], noise, sigma), sigma)),
+            Tensor(denoiser.scale_model_input(denoiser.add_noise(self.latents[scenes], noise, sigma), sigma)),
             Tensor(noise),
             Tensor(timestep.astype(np.float32)),
             Tensor(self.row_of[ids_1]),

@@ -74,8 +74,8 @@ class Learner:
         for p in parameters:
             p.requires_grad = True
         self.parameters, self.recipe, self.where = ParameterTuple(parameters), recipe, where
-        self.gradient = backend.compiled(Gradient(loss, self.parameters), where.graph)
-        self.mean_over_ranks = backend.MeanOverRanks(where.world)
+        self.gradient = backend.compile_cell(Gradient(loss, self.parameters), where.graph)
+        self.mean_over_ranks = backend.AllReduceMean(where.world)
         self.update = 0
         self.weights = np.concatenate([p.asnumpy().ravel() for p in parameters])
         self.mean, self.square = np.zeros_like(self.weights), np.zeros_like(self.weights)
@@ -108,7 +108,7 @@ class Learner:
 
     def save(self, path: Path) -> None:
         """Write everything that the next session needs."""
-        with atomic_io.replacing(path) as temporary, open(temporary, "wb") as file:
+        with atomic_io.atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, update=self.update, curve=self.curve, **self._arrays())
 
     def load(self, path: Path) -> None:
@@ -139,7 +139,9 @@ def run(learner: Learner, batch: Callable[[int], Sequence[Tensor]], state: Path,
     first = learner.update
     while learner.update < learner.recipe.updates:
         learner.step(*batch(learner.update))
-        if learner.where.leads and (time.monotonic() - saved > 120 or learner.update == learner.recipe.updates):
+        if learner.where.is_main_process and (
+            time.monotonic() - saved > 120 or learner.update == learner.recipe.updates
+        ):
             saved = time.monotonic()
             learner.save(state)
             each = (saved - started) / (learner.update - first)

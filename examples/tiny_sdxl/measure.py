@@ -22,7 +22,7 @@ from examples.tiny_sdxl.colours import COLOURS, nearest_name
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, Unseen
 from examples.tiny_sdxl.world import SHAPES
 from gm import api
-from gm.api import Concept, Toolkit
+from gm.api import Embedding, Toolkit
 from gm.config import cli
 
 BACKDROPS = ("white", "blue", "yellow", "black")
@@ -59,7 +59,7 @@ def prompts_for(thing: Unseen, word: str, backdrop: str | None = None) -> list[s
 
 
 def distances(
-    toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Concept] = (), **sampling: Any
+    toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Embedding] = (), **sampling: Any
 ) -> np.ndarray:
     """Return the judge's distance to `thing` of 16 pictures of `word`, seed by seed."""
     options = {"batch_size": BATCH, "seed": 1000, **sampling}
@@ -67,7 +67,7 @@ def distances(
     return np.array([judge.distance(picture, thing.colours, thing.shape) for picture in pictures])
 
 
-def obedience(toolkit: Toolkit, thing: Unseen, concept: Concept) -> float:
+def obedience(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> float:
     """Return the share of 16 pictures of the concept that have the backdrop that the prompt also asks for."""
     names = [name for name in BACKDROPS for _ in range(4)]
     prompts = [prompt for name in BACKDROPS for prompt in prompts_for(thing, thing.word, name)]
@@ -76,9 +76,9 @@ def obedience(toolkit: Toolkit, thing: Unseen, concept: Concept) -> float:
     return float(np.mean([a == b for a, b in zip(seen, names, strict=True)]))
 
 
-def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> Concept:
+def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> Embedding:
     """Learn `thing` from its folder of pictures."""
-    return api.learn(
+    return api.train(
         toolkit,
         Path("datasets") / thing.folder,
         thing.word,
@@ -88,7 +88,7 @@ def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> Concept:
     )
 
 
-def learning(toolkit: Toolkit, thing: Unseen, concept: Concept) -> dict[str, float]:
+def learning(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> dict[str, float]:
     """Return the median distance of the first word and of `concept`, and in how many seeds it fell by half."""
     before = distances(toolkit, thing, thing.initializer)
     after = distances(toolkit, thing, thing.word, [concept])
@@ -115,15 +115,15 @@ def entry(thing: Unseen, num_vectors: int) -> dict[str, Any]:
 def together(toolkit: Toolkit, num_vectors: int) -> list[tuple[str, dict[str, float]]]:
     """Learn both things in one run of as many steps as two runs have; return what each has become."""
     steps = {"total_step": 2 * toolkit.config.training.total_step}
-    learned = api.learn_together(toolkit, [entry(thing, num_vectors) for thing in THINGS], training=steps)
+    learned = api.train_concepts(toolkit, [entry(thing, num_vectors) for thing in THINGS], training=steps)
     return [(thing.word, learning(toolkit, thing, own)) for thing, own in zip(THINGS, learned, strict=True)]
 
 
-def with_negative(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> list[Concept]:
+def with_negative(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> list[Embedding]:
     """Learn `thing` and a negative word, both from the same word."""
     own = entry(thing, num_vectors)
     negative = {**own, "placeholder_token": NEGATIVE, "data_path": "", "negative": True}
-    return api.learn_together(toolkit, [own, negative], training={"total_step": steps})
+    return api.train_concepts(toolkit, [own, negative], training={"total_step": steps})
 
 
 def away(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> dict[str, float]:
@@ -131,7 +131,7 @@ def away(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> dict[
 
     "alone" is without a negative prompt, "negative" with the negative word there.
     """
-    alone = api.learn_together(toolkit, [entry(thing, num_vectors)], training={"total_step": steps})
+    alone = api.train_concepts(toolkit, [entry(thing, num_vectors)], training={"total_step": steps})
     both = with_negative(toolkit, thing, num_vectors, steps)
     found = {}
     for scale in (1.0, 3.0, 6.0):

@@ -15,7 +15,7 @@ from examples.tiny_sdxl import measure
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, Unseen
 from examples.tiny_sdxl.sheet import sheet
 from gm import api
-from gm.api import Concept, Toolkit
+from gm.api import Embedding, Toolkit
 from gm.config import cli
 
 SCENES = {
@@ -36,7 +36,7 @@ SCENES = {
 }
 
 
-def rows(toolkit: Toolkit, thing: Unseen, concept: Concept) -> dict[str, list[np.ndarray]]:
+def rows(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> dict[str, list[np.ndarray]]:
     """Return three labelled rows of pictures: the folder's, the initial word's and the learned word's."""
     folder, scenes = Path("datasets") / thing.folder, SCENES[thing.word]
     photographs = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]

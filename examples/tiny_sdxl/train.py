@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from examples.tiny_sdxl import autoencoder, diffusion, learning
+from examples.tiny_sdxl import diffusion, learning, vae
 from examples.tiny_sdxl.learning import Learner, Recipe
 from gm import config as configuration
 from gm.checkpoints import containers, key_mapping
@@ -41,17 +41,17 @@ def train_autoencoder(model: SDXL, where: Backend, state: Path, seed: int, recip
     config, network = model.config, model.first_stage_model
     parameters = list(network.get_parameters())
     learning.initialise(parameters, seed, _QUIET)
-    learner = Learner(autoencoder.Loss(network), parameters, recipe, where)
-    shape = autoencoder.latent_shape(config)
+    learner = Learner(vae.Loss(network), parameters, recipe, where)
+    shape = vae.latent_shape(config)
     learning.run(
         learner,
-        lambda update: autoencoder.batch(_share(update, recipe, where), seed, config.resolution, shape),
+        lambda update: vae.batch(_share(update, recipe, where), seed, config.resolution, shape),
         state / "autoencoder.npz",
         say,
     )
     learner.use_average()
-    sample = autoencoder.pictures(range(256), seed + 1, config.resolution)
-    autoencoder.standardise(network, config.autoencoder.scale_factor, sample)
+    sample = vae.pictures(range(256), seed + 1, config.resolution)
+    vae.standardise(network, config.vae.scale_factor, sample)
     return learner.curve
 
 
@@ -59,15 +59,15 @@ def train_diffusion(
     model: SDXL, latents: np.ndarray, where: Backend, state: Path, seed: int, recipe: Recipe
 ) -> list[float]:
     """Train UNet and encoders, and fill their token tables; return the losses."""
-    feed = diffusion.Feed(latents, seed, model.config)
-    rows = diffusion.rows(len(feed.known), model.config, seed)
+    loader = diffusion.Feed(latents, seed, model.config)
+    rows = diffusion.rows(len(loader.known), model.config, seed)
     parameters = diffusion.trained(model)
     learning.initialise(parameters, seed, _QUIET)
-    diffusion.fill_tables(model, feed.known, rows, seed)
+    diffusion.fill_tables(model, loader.known, rows, seed)
     learner = Learner(diffusion.Loss(model, rows), [*parameters, *rows], recipe, where)
-    learning.run(learner, lambda update: feed.batch(_share(update, recipe, where)), state / "diffusion.npz", say)
+    learning.run(learner, lambda update: loader.batch(_share(update, recipe, where)), state / "diffusion.npz", say)
     learner.use_average()
-    diffusion.fill_tables(model, feed.known, rows, seed)
+    diffusion.fill_tables(model, loader.known, rows, seed)
     return learner.curve
 
 
@@ -125,14 +125,14 @@ def main() -> None:
     first = dataclasses.replace(AUTOENCODER, updates=flags["autoencoder_updates"])
     second = dataclasses.replace(DIFFUSION, updates=flags["updates"])
     curves = {"autoencoder": train_autoencoder(model, where, state, seed, first)}
-    latents = autoencoder.encode(model, where, state / "latents.npy", seed, flags["scenes"])
+    latents = vae.encode(model, where, state / "latents.npy", seed, flags["scenes"])
     curves["diffusion"] = train_diffusion(model, latents, where, state, seed, second)
-    if where.leads:
+    if where.is_main_process:
         target = Path(flags["target"])
         write(model, target)
         write_curves(curves, target.with_name(f"{target.stem}_curves.json"))
         say(f"wrote {flags['target']}")
-    where.gather()
+    where.barrier()
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _clip(tensors: Tensors) -> Tensors:
 
 
 def _autoencoder(tensors: Tensors, config: ModelConfig) -> Tensors:
-    published = _renamed(tensors, "first_stage_model.", diffusers_names.autoencoder(config.autoencoder))
+    published = _renamed(tensors, "first_stage_model.", diffusers_names.vae(config.vae))
     for name, tensor in published.items():
         if re.search(r"\.attn_1\.\w+\.weight$", name) and len(tensor.shape) == 2:
             published[name] = reshaped(tensor, (*tensor.shape, 1, 1))  # a linear map there, a 1×1 convolution here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from gm.config.model import AutoencoderConfig, UNetConfig
+from gm.config.model import UNetConfig, VAEConfig
 
 Rename = Callable[[str], str]
 _Rule = tuple[str, str | Callable[[re.Match], str]]
@@ -67,7 +67,7 @@ def unet(config: UNetConfig) -> Rename:
     )
 
 
-def autoencoder(config: AutoencoderConfig) -> Rename:
+def vae(config: VAEConfig) -> Rename:
     """Return the renaming of an autoencoder's parameters; the published decoder counts its levels from the top."""
     top = len(config.channel_mult) - 1
 

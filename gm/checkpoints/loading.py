@@ -63,10 +63,10 @@ def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path,
     raise UserError(f"{source} does not fit the model of {len(layout)} tensors: {hint}; {counts}")
 
 
-def load(model: nn.Cell, path: str | Path, config: ModelConfig, widened: float = math.inf) -> None:
+def load(model: nn.Cell, path: str | Path, config: ModelConfig, keep_half_above: float = math.inf) -> None:
     """Fill `model` from a file or folder of any kind, each parameter keeping its dtype.
 
-    Except those of at least `widened` values that the file has in float16: they stay so, and the networks widen them.
+    Except those of at least `keep_half_above` values that the file has in float16: they stay so, and the networks widen them.
 
     What lies in the file as the model wants it stays there, mapped: writing to the model does not change the file, but
     the file must not be written over while the model lives (replacing it, as this toolkit does, is no harm).
@@ -77,7 +77,7 @@ def load(model: nn.Cell, path: str | Path, config: ModelConfig, widened: float =
     check(layout, tensors, path, config.kind)
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in layout]
     for parameter in parameters:
-        if tensors[parameter.name].dtype == "float16" and math.prod(parameter.shape) >= widened:
+        if tensors[parameter.name].dtype == "float16" and math.prod(parameter.shape) >= keep_half_above:
             parameter.set_dtype(ms.float16)
     widened_here = [p for p in parameters if tensors[p.name].dtype == "float16" and p.itemsize == 4]
     _warn_if_too_large(sum(p.itemsize * p.size for p in parameters), sum(2 * p.size for p in widened_here))

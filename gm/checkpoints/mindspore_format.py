@@ -65,7 +65,7 @@ def write(
 
     `progress` is told each tensor's bytes.
     """
-    with atomic_io.replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_io.atomic_write(path) as temporary, temporary.open("wb") as file:
         for name, tensor in tensors.items():
             values = tensor.read()
             assert (values.shape, values.dtype) == (tensor.shape, tensor.dtype), f"{name} is not what was announced"

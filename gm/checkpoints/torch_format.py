@@ -65,7 +65,7 @@ def write(path: str | Path, tree: Any) -> None:
     """Write dicts, words, numbers and arrays to `path` as `torch.save` does, whole or not at all."""
     tensors: list[np.ndarray] = []
     content = safe_unpickler.written(tree, tensors)
-    with atomic_io.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_io.atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         entries = {"data.pkl": content, "byteorder": b"little", "version": b"3\n"}
         entries |= {f"data/{key}": np.ascontiguousarray(values).tobytes() for key, values in enumerate(tensors)}
         for name, data in entries.items():

@@ -17,7 +17,7 @@ from gm.errors import UserError, suggestion
 DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
 
 
-endings: list[Callable[[int], None]] = []
+exit_hooks: list[Callable[[int], None]] = []
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,7 +93,7 @@ def run(main: Callable[[], None]) -> None:
     """Call `main`, showing the toolkit's log; a UserError becomes one line on standard error and exit code 2.
 
     Ctrl-C is no mistake: it ends the script without a traceback, with the exit code that shells give it. What is in
-    `endings` is then called with the exit code.
+    `exit_hooks` is then called with the exit code.
     """
     log = logging.getLogger("gm")
     log.setLevel(logging.INFO)
@@ -110,7 +110,7 @@ def run(main: Callable[[], None]) -> None:
         if not isinstance(end.code, int):
             raise
         code = end.code
-    for ending in endings:
+    for ending in exit_hooks:
         ending(code)
     if code:
         sys.exit(code)

@@ -76,10 +76,10 @@ class DataConfig:
 
     data_path: str = option("", "folder of 3 to 20 pictures")
     resolution: int | None = option(None, "side in pixels to train at; default: the model's own", minimum=8, step=8)
-    buckets: bool = option(
+    enable_bucket: bool = option(
         False, "keep about the shape of each picture, by several sizes of the resolution's area; a graph for each"
     )
-    bucket_step: int = option(64, "what both sides of these sizes are multiples of", minimum=8, step=8)
+    bucket_reso_steps: int = option(64, "what both sides of these sizes are multiples of", minimum=8, step=8)
     masks: bool = option(
         True, "learn only what a picture's mask shows white, name.mask.png beside it or its alpha channel"
     )
@@ -87,13 +87,13 @@ class DataConfig:
     captions: bool = option(
         True, "use captions, name.txt or metadata.jsonl beside the pictures, where there are any, instead of templates"
     )
-    template_share: float = option(
+    template_probability: float = option(
         0.0, "part of the steps that show a captioned picture with a template all the same", minimum=0.0, maximum=1.0
     )
-    caption_dropout: float = option(
+    caption_dropout_rate: float = option(
         0.0, "part of the steps whose prompt is the new word alone", minimum=0.0, maximum=1.0
     )
-    flip: bool = option(False, "also show each picture mirrored; off by default, for faces and lettering")
+    random_flip: bool = option(False, "also show each picture mirrored; off by default, for faces and lettering")
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,13 @@ class TrainingConfig:
         None, "peak for the rows of OpenCLIP bigG, where it differs; 0 leaves them as they are", minimum=0.0
     )
     scale_lr: bool = option(False, "multiply learning rates by batch size, accumulation steps and number of devices")
-    lr_schedule: str = option(
+    lr_scheduler: str = option(
         "constant",
         "learning rate after warm-up",
         choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"),
-        aliases=("lr_scheduler",),
+        aliases=(),
     )
-    lr_warmup_updates: int = option(
-        0, "updates over which the learning rate rises from 0", minimum=0, aliases=("lr_warmup_steps",)
-    )
+    lr_warmup_steps: int = option(0, "updates over which the learning rate rises from 0", minimum=0)
     lr_num_cycles: int = option(1, "how often cosine_with_restarts falls", minimum=1)
     lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0)
     optimizer: str = option(
@@ -136,30 +134,31 @@ class TrainingConfig:
         minimum=0.0,
         aliases=("adam_weight_decay",),
     )
-    norm_pull: float = option(
+    preserve_embedding_norm: float = option(
         0.0,
         "part of the way to the usual norm of the words in the prompts that each row's norm is pulled after an update",
         minimum=0.0,
     )
-    recompute: bool = option(
+    gradient_checkpointing: bool = option(
         False,
         "keep less for the way back and compute it anew: less memory, slower steps",
-        aliases=("gradient_checkpointing",),
     )
     max_grad_norm: float = option(1.0, "global norm the rows' gradient is clipped to; 0 never clips", minimum=0.0)
     resume: str | None = option(
         None, "go on from a saved state: latest (the newest in --save_path, if any) or the path of one"
     )
-    save_state_interval: int = option(50, "steps between states to resume from; the last step writes one", minimum=1)
-    keep_states: int = option(2, "newest states that are kept", minimum=1)
+    checkpointing_steps: int = option(50, "steps between states to resume from; the last step writes one", minimum=1)
+    checkpoints_total_limit: int = option(2, "newest states that are kept", minimum=1)
     max_skipped_steps: int = option(
         25, "steps in a row without a finite loss and gradient after which the run stops", minimum=1
     )
     save_ckpt_interval: int = option(500, "steps between learned files; the last step always writes one", minimum=1)
-    held_out_draws: int = option(
+    num_validation_samples: int = option(
         0, "draws kept from training, on which the loss is measured; the best rows are then kept; 0 is none", minimum=0
     )
-    held_out_interval: int = option(100, "steps between these measurements; the first and the last are made", minimum=1)
+    validation_loss_interval: int = option(
+        100, "steps between these measurements; the first and the last are made", minimum=1
+    )
     log_interval: int = option(1, "steps between records in the JSON-lines log", minimum=1)
     tensorboard: bool = option(False, "also write curves, nearest words and previews for TensorBoard (tensorboardX)")
     infer_during_train: bool = option(False, "draw previews, as the sampling section says, at intervals and at the end")
@@ -169,7 +168,7 @@ class TrainingConfig:
         [], "more of them, or a text file with one a line; each may end in --n negative --d seed --w width --h height"
     )
     is_parallel: bool = option(False, "share the work between the processes that mpirun or msrun started")
-    rank_timeout: int = option(1800, "seconds that a process waits for the others before it gives up", minimum=1)
+    distributed_timeout: int = option(1800, "seconds that a process waits for the others before it gives up", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,8 @@ class LossConfig:
         aliases=("snr_gamma",),
     )
     noise_offset: float = option(0.0, "spread of a brightness added to each channel of the noise", minimum=0.0)
-    timestep_min: int = option(0, "lowest noise level shown, of 0 to 999", minimum=0)
-    timestep_max: int | None = option(None, "highest noise level shown; default: the schedule's last", minimum=0)
+    min_timestep: int = option(0, "lowest noise level shown, of 0 to 999", minimum=0)
+    max_timestep: int | None = option(None, "highest noise level shown; default: the schedule's last", minimum=0)
     timestep_bias: float = option(
         0.0, "above 0 shows high noise levels more often, below 0 low ones; 0 shows all alike"
     )
@@ -255,7 +254,7 @@ class SamplingConfig:
     aesthetic_score: float = option(6.0, "how beautiful the refiner is told the picture is")
     negative_aesthetic_score: float = option(2.5, "the same of what the refiner keeps away from")
     vae_tiling: bool = option(False, "decode large pictures in tiles that overlap: less memory, faint seams")
-    vae_tile: int = option(1024, "side of such a tile in pixels", minimum=64, step=8)
+    vae_tile_size: int = option(1024, "side of such a tile in pixels", minimum=64, step=8)
     vae_slicing: bool = option(False, "decode one picture of a batch after the other: less memory")
     preview_interval: int = option(0, "steps between looks at the unfinished pictures; 0 is none", minimum=0)
 
@@ -278,12 +277,12 @@ def load(path: str | Path | None = None, overrides: dict[str, dict[str, Any]] | 
 
     Raises UserError as `options.merged` does.
     """
-    return schema.merged(Config, path, overrides or {})
+    return schema.merge(Config, path, overrides or {})
 
 
 def save(config: Config, path: str | Path) -> None:
     """Write `config` as YAML that `load` reads back to an equal Config."""
-    Path(path).write_text(schema.written(dataclasses.asdict(config)), encoding="utf-8")
+    Path(path).write_text(schema.to_yaml(dataclasses.asdict(config)), encoding="utf-8")
 
 
 def check(config: Config) -> None:

@@ -20,18 +20,18 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = option((1, 2, 4), "channels of each level, as multiples of the first")
     num_res_blocks: int = option(2, "residual blocks a level (one more on the way up)", minimum=1)
     transformer_depth: tuple[int, ...] = option((0, 2, 10), "transformer blocks a level; 0 is no attention")
-    middle_depth: int | None = option(
+    transformer_depth_middle: int | None = option(
         None, "transformer blocks in the middle; default: as many as on the last level", minimum=0
     )
-    head_width: int = option(64, "width of an attention head", minimum=1)
-    context_width: int = option(2048, "width of the text context: all encoders' hidden states", minimum=1)
-    vector_width: int = option(2816, "width of the class input: pooled text and a sinusoid a size", minimum=1)
-    norm_groups: int = option(32, "groups of a group normalisation", minimum=1)
+    num_head_channels: int = option(64, "width of an attention head", minimum=1)
+    context_dim: int = option(2048, "width of the text context: all encoders' hidden states", minimum=1)
+    adm_in_channels: int = option(2816, "width of the class input: pooled text and a sinusoid a size", minimum=1)
+    norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1)
 
     @property
-    def depth_in_the_middle(self) -> int:
+    def middle_depth(self) -> int:
         """Transformer blocks of the middle block."""
-        return self.transformer_depth[-1] if self.middle_depth is None else self.middle_depth
+        return self.transformer_depth[-1] if self.transformer_depth_middle is None else self.transformer_depth_middle
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class VAEConfig:
     """The variational autoencoder between pictures and latents (`first_stage_model`)."""
 
     channels: int = option(128, "channels of the first level", minimum=1)
     channel_mult: tuple[int, ...] = option((1, 2, 4, 4), "channels of each level; each but the last halves the picture")
     num_res_blocks: int = option(2, "residual blocks a level", minimum=1)
     latent_channels: int = option(4, "channels of a latent", minimum=1)
-    norm_groups: int = option(32, "groups of a group normalisation", minimum=1)
+    norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1)
     scale_factor: float = option(0.13025, "latents are multiplied by this before diffusion")
 
     @property
@@ -83,7 +83,7 @@ class ModelConfig:
     text_encoder_2: TextEncoderConfig = field(
         default_factory=lambda: TextEncoderConfig(width=1280, layers=32, heads=20)
     )
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
@@ -91,16 +91,16 @@ class ModelConfig:
             return  # which is the mistake to name, when limits are checked
         width = self.text_encoder_2.width
         joined = width if self.is_refiner else self.text_encoder_1.width + width
-        if self.unet.context_width != joined:
+        if self.unet.context_dim != joined:
             encoders = (
                 "the refiner's one encoder, text_encoder_2, gives" if self.is_refiner else "the two encoders give"
             )
-            raise UserError(f"model.unet.context_width is {self.unet.context_width}, but {encoders} {joined}")
+            raise UserError(f"model.unet.context_dim is {self.unet.context_dim}, but {encoders} {joined}")
         if len(self.unet.channel_mult) != len(self.unet.transformer_depth):
             raise UserError("model.unet.channel_mult and model.unet.transformer_depth need one entry a level each")
-        if self.unet.vector_width <= width or (self.unet.vector_width - width) % self.sizes:
+        if self.unet.adm_in_channels <= width or (self.unet.adm_in_channels - width) % self.sizes:
             count = "five equal sinusoids of sizes and score" if self.is_refiner else "six equal size sinusoids"
-            raise UserError(f"model.unet.vector_width must be text_encoder_2.width plus {count}")
+            raise UserError(f"model.unet.adm_in_channels must be text_encoder_2.width plus {count}")
 
     @property
     def is_refiner(self) -> bool:
@@ -113,9 +113,9 @@ class ModelConfig:
         return 5 if self.is_refiner else 6
 
     @property
-    def size_width(self) -> int:
+    def size_embedding_dim(self) -> int:
         """Width of the sinusoid of each of these numbers in the class input."""
-        return (self.unet.vector_width - self.text_encoder_2.width) // self.sizes
+        return (self.unet.adm_in_channels - self.text_encoder_2.width) // self.sizes
 
     def require(self, kind: str) -> None:
         """Raise UserError if this is not a model of `kind`: only a base model learns words and begins pictures."""

@@ -44,7 +44,7 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def merged(schema: type[Schema], path: str | Path | None, overrides: dict[str, Any], source: str = "") -> Schema:
+def merge(schema: type[Schema], path: str | Path | None, overrides: dict[str, Any], source: str = "") -> Schema:
     """Return a `schema` of defaults < the YAML file at `path` < `overrides`, its limits checked.
 
     What is wrong with `overrides` is said to be of `source`, without it of the command line.
@@ -65,8 +65,8 @@ def merged(schema: type[Schema], path: str | Path | None, overrides: dict[str, A
     return found
 
 
-def written(values: dict[str, Any]) -> str:
-    """Return nested `values` as YAML that `merged` reads back to the same."""
+def to_yaml(values: dict[str, Any]) -> str:
+    """Return nested `values` as YAML that `merge` reads back to the same."""
     return OmegaConf.to_yaml(OmegaConf.create(_literal(values)))
 
 
@@ -99,7 +99,7 @@ def check_limits(section: Any, prefix: str = "") -> None:
             raise UserError(f"{name} is {value}; it must be a multiple of {step}")
 
 
-def mappings(given: str) -> list[Any]:
+def load_mappings(given: str) -> list[Any]:
     """Return what a YAML mapping `{a: 1}`, or the YAML file of this name with a list, holds; UserError if neither."""
     inline = given.lstrip().startswith("{")
     if not inline and not Path(given).is_file():

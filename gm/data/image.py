@@ -19,7 +19,7 @@ NOT_DRAWN_BY_PILLOW = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class CroppedImage:
     """One picture, resized to cover H × W, a square or a bucket, and cut to that in its middle.
 
     name: file name, without the folder
@@ -43,20 +43,20 @@ class Picture:
         return height, width
 
 
-def endings() -> dict[str, str]:
+def image_suffixes() -> dict[str, str]:
     """Return the file endings of pictures, lower case with the dot, each with Pillow's name of the format."""
     registered = Image.registered_extensions()
     return {e: f for e, f in registered.items() if f in Image.OPEN and f not in NOT_DRAWN_BY_PILLOW}
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
     """Give the picture in the file `path`, upright, in whatever colours it is stored.
 
     Raises UserError if it cannot be read, in the block, too, where Pillow may come to decode it.
     """
     try:
-        with Image.open(path, formats=sorted(set(endings().values()))) as file:
+        with Image.open(path, formats=sorted(set(image_suffixes().values()))) as file:
             yield ImageOps.exif_transpose(file)
     except UserError:
         raise
@@ -70,7 +70,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` as RGB, what is transparent in it on white."""
     image = _standard_colours(image)
     if image.mode == "F":
@@ -84,7 +84,7 @@ def rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def cut(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> Picture:
+def crop(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> CroppedImage:
     """Return the middle of `image` (RGB), resized to cover `size`; the same of its `mask`, grey, of any size."""
     original = (image.height, image.width)
     covering = _resized(original, size)
@@ -92,15 +92,15 @@ def cut(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> 
     kept = None
     if mask is not None:
         kept = np.asarray(_middle(mask, covering, size, Image.Resampling.BOX), np.float32) / 255
-    return Picture(name, np.ascontiguousarray(pixels.transpose(2, 0, 1)), original, _corner(covering, size), kept)
+    return CroppedImage(name, np.ascontiguousarray(pixels.transpose(2, 0, 1)), original, _corner(covering, size), kept)
 
 
-def enlarged(picture: Picture) -> bool:
+def was_upscaled(picture: CroppedImage) -> bool:
     """Return whether `picture` is larger than in its file."""
     return _resized(picture.original, picture.size)[0] > picture.original[0]
 
 
-def mirrored(picture: Picture) -> Picture:
+def flip_horizontal(picture: CroppedImage) -> CroppedImage:
     """Return `picture` flipped left to right; its cut then starts where the right margin was."""
     _, width = _resized(picture.original, picture.size)
     top, left = picture.crop

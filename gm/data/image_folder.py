@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gm.data import bucketing, captions, masks
 from gm.data.bucketing import Size
-from gm.data.image import Picture, cut, endings, enlarged, opened, rgb
+from gm.data.image import CroppedImage, crop, image_suffixes, open_image, to_rgb, was_upscaled
 from gm.errors import UserError
 
 logger = logging.getLogger("gm")
@@ -16,7 +16,7 @@ logger = logging.getLogger("gm")
 
 def read(
     data_path: str | Path, resolution: int, masked: bool = True, known: Sequence[Size] | None = None
-) -> list[Picture]:
+) -> list[CroppedImage]:
     """Return the pictures in the folder `data_path` at `resolution` pixels a side, in the order of their names.
 
     Each takes the shape of the nearest of the `known` sizes instead, if there are any.
@@ -26,7 +26,7 @@ def read(
     """
     folder = _folder(data_path)
     visible = _visible(folder)
-    paths = picture_files(folder)
+    paths = image_files(folder)
     own = {*paths, *captions.files(folder, paths), *map(masks.beside, paths)}
     others = ", ".join(p.name + "/" * p.is_dir() for p in visible if p not in own)
     if others:
@@ -35,15 +35,15 @@ def read(
         found = f" but {others}" if others else ""
         raise UserError(f"no picture in {folder}{found}; put 3 to 20 .jpg or .png files right into it")
     pictures = [_read_picture(path, resolution, masked, known) for path in paths]
-    small = ", ".join(picture.name for picture in pictures if enlarged(picture))
+    small = ", ".join(picture.name for picture in pictures if was_upscaled(picture))
     if small:
         logger.warning("enlarged to %d pixels, larger originals would show more: %s", resolution, small)
     return pictures
 
 
-def picture_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Return the files in `folder` that are pictures by their ending, but no masks, in the order of their names."""
-    known = endings()
+    known = image_suffixes()
     visible = _visible(folder)
     return [path for path in visible if path.suffix.lower() in known and not path.is_dir() and not masks.is_mask(path)]
 
@@ -62,11 +62,11 @@ def _folder(data_path: str | Path) -> Path:
     return folder
 
 
-def _read_picture(path: Path, resolution: int, masked: bool, known: Sequence[Size] | None) -> Picture:
-    with opened(path) as upright:
-        image, mask = rgb(upright), masks.read(path, upright) if masked else None
+def _read_picture(path: Path, resolution: int, masked: bool, known: Sequence[Size] | None) -> CroppedImage:
+    with open_image(path) as upright:
+        image, mask = to_rgb(upright), masks.read(path, upright) if masked else None
     size = bucketing.nearest((image.height, image.width), known) if known else (resolution, resolution)
-    picture = cut(image, mask, path.name, size)
+    picture = crop(image, mask, path.name, size)
     if picture.mask is not None and not picture.mask.any():
         raise UserError(f"the cut in the middle of {path.name} is masked as a whole; cut the picture about what is not")
     return picture

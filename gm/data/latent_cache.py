@@ -9,12 +9,12 @@ import numpy as np
 from mindspore import Tensor
 
 from gm.data import masks
-from gm.data.image import Picture, mirrored
-from gm.models.vae import Autoencoder
+from gm.data.image import CroppedImage, flip_horizontal
+from gm.models.vae import AutoencoderKL
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentCache:
     """The posteriors of the pictures, for each float32 [variants, z, h, w]; variant 1 is the mirrored picture.
 
     `sizes` [pictures, variants, 6]: original height and width, crop top and left, target height and width.
@@ -34,20 +34,20 @@ class Latents:
 
 
 def encode(
-    autoencoder: Autoencoder,
-    pictures: Sequence[Picture],
+    vae: AutoencoderKL,
+    pictures: Sequence[CroppedImage],
     flip: bool,
     scale_factor: float,
     unmasked_weight: float = 0.0,
-) -> Latents:
+) -> LatentCache:
     """Encode every picture, and with `flip` its mirror image; one at a time, to keep memory small.
 
     What a picture's mask leaves out counts `unmasked_weight` of what it does not.
     """
     means, log_variances, sizes, weights = [], [], [], []
     for picture in pictures:
-        shown = (picture, mirrored(picture)) if flip else (picture,)
-        posteriors = [[t.asnumpy()[0] for t in autoencoder.encode(Tensor(each.pixels[None]))] for each in shown]
+        shown = (picture, flip_horizontal(picture)) if flip else (picture,)
+        posteriors = [[t.asnumpy()[0] for t in vae.encode(Tensor(each.pixels[None]))] for each in shown]
         means.append(np.stack([mean for mean, _ in posteriors]))
         log_variances.append(np.stack([log_variance for _, log_variance in posteriors]))
         sizes.append([[*each.original, *each.crop, *each.pixels.shape[1:]] for each in shown])
@@ -55,4 +55,4 @@ def encode(
         reduction = picture.pixels.shape[1] // means[-1].shape[2]
         weights.append(masks.of_latents(np.stack(kept), reduction, unmasked_weight))
     masked = any(picture.mask is not None for picture in pictures)
-    return Latents(means, log_variances, np.asarray(sizes, np.float32), scale_factor, weights if masked else None)
+    return LatentCache(means, log_variances, np.asarray(sizes, np.float32), scale_factor, weights if masked else None)

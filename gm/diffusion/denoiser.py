@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 
-def noisy(latents: Any, noise: Any, sigma: Any) -> Any:
+def add_noise(latents: Any, noise: Any, sigma: Any) -> Any:
     """Return latents at noise level σ: x + σ·n."""
     return latents + sigma * noise
 
 
-def network_input(x: Any, sigma: Any) -> Any:
+def scale_model_input(x: Any, sigma: Any) -> Any:
     """Scale noisy latents `x` back to unit variance: x / (σ² + 1)^½."""
     return x / (sigma * sigma + 1.0) ** 0.5
 
 
-def denoised(x: Any, epsilon: Any, sigma: Any) -> Any:
+def predict_denoised(x: Any, epsilon: Any, sigma: Any) -> Any:
     """Return the clean latents that the predicted noise implies: x - σ·ε."""
     return x - sigma * epsilon
 

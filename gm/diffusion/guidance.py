@@ -17,20 +17,20 @@ ALIASES = {"VanillaCFG": "cfg", "IdentityGuider": "none"}
 
 def by_name(name: str) -> str:
     """Return the name in `GUIDERS` that `name` stands for; UserError lists the known ones."""
-    return registry.resolved("guider", name, GUIDERS, ALIASES)
+    return registry.resolve("guider", name, GUIDERS, ALIASES)
 
 
-def guided(unconditional: Any, conditional: Any, scale: Any) -> Any:
+def classifier_free_guidance(unconditional: Any, conditional: Any, scale: Any) -> Any:
     """Return u + s·(c - u): scale 1 is the conditional prediction, more exaggerates what the prompt adds."""
     return unconditional + scale * (conditional - unconditional)
 
 
-def rescaled(guided: Any, conditional: Any, share: Any) -> Any:
-    """Return `guided` [N, C, H, W] brought back, by `share` of the way, to the spread of `conditional` in each picture.
+def rescale_guidance(classifier_free_guidance: Any, conditional: Any, share: Any) -> Any:
+    """Return `classifier_free_guidance` [N, C, H, W] brought back, by `share` of the way, to the spread of `conditional` in each picture.
 
     Lin et al., 2023, "Common diffusion noise schedules and sample steps are flawed", equations 15 and 16.
     """
-    return guided * (share * _spread(conditional) / _spread(guided) + (1.0 - share))
+    return classifier_free_guidance * (share * _spread(conditional) / _spread(classifier_free_guidance) + (1.0 - share))
 
 
 def _spread(x: Any) -> Any:

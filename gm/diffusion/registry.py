@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from gm.errors import UserError, suggestion
 
 
-def resolved(kind: str, name: str, known: Mapping[str, object], aliases: Mapping[str, str]) -> str:
+def resolve(kind: str, name: str, known: Mapping[str, object], aliases: Mapping[str, str]) -> str:
     """Return the key of `known` that `name` stands for; UserError, calling it a `kind`, lists them all."""
     own = aliases.get(name, name)
     if own not in known:

@@ -20,7 +20,7 @@ Denoise = Callable[[Any, float], Any]
 
 
 @dataclass(frozen=True)
-class Fresh:
+class NoiseSampler:
     """The noise that a sampler draws anew: `draw(step)` is standard normal noise like x, and how much of it."""
 
     draw: Callable[[int], Any]
@@ -31,10 +31,10 @@ class Fresh:
     s_tmax: float = math.inf
 
 
-Sampler = Callable[[Denoise, Any, np.ndarray, Fresh], Iterator[Any]]
+Sampler = Callable[[Denoise, Any, np.ndarray, NoiseSampler], Iterator[Any]]
 
 
-def euler(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def euler(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """Euler's method on the probability-flow equation dx/dσ = (x - D(x, σ)) / σ (Karras et al., 2022, algorithm 2)."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         x, sigma = _churned(x, sigma, step, len(sigmas) - 1, fresh)
@@ -42,7 +42,7 @@ def euler(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterato
         yield x
 
 
-def euler_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def euler_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """Euler's method a little too far down, and noise back up: DDPM's reverse step (Ho et al., 2020) for η = 1."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         down, up = _ancestral(sigma, following, fresh.eta)
@@ -50,7 +50,7 @@ def euler_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) 
         yield (x := _noised(x, up, step, fresh))
 
 
-def heun(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def heun(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """Euler's step, corrected by the slope at its end (Karras et al., 2022, algorithm 2); two evaluations a step."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         x, sigma = _churned(x, sigma, step, len(sigmas) - 1, fresh)
@@ -61,7 +61,7 @@ def heun(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator
         yield (x := x + slope * (following - sigma))
 
 
-def lms(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def lms(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """The linear multistep method of Adams and Bashforth over up to four slopes, for uneven steps."""
     slopes: list[Any] = []
     for step, (sigma, following) in enumerate(_steps(sigmas)):
@@ -72,7 +72,7 @@ def lms(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[
         yield x
 
 
-def dpmpp_2s_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def dpmpp_2s_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """DPM-Solver++(2S) (Lu et al., 2022b, algorithm 1, r = 1/2), ancestral; two evaluations a step."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         down, up = _ancestral(sigma, following, fresh.eta)
@@ -84,7 +84,7 @@ def dpmpp_2s_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fres
         yield (x := _noised(x, up, step, fresh))
 
 
-def dpmpp_2m(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def dpmpp_2m(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2); the last step down to 0 is of first order."""
     before, length = None, 0.0
     for sigma, following in _steps(sigmas):
@@ -98,7 +98,7 @@ def dpmpp_2m(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iter
         yield (x := _exponential(x, guess, sigma, following))
 
 
-def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """SDE-DPM-Solver++(2M) (Lu et al., 2022b, section 5), its midpoint form, with `eta` of the noise."""
     before, length = None, 0.0
     for step, (sigma, following) in enumerate(_steps(sigmas)):
@@ -114,7 +114,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> 
         yield (x := _noised(x, following * math.sqrt(-math.expm1(-2 * fresh.eta * h)), step, fresh))
 
 
-def lcm(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Fresh) -> Iterator[Any]:
+def lcm(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """Guess, and noise the guess again: the sampling of latent consistency models (Luo et al., 2023, algorithm 3)."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         x = denoise(x, sigma)
@@ -156,7 +156,7 @@ ALIASES = {
 
 def by_name(name: str) -> str:
     """Return the name in `SAMPLERS` that `name` stands for; UserError lists the known ones."""
-    return registry.resolved("sampler", name, SAMPLERS, ALIASES)
+    return registry.resolve("sampler", name, SAMPLERS, ALIASES)
 
 
 def _steps(sigmas: np.ndarray) -> Iterator[tuple[float, float]]:
@@ -164,7 +164,7 @@ def _steps(sigmas: np.ndarray) -> Iterator[tuple[float, float]]:
     return zip(map(float, sigmas[:-1]), map(float, sigmas[1:]), strict=True)
 
 
-def _churned(x: Any, sigma: float, step: int, steps: int, fresh: Fresh) -> tuple[Any, float]:
+def _churned(x: Any, sigma: float, step: int, steps: int, fresh: NoiseSampler) -> tuple[Any, float]:
     """Return `x` with more noise, as `s_churn` asks for, and its level (Karras et al., 2022, algorithm 2)."""
     gamma = min(fresh.s_churn / steps, math.sqrt(2) - 1) if fresh.s_tmin <= sigma <= fresh.s_tmax else 0.0
     raised = sigma * (1 + gamma)
@@ -177,7 +177,7 @@ def _ancestral(sigma: float, following: float, eta: float) -> tuple[float, float
     return math.sqrt(following**2 - up**2), up
 
 
-def _noised(x: Any, level: float, step: int, fresh: Fresh) -> Any:
+def _noised(x: Any, level: float, step: int, fresh: NoiseSampler) -> Any:
     level = level * fresh.s_noise
     return x + fresh.draw(step) * level if level > 0 else x
 

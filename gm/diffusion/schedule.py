@@ -23,7 +23,7 @@ def training_sigmas(config: ScheduleConfig) -> np.ndarray:
     return np.sqrt((1.0 - kept) / kept)
 
 
-def times(trained: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+def sigma_to_timestep(trained: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """Return the network's time for each of `sigmas`: the index of that level in `trained`.
 
     Between two levels it is interpolated along log σ; beyond the ends it is the end's.
@@ -62,7 +62,7 @@ ALIASES = {"LegacyDDPMDiscretization": "legacy", "EDMDiscretization": "edm"}
 
 def by_name(name: str) -> str:
     """Return the name in `SCHEDULES` that `name` stands for; UserError lists the known ones."""
-    return registry.resolved("schedule", name, SCHEDULES, ALIASES)
+    return registry.resolve("schedule", name, SCHEDULES, ALIASES)
 
 
 def sampling_sigmas(config: ScheduleConfig, sampling: SamplingConfig) -> np.ndarray:
@@ -73,7 +73,7 @@ def sampling_sigmas(config: ScheduleConfig, sampling: SamplingConfig) -> np.ndar
     return np.append(SCHEDULES[by_name(sampling.schedule)](training_sigmas(config), sampling), 0.0)
 
 
-def part(share: float, steps: int) -> int:
+def step_count(share: float, steps: int) -> int:
     """Return how many of `steps` a `share` of them is, rounded down; 0.29 of 100 is 29, whatever floats make of it."""
     return int(share * steps + 1e-9)
 

@@ -15,40 +15,40 @@ from gm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Concept:
-    """`rows_1` [n, width 1] and `rows_2` [n, width 2] float32; `pooling` is the rule they were learned under.
+class Embedding:
+    """`clip_l` [n, width 1] and `clip_g` [n, width 2] float32; `pooling` is the rule they were learned under.
 
     `details` is kept with the file: base model, step, seed, recipe; anything that JSON holds.
     """
 
     placeholder: str
-    rows_1: np.ndarray
-    rows_2: np.ndarray
+    clip_l: np.ndarray
+    clip_g: np.ndarray
     pooling: str = "end_of_text"
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_vectors(self) -> int:
-        return len(self.rows_1)
+        return len(self.clip_l)
 
 
 @dataclass(frozen=True)
-class Words:
+class LoadedEmbeddings:
     """What the encoders need to read prompts: the tokenizer that knows the placeholders, and all concepts' rows."""
 
     tokenizer: Tokenizer
-    rows_1: np.ndarray
-    rows_2: np.ndarray
+    clip_l: np.ndarray
+    clip_g: np.ndarray
 
 
-def plain(word: str) -> str:
+def safe_filename(word: str) -> str:
     """Return `word` without what the name of a file should not hold; "" if nothing is left."""
     return re.sub(r"[^\w.-]+", "", word).strip("._-")[:64]
 
 
-def check_widths(concept: Concept, config: ModelConfig) -> None:
+def check_dims(concept: Embedding, config: ModelConfig) -> None:
     """Raise UserError if the concept's rows are as wide as another model's."""
-    found = concept.rows_1.shape[1], concept.rows_2.shape[1]
+    found = concept.clip_l.shape[1], concept.clip_g.shape[1]
     widths = config.text_encoder_1.width, config.text_encoder_2.width
     if found != widths:
         raise UserError(
@@ -57,16 +57,16 @@ def check_widths(concept: Concept, config: ModelConfig) -> None:
         )
 
 
-def words(concepts: Sequence[Concept], config: ModelConfig) -> Words:
+def combine(concepts: Sequence[Embedding], config: ModelConfig) -> LoadedEmbeddings:
     """Join any number of concepts.
 
     Raises UserError if a concept's widths are another model's, or two concepts share a placeholder.
     """
     tokenizer = Tokenizer(config.text_encoder_1.positions)
     for concept in concepts:
-        check_widths(concept, config)
+        check_dims(concept, config)
         tokenizer.add_placeholder(concept.placeholder, concept.num_vectors)
     # Without a concept there is one row that no id reaches: MindSpore has no empty tensors.
-    rows_1 = [c.rows_1 for c in concepts] or [np.zeros((1, config.text_encoder_1.width), np.float32)]
-    rows_2 = [c.rows_2 for c in concepts] or [np.zeros((1, config.text_encoder_2.width), np.float32)]
-    return Words(tokenizer, np.concatenate(rows_1), np.concatenate(rows_2))
+    clip_l = [c.clip_l for c in concepts] or [np.zeros((1, config.text_encoder_1.width), np.float32)]
+    clip_g = [c.clip_g for c in concepts] or [np.zeros((1, config.text_encoder_2.width), np.float32)]
+    return LoadedEmbeddings(tokenizer, np.concatenate(clip_l), np.concatenate(clip_g))

@@ -15,8 +15,8 @@ import numpy as np
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
 
-ROWS_1 = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.embedding_table"
-ROWS_2 = "conditioner.embedders.1.model.token_embedding.embedding_table"
+CLIP_L_TABLE = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.embedding_table"
+CLIP_G_TABLE = "conditioner.embedders.1.model.token_embedding.embedding_table"
 ENCODERS = ("CLIP-L, text encoder 1", "OpenCLIP bigG, text encoder 2")
 UNNAMED = "*"  # AUTOMATIC1111 calls every word so, and finds it by the file's name
 _MOST_ROWS = 75  # that a prompt has room for
@@ -25,11 +25,13 @@ _TOKEN = 265  # of "*" in CLIP's vocabulary
 _LARGEST = 64 * 1024 * 1024  # bytes of rows; a learned word's are some kilobytes
 
 Tree = Mapping[str, Any]  # of a file: tensors, words and numbers by name, in PyTorch's files dicts of these, too
-Rows = tuple[np.ndarray | None, np.ndarray | None]  # [n, width] float32 of CLIP-L and of bigG, None where missing
-Words = dict[str | None, Rows]  # None for a word that its file does not say
+EncoderVectors = tuple[
+    np.ndarray | None, np.ndarray | None
+]  # [n, width] float32 of CLIP-L and of bigG, None where missing
+TokenVectors = dict[str | None, EncoderVectors]  # None for a word that its file does not say
 
 
-class Unfit(Exception):
+class NotAnEmbedding(Exception):
     """What stands where rows should be is none; the text says what it is."""
 
 
@@ -44,18 +46,18 @@ class Format:
 
     program: str
     known: Callable[[Tree], bool]
-    read: Callable[[Tree], Words]
-    written: Callable[[Words, Mapping[str, Any]], list[dict[str, Any]]]
+    read: Callable[[Tree], TokenVectors]
+    written: Callable[[TokenVectors, Mapping[str, Any]], list[dict[str, Any]]]
     pooling: str
     notes: bool = False
 
 
-def recognised(tree: Tree) -> str | None:
+def detect(tree: Tree) -> str | None:
     """Return the name of the format of a file that holds `tree`, None for none that is known."""
     return next((name for name, each in FORMATS.items() if each.known(tree)), None)
 
 
-def missing(rows: Rows) -> str:
+def missing(rows: EncoderVectors) -> str:
     """Return the encoder whose rows are not there, "" if both are."""
     return next((name for name, own in zip(ENCODERS, rows, strict=True) if own is None), "")
 
@@ -63,11 +65,11 @@ def missing(rows: Rows) -> str:
 def _named(program: str, first: str, second: str, pooling: str, flat: bool = False) -> Format:
     """Return the format of files of one word, whose rows have these names; `flat` if it is one row [width]."""
 
-    def read(tree: Tree) -> Words:
+    def read(tree: Tree) -> TokenVectors:
         one, two = (_rows(tree[name]) if name in tree else None for name in (first, second))
         return {None: (one, two)}
 
-    def written(words: Words, _: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def written(words: TokenVectors, _: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = _only(words, program)
         if missing(rows):
             raise UserError(f"{program} needs the rows of both encoders; those of {missing(rows)} are missing")
@@ -78,12 +80,12 @@ def _named(program: str, first: str, second: str, pooling: str, flat: bool = Fal
     return Format(program, lambda tree: first in tree or second in tree, read, written, pooling, notes=flat)
 
 
-def _read_by_word(tree: Tree) -> Words:
+def _read_by_word(tree: Tree) -> TokenVectors:
     parameters = tree["string_to_param"]
     parameters = parameters.get("_parameters", parameters)
     if not isinstance(parameters, dict):
-        raise Unfit("no rows by word")
-    words: Words = {}
+        raise NotAnEmbedding("no rows by word")
+    words: TokenVectors = {}
     for word, tensor in parameters.items():
         if isinstance(tensor, LazyTensor):
             called = tree.get("name") if word == UNNAMED else word
@@ -91,7 +93,7 @@ def _read_by_word(tree: Tree) -> Words:
     return words
 
 
-def _write_by_word(words: Words, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _write_by_word(words: TokenVectors, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
     one = len(words) == 1
     rows = {UNNAMED if one or word is None else word: _clip_l(rows, _BY_WORD) for word, rows in words.items()}
     tokens = {word: np.array([_TOKEN], np.int64) for word in rows}
@@ -99,11 +101,11 @@ def _write_by_word(words: Words, notes: Mapping[str, Any]) -> list[dict[str, Any
     return [{"string_to_token": tokens, "string_to_param": rows, "name": next(iter(words)) or "", **kept}]
 
 
-def _read_words(tree: Tree) -> Words:
+def _read_words(tree: Tree) -> TokenVectors:
     return {word: _placed(_rows(tensor)) for word, tensor in tree.items()}
 
 
-def _write_words(words: Words, _: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _write_words(words: TokenVectors, _: Mapping[str, Any]) -> list[dict[str, Any]]:
     if None in words:
         raise UserError("diffusers' files say their word; give --placeholder_token")
     files: list[dict[str, Any]] = [
@@ -122,35 +124,35 @@ def _are_words(tree: Tree) -> bool:
     return few and len({rows.shape[-1] for rows in tree.values()}) == 1
 
 
-def _placed(rows: np.ndarray) -> Rows:
+def _placed(rows: np.ndarray) -> EncoderVectors:
     return (None, rows) if rows.shape[-1] == _BIGG else (rows, None)
 
 
 def _rows(tensor: Any) -> np.ndarray:
     """Return rows [n, width]; raises Unfit for anything else, before it is read."""
     if not isinstance(tensor, LazyTensor):
-        raise Unfit(f"a {type(tensor).__name__} where rows should be")
+        raise NotAnEmbedding(f"a {type(tensor).__name__} where rows should be")
     if not 1 <= len(tensor.shape) <= 2 or "float" not in tensor.dtype or tensor.size > _LARGEST:
-        raise Unfit(f"{tensor.dtype} {list(tensor.shape)} where rows should be")
+        raise NotAnEmbedding(f"{tensor.dtype} {list(tensor.shape)} where rows should be")
     with np.errstate(over="ignore"):
         values = np.array(tensor.read(), np.float32)
     return values[None] if values.ndim == 1 else values
 
 
-def _only(words: Words, program: str) -> Rows:
+def _only(words: TokenVectors, program: str) -> EncoderVectors:
     if len(words) > 1:
         raise UserError(f"{program} holds one word a file, and there are {len(words)}; write them one by one")
     return next(iter(words.values()))
 
 
-def _both(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _both(rows: EncoderVectors) -> tuple[np.ndarray, np.ndarray]:
     one, two = rows
     assert one is not None
     assert two is not None
     return one, two
 
 
-def _clip_l(rows: Rows, program: str) -> np.ndarray:
+def _clip_l(rows: EncoderVectors, program: str) -> np.ndarray:
     """Return the rows of CLIP-L; UserError if there are others, too, which would be lost, or none."""
     one, two = rows
     if one is None or two is not None:
@@ -160,7 +162,7 @@ def _clip_l(rows: Rows, program: str) -> np.ndarray:
 
 _BY_WORD, _KOHYA = "AUTOMATIC1111's .pt", "kohya's SD 1.5 file"
 FORMATS = {
-    "mindspore": _named("mindone's .ckpt", ROWS_1, ROWS_2, "argmax"),
+    "mindspore": _named("mindone's .ckpt", CLIP_L_TABLE, CLIP_G_TABLE, "argmax"),
     "a1111": Format(
         _BY_WORD,
         lambda tree: isinstance(tree.get("string_to_param"), dict),

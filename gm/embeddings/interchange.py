@@ -17,7 +17,7 @@ import numpy as np
 from gm.checkpoints import containers, detect, torch_format
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.embeddings import formats, notes
-from gm.embeddings.formats import FORMATS, Rows, Words
+from gm.embeddings.formats import FORMATS, EncoderVectors, TokenVectors
 from gm.errors import UserError, brief
 
 log = logging.getLogger("gm")
@@ -31,11 +31,11 @@ _OF_A_PAIR = re.compile(r"(learned_embeds)(_2)?((?:-steps-\d+)?\.(?:safetensors|
 
 
 @dataclass(frozen=True)
-class Learned:
+class EmbeddingFile:
     """What a learned file holds: the name of its format, its words' rows, and what else it says, by name."""
 
     format: str
-    words: Words
+    words: TokenVectors
     notes: dict[str, Any] = field(default_factory=dict)
 
     def own(self, word: str | None) -> dict[str, str]:
@@ -43,7 +43,7 @@ class Learned:
         return notes.of_word(self.notes, word, FORMATS[self.format].pooling)
 
 
-def read(path: str | Path) -> Learned:
+def read(path: str | Path) -> EmbeddingFile:
     """Read a learned file of any program, or the folder or one of the two files that diffusers writes for a word.
 
     The word that such a file does not say may stand in `token_identifier.txt` beside it. Raises UserError for what is
@@ -52,7 +52,7 @@ def read(path: str | Path) -> Learned:
     path = Path(path)
     paths = _files(path)
     found = [_read(each) for each in paths]
-    words: Words = {}
+    words: TokenVectors = {}
     for learned in found:
         for word, rows in learned.words.items():
             words[word] = _joined(path, words.get(word), rows)
@@ -60,10 +60,10 @@ def read(path: str | Path) -> Learned:
     called = "" if noted.get("placeholder_token") else _identifier(paths[0])
     if called and list(words) == [None]:
         words = {called: words[None]}
-    return Learned(found[0].format, words, noted)
+    return EmbeddingFile(found[0].format, words, noted)
 
 
-def write(learned: Learned, path: str | Path, format_: str, overwrite: bool = False) -> list[Path]:
+def write(learned: EmbeddingFile, path: str | Path, format_: str, overwrite: bool = False) -> list[Path]:
     """Write the words to `path` in another format, each file whole or not at all; return the paths.
 
     The container is that of the ending. diffusers' second file is put beside the first. Pooling rules and details go
@@ -78,20 +78,20 @@ def write(learned: Learned, path: str | Path, format_: str, overwrite: bool = Fa
     match = _OF_A_PAIR.fullmatch(path.name)
     if len(trees) == 2 and match:
         paths[1] = path.with_name(f"{match[1]}_2{match[3]}")
-    check_free(paths, overwrite)
+    check_not_existing(paths, overwrite)
     for target, tree in zip(paths, trees, strict=True):
         _write(target, tree, _said(learned), FORMATS[format_])
     return paths
 
 
-def check_free(paths: Sequence[Path], overwrite: bool) -> None:
+def check_not_existing(paths: Sequence[Path], overwrite: bool) -> None:
     """Raise UserError if one of `paths` is there and not to be overwritten."""
     for path in paths:
         if path.exists() and not overwrite:
             raise UserError(f"--target {path} is there already; --overwrite replaces it")
 
 
-def _said(learned: Learned) -> dict[str, str | int]:
+def _said(learned: EmbeddingFile) -> dict[str, str | int]:
     """Return the entries that tell of the words beside their rows."""
     own = {word: learned.own(word) for word in learned.words}
     if len(own) > 1:
@@ -147,7 +147,7 @@ def _steps(path: Path) -> float:
     return float(number[1]) if number else float("inf")  # the last file is the one without a number
 
 
-def _read(path: Path) -> Learned:
+def _read(path: Path) -> EmbeddingFile:
     tree: formats.Tree
     if torch_format.is_one(path):
         made = torch_format.read(path)
@@ -156,16 +156,16 @@ def _read(path: Path) -> Learned:
     else:
         contents = containers.read(path)
         tree, noted = contents.tensors, dict(contents.metadata)
-    name = formats.recognised(tree)
+    name = formats.detect(tree)
     try:
         words = FORMATS[name].read(tree) if name else {}
-    except formats.Unfit as error:
+    except formats.NotAnEmbedding as error:
         raise UserError(f"{path} holds {error}: the file is damaged, or another program's") from error
     if name is None or not words:
         seems = detect.other_model(map(str, tree), "base")
         hint = f"it seems to be {seems}" if seems else "it holds no token rows; training writes *_ti.ckpt"
         raise UserError(f"{path} is no learned file: {hint}")
-    learned = Learned(name, words, noted)
+    learned = EmbeddingFile(name, words, noted)
     try:
         for word in words:
             learned.own(word)
@@ -174,7 +174,7 @@ def _read(path: Path) -> Learned:
     return learned
 
 
-def _joined(path: Path, one: Rows | None, other: Rows) -> Rows:
+def _joined(path: Path, one: EncoderVectors | None, other: EncoderVectors) -> EncoderVectors:
     """Return the rows of a word from two files, which need not say of which encoder they are: CLIP-L's are narrower."""
     if one is None:
         return other

@@ -18,29 +18,29 @@ from gm.checkpoints import containers
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import POOLING_RULES
 from gm.embeddings import formats, interchange, notes
-from gm.embeddings.embedding import Concept
-from gm.embeddings.formats import ROWS_1, ROWS_2, Rows
-from gm.embeddings.interchange import Learned
+from gm.embeddings.embedding import Embedding
+from gm.embeddings.formats import CLIP_G_TABLE, CLIP_L_TABLE, EncoderVectors
+from gm.embeddings.interchange import EmbeddingFile
 from gm.errors import UserError
 
-NAMES = {".ckpt": (ROWS_1, ROWS_2), ".safetensors": ("clip_l", "clip_g")}
+NAMES = {".ckpt": (CLIP_L_TABLE, CLIP_G_TABLE), ".safetensors": ("clip_l", "clip_g")}
 
 
-def save(concept: Concept, path: str | Path) -> None:
+def save(concept: Embedding, path: str | Path) -> None:
     """Write `concept` to `path`, whole or not at all, as its ending says; UserError if that is not possible."""
     ending = Path(path).suffix
     if ending not in NAMES:
         raise UserError(f"{path} must end in .ckpt, or in .safetensors for other programs")
-    tensors = dict(zip(NAMES[ending], map(in_memory, (concept.rows_1, concept.rows_2)), strict=True))
+    tensors = dict(zip(NAMES[ending], map(in_memory, (concept.clip_l, concept.clip_g)), strict=True))
     containers.write(path, tensors, notes.entries(concept.placeholder, concept.num_vectors, _said(concept)))
 
 
-def learned(concept: Concept) -> Learned:
+def to_embedding_file(concept: Embedding) -> EmbeddingFile:
     """Return `concept` as other programs' files hold it."""
-    return Learned("mindspore", {concept.placeholder: (concept.rows_1, concept.rows_2)}, _said(concept))
+    return EmbeddingFile("mindspore", {concept.placeholder: (concept.clip_l, concept.clip_g)}, _said(concept))
 
 
-def load(path: str | Path) -> Concept:
+def load(path: str | Path) -> Embedding:
     """Read a learned file that holds one word; UserError if it holds several, and as `load_all` does."""
     found = load_all(path)
     if len(found) > 1:
@@ -49,7 +49,7 @@ def load(path: str | Path) -> Concept:
     return found[0]
 
 
-def load_all(path: str | Path) -> list[Concept]:
+def load_all(path: str | Path) -> list[Embedding]:
     """Read the words of a learned file of any program, by what it holds, as `exchange.read` does.
 
     A file need not say its word: it is then called after the file, as other programs do, or as `token_identifier.txt`
@@ -64,12 +64,12 @@ def load_all(path: str | Path) -> list[Concept]:
         raise UserError(f"{path} does not say which word it stands for (placeholder_token); save it again with one")
     name = path.name if path.is_dir() else path.stem
     return [
-        Concept(word or str(called or name), *_both(path, rows), *_noted(path, found.own(word)))
+        Embedding(word or str(called or name), *_both(path, rows), *_noted(path, found.own(word)))
         for word, rows in found.words.items()
     ]
 
 
-def _said(concept: Concept) -> dict[str, Any]:
+def _said(concept: Embedding) -> dict[str, Any]:
     """Return the notes of one word."""
     return {"pooling": concept.pooling, "details": json.dumps(concept.details)}
 
@@ -86,7 +86,7 @@ def _noted(path: Path, own: dict[str, str]) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path} holds {error}: the file is damaged") from error
 
 
-def _both(path: Path, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _both(path: Path, rows: EncoderVectors) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of a word in both encoders; UserError if one is missing or they do not belong together."""
     one, two = rows
     if one is None or two is None:

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from gm.embeddings import notes
-from gm.embeddings.embedding import Concept
-from gm.embeddings.formats import Words
-from gm.embeddings.interchange import Learned
+from gm.embeddings.embedding import Embedding
+from gm.embeddings.formats import TokenVectors
+from gm.embeddings.interchange import EmbeddingFile
 from gm.errors import UserError
 
 
-def merged(files: Sequence[Learned]) -> Learned:
+def merge(files: Sequence[EmbeddingFile]) -> EmbeddingFile:
     """Return the words of all `files` together, in their order, each with its pooling rule and details.
 
     Raises UserError for a word that is there twice, or that its file does not say. Upper and lower case are the same.
     """
-    words: Words = {}
+    words: TokenVectors = {}
     own = {}
     for learned in files:
         for word, rows in learned.words.items():
@@ -31,10 +31,10 @@ def merged(files: Sequence[Learned]) -> Learned:
                     f"two files hold the word {twin}; call one otherwise: --placeholder_token, one for each file"
                 )
             words[word], own[word] = rows, learned.own(word)
-    return Learned(files[0].format, words, notes.merged(own))
+    return EmbeddingFile(files[0].format, words, notes.merged(own))
 
 
-def mixed(concepts: Sequence[Concept], weights: Sequence[float], word: str) -> Concept:
+def mix(concepts: Sequence[Embedding], weights: Sequence[float], word: str) -> Embedding:
     """Return the sum of the rows of `concepts`, each times its weight, as `word`, with the recipe in its details.
 
     A half of each of two is their mean, 0.8 and 0.2 lies between them, a single 1.2 exaggerates. Raises UserError for
@@ -46,7 +46,7 @@ def mixed(concepts: Sequence[Concept], weights: Sequence[float], word: str) -> C
         )
     first = concepts[0]
     for other in concepts[1:]:
-        if (other.rows_1.shape, other.rows_2.shape) != (first.rows_1.shape, first.rows_2.shape):
+        if (other.clip_l.shape, other.clip_g.shape) != (first.clip_l.shape, first.clip_g.shape):
             raise UserError(
                 f"{first.placeholder} has {_shape(first)} and {other.placeholder} {_shape(other)}; only words of one "
                 "shape can be mixed"
@@ -56,14 +56,14 @@ def mixed(concepts: Sequence[Concept], weights: Sequence[float], word: str) -> C
                 f"{first.placeholder} was learned with pooling {first.pooling} and {other.placeholder} with "
                 f"{other.pooling}; only words of one rule can be mixed"
             )
-    rows_1 = sum(np.float32(w) * concept.rows_1 for w, concept in zip(weights, concepts, strict=True))
-    rows_2 = sum(np.float32(w) * concept.rows_2 for w, concept in zip(weights, concepts, strict=True))
+    clip_l = sum(np.float32(w) * concept.clip_l for w, concept in zip(weights, concepts, strict=True))
+    clip_g = sum(np.float32(w) * concept.clip_g for w, concept in zip(weights, concepts, strict=True))
     parts: list[dict[str, Any]] = [
         {"word": concept.placeholder, "weight": float(weight), "details": concept.details}
         for weight, concept in zip(weights, concepts, strict=True)
     ]
-    return Concept(word, np.asarray(rows_1), np.asarray(rows_2), first.pooling, {"mixed": parts})
+    return Embedding(word, np.asarray(clip_l), np.asarray(clip_g), first.pooling, {"mixed": parts})
 
 
-def _shape(concept: Concept) -> str:
-    return f"{concept.num_vectors} rows, {concept.rows_1.shape[1]} and {concept.rows_2.shape[1]} wide"
+def _shape(concept: Embedding) -> str:
+    return f"{concept.num_vectors} rows, {concept.clip_l.shape[1]} and {concept.clip_g.shape[1]} wide"

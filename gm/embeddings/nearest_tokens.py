@@ -7,7 +7,7 @@ import numpy as np
 from gm.text import bpe
 
 
-def nearest(rows: np.ndarray, table: np.ndarray, count: int) -> list[list[tuple[str, float]]]:
+def nearest_tokens(rows: np.ndarray, table: np.ndarray, count: int) -> list[list[tuple[str, float]]]:
     """Return the `count` tokens most like each of `rows` [n, width], with the cosine of the angle between them.
 
     `table` [vocabulary, width] is an encoder's; the most alike comes first. The marks of start and end do not count.

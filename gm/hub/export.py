@@ -13,7 +13,7 @@ from PIL import Image
 
 from gm.data import templates
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept, plain
+from gm.embeddings.embedding import Embedding, safe_filename
 from gm.errors import UserError
 from gm.sampling import image_files
 
@@ -40,7 +40,7 @@ class Publication:
     knows the model by, "" for none; licence: as the Hub calls it, "" if none is given; repo: where on the Hub, or ""
     """
 
-    concept: Concept
+    concept: Embedding
     kind: str
     prompt: str
     base_model: str
@@ -51,7 +51,7 @@ class Publication:
     @property
     def name(self) -> str:
         """What its own file is called, by which some programs call the word."""
-        return plain(self.concept.placeholder) or "learned"
+        return safe_filename(self.concept.placeholder) or "learned"
 
 
 def prepare(
@@ -126,7 +126,7 @@ def _shown(path: Path) -> Shown:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"--pictures {path} is no picture, or damaged; leave it out") from error
     try:
-        found: Any = image_files.recipe(path)
+        found: Any = image_files.read_parameters(path)
     except (UserError, ValueError, RecursionError):  # it has none, or one that another program wrote
         found = {}
     return Shown(path, public(found) if isinstance(found, dict) else {})

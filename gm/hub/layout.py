@@ -35,9 +35,9 @@ def write(made: Publication, target: str | Path, overwrite: bool = False) -> lis
     Raises UserError if one of them is there and not to be overwritten, and if `target` cannot be written to.
     """
     target = Path(target)
-    atomic_io.check_folder(target, "--target")
+    atomic_io.check_writable(target, "--target")
     all_names = names(made)
-    interchange.check_free([target / name for name in all_names], overwrite)
+    interchange.check_not_existing([target / name for name in all_names], overwrite)
     shown = all_names[len(all_names) - len(made.pictures) :]
     content = [_pixels(picture.path) for picture in made.pictures]  # before anything is replaced: one may be among them
     try:
@@ -46,12 +46,12 @@ def write(made: Publication, target: str | Path, overwrite: bool = False) -> lis
         raise UserError(f"cannot make the folder --target {target}: {error.strerror}; choose another") from error
     concept = made.concept
     embedding_io.save(concept, target / all_names[0])
-    interchange.write(embedding_io.learned(concept), target / model_card.PAIR[0], "diffusers", overwrite=True)
+    interchange.write(embedding_io.to_embedding_file(concept), target / model_card.PAIR[0], "diffusers", overwrite=True)
     for picture, name, pixels in zip(made.pictures, shown, content, strict=True):
         image_files.write(pixels, picture.recipe, target / name)
     texts = {IDENTIFIER: concept.placeholder, TYPE: made.kind, CARD: model_card.text(made, shown)}
     for name, text in texts.items():
-        with atomic_io.replacing(target / name) as temporary:
+        with atomic_io.atomic_write(target / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return [target / name for name in all_names]
 

@@ -8,28 +8,28 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm.config.model import ModelConfig
-from gm.models.layers import Sinusoids
-from gm.models.text_encoders import ClipL, OpenClipG
+from gm.models.layers import SinusoidalEmbedding
+from gm.models.text_encoders import CLIPTextEncoder, OpenCLIPTextEncoder
 
 
 class _Encoder1(nn.Cell):
     def __init__(self, config: ModelConfig, dtype: Any) -> None:
         super().__init__()
-        self.transformer = ClipL(config.text_encoder_1, dtype)
+        self.transformer = CLIPTextEncoder(config.text_encoder_1, dtype)
 
 
 class _Encoder2(nn.Cell):
     def __init__(self, config: ModelConfig, dtype: Any) -> None:
         super().__init__()
-        self.model = OpenClipG(config.text_encoder_2, dtype)
+        self.model = OpenCLIPTextEncoder(config.text_encoder_2, dtype)
 
 
 class _Vector(nn.Cell):
     """pooled [N, width] and sizes [N, n] float32 → class vector [N, V] float32: pooled, then a sinusoid a size."""
 
-    def __init__(self, size_width: int) -> None:
+    def __init__(self, size_embedding_dim: int) -> None:
         super().__init__()
-        self.sinusoids = Sinusoids(size_width)
+        self.sinusoids = SinusoidalEmbedding(size_embedding_dim)
 
     def construct(self, pooled: Tensor, sizes: Tensor) -> Tensor:
         told = self.sinusoids(sizes.reshape((-1,))).reshape((sizes.shape[0], -1))
@@ -46,14 +46,14 @@ class Conditioner(nn.Cell):
 
     def __init__(self, config: ModelConfig, dtype: Any) -> None:
         super().__init__()
-        self.vector = _Vector(config.size_width)
+        self.vector = _Vector(config.size_embedding_dim)
         self.embedders = nn.CellList([_Encoder1(config, dtype), _Encoder2(config, dtype)])
 
     def construct(
-        self, ids_1: Tensor, ids_2: Tensor, pool_position: Tensor, rows_1: Tensor, rows_2: Tensor, sizes: Tensor
+        self, ids_1: Tensor, ids_2: Tensor, pool_position: Tensor, clip_l: Tensor, clip_g: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hidden_1 = self.embedders[0].transformer(ids_1, rows_1)
-        hidden_2, pooled = self.embedders[1].model(ids_2, rows_2, pool_position)
+        hidden_1 = self.embedders[0].transformer(ids_1, clip_l)
+        hidden_2, pooled = self.embedders[1].model(ids_2, clip_g, pool_position)
         context = ops.concat((hidden_1, hidden_2), axis=-1)
         return context, self.vector(pooled, sizes)
 
@@ -68,9 +68,9 @@ class RefinerConditioner(nn.Cell):
 
     def __init__(self, config: ModelConfig, dtype: Any) -> None:
         super().__init__()
-        self.vector = _Vector(config.size_width)
+        self.vector = _Vector(config.size_embedding_dim)
         self.embedders = nn.CellList([_Encoder2(config, dtype)])
 
-    def construct(self, ids_2: Tensor, pool_position: Tensor, rows_2: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        context, pooled = self.embedders[0].model(ids_2, rows_2, pool_position)
+    def construct(self, ids_2: Tensor, pool_position: Tensor, clip_g: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        context, pooled = self.embedders[0].model(ids_2, clip_g, pool_position)
         return context, self.vector(pooled, sizes)

@@ -86,10 +86,10 @@ class PointwiseConv2d(Conv2d):
         self.project = gm_ops.projection()
 
     def construct(self, x: Tensor) -> Tensor:
-        return layout.picture(self.project(layout.of_picture(x), self.weight, self.bias), *x.shape[2:])
+        return layout.to_image(self.project(layout.from_image(x), self.weight, self.bias), *x.shape[2:])
 
 
-class Embedding(nn.Cell):
+class FrozenEmbedding(nn.Cell):
     """A frozen table [rows, width], looked up by id."""
 
     def __init__(self, rows: int, width: int, dtype: Any) -> None:
@@ -142,7 +142,7 @@ class Upsample(nn.Cell):
         return self.conv(x if x.shape[2:] == size else x[:, :, : size[0], : size[1]])
 
 
-class Sinusoids(nn.Cell):
+class SinusoidalEmbedding(nn.Cell):
     """Cosines then sines of float32 values [N] at `width`/2 frequencies from 1 down to 1/10000 → [N, width].
 
     The order is that of the published UNet; the idea is Vaswani et al., 2017.

@@ -15,7 +15,7 @@ from gm.config.model import ModelConfig
 from gm.models import text_encoders, unet
 from gm.models.conditioner import Conditioner, RefinerConditioner
 from gm.models.unet import UNet
-from gm.models.vae import Autoencoder
+from gm.models.vae import AutoencoderKL
 
 
 class _Diffusion(nn.Cell):
@@ -37,7 +37,7 @@ class SDXL(nn.Cell):
         self.config = config
         self.model = _Diffusion(config, dtype)
         self.conditioner = (RefinerConditioner if config.is_refiner else Conditioner)(config, dtype)
-        self.first_stage_model = Autoencoder(config.autoencoder)
+        self.first_stage_model = AutoencoderKL(config.vae)
 
     @property
     def unet(self) -> UNet:
@@ -56,7 +56,7 @@ class SDXL(nn.Cell):
         one, two = (float(np.median(np.linalg.norm(rows, axis=1))) for rows in tables)
         return one, two
 
-    def recompute(self) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """From now on keep of each transformer block its input alone, and compute the rest anew on the way back.
 
         Less memory for a slower step; also known as gradient checkpointing (Chen et al., 2016).
@@ -66,7 +66,7 @@ class SDXL(nn.Cell):
                 if isinstance(cell, blocks):
                     cell.recompute()
 
-    def release_autoencoder(self) -> None:
+    def release_vae(self) -> None:
         """Give the autoencoder's memory back, once the pictures are encoded and none will be decoded."""
         del self.first_stage_model
 

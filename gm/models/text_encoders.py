@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
 from gm.config.model import TextEncoderConfig
-from gm.models.layers import Embedding, LayerNorm, Projection, parameter
+from gm.models.layers import FrozenEmbedding, LayerNorm, Projection, parameter
 from gm.models.token_embedding import TokenEmbedding
 from gm.ops import layout
 
@@ -17,7 +17,7 @@ class _Embeddings(nn.Cell):
     def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
         super().__init__()
         self.token_embedding = TokenEmbedding(config.vocabulary, config.width, dtype)
-        self.position_embedding = Embedding(config.positions, config.width, dtype)
+        self.position_embedding = FrozenEmbedding(config.positions, config.width, dtype)
 
     def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
         return self.token_embedding(ids, rows) + self.position_embedding.embedding_table
@@ -77,14 +77,14 @@ class _ClipTextModel(nn.Cell):
         self.final_layer_norm = LayerNorm(config.width)
 
     def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
-        x = layout.of_tokens(self.embeddings(ids, rows))
+        x = layout.from_tokens(self.embeddings(ids, rows))
         # SDXL reads the layer before the last, without the final norm: what follows is published but never computed.
         for index in range(self.last):
             x = self.encoder.layers[index](x)
-        return layout.tokens(x)
+        return layout.to_tokens(x)
 
 
-class ClipL(nn.Cell):
+class CLIPTextEncoder(nn.Cell):
     """Text encoder 1, OpenAI CLIP ViT-L/14: ids [N, 77] and rows [n, width] → hidden state [N, 77, width]."""
 
     def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
@@ -107,7 +107,7 @@ class _FusedAttention(nn.Cell):
         self.attend = gm_ops.attention(heads, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        query, key, value = layout.split(self.project(x, self.in_proj_weight, self.in_proj_bias), 3)
+        query, key, value = layout.split_channels(self.project(x, self.in_proj_weight, self.in_proj_bias), 3)
         return self.out_proj(self.attend(query, key, value))
 
 
@@ -144,7 +144,7 @@ class _OpenClipTransformer(nn.Cell):
         self.resblocks = nn.CellList([_OpenClipBlock(config, dtype) for _ in range(config.layers)])
 
 
-class OpenClipG(nn.Cell):
+class OpenCLIPTextEncoder(nn.Cell):
     """Text encoder 2, OpenCLIP ViT-bigG/14.
 
     ids [N, 77], rows [n, width] and pool_position [N] int32 → hidden state [N, 77, width] of the layer before the last
@@ -162,12 +162,12 @@ class OpenClipG(nn.Cell):
         self.logit_scale = parameter((), dtype, "logit_scale")  # published, and of no use here
 
     def construct(self, ids: Tensor, rows: Tensor, pool_position: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = layout.of_tokens(self.token_embedding(ids, rows) + self.positional_embedding)
+        hidden = layout.from_tokens(self.token_embedding(ids, rows) + self.positional_embedding)
         for index in range(self.last):
             hidden = self.transformer.resblocks[index](hidden)
-        x = layout.tokens(self.transformer.resblocks[self.last](hidden))
+        x = layout.to_tokens(self.transformer.resblocks[self.last](hidden))
         n, length, width = x.shape
         flat = ops.arange(n).astype(pool_position.dtype) * length + pool_position
         pooled = ops.gather(x.reshape((n * length, width)), flat, 0).expand_dims(1)
-        pooled = layout.tokens(self.ln_final(layout.of_tokens(pooled))).reshape((n, width))
-        return layout.tokens(hidden), ops.matmul(pooled, ops.cast(self.text_projection, pooled.dtype))
+        pooled = layout.to_tokens(self.ln_final(layout.from_tokens(pooled))).reshape((n, width))
+        return layout.to_tokens(hidden), ops.matmul(pooled, ops.cast(self.text_projection, pooled.dtype))

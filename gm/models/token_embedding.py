@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from mindspore import Tensor, ops
 
-from gm.models.layers import Embedding
+from gm.models.layers import FrozenEmbedding
 
 
-class TokenEmbedding(Embedding):
+class TokenEmbedding(FrozenEmbedding):
     """ids [N, L] int32 and rows [n, width] float32 → [N, L, width]; id `vocabulary + k` is row k."""
 
     def construct(self, ids: Tensor, rows: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The denoising UNet of SDXL (Podell et al., 2023), with the published checkpoint's names.
 
 Every layer of a block takes (x, time, heard, size) and uses what it needs, so that a block is a plain list of layers.
-`heard` are the keys and values of the text for all cross-attentions in turn, sequences of `gm.ops.layout`:
-what a layer contributes to them, its `listen` returns. `size` is the height and width that the next block on the way up
+`context_kv` are the keys and values of the text for all cross-attentions in turn, sequences of `gm.ops.layout`:
+what a layer contributes to them, its `project_context` returns. `size` is the height and width that the next block on the way up
 expects.
 """
 
@@ -15,20 +15,29 @@ from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
 from gm.config.model import UNetConfig
-from gm.models.layers import Conv2d, GroupNorm, LayerNorm, Linear, PointwiseConv2d, Projection, Sinusoids, Upsample
+from gm.models.layers import (
+    Conv2d,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    PointwiseConv2d,
+    Projection,
+    SinusoidalEmbedding,
+    Upsample,
+)
 from gm.ops import layout
 
 
 class _Deaf(nn.Cell):
     """A layer that attends to no text."""
 
-    def listen(self, context: Tensor) -> tuple[Tensor, ...]:
+    def project_context(self, context: Tensor) -> tuple[Tensor, ...]:
         return ()
 
 
 class _InputConv(_Deaf, Conv2d):
     # A subclass, not a wrapper, which would change the published name.
-    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:  # type: ignore[override]
+    def construct(self, x: Tensor, time: Tensor, context_kv: tuple, size: tuple) -> Tensor:  # type: ignore[override]
         return self.convolve(x)
 
 
@@ -37,12 +46,12 @@ class _Down(_Deaf):
         super().__init__()
         self.op = Conv2d(channels, channels, 3, dtype, stride=2)
 
-    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:
+    def construct(self, x: Tensor, time: Tensor, context_kv: tuple, size: tuple) -> Tensor:
         return self.op(x)
 
 
 class _Up(_Deaf, Upsample):
-    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:  # type: ignore[override]
+    def construct(self, x: Tensor, time: Tensor, context_kv: tuple, size: tuple) -> Tensor:  # type: ignore[override]
         return self.double(x, size)
 
 
@@ -60,21 +69,21 @@ class _ResBlock(_Deaf):
         )
         self.skip_connection = nn.Identity() if inputs == outputs else PointwiseConv2d(inputs, outputs, dtype)
 
-    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:
+    def construct(self, x: Tensor, time: Tensor, context_kv: tuple, size: tuple) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(time).expand_dims(-1).expand_dims(-1)
         return self.skip_connection(x) + self.out_layers(h)
 
 
 class _Attention(nn.Cell):
-    def __init__(self, width: int, context_width: int, heads: int, dtype: Any) -> None:
+    def __init__(self, width: int, context_dim: int, heads: int, dtype: Any) -> None:
         super().__init__()
         self.to_q = Projection(width, width, dtype, bias=False)
-        self.to_k = Projection(context_width, width, dtype, bias=False)
-        self.to_v = Projection(context_width, width, dtype, bias=False)
+        self.to_k = Projection(context_dim, width, dtype, bias=False)
+        self.to_v = Projection(context_dim, width, dtype, bias=False)
         self.to_out = nn.SequentialCell(Projection(width, width, dtype))
         self.attend = gm_ops.attention(heads)
 
-    def listen(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of what is attended to."""
         return self.to_k(context), self.to_v(context)
 
@@ -91,7 +100,7 @@ class _Gate(nn.Cell):
         self.gelu = gm_ops.gelu()
 
     def construct(self, x: Tensor) -> Tensor:
-        value, gate = layout.split(self.proj(x), 2)
+        value, gate = layout.split_channels(self.proj(x), 2)
         return value * self.gelu(gate)
 
 
@@ -105,18 +114,18 @@ class _FeedForward(nn.Cell):
 
 
 class _TransformerBlock(nn.Cell):
-    def __init__(self, width: int, context_width: int, heads: int, dtype: Any) -> None:
+    def __init__(self, width: int, context_dim: int, heads: int, dtype: Any) -> None:
         super().__init__()
         self.attn1 = _Attention(width, width, heads, dtype)
         self.ff = _FeedForward(width, dtype)
-        self.attn2 = _Attention(width, context_width, heads, dtype)
+        self.attn2 = _Attention(width, context_dim, heads, dtype)
         self.norm1 = LayerNorm(width)
         self.norm2 = LayerNorm(width)
         self.norm3 = LayerNorm(width)
 
     def construct(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
         y = self.norm1(x)
-        x = x + self.attn1(y, *self.attn1.listen(y))
+        x = x + self.attn1(y, *self.attn1.project_context(y))
         x = x + self.attn2(self.norm2(x), key, value)
         return x + self.ff(self.norm3(x))
 
@@ -129,84 +138,84 @@ class _SpatialTransformer(nn.Cell):
 
     def __init__(self, channels: int, depth: int, config: UNetConfig, dtype: Any) -> None:
         super().__init__()
-        heads = channels // config.head_width
-        self.norm = GroupNorm(config.norm_groups, channels, 1e-6)
+        heads = channels // config.num_head_channels
+        self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6)
         self.proj_in = Projection(channels, channels, dtype)
         self.transformer_blocks = nn.CellList(
-            [_TransformerBlock(channels, config.context_width, heads, dtype) for _ in range(depth)]
+            [_TransformerBlock(channels, config.context_dim, heads, dtype) for _ in range(depth)]
         )
         self.proj_out = Projection(channels, channels, dtype)
         self.first = 0  # place of the first block's key among all that is heard; the UNet knows
 
-    def listen(self, context: Tensor) -> tuple[Tensor, ...]:
-        heard: tuple[Tensor, ...] = ()
+    def project_context(self, context: Tensor) -> tuple[Tensor, ...]:
+        context_kv: tuple[Tensor, ...] = ()
         for block in self.transformer_blocks:
-            heard = heard + block.attn2.listen(context)
-        return heard
+            context_kv = context_kv + block.attn2.project_context(context)
+        return context_kv
 
-    def construct(self, x: Tensor, time: Tensor, heard: tuple, size: tuple) -> Tensor:
-        h = self.proj_in(layout.of_picture(self.norm(x)))
+    def construct(self, x: Tensor, time: Tensor, context_kv: tuple, size: tuple) -> Tensor:
+        h = self.proj_in(layout.from_image(self.norm(x)))
         place = self.first
         for block in self.transformer_blocks:
-            h = block(h, heard[place], heard[place + 1])
+            h = block(h, context_kv[place], context_kv[place + 1])
             place += 2
-        return x + layout.picture(self.proj_out(h), *x.shape[2:])
+        return x + layout.to_image(self.proj_out(h), *x.shape[2:])
 
 
 class UNet(nn.Cell):
     """x [N, in, H, W], timestep [N] float32, context [N, 77, C], vector [N, V] → ε [N, out, H, W] in float32.
 
-    Who asks for many x of one context can let the network `listen` once and give what it `heard` to `denoise`.
+    Who asks for many x of one context can let the network `project_context` once and give what it `context_kv` to `denoise`.
     """
 
     def __init__(self, config: UNetConfig, dtype: Any) -> None:
         super().__init__()
         self.dtype = dtype
-        self.sinusoids = Sinusoids(config.model_channels)
+        self.sinusoids = SinusoidalEmbedding(config.model_channels)
         time_width = 4 * config.model_channels
         self.time_embed = _two_layers(config.model_channels, time_width, dtype)
-        self.label_emb = nn.SequentialCell(_two_layers(config.vector_width, time_width, dtype))
+        self.label_emb = nn.SequentialCell(_two_layers(config.adm_in_channels, time_width, dtype))
         blocks, skips = _input_blocks(config, time_width, dtype)
         self.input_blocks = nn.CellList(blocks)
-        channels, depth = skips[-1], config.depth_in_the_middle
+        channels, depth = skips[-1], config.middle_depth
         self.middle_block = nn.CellList(
             [
-                _ResBlock(channels, channels, time_width, config.norm_groups, dtype),
+                _ResBlock(channels, channels, time_width, config.norm_num_groups, dtype),
                 _SpatialTransformer(channels, depth, config, dtype),
-                _ResBlock(channels, channels, time_width, config.norm_groups, dtype),
+                _ResBlock(channels, channels, time_width, config.norm_num_groups, dtype),
             ]
         )
         self.output_blocks = nn.CellList(_output_blocks(config, skips, time_width, dtype))
         self.out = nn.SequentialCell(
-            GroupNorm(config.norm_groups, config.model_channels, 1e-5),
+            GroupNorm(config.norm_num_groups, config.model_channels, 1e-5),
             nn.SiLU(),
             Conv2d(config.model_channels, config.out_channels, 3, dtype),
         )
-        heard = 0
+        context_kv = 0
         for _, layer in self.cells_and_names():
             if isinstance(layer, _SpatialTransformer):
-                layer.first = heard
-                heard += 2 * len(layer.transformer_blocks)
+                layer.first = context_kv
+                context_kv += 2 * len(layer.transformer_blocks)
 
     def construct(self, x: Tensor, timestep: Tensor, context: Tensor, vector: Tensor) -> Tensor:
-        return self.denoise(x, timestep, self.listen(context), vector)
+        return self.forward(x, timestep, self.project_context(context), vector)
 
-    def listen(self, context: Tensor) -> tuple[Tensor, ...]:
+    def project_context(self, context: Tensor) -> tuple[Tensor, ...]:
         """Return the keys and values of `context` [N, 77, C] for every cross-attention in turn."""
-        context = layout.of_tokens(ops.cast(context, self.dtype))
-        heard: tuple[Tensor, ...] = ()
+        context = layout.from_tokens(ops.cast(context, self.dtype))
+        context_kv: tuple[Tensor, ...] = ()
         for block in self.input_blocks:
             for layer in block:
-                heard = heard + layer.listen(context)
+                context_kv = context_kv + layer.project_context(context)
         for layer in self.middle_block:
-            heard = heard + layer.listen(context)
+            context_kv = context_kv + layer.project_context(context)
         for block in self.output_blocks:
             for layer in block:
-                heard = heard + layer.listen(context)
-        return heard
+                context_kv = context_kv + layer.project_context(context)
+        return context_kv
 
-    def denoise(self, x: Tensor, timestep: Tensor, heard: tuple, vector: Tensor) -> Tensor:
-        """Return ε [N, out, H, W] of x, given what was `heard` of the context."""
+    def forward(self, x: Tensor, timestep: Tensor, context_kv: tuple, vector: Tensor) -> Tensor:
+        """Return ε [N, out, H, W] of x, given what was `context_kv` of the context."""
         time = self.time_embed(ops.cast(self.sinusoids(timestep), self.dtype))
         time = time + self.label_emb(ops.cast(vector, self.dtype))
         x = ops.cast(x, self.dtype)
@@ -214,17 +223,17 @@ class UNet(nn.Cell):
         size = x.shape[2:]
         for block in self.input_blocks:
             for layer in block:
-                x = layer(x, time, heard, size)
+                x = layer(x, time, context_kv, size)
             skips = (*skips, x)
         for layer in self.middle_block:
-            x = layer(x, time, heard, size)
+            x = layer(x, time, context_kv, size)
         for block in self.output_blocks:
             x = ops.concat((x, skips[-1]), axis=1)
             skips = skips[:-1]
             if len(skips) > 0:
                 size = skips[-1].shape[2:]
             for layer in block:
-                x = layer(x, time, heard, size)
+                x = layer(x, time, context_kv, size)
         return ops.cast(self.out(x), ms.float32)
 
 
@@ -263,7 +272,7 @@ def _output_blocks(config: UNetConfig, skips: list[int], time_width: int, dtype:
 
 
 def _block(inputs: int, outputs: int, depth: int, config: UNetConfig, time_width: int, dtype: Any) -> nn.CellList:
-    layers: list[nn.Cell] = [_ResBlock(inputs, outputs, time_width, config.norm_groups, dtype)]
+    layers: list[nn.Cell] = [_ResBlock(inputs, outputs, time_width, config.norm_num_groups, dtype)]
     if depth:
         layers.append(_SpatialTransformer(outputs, depth, config, dtype))
     return nn.CellList(layers)

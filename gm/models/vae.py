@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
-from gm.config.model import AutoencoderConfig
+from gm.config.model import VAEConfig
 from gm.models.layers import Conv2d, GroupNorm, PointwiseConv2d, Upsample
 from gm.ops import layout
 
@@ -48,8 +48,8 @@ class _Attention(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        query, key, value = (layout.of_picture(layer(y)) for layer in (self.q, self.k, self.v))
-        return x + self.proj_out(layout.picture(self.attend(query, key, value), *x.shape[2:]))
+        query, key, value = (layout.from_image(layer(y)) for layer in (self.q, self.k, self.v))
+        return x + self.proj_out(layout.to_image(self.attend(query, key, value), *x.shape[2:]))
 
 
 class _Middle(nn.Cell):
@@ -98,15 +98,15 @@ def _levels(inputs: list[int], outputs: list[int], resizes: list[str], blocks: i
 
 
 class _Encoder(nn.Cell):
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = [mult * config.channels for mult in config.channel_mult]
         inputs = [config.channels, *widths[:-1]]
         self.conv_in = Conv2d(3, config.channels, 3, ms.float32)
         resizes = ["down"] * (len(widths) - 1) + [""]
-        self.down = _levels(inputs, widths, resizes, config.num_res_blocks, config.norm_groups)
-        self.mid = _Middle(widths[-1], config.norm_groups)
-        self.norm_out = GroupNorm(config.norm_groups, widths[-1], _EPSILON)
+        self.down = _levels(inputs, widths, resizes, config.num_res_blocks, config.norm_num_groups)
+        self.mid = _Middle(widths[-1], config.norm_num_groups)
+        self.norm_out = GroupNorm(config.norm_num_groups, widths[-1], _EPSILON)
         self.silu = nn.SiLU()
         self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, ms.float32)
 
@@ -118,17 +118,17 @@ class _Encoder(nn.Cell):
 
 
 class _Decoder(nn.Cell):
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = [mult * config.channels for mult in config.channel_mult]
         inputs = [*widths[1:], widths[-1]]
         self.levels = len(widths)
         self.conv_in = Conv2d(config.latent_channels, widths[-1], 3, ms.float32)
-        self.mid = _Middle(widths[-1], config.norm_groups)
+        self.mid = _Middle(widths[-1], config.norm_num_groups)
         resizes = [""] + ["up"] * (len(widths) - 1)
         # up.0 is the full-size level, and the last one to be computed.
-        self.up = _levels(inputs, widths, resizes, config.num_res_blocks + 1, config.norm_groups)
-        self.norm_out = GroupNorm(config.norm_groups, widths[0], _EPSILON)
+        self.up = _levels(inputs, widths, resizes, config.num_res_blocks + 1, config.norm_num_groups)
+        self.norm_out = GroupNorm(config.norm_num_groups, widths[0], _EPSILON)
         self.silu = nn.SiLU()
         self.conv_out = Conv2d(widths[0], 3, 3, ms.float32)
 
@@ -139,10 +139,10 @@ class _Decoder(nn.Cell):
         return self.conv_out(self.silu(self.norm_out(x)))
 
 
-class Autoencoder(nn.Cell):
+class AutoencoderKL(nn.Cell):
     """Pictures [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)

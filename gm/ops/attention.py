@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from gm.ops import layout
 from gm.ops.norm import softmax
-from gm.ops.shared_cell import shared
+from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
 _LARGEST_SCORES = 2**26  # attention scores held at once: a quarter of a gigabyte
@@ -20,7 +20,7 @@ def attention(heads: int, causal: bool = False) -> nn.Cell:
 
     `causal` hides later positions. The flash kernel is Ascend's and takes half precision only.
     """
-    return shared(_Attention, heads, causal, backend.on_ascend())
+    return shared_cell(_Attention, heads, causal, backend.on_ascend())
 
 
 class _Attention(nn.Cell):
@@ -62,11 +62,11 @@ class _Attention(nn.Cell):
             n, length, channels = x.shape
             return x.reshape((n, length, self.heads, channels // self.heads)).transpose((0, 2, 3, 1))
         channels, n, length = x.shape
-        return layout.swapped(x).reshape((n, self.heads, channels // self.heads, length))
+        return layout.swap_leading_axes(x).reshape((n, self.heads, channels // self.heads, length))
 
     def _joined(self, x: Tensor, like: Tensor) -> Tensor:
         """Return [N, heads, d, L] as a sequence."""
         if self.on_ascend:
             return x.transpose((0, 3, 1, 2)).reshape(like.shape)
         n, length = like.shape[1:]
-        return layout.swapped(x.reshape((n, -1, length)))
+        return layout.swap_leading_axes(x.reshape((n, -1, length)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops.shared_cell import shared
+from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
 # GELU is x times the sigmoid of x P(x²), within 1e-7 for |x| up to 6; beyond, P(36) does. P's coefficients are a
@@ -17,7 +17,7 @@ _LARGEST_SQUARE = 36.0
 
 def gelu() -> nn.Cell:
     """Return the Cell x → x Φ(x), the exact GELU (Hendrycks and Gimpel, 2016), Φ being the normal distribution."""
-    return _NativeGelu() if backend.on_ascend() else shared(_PolynomialGelu)
+    return _NativeGelu() if backend.on_ascend() else shared_cell(_PolynomialGelu)
 
 
 class _NativeGelu(nn.Cell):

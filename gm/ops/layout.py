@@ -13,36 +13,36 @@ from mindspore import Tensor, ops
 from gm.runtime import backend
 
 
-def of_tokens(x: Tensor) -> Tensor:
+def from_tokens(x: Tensor) -> Tensor:
     """Return the sequence of tokens x [N, L, C]."""
     return x if backend.on_ascend() else x.transpose((2, 0, 1))
 
 
-def tokens(x: Tensor) -> Tensor:
+def to_tokens(x: Tensor) -> Tensor:
     """Return the tokens [N, L, C] of a sequence."""
     return x if backend.on_ascend() else x.transpose((1, 2, 0))
 
 
-def of_picture(x: Tensor) -> Tensor:
+def from_image(x: Tensor) -> Tensor:
     """Return the pixels of x [N, C, H, W] as a sequence of H·W tokens."""
     n, channels = x.shape[:2]
     x = x.reshape((n, channels, -1))
-    return x.transpose((0, 2, 1)) if backend.on_ascend() else swapped(x)
+    return x.transpose((0, 2, 1)) if backend.on_ascend() else swap_leading_axes(x)
 
 
-def picture(x: Tensor, height: int, width: int) -> Tensor:
+def to_image(x: Tensor, height: int, width: int) -> Tensor:
     """Return a sequence of H·W tokens as a picture [N, C, H, W]."""
-    x = x.transpose((0, 2, 1)) if backend.on_ascend() else swapped(x)
+    x = x.transpose((0, 2, 1)) if backend.on_ascend() else swap_leading_axes(x)
     return x.reshape((x.shape[0], x.shape[1], height, width))
 
 
-def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
+def split_channels(x: Tensor, parts: int) -> tuple[Tensor, ...]:
     """Return the channels of the sequence x in `parts` sequences of as many channels each."""
     axis = -1 if backend.on_ascend() else 0
     return ops.split(x, x.shape[axis] // parts, axis=axis)
 
 
-def swapped(x: Tensor) -> Tensor:
+def swap_leading_axes(x: Tensor) -> Tensor:
     """Return x [A, B, L] as [B, A, L]; one of A and B is small."""
     a, b, length = x.shape
     if a == 1 or b == 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mindspore import Tensor, nn, ops
 
-from gm.ops.shared_cell import shared
+from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
 
@@ -20,7 +20,7 @@ def projection() -> nn.Cell:
     x is a sequence of C channels as `sequence` lays it out, and so is the result, of `outputs` channels. The weight may
     be that of a convolution of one pixel, [outputs, C, 1, 1].
     """
-    return shared(_Projection, backend.on_ascend())
+    return shared_cell(_Projection, backend.on_ascend())
 
 
 def convolution(outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int) -> nn.Cell:
@@ -28,7 +28,7 @@ def convolution(outputs: int, kernel: int, padding: tuple[int, int, int, int], s
 
     Zeros are added at `padding` (top, bottom, left, right).
     """
-    return shared(_Convolution, outputs, kernel, padding, stride)
+    return shared_cell(_Convolution, outputs, kernel, padding, stride)
 
 
 class _Projection(nn.Cell):

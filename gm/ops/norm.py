@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gm.ops import layout
-from gm.ops.shared_cell import shared
+from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
 
@@ -22,19 +22,19 @@ def layer_norm(width: int, epsilon: float) -> nn.Cell:
 
     x is a float32 sequence as `sequence` lays it out: [width, N, L] on the CPU, [N, L, width] on Ascend.
     """
-    native = shared(_NativeLayerNorm, epsilon)
-    return native if backend.on_ascend() else shared(_ByMode, shared(_LayerNorm, width, epsilon), native)
+    native = shared_cell(_NativeLayerNorm, epsilon)
+    return native if backend.on_ascend() else shared_cell(_ByMode, shared_cell(_LayerNorm, width, epsilon), native)
 
 
 def group_norm(groups: int, epsilon: float) -> nn.Cell:
     """Return the Cell (x [N, C, H, W] float32, gamma [C], beta [C]) → x normalised in groups (Wu and He, 2018)."""
-    native = shared(_NativeGroupNorm, groups, epsilon)
-    return native if backend.on_ascend() else shared(_ByMode, shared(_GroupNorm, groups, epsilon), native)
+    native = shared_cell(_NativeGroupNorm, groups, epsilon)
+    return native if backend.on_ascend() else shared_cell(_ByMode, shared_cell(_GroupNorm, groups, epsilon), native)
 
 
 def softmax() -> nn.Cell:
     """Return the Cell x [..., n] float32 → its softmax over the last axis."""
-    return nn.Softmax(axis=-1) if backend.on_ascend() else shared(_Softmax)
+    return nn.Softmax(axis=-1) if backend.on_ascend() else shared_cell(_Softmax)
 
 
 class _ByMode(nn.Cell):
@@ -54,7 +54,7 @@ class _NativeLayerNorm(nn.Cell):
         self.normalise = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return layout.of_tokens(self.normalise(layout.tokens(x), gamma, beta)[0])
+        return layout.from_tokens(self.normalise(layout.to_tokens(x), gamma, beta)[0])
 
 
 class _NativeGroupNorm(nn.Cell):

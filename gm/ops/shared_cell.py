@@ -9,7 +9,7 @@ from mindspore import nn
 
 
 @functools.cache
-def shared(kind: type[nn.Cell], *arguments: Any) -> nn.Cell:
+def shared_cell(kind: type[nn.Cell], *arguments: Any) -> nn.Cell:
     """Return the one Cell of `kind` and `arguments`, which must hold no parameter.
 
     MindSpore reads and differentiates every Cell of a graph by itself, though it be like another: at full size, sharing

@@ -21,7 +21,7 @@ _FULL = {
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give an empty temporary file to write; it becomes `path` when the block ends without an exception.
 
     Otherwise it is removed and `path` stays as it was. A killed process leaves `.NAME.PID.N.tmp` behind, which the
@@ -50,7 +50,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _flush(target.parent)
 
 
-def check_folder(path: str | Path, option: str) -> None:
+def check_writable(path: str | Path, option: str) -> None:
     """Raise UserError, naming the `option`, if the folder `path` could not be made or written to; makes nothing."""
     folder = Path(path).absolute()
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
@@ -60,7 +60,7 @@ def check_folder(path: str | Path, option: str) -> None:
         raise UserError(f"cannot write to {option} {path}: {nearest} may not be written to; choose another")
 
 
-def sweep(folder: str | Path) -> None:
+def clean_leftovers(folder: str | Path) -> None:
     """Remove what killed processes left of writes to any file in `folder`."""
     _remove_leftovers(Path(folder), ".+")
 

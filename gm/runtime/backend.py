@@ -49,14 +49,14 @@ _SECONDS_A_CELL, _KEPT_SHARE = 0.014, 0.2
 _WIDENED = {"off": math.inf, "some": 2**23, "most": 2**20}
 # Set by `setup`; a graph cannot ask for the device while it is compiled.
 _on_ascend, _rank, _world = False, 0, 1
-_in_graph = False  # set by `compiled`
+_in_graph = False  # set by `compile_cell`
 
 
 @dataclass(frozen=True)
 class Backend:
     """What was set up: `rank` of `world` processes this one is.
 
-    Networks compute in `dtype`. Weights of at least `widened` values may stay in memory as narrow as in their file.
+    Networks compute in `dtype`. Weights of at least `keep_half_above` values may stay in memory as narrow as in their file.
     """
 
     device: str
@@ -64,32 +64,32 @@ class Backend:
     dtype: Any
     rank: int = 0
     world: int = 1
-    widened: float = math.inf
-    patience: float = 1800.0  # seconds that a rank waits for the others
+    keep_half_above: float = math.inf
+    timeout: float = 1800.0  # seconds that a rank waits for the others
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and progress."""
         return self.rank == 0
 
-    def means(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
         """Return the mean over all ranks of each of `values`; every rank asks for it at the same moment."""
         if self.world == 1:
             return list(values)
-        with self.waiting():
-            found: list[float] = MeanOverRanks(self.world)(Tensor(values, ms.float32)).asnumpy().tolist()
+        with self.abort_after_timeout():
+            found: list[float] = AllReduceMean(self.world)(Tensor(values, ms.float32)).asnumpy().tolist()
         return found
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """End this process, saying why, if the block, in which ranks talk to each other, takes longer than `patience`.
+    def abort_after_timeout(self) -> Iterator[None]:
+        """End this process, saying why, if the block, in which ranks talk to each other, takes longer than `timeout`.
 
         A launcher ends all ranks when one dies; this is for where it does not notice, as across a broken network.
         """
         if self.world == 1:
             yield
             return
-        timer = threading.Timer(self.patience, self._give_up)
+        timer = threading.Timer(self.timeout, self._give_up)
         timer.daemon = True
         timer.start()
         try:
@@ -98,25 +98,25 @@ class Backend:
             timer.cancel()
 
     def _give_up(self) -> None:
-        waited = clock(self.patience)
+        waited = clock(self.timeout)
         print(
             f"error: rank {self.rank} has waited {waited} for the other ranks: one has ended, hangs, or is slower than "
-            "--rank_timeout allows; start again with --resume latest",
+            "--distributed_timeout allows; start again with --resume latest",
             file=sys.stderr,
             flush=True,
         )
         os._exit(1)  # what waits cannot be told
 
-    def gather(self) -> None:
+    def barrier(self) -> None:
         """Wait until every rank is here, as all do before they end.
 
         On the CPU backend a rank that ends while others work may crash, and mpirun then ends the others, too.
         """
-        self.means([0.0])
+        self.all_reduce_mean([0.0])
 
 
-def setup(run: RunConfig, is_parallel: bool = False, patience: float = Backend.patience) -> Backend:
-    """Choose the device, once and before any tensor is made; ranks wait `patience` seconds for each other.
+def setup(run: RunConfig, is_parallel: bool = False, timeout: float = Backend.timeout) -> Backend:
+    """Choose the device, once and before any tensor is made; ranks wait `timeout` seconds for each other.
 
     Raises UserError for a device that is not there, a precision it has not, or processes without `--is_parallel`.
     """
@@ -124,7 +124,7 @@ def setup(run: RunConfig, is_parallel: bool = False, patience: float = Backend.p
     if device == "Ascend" and not ascend_present():
         raise UserError("no Ascend card on this machine (no /dev/davinci*); use --device_target CPU")
     dtype = precision(run.precision, device)
-    world = distributed.started()
+    world = distributed.num_processes()
     if world > 1 and not is_parallel:
         raise UserError(f"{world} processes were started without --is_parallel True; add it, or start one process")
     if not run.device_target:
@@ -132,19 +132,19 @@ def setup(run: RunConfig, is_parallel: bool = False, patience: float = Backend.p
     global _on_ascend, _rank, _world
     _on_ascend = device == "Ascend"
     ms.set_device(device)
-    # `compiled` turns single Cells into graphs and keeps them; MindSpore's own cache would mistake one for another.
+    # `compile_cell` turns single Cells into graphs and keeps them; MindSpore's own cache would mistake one for another.
     ms.set_context(mode=ms.PYNATIVE_MODE, enable_compile_cache=False)
     if device == "CPU":
         # The asynchronous PyNative pipeline spins on a core of its own: 2 to 20 times slower on the CPU backend.
         ms.runtime.launch_blocking()
         _warn_of_slow_convolution(ms.__version__)
-    _rank, _world = distributed.join(device == "CPU") if is_parallel else (0, 1)
+    _rank, _world = distributed.init(device == "CPU") if is_parallel else (0, 1)
     if _rank:
         log.setLevel(logging.WARNING)  # the first rank tells what all of them do
     low_memory = run.low_memory
     if low_memory == "auto":
         low_memory = "some" if device == "CPU" and run.ms_mode == 1 else "off"
-    return Backend(device, run.ms_mode == 0, dtype, _rank, _world, _WIDENED[low_memory], patience)
+    return Backend(device, run.ms_mode == 0, dtype, _rank, _world, _WIDENED[low_memory], timeout)
 
 
 def on_ascend() -> bool:
@@ -166,7 +166,7 @@ def precision(name: str, device: str) -> Any:
     return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
 
 
-def compiled(cell: nn.Cell, graph: bool, what: str = "", gradient: bool = False) -> Callable[..., Any]:
+def compile_cell(cell: nn.Cell, graph: bool, what: str = "", gradient: bool = False) -> Callable[..., Any]:
     """Return `cell`, or, if `graph`, a function that runs it as a graph, compiled on first call (once a shape).
 
     A graph is kept for later processes (`gm.runtime.compile_cache`). Where compiling takes more than a moment, a log
@@ -187,10 +187,10 @@ def compiled(cell: nn.Cell, graph: bool, what: str = "", gradient: bool = False)
             if shapes in known:
                 return cell(*inputs)
             known.add(shapes)
-            file = compile_cache.place(cell, inputs, (_on_ascend, _world))
+            file = compile_cache.cache_file(cell, inputs, (_on_ascend, _world))
             if what:
                 _announce(cell, what, gradient, file is not None and file.exists())
-            with compile_cache.kept(file, _rank):
+            with compile_cache.cached(file, _rank):
                 return cell(*inputs)
         finally:
             ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -218,7 +218,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> 
     )
 
 
-class MeanOverRanks(nn.Cell):
+class AllReduceMean(nn.Cell):
     """Averages a tensor over `world` ranks; one rank gets it back as it is."""
 
     def __init__(self, world: int) -> None:

@@ -36,7 +36,7 @@ _MOST = 64  # graphs that are kept; the one that was used longest ago goes first
 _number = itertools.count()  # of the next graph that MindSpore's cache is asked for
 
 
-def home() -> Path | None:
+def cache_dir() -> Path | None:
     """Return the folder of the kept graphs; None if nothing is to be kept."""
     chosen = os.environ.get("GM_GRAPHS")
     if chosen is not None:
@@ -45,12 +45,12 @@ def home() -> Path | None:
     return Path(cache) / "sdxl-textual-inversion" / "graphs"
 
 
-def place(cell: nn.Cell, inputs: tuple[Any, ...], where: object) -> Path | None:
+def cache_file(cell: nn.Cell, inputs: tuple[Any, ...], where: object) -> Path | None:
     """Return the file that keeps the graph of `cell` for inputs like these, run at `where`.
 
     None if nothing is to be kept, or if something in the cell has no lasting description.
     """
-    folder = home()
+    folder = cache_dir()
     if folder is None:
         return None
     described = repr((_versions(), where, [_described(x, {}) for x in inputs], _structure(cell)))
@@ -61,7 +61,7 @@ def place(cell: nn.Cell, inputs: tuple[Any, ...], where: object) -> Path | None:
 
 
 @contextlib.contextmanager
-def kept(file: Path | None, rank: int) -> Iterator[None]:
+def cached(file: Path | None, rank: int) -> Iterator[None]:
     """Compile one graph inside: it is read from `file` if that is there, and written to it otherwise."""
     if file is None:
         yield
@@ -110,7 +110,7 @@ def _folder() -> Path:
     return Path(made.name)
 
 
-def clean() -> None:
+def cleanup() -> None:
     """Remove this process's folder, where it ends without Python doing so."""
     for made in _open:
         made.cleanup()

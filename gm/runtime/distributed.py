@@ -40,12 +40,12 @@ def adopt_mpirun() -> None:
     os.environ.setdefault("MS_SCHED_PORT", str(_FIRST_PORT + zlib.crc32(job.encode()) % _PORTS))
 
 
-def started() -> int:
+def num_processes() -> int:
     """Return how many processes a launcher started."""
     return int(os.environ.get("MS_WORKER_NUM", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
 
 
-def join(built_in: bool) -> tuple[int, int]:
+def init(built_in: bool) -> tuple[int, int]:
     """Join the other processes, through MindSpore's `built_in` collectives or the device's own; return (rank, world).
 
     Raises UserError without a launcher or a scheduler that the former need.
@@ -61,7 +61,7 @@ def join(built_in: bool) -> tuple[int, int]:
         _await_scheduler()
     communication.init()
     if built_in and "OMPI_COMM_WORLD_RANK" in os.environ:  # msrun's scheduler would miss ranks that leave so
-        cli.endings.append(functools.partial(_leave, scheduler))
+        cli.exit_hooks.append(functools.partial(_leave, scheduler))
     return communication.get_rank(), communication.get_group_size()
 
 
@@ -73,7 +73,7 @@ def _leave(scheduler: subprocess.Popen | None, code: int) -> None:
     """
     from gm.runtime import compile_cache
 
-    compile_cache.clean()
+    compile_cache.cleanup()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

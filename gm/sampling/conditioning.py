@@ -8,11 +8,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gm.embeddings.embedding import Words
+from gm.embeddings.embedding import LoadedEmbeddings
 from gm.models.sdxl import SDXL
-from gm.runtime.backend import Backend, compiled
+from gm.runtime.backend import Backend, compile_cell
 from gm.text import chunks
-from gm.text.chunks import Chunk, Variant
+from gm.text.chunks import Chunk, TokenChunks
 from gm.text.tokenizer import pool_positions
 
 Told = Sequence[float] | Sequence[Sequence[float]]  # the sizes, of all texts alike or of each
@@ -29,14 +29,14 @@ class _Condition(nn.Cell):
         return self.conditioner(*inputs)
 
 
-class Conditions:
+class PromptEncoder:
     """A model ready to read; the graph of its encoders is compiled once for each number of texts."""
 
     def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
         self.model, self.pooling = model, pooling
-        self.condition = compiled(_Condition(model), backend.graph, "the text encoders")
+        self.condition = compile_cell(_Condition(model), backend.graph, "the text encoders")
 
-    def of(self, variants: Sequence[Variant], words: Words, told: Told) -> tuple[Tensor, Tensor]:
+    def of(self, variants: Sequence[TokenChunks], words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
         """Return the context [N, positions · chunks, C] and the vector [N, V] of N texts.
 
         Texts of fewer chunks than the longest get empty ones. The pooled part of the vector is that of the first
@@ -44,11 +44,11 @@ class Conditions:
         e that of the empty prompt at its place, as in ComfyUI; the vector is not weighted.
         """
         count = max(map(len, variants))
-        columns = zip(*(chunks.padded(variant, count) for variant in variants), strict=True)
+        columns = zip(*(chunks.pad_chunks(variant, count) for variant in variants), strict=True)
         read = [self._emphasised(column, words, told) for column in columns]
         return ops.concat([context for context, _ in read], axis=1), read[0][1]
 
-    def nothing(self, like: Tensor, words: Words, told: Told) -> tuple[Tensor, Tensor]:
+    def nothing(self, like: Tensor, words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
         """Return context and vector of no prompt, as many and as long as the context `like` [N, L, C].
 
         SDXL was trained with dropped captions as zeros, in the context and in the pooled part of the vector.
@@ -58,23 +58,23 @@ class Conditions:
         zeros = ops.zeros((len(like), pooled), vector.dtype)
         return ops.zeros_like(like), ops.concat((zeros, vector[:, pooled:]), axis=1)
 
-    def _emphasised(self, column: Sequence[Chunk], words: Words, told: Told) -> tuple[Tensor, Tensor]:
+    def _emphasised(self, column: Sequence[Chunk], words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
         """Return context [N, positions, C] and vector [N, V] of a chunk of each text."""
         context, vector = self._plain(column, words, told)
         if all(weight == 1 for chunk in column for weight in chunk.weights):
             return context, vector
         # Of the same shape as the chunks, so that the same graph serves.
         empty, _ = self._plain([Chunk()] * len(column), words, told)
-        weights = Tensor(chunks.arrays(column, words.tokenizer.positions)[2]).expand_dims(-1)
+        weights = Tensor(chunks.to_arrays(column, words.tokenizer.positions)[2]).expand_dims(-1)
         c, e = ops.cast(context, ms.float32), ops.cast(empty, ms.float32)
         # Said so, a weight of 1 changes no bit.
         return ops.cast(c + (weights - 1) * (c - e), context.dtype), vector
 
-    def _plain(self, column: Sequence[Chunk], words: Words, told: Told) -> tuple[Tensor, Tensor]:
-        ids_1, ids_2, _ = chunks.arrays(column, words.tokenizer.positions)
+    def _plain(self, column: Sequence[Chunk], words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
+        ids_1, ids_2, _ = chunks.to_arrays(column, words.tokenizer.positions)
         sizes = np.atleast_2d(np.asarray(told, np.float32))
         sizes = np.ascontiguousarray(np.broadcast_to(sizes, (len(column), sizes.shape[1])))
         positions = pool_positions(ids_2, self.pooling)
         if self.model.config.is_refiner:
-            return self.condition(*map(Tensor, (ids_2, positions, words.rows_2, sizes)))
-        return self.condition(*map(Tensor, (ids_1, ids_2, positions, words.rows_1, words.rows_2, sizes)))
+            return self.condition(*map(Tensor, (ids_2, positions, words.clip_g, sizes)))
+        return self.condition(*map(Tensor, (ids_1, ids_2, positions, words.clip_l, words.clip_g, sizes)))

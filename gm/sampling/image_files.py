@@ -16,11 +16,11 @@ from PIL import Image, PngImagePlugin
 from gm.errors import UserError
 from gm.runtime import atomic_io
 
-RECIPE_KEY = "recipe"  # of the PNG text that holds the recipe as JSON
+PARAMETERS_KEY = "recipe"  # of the PNG text that holds the recipe as JSON
 WEBUI_KEY = "parameters"  # of the one that AUTOMATIC1111 and the programs that follow it read
 
 
-def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+def make_grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Lay uint8 pictures [H, W, 3] out in rows of `columns`; what they leave of the sheet is white."""
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     rows = math.ceil(len(pictures) / columns)
@@ -31,22 +31,22 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-def write(picture: np.ndarray, recipe: dict[str, Any], path: Path) -> None:
+def write(picture: np.ndarray, read_parameters: dict[str, Any], path: Path) -> None:
     """Write a PNG to `path`, making its folder and replacing what is there; UserError if that is not possible."""
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    with atomic_io.replacing(path) as temporary:
-        temporary.write_bytes(_png(picture, recipe))
+    with atomic_io.atomic_write(path) as temporary:
+        temporary.write_bytes(_png(picture, read_parameters))
 
 
-def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str, webui: str = "") -> Path:
+def save(picture: np.ndarray, read_parameters: dict[str, Any], folder: Path, stem: str, webui: str = "") -> Path:
     """Write a PNG under a name in `folder` that no file has yet, `stem`_00000.png and up; return its path.
 
     `webui` is the recipe once more, as AUTOMATIC1111 writes it.
     """
-    content = _png(picture, recipe, webui)
+    content = _png(picture, read_parameters, webui)
     numbers = [
         int(m[1]) for m in (re.fullmatch(rf"{re.escape(stem)}_(\d+)\.png", p.name) for p in folder.iterdir()) if m
     ]
@@ -66,11 +66,11 @@ def save(picture: np.ndarray, recipe: dict[str, Any], folder: Path, stem: str, w
             ) from error
 
 
-def recipe(path: str | Path) -> dict[str, Any]:
+def read_parameters(path: str | Path) -> dict[str, Any]:
     """Return the recipe kept in a PNG that `save` wrote; UserError if there is none, or no picture."""
     try:
         with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(RECIPE_KEY)
+            text = getattr(image, "text", {}).get(PARAMETERS_KEY)
         found = None if text is None else json.loads(text)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}; give a picture made by this toolkit") from error
@@ -81,9 +81,9 @@ def recipe(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _png(picture: np.ndarray, recipe: dict[str, Any], webui: str = "") -> bytes:
+def _png(picture: np.ndarray, read_parameters: dict[str, Any], webui: str = "") -> bytes:
     text = PngImagePlugin.PngInfo()
-    text.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False))
+    text.add_itxt(PARAMETERS_KEY, json.dumps(read_parameters, ensure_ascii=False))
     if webui:
         text.add_text(WEBUI_KEY, webui)
     content = io.BytesIO()

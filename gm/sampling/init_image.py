@@ -12,7 +12,7 @@ from gm.config import SamplingConfig
 from gm.config.model import ModelConfig
 from gm.data import bucketing, image_folder, latent_cache, masks
 from gm.data.bucketing import Size
-from gm.data.image import Picture, cut, opened, rgb
+from gm.data.image import CroppedImage, crop, open_image, to_rgb
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.sampling import resolution
@@ -30,7 +30,7 @@ def pictures(paths: Sequence[str]) -> list[Path]:
         path = Path(name)
         if not name.strip() or not path.exists():
             raise UserError(f"--img {name!r} is not there; give pictures, or folders of them")
-        inside = image_folder.picture_files(path) if path.is_dir() else [path]
+        inside = image_folder.image_files(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"--img {name} is a folder without pictures; put .jpg or .png files right into it")
         found += inside
@@ -43,10 +43,10 @@ def mask(path: str) -> Image.Image:
     """Return the picture that `--mask` names, upright and grey; white is drawn anew. UserError if there is none."""
     if not path.strip() or not Path(path).is_file():
         raise UserError(f"--mask {path!r} is no file; give a picture that is white where inpaint draws anew")
-    with opened(Path(path)) as upright:
+    with open_image(Path(path)) as upright:
         if upright.has_transparency_data and np.asarray(upright.convert("RGBA"))[..., 3].min() < 255:
             raise UserError(f"--mask {path} is transparent in parts; save it without, white where inpaint draws anew")
-        grey = rgb(upright).convert("L")
+        grey = to_rgb(upright).convert("L")
     if not grey.getbbox():
         raise UserError(f"--mask {path} is black all over, so that nothing is drawn anew; white is")
     return grey
@@ -59,27 +59,27 @@ def frame_for(original: Size, sampling: SamplingConfig, model: ModelConfig) -> S
     that `sizes.frame` refuses.
     """
     if sampling.height or sampling.width or sampling.sd_xl_base_ratios is not None:
-        frame = resolution.frame(sampling, model)
+        frame = resolution.image_size(sampling, model)
         return frame.height, frame.width
-    reduction = model.autoencoder.reduction
+    reduction = model.vae.reduction
     step = max(model.resolution // _STEPS // reduction, 1) * reduction
     return bucketing.nearest(original, bucketing.sizes(model.resolution, step))
 
 
-def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Image.Image | None = None) -> Picture:
+def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Image.Image | None = None) -> CroppedImage:
     """Return the picture in the file `path`, scaled to cover the frame to draw at and cut to that in its middle.
 
     `redrawn`, a mask, goes with it, of its shape and any size. UserError for a file that cannot be read, a mask of
     another shape, and one that leaves nothing to draw.
     """
-    with opened(path) as upright:
-        image = rgb(upright)
+    with open_image(path) as upright:
+        image = to_rgb(upright)
     if redrawn is not None and not masks.same_shape(redrawn, image):
         raise UserError(
             f"--mask is {redrawn.width}×{redrawn.height}, but {path} {image.width}×{image.height}; "
             "make them of one shape"
         )
-    picture = cut(image, redrawn, path.name, frame_for((image.height, image.width), sampling, model))
+    picture = crop(image, redrawn, path.name, frame_for((image.height, image.width), sampling, model))
     if picture.mask is not None and not picture.mask.any():
         raise UserError(
             f"--mask is black in the middle of {path}, all that is used; give --height and --width as it has"
@@ -87,19 +87,19 @@ def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Imag
     return picture
 
 
-def latent_mask(picture: Picture, reduction: int) -> np.ndarray:
+def latent_mask(picture: CroppedImage, reduction: int) -> np.ndarray:
     """Return the mask of `picture` at the size of its latents, float32 [h, w]: the mean over what becomes a latent."""
     assert picture.mask is not None
     return masks.areas(picture.mask[None], reduction)[0]
 
 
-def encode(model: SDXL, shown: Sequence[Picture]) -> np.ndarray:
+def encode(model: SDXL, shown: Sequence[CroppedImage]) -> np.ndarray:
     """Return the scaled latents [N, z, h, w] of pictures of one size: the means of their posteriors.
 
     One at a time, so that they do not depend on the others, and in PyNative mode: one picture is not worth a graph.
     """
     encoded = latent_cache.encode(
-        model.first_stage_model, shown, flip=False, scale_factor=model.config.autoencoder.scale_factor
+        model.first_stage_model, shown, flip=False, scale_factor=model.config.vae.scale_factor
     )
     return np.concatenate(encoded.mean) * np.float32(encoded.scale_factor)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from gm.config import Config, SamplingConfig
 from gm.diffusion import samplers, schedule
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.sampling import image_files, resolution
-from gm.sampling.orders import Order
+from gm.sampling.image_request import ImageRequest
 
 log = logging.getLogger("gm")
 
@@ -26,10 +26,12 @@ _NOT = ("save_path", "num_cols", "num_rows", "preview_interval")  # of those of 
 _TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
 
 
-def make(config: Config, sampling: SamplingConfig, orders: Sequence[Order], base_model: str) -> list[dict[str, Any]]:
+def generation_parameters(
+    config: Config, sampling: SamplingConfig, requests: Sequence[ImageRequest], base_model: str
+) -> list[dict[str, Any]]:
     """Return what makes each picture of a sheet again, as JSON holds it.
 
-    `sampling` are the options of the sheet, `orders` hold each picture's own prompt and seed.
+    `sampling` are the options of the sheet, `requests` hold each picture's own prompt and seed.
     """
     run, options = dataclasses.asdict(config.run), dataclasses.asdict(sampling)
     named = [*sampling.textual_inversion_weight, *sampling.img, sampling.mask, sampling.init_latent_path]
@@ -41,7 +43,7 @@ def make(config: Config, sampling: SamplingConfig, orders: Sequence[Order], base
         FILES: {name: _hash(name) for name in named if name},
     }
     made = []
-    for number, order in enumerate(orders):
+    for number, order in enumerate(requests):
         own: dict[str, Any] = {"prompt": order.prompt, "seed": order.seed}
         if sampling.init_latent_path:
             own["init_latent_index"] = sampling.init_latent_index + number
@@ -54,7 +56,7 @@ def overrides(path: str | Path) -> dict[str, dict[str, Any]]:
 
     Raises UserError for a picture without a recipe.
     """
-    recipe = image_files.recipe(path)
+    recipe = image_files.read_parameters(path)
     for name, digest in recipe.get(FILES, {}).items():
         if not Path(name).exists():
             raise UserError(f"the recipe of {path} needs {name}, which is not there; put it back")
@@ -68,7 +70,7 @@ def overrides(path: str | Path) -> dict[str, dict[str, Any]]:
     return sections | ({"model": recipe["model"]} if isinstance(recipe.get("model"), dict) else {})
 
 
-def webui(recipe: dict[str, Any], frame: resolution.Frame, concepts: Sequence[Concept]) -> str:
+def a1111_infotext(recipe: dict[str, Any], frame: resolution.ImageSize, concepts: Sequence[Embedding]) -> str:
     """Return the recipe as AUTOMATIC1111 writes it under the key `parameters`, for the programs that read that."""
     lines = [recipe["prompt"]]
     if recipe["negative_prompt"]:
@@ -104,5 +106,5 @@ def _hash(path: str) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in found)).hexdigest()[:16]
 
 
-def _rows_hash(concept: Concept) -> str:
-    return hashlib.sha256(concept.rows_1.tobytes() + concept.rows_2.tobytes()).hexdigest()[:12]
+def _rows_hash(concept: Embedding) -> str:
+    return hashlib.sha256(concept.clip_l.tobytes() + concept.clip_g.tobytes()).hexdigest()[:12]

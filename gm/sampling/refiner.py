@@ -22,7 +22,7 @@ def check(sampling: SamplingConfig, base: ModelConfig) -> ModelConfig:
     """Return the refiner's config; UserError if it is no refiner, does not fit the base model, or has no weights."""
     model = configuration.load(sampling.pipeline_config).model
     model.require("refiner")
-    if model.autoencoder != base.autoencoder or model.schedule != base.schedule:
+    if model.vae != base.vae or model.schedule != base.schedule:
         raise UserError(
             f"--pipeline_config {sampling.pipeline_config}: {model.version} has other latents or noise levels than "
             f"{base.version}; a refiner goes on from its latents, so give the one made for it"
@@ -32,7 +32,7 @@ def check(sampling: SamplingConfig, base: ModelConfig) -> ModelConfig:
             f"--pipeline_config {sampling.pipeline_config}: {model.version} reads words {model.text_encoder_2.width} "
             f"wide, {base.version} {base.text_encoder_2.width}; give the refiner made for it"
         )
-    if schedule.part(sampling.stage2strength, sampling.sample_step) < 1:
+    if schedule.step_count(sampling.stage2strength, sampling.sample_step) < 1:
         raise UserError(
             f"--stage2strength {sampling.stage2strength} of {sampling.sample_step} steps leaves the refiner none; "
             f"give at least {1 / sampling.sample_step:.2g}, or leave --add_pipeline out"
@@ -49,7 +49,7 @@ def load(sampling: SamplingConfig, base: ModelConfig, backend: Backend) -> SDXL:
     """Return the refiner, loaded, without its autoencoder, which is the base model's; UserError as `check` does."""
     config = check(sampling, base)
     model = sdxl.build(config, backend.dtype)
-    loading.load(model, sampling.pipeline_weight, config, backend.widened)
-    model.release_autoencoder()
+    loading.load(model, sampling.pipeline_weight, config, backend.keep_half_above)
+    model.release_vae()
     log.info("loaded %s", sampling.pipeline_weight)
     return model

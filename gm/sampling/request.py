@@ -11,51 +11,51 @@ import numpy as np
 
 from gm.config import Config, SamplingConfig
 from gm.config.model import ModelConfig
-from gm.data.image import Picture
+from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept, Words, words
+from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
 from gm.errors import UserError
 from gm.runtime import atomic_io
 from gm.sampling import init_image, prompt_file, refiner, resolution, vae_decode
-from gm.sampling.orders import Order
-from gm.sampling.pipeline import walked_steps
+from gm.sampling.pipeline import img2img_steps
+from gm.sampling.image_request import ImageRequest
 from gm.text import prompt_parser
 
 log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PromptGrid:
     """The pictures of one prompt, and of one `source` to start from if there is any; together they make a grid.
 
     `sampling` are the run's options with those of the prompt's line, `img` being the source alone.
     """
 
     sampling: SamplingConfig
-    orders: list[Order]
-    source: Picture | None = None
+    requests: list[ImageRequest]
+    source: CroppedImage | None = None
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """Checked options: the sheets to draw, and the words they may use."""
 
     config: Config
-    sheets: list[Sheet]
-    concepts: list[Concept]
-    words: Words
+    sheets: list[PromptGrid]
+    concepts: list[Embedding]
+    words: LoadedEmbeddings
 
 
-def make(config: Config, literal: bool = False) -> Job:
+def prepare(config: Config, literal: bool = False) -> SamplingJob:
     """Check everything that can be wrong before the weights are read; UserError names the first thing that is.
 
     A `literal` prompt is drawn as it stands, though there be a file of that name.
     """
     sampling = config.sampling
-    atomic_io.check_folder(sampling.save_path, "--save_path")
+    atomic_io.check_writable(sampling.save_path, "--save_path")
     concepts = [c for path in sampling.textual_inversion_weight for c in embedding_io.load_all(path)]
-    known = words(concepts, config.model)
+    known = combine(concepts, config.model)
     texts = prompt_file.read(sampling.prompt, "--prompt", literal)
     from_file = texts != [sampling.prompt]
     asked = [prompt_file.parse(text, sampling) if from_file else sampling for text in texts]
@@ -64,10 +64,10 @@ def make(config: Config, literal: bool = False) -> Job:
     _warn_of_words(config, asked, concepts, known)
     started_from = [start for one in asked for start in started(one, config.model)]
     sheets = [_sheet(config, own, source) for own, source in started_from]
-    return Job(config, sheets, concepts, known)
+    return SamplingJob(config, sheets, concepts, known)
 
 
-def started(sampling: SamplingConfig, model: ModelConfig) -> list[tuple[SamplingConfig, Picture | None]]:
+def started(sampling: SamplingConfig, model: ModelConfig) -> list[tuple[SamplingConfig, CroppedImage | None]]:
     """Return each picture that `sampling` starts from, with the options for it alone; without any, a None.
 
     UserError for a picture or mask that cannot be read, or is not what the task asks for.
@@ -81,7 +81,7 @@ def started(sampling: SamplingConfig, model: ModelConfig) -> list[tuple[Sampling
     if task == "inpaint" and not painted:
         raise UserError("--task inpaint needs --mask, a picture that is white where it draws anew")
     redrawn = init_image.mask(painted) if painted else None
-    found: list[tuple[SamplingConfig, Picture | None]] = []
+    found: list[tuple[SamplingConfig, CroppedImage | None]] = []
     for path in init_image.pictures(paths):
         picture = init_image.read(path, sampling, model, redrawn)
         height, width = picture.pixels.shape[1:]
@@ -96,28 +96,30 @@ def check(config: Config) -> None:
     samplers.by_name(sampling.sampler)
     guidance.by_name(sampling.guider)
     schedule.sampling_sigmas(config.model.schedule, sampling)
-    vae_decode.tile_side(sampling, config.model.autoencoder)
+    vae_decode.tile_side(sampling, config.model.vae)
     config.model.require("base")
     if sampling.add_pipeline:
         refiner.check(sampling, config.model)
-    if sampling.task != "txt2img" and walked_steps(sampling) < 1:
+    if sampling.task != "txt2img" and img2img_steps(sampling) < 1:
         raise UserError(
             f"--strength {sampling.strength} of {sampling.sample_step} steps is none; "
             f"give at least {1 / sampling.sample_step:.2g}"
         )
 
 
-def _sheet(config: Config, sampling: SamplingConfig, source: Picture | None) -> Sheet:
-    frame = resolution.frame(sampling, config.model)
+def _sheet(config: Config, sampling: SamplingConfig, source: CroppedImage | None) -> PromptGrid:
+    frame = resolution.image_size(sampling, config.model)
     count = sampling.num_rows * sampling.num_cols
     noise = _noise(sampling, count, config, frame)
-    orders = [Order(sampling.prompt, sampling.seed + k, noise[k]) for k in range(count)]
-    return Sheet(sampling, orders, source)
+    requests = [ImageRequest(sampling.prompt, sampling.seed + k, noise[k]) for k in range(count)]
+    return PromptGrid(sampling, requests, source)
 
 
-def _warn_of_words(config: Config, asked: Sequence[SamplingConfig], concepts: list[Concept], known: Words) -> None:
+def _warn_of_words(
+    config: Config, asked: Sequence[SamplingConfig], concepts: list[Embedding], known: LoadedEmbeddings
+) -> None:
     readings = [
-        prompt_parser.read(text, known.tokenizer, one.sample_step, one.prompt_weights)
+        prompt_parser.parse(text, known.tokenizer, one.sample_step, one.prompt_weights)
         for one in asked
         for text in (one.prompt, one.negative_prompt)
     ]
@@ -133,7 +135,7 @@ def _warn_of_words(config: Config, asked: Sequence[SamplingConfig], concepts: li
 
 
 def _noise(
-    sampling: SamplingConfig, count: int, config: Config, frame: resolution.Frame
+    sampling: SamplingConfig, count: int, config: Config, frame: resolution.ImageSize
 ) -> Sequence[np.ndarray | None]:
     """Return the noises of the file that `count` pictures start from, or Nones where seeds are to be used."""
     path, first = sampling.init_latent_path, sampling.init_latent_index
@@ -145,9 +147,9 @@ def _noise(
         raise UserError(f"no file {path}; --init_latent_path names a .npy of noise") from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--init_latent_path {path} is no .npy of numbers; numpy.save writes one") from error
-    autoencoder = config.model.autoencoder
-    side = (frame.height // autoencoder.reduction, frame.width // autoencoder.reduction)
-    wanted = (autoencoder.latent_channels, *side)
+    vae = config.model.vae
+    side = (frame.height // vae.reduction, frame.width // vae.reduction)
+    wanted = (vae.latent_channels, *side)
     if (
         noise.ndim != 4
         or noise.shape[1:] != wanted

@@ -9,7 +9,7 @@ from gm.config.model import ModelConfig
 from gm.errors import UserError, suggestion
 
 # Width by height for each ratio of width to height that SDXL was trained on (Podell et al., 2023, appendix I).
-RATIOS: dict[str, tuple[int, int]] = {
+ASPECT_RATIOS: dict[str, tuple[int, int]] = {
     "0.25": (512, 2048),
     "0.26": (512, 1984),
     "0.27": (512, 1920),
@@ -50,7 +50,7 @@ RATIOS: dict[str, tuple[int, int]] = {
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageSize:
     """Height and width of the pictures in pixels, and the six sizes that condition the model."""
 
     height: int
@@ -58,20 +58,20 @@ class Frame:
     told: tuple[int, int, int, int, int, int]  # original h, w; crop top, left; target h, w
 
 
-def frame(sampling: SamplingConfig, model: ModelConfig) -> Frame:
+def image_size(sampling: SamplingConfig, model: ModelConfig) -> ImageSize:
     """Resolve the options; UserError for an unknown ratio, two ways of giving a size, or sides that do not fit."""
     width = height = model.resolution
     if sampling.sd_xl_base_ratios is not None:
         if sampling.height is not None or sampling.width is not None:
             raise UserError("--sd_xl_base_ratios gives height and width; leave --height and --width out, or it")
-        if sampling.sd_xl_base_ratios not in RATIOS:
-            near = suggestion(sampling.sd_xl_base_ratios, RATIOS)
+        if sampling.sd_xl_base_ratios not in ASPECT_RATIOS:
+            near = suggestion(sampling.sd_xl_base_ratios, ASPECT_RATIOS)
             raise UserError(
-                f"unknown --sd_xl_base_ratios {sampling.sd_xl_base_ratios!r}; known are {', '.join(RATIOS)}{near}"
+                f"unknown --sd_xl_base_ratios {sampling.sd_xl_base_ratios!r}; known are {', '.join(ASPECT_RATIOS)}{near}"
             )
-        width, height = RATIOS[sampling.sd_xl_base_ratios]
+        width, height = ASPECT_RATIOS[sampling.sd_xl_base_ratios]
     height, width = sampling.height or height, sampling.width or width
-    reduction = model.autoencoder.reduction
+    reduction = model.vae.reduction
     for name, side in (("height", height), ("width", width)):
         if side % reduction:
             raise UserError(f"--{name} is {side}; it must be a multiple of {reduction}, the autoencoder's reduction")
@@ -83,4 +83,4 @@ def frame(sampling: SamplingConfig, model: ModelConfig) -> Frame:
         sampling.target_height or height,
         sampling.target_width or width,
     )
-    return Frame(height, width, told)
+    return ImageSize(height, width, told)

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from gm.embeddings.embedding import Words
+from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import UserError
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.sampling import image_files, init_image, metadata, resolution
-from gm.sampling.orders import Drawn
-from gm.sampling.pipeline import Painter
-from gm.sampling.request import Job, Sheet
+from gm.sampling.pipeline import Pipeline
+from gm.sampling.request import PromptGrid, SamplingJob
+from gm.sampling.image_request import SamplingProgress
 
 log = logging.getLogger("gm")
 
 PREVIEW = "preview.png"  # what is being drawn, as it looks so far
 
 
-def run(model: SDXL, painter: Painter, job: Job) -> Iterator[Drawn | Path]:
+def run(model: SDXL, pipeline: Pipeline, job: SamplingJob) -> Iterator[SamplingProgress | Path]:
     """Draw the job: yields progress, and the path of every file as soon as it is written; a sheet's grid comes last.
 
     UserError if `save_path` cannot be written to.
@@ -36,39 +36,41 @@ def run(model: SDXL, painter: Painter, job: Job) -> Iterator[Drawn | Path]:
     base_model = sdxl.fingerprint(model)
     _warn_of_weights(job, base_model)
     for sheet in job.sheets:
-        frame = resolution.frame(sheet.sampling, model.config)
-        recipe = metadata.make(job.config, sheet.sampling, sheet.orders, base_model)
-        texts = [metadata.webui(one, frame, job.concepts) for one in recipe]
+        frame = resolution.image_size(sheet.sampling, model.config)
+        recipe = metadata.generation_parameters(job.config, sheet.sampling, sheet.requests, base_model)
+        texts = [metadata.a1111_infotext(one, frame, job.concepts) for one in recipe]
         pictures: list[np.ndarray] = []
-        for drawn in draw(model, painter, sheet, job.words):
+        for drawn in draw(model, pipeline, sheet, job.words):
             yield drawn
             if drawn.previews:
-                image_files.write(image_files.grid(drawn.previews, sheet.sampling.num_cols), {}, folder / PREVIEW)
+                image_files.write(image_files.make_grid(drawn.previews, sheet.sampling.num_cols), {}, folder / PREVIEW)
             for picture in drawn.pictures:
                 number = len(pictures)
                 yield image_files.save(picture, recipe[number], folder, "picture", texts[number])
                 pictures.append(picture)
         (folder / PREVIEW).unlink(missing_ok=True)
-        yield image_files.save(image_files.grid(pictures, sheet.sampling.num_cols), recipe[0], folder, "grid", texts[0])
+        yield image_files.save(
+            image_files.make_grid(pictures, sheet.sampling.num_cols), recipe[0], folder, "grid", texts[0]
+        )
 
 
-def draw(model: SDXL, painter: Painter, sheet: Sheet, words: Words) -> Iterator[Drawn]:
+def draw(model: SDXL, pipeline: Pipeline, sheet: PromptGrid, words: LoadedEmbeddings) -> Iterator[SamplingProgress]:
     """Draw a sheet; where it starts from a picture and a mask, what the mask protects is that picture's own pixels."""
     source = sheet.source
     if source is None:
-        yield from painter.draw(sheet.orders, words, sheet.sampling)
+        yield from pipeline.draw(sheet.requests, words, sheet.sampling)
         return
     (start,) = init_image.encode(model, [source])
-    mask = None if source.mask is None else init_image.latent_mask(source, model.config.autoencoder.reduction)
-    orders = [dataclasses.replace(order, picture=start, mask=mask) for order in sheet.orders]
-    for drawn in painter.draw(orders, words, sheet.sampling):
+    mask = None if source.mask is None else init_image.latent_mask(source, model.config.vae.reduction)
+    requests = [dataclasses.replace(order, picture=start, mask=mask) for order in sheet.requests]
+    for drawn in pipeline.draw(requests, words, sheet.sampling):
         if source.mask is not None:
             pasted = tuple(init_image.paste(picture, source.pixels, source.mask) for picture in drawn.pictures)
             drawn = dataclasses.replace(drawn, pictures=pasted)
         yield drawn
 
 
-def _warn_of_weights(job: Job, base_model: str) -> None:
+def _warn_of_weights(job: SamplingJob, base_model: str) -> None:
     for concept in job.concepts:
         if concept.details.get("base_model", base_model) != base_model:
             log.warning("%s was learned on other weights than these; it may look different", concept.placeholder)

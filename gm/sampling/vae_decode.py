@@ -10,11 +10,11 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from gm.config import SamplingConfig
-from gm.config.model import AutoencoderConfig
+from gm.config.model import VAEConfig
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.runtime import rng
-from gm.runtime.backend import Backend, compiled
+from gm.runtime.backend import Backend, compile_cell
 
 _OVERLAP = 0.25  # least part of a tile that its neighbour shows, too
 _SHARED = 8  # latents of that at least, where half a tile has so many: fewer show as a grid
@@ -22,14 +22,14 @@ _HIDDEN = 2  # latents at the edge of a tile that are not shown: one sees there 
 _PATCHES, _PATCH = 6, 4  # colours a side of the picture that previews are fitted to, and latents a side of each
 
 
-def tile_side(sampling: SamplingConfig, config: AutoencoderConfig) -> int | None:
+def tile_side(sampling: SamplingConfig, config: VAEConfig) -> int | None:
     """Return the side of a tile in latents, None for no tiles; UserError if that is not a whole number."""
     if not sampling.vae_tiling:
         return None
-    side, rest = divmod(sampling.vae_tile, config.reduction)
+    side, rest = divmod(sampling.vae_tile_size, config.reduction)
     if rest:
         raise UserError(
-            f"--vae_tile is {sampling.vae_tile}; it must be a multiple of {config.reduction}, "
+            f"--vae_tile_size is {sampling.vae_tile_size}; it must be a multiple of {config.reduction}, "
             "the autoencoder's reduction"
         )
     return side
@@ -95,21 +95,21 @@ class _Decode(nn.Cell):
 
     def __init__(self, model: SDXL) -> None:
         super().__init__(auto_prefix=False)
-        self.autoencoder, self.scale = model.first_stage_model, model.config.autoencoder.scale_factor
+        self.vae, self.scale = model.first_stage_model, model.config.vae.scale_factor
 
     def construct(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents / self.scale) * 127.5 + 127.5
+        return self.vae.decode(latents / self.scale) * 127.5 + 127.5
 
 
-class Decoder:
+class VAEDecoder:
     """A model's autoencoder, ready to show latents; keeps its graph, and what previews need, between calls.
 
     It holds on to the autoencoder: a model that has released it cannot be given.
     """
 
     def __init__(self, model: SDXL, backend: Backend) -> None:
-        self.autoencoder, self.config = model.first_stage_model, model.config.autoencoder
-        self.decode = compiled(_Decode(model), backend.graph, "the decoder")
+        self.vae, self.config = model.first_stage_model, model.config.vae
+        self.decode = compile_cell(_Decode(model), backend.graph, "the decoder")
 
     def pictures(self, latents: np.ndarray | Tensor, sampling: SamplingConfig) -> np.ndarray:
         """Return the pictures uint8 [N, H, W, 3] of scaled `latents` [N, z, h, w].
@@ -145,7 +145,7 @@ class Decoder:
         colours = rng.generator(0, "preview").uniform(0.0, 255.0, (3, _PATCHES, _PATCHES)).astype(np.float32)
         levels = _enlarged(colours, _PATCH)
         picture = _enlarged(levels, self.config.reduction) / 127.5 - 1
-        mean, _ = self.autoencoder.encode(Tensor(picture[None]))
+        mean, _ = self.vae.encode(Tensor(picture[None]))
         return mean.asnumpy()[0] * np.float32(self.config.scale_factor), levels
 
     def _tiled(self, latents: np.ndarray, tile: int) -> np.ndarray:

@@ -23,11 +23,11 @@ class Chunk:
     weights: tuple[float, ...] = ()
 
 
-Variant = tuple[Chunk, ...]  # one text, whole
+TokenChunks = tuple[Chunk, ...]  # one text, whole
 Part = tuple[Sequence[int], float]  # ids and the weight of all of them
 
 
-def cut(parts: Iterable[Part | None], tokenizer: Tokenizer) -> Variant:
+def split_into_chunks(parts: Iterable[Part | None], tokenizer: Tokenizer) -> TokenChunks:
     """Return the parts in chunks that `tokenizer.positions` hold, at least one; None begins a new chunk.
 
     A learned word is not split: if its rows do not fit, all of them move on. A chunk that None would leave empty is
@@ -54,12 +54,12 @@ def cut(parts: Iterable[Part | None], tokenizer: Tokenizer) -> Variant:
     return tuple(Chunk(tuple(n for n, _ in chunk), tuple(w for _, w in chunk)) for chunk in full)
 
 
-def padded(variant: Variant, count: int) -> Variant:
+def pad_chunks(variant: TokenChunks, count: int) -> TokenChunks:
     """Return `variant` with empty chunks behind its own, so that there are at least `count`."""
     return variant + (Chunk(),) * (count - len(variant))
 
 
-def arrays(chunks: Sequence[Chunk], positions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def to_arrays(chunks: Sequence[Chunk], positions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return what the encoders take of N chunks: ids_1 and ids_2, int32, and weights, float32, [N, positions] each.
 
     Encoder 1 pads with the end token, encoder 2 with 0. Start, end and padding weigh 1.

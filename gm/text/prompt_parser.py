@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from gm.errors import UserError
 from gm.text import chunks
-from gm.text.chunks import Variant
+from gm.text.chunks import TokenChunks
 from gm.text.tokenizer import Tokenizer
 
 HEAVIEST = 1000.0  # a context of that weight still fits into half precision
@@ -39,10 +39,10 @@ class _Token(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptSchedule:
     """The different texts of a prompt, in order of first use and of equally many chunks, and which one a step uses."""
 
-    variants: tuple[Variant, ...]
+    variants: tuple[TokenChunks, ...]
     by_step: tuple[int, ...]
 
 
@@ -58,28 +58,28 @@ class _Choice:
         return self.parts[step % len(self.parts) if self.when is None else int(step >= self.when)]
 
 
-def read(prompt: str, tokenizer: Tokenizer, steps: int, weights: bool = True) -> Reading:
+def parse(prompt: str, tokenizer: Tokenizer, steps: int, weights: bool = True) -> PromptSchedule:
     """Return what `prompt` says in each of `steps` steps; without `weights` all of it is plain text.
 
     Learned words are never syntax, whatever characters they hold. Weights are rounded to millionths, so that a bracket
     that takes back another leaves exactly 1. Raises UserError for a weight beyond ±1000.
     """
     if not weights:
-        return Reading((chunks.cut([(tokenizer.encode(prompt), 1.0)], tokenizer),), (0,) * steps)
+        return PromptSchedule((chunks.split_into_chunks([(tokenizer.encode(prompt), 1.0)], tokenizer),), (0,) * steps)
     tokens = [token for token in _tokens(prompt, tokenizer) if token.text]
     choices = _choices(tokens, steps)
     encode = functools.cache(tokenizer.encode)
 
     @functools.cache
-    def variant(shown: tuple[_Token, ...]) -> Variant:
+    def variant(shown: tuple[_Token, ...]) -> TokenChunks:
         parts = [part and (encode(part[0]), part[1]) for part in _weighted(shown)]
-        return chunks.cut(parts, tokenizer)
+        return chunks.split_into_chunks(parts, tokenizer)
 
     texts = [variant(tuple(_shown(tokens, choices, step))) for step in range(steps if choices else 1)]
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     count = max(map(len, numbers))
     by_step = tuple(numbers[text] for text in texts) if choices else (0,) * steps
-    return Reading(tuple(chunks.padded(text, count) for text in numbers), by_step)
+    return PromptSchedule(tuple(chunks.pad_chunks(text, count) for text in numbers), by_step)
 
 
 def _tokens(prompt: str, tokenizer: Tokenizer) -> Iterator[_Token]:

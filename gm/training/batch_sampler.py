@@ -31,13 +31,13 @@ class PromptChoice:
     """The prompts to choose from for one picture, by number.
 
     templates: those for any picture; caption: the picture's own, if it has one; alone: the new word alone;
-    template_share: how often a template stands in for a caption; dropout: how often the word alone stands in for both
+    template_probability: how often a template stands in for a caption; dropout: how often the word alone stands in for both
     """
 
     templates: range
     caption: int | None = None
     alone: int = 0
-    template_share: float = 0.0
+    template_probability: float = 0.0
     dropout: float = 0.0
 
     def choose(self, seed: int, index: int) -> int:
@@ -46,7 +46,7 @@ class PromptChoice:
             place = float(rng.generator(seed, "prompt", index).random())
             if place < self.dropout:
                 return self.alone
-            if self.caption is not None and place >= self.dropout + (1.0 - self.dropout) * self.template_share:
+            if self.caption is not None and place >= self.dropout + (1.0 - self.dropout) * self.template_probability:
                 return self.caption
         return self.templates[rng.integer(len(self.templates), seed, "template", index)]
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor
 
-from gm.data.latent_cache import Latents
+from gm.data.latent_cache import LatentCache
 from gm.diffusion import denoiser, losses, schedule
 from gm.runtime import rng
 from gm.text.tokenizer import END, START, pool_positions
 from gm.training import batch_sampler, concept_data
 from gm.training.batch_sampler import PromptChoice, Sample
-from gm.training.setup import Plan
-from gm.training.train_step import Negative
+from gm.training.setup import TrainingSetup
+from gm.training.train_step import NegativePrompt
 
 
 class Batch(NamedTuple):
@@ -30,22 +30,26 @@ class Batch(NamedTuple):
     sizes: Tensor  # float32 [B, 6]
 
 
-class Feed:
+class BatchLoader:
     """Makes batches from a plan and its latents, for one rank of `world`."""
 
-    def __init__(self, plan: Plan, latents: Latents, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, plan: TrainingSetup, latents: LatentCache, rank: int = 0, world: int = 1) -> None:
         config = plan.config
         self.latents, self.rank, self.world = latents, rank, world
-        self.seed, self.batch_size, self.flip = config.training.seed, config.training.train_batch_size, config.data.flip
+        self.seed, self.batch_size, self.flip = (
+            config.training.seed,
+            config.training.train_batch_size,
+            config.data.random_flip,
+        )
         self.sigmas = schedule.training_sigmas(config.model.schedule)
         loss = config.loss
         self.weights = losses.min_snr_weights(self.sigmas, loss.min_snr_gamma)
-        self.levels = (loss.timestep_min, len(self.sigmas) if loss.timestep_max is None else loss.timestep_max + 1)
+        self.levels = (loss.min_timestep, len(self.sigmas) if loss.max_timestep is None else loss.max_timestep + 1)
         self.bias, self.offset, self.guidance = loss.timestep_bias, loss.noise_offset, loss.negative_guidance
         shapes = [mean.shape for mean in latents.mean]
-        counts = concept_data.repeats(plan.lessons)
+        counts = concept_data.repeats(plan.concepts)
         # The number of each picture's lesson.
-        self.owners = [k for k, lesson in enumerate(plan.lessons) for _ in lesson.pictures]
+        self.owners = [k for k, concept in enumerate(plan.concepts) for _ in concept.pictures]
         order = [k for k, owner in enumerate(self.owners) for _ in range(counts[owner])]
         self.buckets = [[k for k in order if shapes[k] == shape] for shape in dict.fromkeys(shapes)]
         texts, self.prompts = _prompts(plan)
@@ -111,27 +115,29 @@ class Feed:
             noise = noise + np.float32(offset) * brightness
         sigma = np.float32(self.sigmas[sample.timestep])
         clean = self.latents.draw(sample.picture, int(sample.mirrored), posterior)
-        return denoiser.network_input(denoiser.noisy(clean, noise, sigma), sigma), noise
+        return denoiser.scale_model_input(denoiser.add_noise(clean, noise, sigma), sigma), noise
 
 
-def _prompts(plan: Plan) -> tuple[list[str], list[PromptChoice]]:
+def _prompts(plan: TrainingSetup) -> tuple[list[str], list[PromptChoice]]:
     """Return all prompts, of each word its templates, its captions and itself alone, and every picture's among them."""
     data = plan.config.data
     texts: list[str] = []
     choices = []
-    for lesson in plan.lessons:
-        templates = range(len(texts), len(texts) + len(lesson.prompts))
-        texts += lesson.prompts
+    for concept in plan.concepts:
+        templates = range(len(texts), len(texts) + len(concept.prompts))
+        texts += concept.prompts
         numbers: list[int | None] = []
-        for caption in lesson.captions or [None] * len(lesson.pictures):
+        for caption in concept.captions or [None] * len(concept.pictures):
             numbers.append(None if caption is None else len(texts))
             texts += [caption] if caption is not None else []
-        texts.append(lesson.word)
+        texts.append(concept.word)
         alone = len(texts) - 1
-        choices += [PromptChoice(templates, k, alone, data.template_share, data.caption_dropout) for k in numbers]
+        choices += [
+            PromptChoice(templates, k, alone, data.template_probability, data.caption_dropout_rate) for k in numbers
+        ]
     return texts, choices
 
 
-def _negative(plan: Plan, word: str) -> Negative:
+def _negative(plan: TrainingSetup, word: str) -> NegativePrompt:
     ids_2 = plan.tokenizer([word], padding=0)
-    return Negative(plan.tokenizer([word], padding=END), ids_2, pool_positions(ids_2, plan.config.run.pooling))
+    return NegativePrompt(plan.tokenizer([word], padding=END), ids_2, pool_positions(ids_2, plan.config.run.pooling))

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
-from gm.embeddings.nearest_tokens import nearest
+from gm.embeddings.embedding import Embedding
+from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.training import checkpoint, html_report, output_dir
-from gm.training.batches import Feed
-from gm.training.checkpoint import State
-from gm.training.concept_data import Lesson
+from gm.training.batches import BatchLoader
+from gm.training.checkpoint import Checkpoint
+from gm.training.concept_data import TrainingConcept
 from gm.training.loggers import Console
-from gm.training.loop import DIVERGED, Report
+from gm.training.loop import DIVERGED, StepResult
 from gm.training.sample_images import Previews
-from gm.training.setup import Plan
+from gm.training.setup import TrainingSetup
 from gm.training.tracking import Tracker
-from gm.training.train_step import Learned
-from gm.training.validation import Course, HeldOut, change
+from gm.training.train_step import TrainState
+from gm.training.validation import ValidationHistory, ValidationLoss, change
 
 _NEAREST = 5  # words that are named for a row
 BEST = "best"  # in the place of the step in a learned file's name
@@ -34,7 +34,14 @@ class Desk:
     """Takes the report of every step. What cannot be written on the way is said, and only the last write must work."""
 
     def __init__(
-        self, model: SDXL, learned: Learned, feed: Feed, plan: Plan, backend: Backend, base_model: str, place: Path
+        self,
+        model: SDXL,
+        learned: TrainState,
+        loader: BatchLoader,
+        plan: TrainingSetup,
+        backend: Backend,
+        base_model: str,
+        place: Path,
     ) -> None:
         training, resumed = plan.config.training, plan.resumed
         self.learned, self.plan, self.backend = learned, plan, backend
@@ -45,22 +52,22 @@ class Desk:
             self.previews = Previews(model, plan, backend, place / output_dir.PREVIEWS)
         self.tables = model.token_tables()
         self.tracker = Tracker(place / output_dir.CURVES, self.saved) if training.tensorboard else None
-        self.held_out: HeldOut | None = None
-        self.course: Course | None = None
-        if training.held_out_draws:
-            self.held_out = HeldOut(model, feed, training.held_out_draws, training.seed, backend)
+        self.held_out: ValidationLoss | None = None
+        self.course: ValidationHistory | None = None
+        if training.num_validation_samples:
+            self.held_out = ValidationLoss(model, loader, training.num_validation_samples, training.seed, backend)
         if resumed:
             self.console.go_on(resumed.notes["console"])
             self.console.record(resumed_at=resumed.step, changed=plan.changed)
             self.console.say(f"going on from {resumed.path}, after step {resumed.step}")
-            self.course = Course(**resumed.notes["held_out"]) if resumed.notes["held_out"] else None
-        if self.held_out and (self.course is None or len(self.course.first) != training.held_out_draws):
+            self.course = ValidationHistory(**resumed.notes["held_out"]) if resumed.notes["held_out"] else None
+        if self.held_out and (self.course is None or len(self.course.first) != training.num_validation_samples):
             now = self.held_out.losses(*learned.arrays()).tolist()
-            self.course = Course(now, now, self.saved)
+            self.course = ValidationHistory(now, now, self.saved)
         if self.previews and not resumed:
             self._write("a preview", False, self._draw, 0, False)
 
-    def take(self, done: Report) -> None:
+    def take(self, done: StepResult) -> None:
         """Show a step, and write what is due after it."""
         training = self.plan.config.training
         last = done.ended is not None or done.step == training.total_step
@@ -73,7 +80,7 @@ class Desk:
             self._describe(done.step, last)
         if self.previews and not done.ended and (last or done.step % training.infer_interval == 0):
             self._write("a preview", False, self._draw, done.step, last)
-        if self.held_out and not done.ended and (last or done.step % training.held_out_interval == 0):
+        if self.held_out and not done.ended and (last or done.step % training.validation_loss_interval == 0):
             self._measure(done.step, last)
         if last:
             self._write("the report", False, self._report)
@@ -98,39 +105,41 @@ class Desk:
 
     def _save_concept(self, step: int, name: str) -> None:
         now = concepts(self.learned, self.plan, self.base_model, step)
-        for lesson, each in zip(self.plan.lessons, now, strict=True):
+        for concept, each in zip(self.plan.concepts, now, strict=True):
             for ending in embedding_io.NAMES:
-                embedding_io.save(each, (self.place / file_name(self.plan, lesson, name)).with_suffix(ending))
+                embedding_io.save(each, (self.place / file_name(self.plan, concept, name)).with_suffix(ending))
 
     def _describe(self, step: int, last: bool) -> None:
         """Log the norm of each word's rows and the words they are most like."""
         for encoder, all_rows, table in zip(("clip_l", "clip_g"), self.learned.arrays(), self.tables, strict=True):
-            for lesson in self.plan.lessons:
-                rows = all_rows[lesson.rows]
+            for concept in self.plan.concepts:
+                rows = all_rows[concept.rows]
                 norms = np.linalg.norm(rows, axis=1).tolist()
-                near = nearest(rows, table, _NEAREST)
-                self.console.record(step=step, word=lesson.word, encoder=encoder, norms=norms, nearest=near)
+                near = nearest_tokens(rows, table, _NEAREST)
+                self.console.record(step=step, word=concept.word, encoder=encoder, norms=norms, nearest=near)
                 lines = [", ".join(f"{word} {cosine:.2f}" for word, cosine in words) for words in near]
                 if last:
                     more = f", and {len(lines) - 1} more rows" if len(lines) > 1 else ""
-                    self.console.say(f"most like {lesson.word} in {encoder}: {lines[0]}{more}")
+                    self.console.say(f"most like {concept.word} in {encoder}: {lines[0]}{more}")
                 if self.tracker:
-                    own = f"{lesson.name}_" if len(self.plan.lessons) > 1 else ""
+                    own = f"{concept.name}_" if len(self.plan.concepts) > 1 else ""
                     self.tracker.values(step, {f"norm_{encoder}/{own}row_{k}": norm for k, norm in enumerate(norms)})
-                    self.tracker.text(step, f"nearest_{encoder}" + f"/{lesson.name}" * bool(own), lines)
+                    self.tracker.text(step, f"nearest_{encoder}" + f"/{concept.name}" * bool(own), lines)
 
-    def _state_is_due(self, done: Report) -> bool:
-        interval = self.plan.config.training.save_state_interval
+    def _state_is_due(self, done: StepResult) -> bool:
+        interval = self.plan.config.training.checkpointing_steps
         due = done.step // interval > self.saved // interval
         # Between updates every rank has a sum of its own.
         return due and (self.backend.world == 1 or done.gradient_norm is not None)
 
-    def _save_state(self, done: Report) -> None:
+    def _save_state(self, done: StepResult) -> None:
         course = None if self.course is None else dataclasses.asdict(self.course)
         notes = {"console": self.console.notes(), "held_out": course, "shown": self.plan.shown}
         config = self.plan.config
-        now = State(done.step, done.update, self.learned.snapshot(), self.base_model, checkpoint.options(config), notes)
-        checkpoint.save(now, self.place, config.training.keep_states)
+        now = Checkpoint(
+            done.step, done.update, self.learned.snapshot(), self.base_model, checkpoint.config_values(config), notes
+        )
+        checkpoint.save(now, self.place, config.training.checkpoints_total_limit)
 
     def _draw(self, step: int, last: bool) -> None:
         assert self.previews
@@ -145,8 +154,8 @@ class Desk:
 
     def _report(self) -> None:
         config = self.plan.config
-        options = {name: values for name, values in checkpoint.options(config).items() if name != "model"}
-        title = f"{', '.join(lesson.word for lesson in self.plan.lessons)} on {config.model.version}"
+        options = {name: values for name, values in checkpoint.config_values(config).items() if name != "model"}
+        title = f"{', '.join(concept.word for concept in self.plan.concepts)} on {config.model.version}"
         self.console.say(f"report {html_report.write(self.place, title, options)}")
 
     def _measure(self, step: int, last: bool) -> None:
@@ -160,7 +169,7 @@ class Desk:
             self._write("the best word so far", False, self._save_concept, step, BEST)
         if verdict == "overfit":
             best = self.course.best_step
-            files_ = ", ".join(file_name(self.plan, lesson, BEST) for lesson in self.plan.lessons)
+            files_ = ", ".join(file_name(self.plan, concept, BEST) for concept in self.plan.concepts)
             where = f"the best rows, of step {best}, are in {files_}" if best else "none were better"
             self.console.say(f"step {step}: the held-out loss rises while training's falls: over-fitting; {where}")
         lower = int((now < first).sum())
@@ -191,13 +200,13 @@ class Desk:
         """Return the mean of the held-out `change` of every draw for each word that the draws show."""
         assert self.held_out
         owners = np.asarray(self.held_out.owners)
-        return {self.plan.lessons[k].word: float(change[owners == k].mean()) for k in sorted({*self.held_out.owners})}
+        return {self.plan.concepts[k].word: float(change[owners == k].mean()) for k in sorted({*self.held_out.owners})}
 
 
-def concepts(learned: Learned, plan: Plan, base_model: str, step: int) -> list[Concept]:
+def concepts(learned: TrainState, plan: TrainingSetup, base_model: str, step: int) -> list[Embedding]:
     """Return what is learned so far of each word, with the recipe that made it."""
-    config, (rows_1, rows_2) = plan.config, learned.arrays()
-    options = checkpoint.options(config)
+    config, (clip_l, clip_g) = plan.config, learned.arrays()
+    options = checkpoint.config_values(config)
     details = {
         "version": config.model.version,
         "base_model": base_model,
@@ -206,15 +215,15 @@ def concepts(learned: Learned, plan: Plan, base_model: str, step: int) -> list[C
         "recipe": {name: options[name] for name in ("run", "concept", "data", "training", "loss")},
     }
     return [
-        Concept(lesson.word, rows_1[lesson.rows], rows_2[lesson.rows], config.run.pooling, details)
-        for lesson in plan.lessons
+        Embedding(concept.word, clip_l[concept.rows], clip_g[concept.rows], config.run.pooling, details)
+        for concept in plan.concepts
     ]
 
 
-def file_name(plan: Plan, lesson: Lesson, step: int | str) -> str:
+def file_name(plan: TrainingSetup, concept: TrainingConcept, step: int | str) -> str:
     """Return the name of a learned file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`, or of the `BEST`.
 
     Where several words are learned, it holds the word, too: `SD-XL-base-1.0_cat-toy_3000_ti.ckpt`.
     """
-    own = f"_{lesson.name}" if len(plan.lessons) > 1 else ""
+    own = f"_{concept.name}" if len(plan.concepts) > 1 else ""
     return f"{plan.config.model.version}{own}_{step}_ti.ckpt"

@@ -40,11 +40,11 @@ _FIXED = {
 
 
 @dataclass(frozen=True)
-class State:
+class Checkpoint:
     """What there was after `step` steps and `updates` updates, attempted ones included.
 
     `tensors` are the parameters of `step.Learned` by name; `base_model` is the fingerprint of the frozen weights;
-    `options` is the config as nested values; `notes` is whatever else was kept that JSON holds.
+    `config_values` is the config as nested values; `notes` is whatever else was kept that JSON holds.
     """
 
     step: int
@@ -56,7 +56,7 @@ class State:
     path: Path | None = None  # where it was read from
 
 
-def save(state: State, folder: Path, keep: int) -> Path:
+def save(state: Checkpoint, folder: Path, keep: int) -> Path:
     """Write `state` into `folder`, whole or not at all; return its path.
 
     Of those up to its step, all but the newest `keep` are then removed.
@@ -71,18 +71,18 @@ def save(state: State, folder: Path, keep: int) -> Path:
     return path
 
 
-def load(path: str | Path) -> State:
+def load(path: str | Path) -> Checkpoint:
     """Return the state at `path`; UserError if it is none, or damaged."""
     contents = containers.read(path)
     try:
         facts = json.loads(contents.metadata["state"])
         tensors = {name: np.array(tensor.read(), np.float32) for name, tensor in contents.tensors.items()}
-        return State(tensors=tensors, path=Path(path), **facts)
+        return Checkpoint(tensors=tensors, path=Path(path), **facts)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no state of a run; training writes {PATTERN} into --save_path") from error
 
 
-def find(resume: str | None, save_path: str | Path) -> State | None:
+def find(resume: str | None, save_path: str | Path) -> Checkpoint | None:
     """Return the state that `--resume` asks for; None if nothing is to be resumed, or there is nothing yet.
 
     A damaged one among several is passed over for the one before it. UserError for a path that holds no state.
@@ -100,13 +100,13 @@ def find(resume: str | None, save_path: str | Path) -> State | None:
     return None
 
 
-def check(state: State, config: Config) -> dict[str, str]:
+def check(state: Checkpoint, config: Config) -> dict[str, str]:
     """Return what `config` changes, by option, as "old → new"; UserError for what a run cannot change.
 
     A run that is complete may be resumed as `LATEST`, so that whoever starts it again and again comes to an end.
     """
-    old, new = _flat(state.options), _flat(options(config))
-    default = _flat(options(Config()))
+    old, new = _flat(state.options), _flat(config_values(config))
+    default = _flat(config_values(Config()))
     for name in new:
         old.setdefault(name, default.get(name))  # the state may be older than the option
     changed = {
@@ -125,7 +125,7 @@ def check(state: State, config: Config) -> dict[str, str]:
     return changed
 
 
-def options(config: Config) -> dict[str, Any]:
+def config_values(config: Config) -> dict[str, Any]:
     """Return `config` as nested values that JSON gives back unchanged, without what asks to resume."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     del values["training"]["resume"]

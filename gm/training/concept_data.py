@@ -14,10 +14,10 @@ from gm.config.model import ModelConfig
 from gm.config.schema import option
 from gm.data import captions, image_folder, templates
 from gm.data.bucketing import Size
-from gm.data.image import Picture
+from gm.data.image import CroppedImage
 from gm.embeddings import init
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import check_widths, plain
+from gm.embeddings.embedding import check_dims, safe_filename
 from gm.errors import UserError
 from gm.text.tokenizer import VOCABULARY, Tokenizer
 
@@ -38,7 +38,7 @@ class Entry(WordConfig):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingConcept:
     """One word, checked and read; a negative one has no pictures, prompts or captions.
 
     name: of its files; rows: which of all rows are its own; prompts: templates with the word filled in;
@@ -49,7 +49,7 @@ class Lesson:
     entry: Entry
     name: str
     rows: slice
-    pictures: list[Picture]
+    pictures: list[CroppedImage]
     prompts: tuple[str, ...]
     captions: tuple[str | None, ...] = ()
     ids: list[int] | None = None
@@ -70,13 +70,15 @@ def entries(config: Config) -> list[Entry]:
     common["data_path"] = config.data.data_path
     found: list[Entry] = []
     listed = [
-        m for given in config.concept.concepts for m in (schema.mappings(given) if isinstance(given, str) else [given])
+        m
+        for given in config.concept.concepts
+        for m in (schema.load_mappings(given) if isinstance(given, str) else [given])
     ]
     for number, given in enumerate(listed, 1):
         source = f"--concepts, word {number}"
         if not isinstance(given, dict):
             raise UserError(f"{source} is {given!r}; write {{placeholder_token: <word>, data_path: folder}}")
-        found.append(schema.merged(Entry, None, {**common, **given}, source))
+        found.append(schema.merge(Entry, None, {**common, **given}, source))
         if found[-1].negative and given.get("data_path"):
             raise UserError(f"{source}: a negative word is learned from the others' pictures; leave out its data_path")
     if not found:
@@ -107,12 +109,12 @@ def names(found: list[Entry]) -> list[str]:
     """Return what the files of each word are called: the word, without what a file's name should not hold."""
     made: list[str] = []
     for number, entry in enumerate(found, 1):
-        name = plain(entry.placeholder_token) or f"word{number}"
+        name = safe_filename(entry.placeholder_token) or f"word{number}"
         made.append(f"{name}-{number}" if name.lower() in map(str.lower, made) else name)
     return made
 
 
-def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: list[Size] | None) -> Lesson:
+def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: list[Size] | None) -> TrainingConcept:
     """Read what there is to learn a word from that `tokenizer` knows; UserError for the first thing that is wrong.
 
     `known` are the sizes that pictures may have, if they need not be square.
@@ -120,9 +122,9 @@ def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: l
     word, data = entry.placeholder_token, config.data
     own = tokenizer.placeholders[word]
     rows = slice(own[0] - VOCABULARY, own[-1] + 1 - VOCABULARY)
-    lesson = Lesson(entry, name, rows, [], (), (), _ids(entry, tokenizer), _start(entry, config.model))
+    concept = TrainingConcept(entry, name, rows, [], (), (), _ids(entry, tokenizer), _start(entry, config.model))
     if entry.negative:
-        return lesson
+        return concept
     filled = templates.load(entry.learnable_property, entry.template_file)
     prompts = tuple(templates.fill(line, word) for line in filled)
     tokenizer(prompts, padding=0)  # finds a prompt that has no room for the placeholder
@@ -136,30 +138,30 @@ def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: l
             lambda text: not {*own}.isdisjoint(tokenizer.encode(text)),
         )
         tokenizer([caption for caption in said if caption], padding=0)
-    return dataclasses.replace(lesson, pictures=pictures, prompts=prompts, captions=said)
+    return dataclasses.replace(concept, pictures=pictures, prompts=prompts, captions=said)
 
 
-def fingerprint(found: list[Lesson]) -> str:
+def fingerprint(found: list[TrainingConcept]) -> str:
     """Return a hash that tells whether the same pictures are shown with the same prompts and captions."""
     digest = hashlib.sha256()
-    for lesson in found:
-        digest.update(repr((lesson.word, lesson.prompts, lesson.captions)).encode())
-        for picture in lesson.pictures:
+    for concept in found:
+        digest.update(repr((concept.word, concept.prompts, concept.captions)).encode())
+        for picture in concept.pictures:
             digest.update(repr((picture.name, picture.original, picture.crop)).encode())
             digest.update(picture.pixels.tobytes())
             digest.update(b"" if picture.mask is None else picture.mask.tobytes())
     return digest.hexdigest()[:16]
 
 
-def repeats(found: list[Lesson]) -> list[int]:
+def repeats(found: list[TrainingConcept]) -> list[int]:
     """Return how often the pictures of each word stand in an epoch: as asked, or so that all words have about as many.
 
     With 5, 6 and 20 pictures that is 4, 3 and 1: 20, 18 and 20 pictures.
     """
-    most = max(len(lesson.pictures) for lesson in found)
+    most = max(len(concept.pictures) for concept in found)
     return [
-        0 if not lesson.pictures else lesson.entry.repeats or max(1, round(most / len(lesson.pictures)))
-        for lesson in found
+        0 if not concept.pictures else concept.entry.repeats or max(1, round(most / len(concept.pictures)))
+        for concept in found
     ]
 
 
@@ -183,10 +185,10 @@ def _start(entry: Entry, model: ModelConfig) -> tuple[np.ndarray, np.ndarray] | 
     if entry.initializer_token is not None:
         raise UserError("--initializer_file and --initializer_token both say where to start; give one of them")
     found = embedding_io.load(entry.initializer_file)
-    check_widths(found, model)
+    check_dims(found, model)
     if found.num_vectors > entry.num_vectors:
         log.warning(
             "--initializer_file %s has %d rows, of which --num_vectors %d uses the first %d",
             *(entry.initializer_file, found.num_vectors, entry.num_vectors, entry.num_vectors),
         )
-    return found.rows_1, found.rows_2
+    return found.clip_l, found.clip_g

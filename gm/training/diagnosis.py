@@ -9,15 +9,15 @@ import numpy as np
 
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.training.batches import Feed
-from gm.training.loop import Report
-from gm.training.train_step import Learned
+from gm.training.batches import BatchLoader
+from gm.training.loop import StepResult
+from gm.training.train_step import TrainState
 
 
-def cause(model: SDXL, learned: Learned, feed: Feed, report: Report, backend: Backend) -> str:
+def cause(model: SDXL, learned: TrainState, loader: BatchLoader, report: StepResult, backend: Backend) -> str:
     """Return what is not finite, and the way out, to follow "the step is one"."""
     for name, values in (
-        *(("pictures, encoded,", mean) for mean in feed.latents.mean),
+        *(("pictures, encoded,", mean) for mean in loader.latents.mean),
         *zip(("rows", "rows"), learned.arrays(), strict=True),
     ):
         if not np.isfinite(values).all():

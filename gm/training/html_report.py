@@ -38,7 +38,7 @@ def write(place: Path, title: str, options: dict[str, Any]) -> Path:
     page += f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>\n'
     page += "\n".join([*parts, "</html>", ""])
     path = place / output_dir.REPORT
-    with atomic_io.replacing(path) as temporary:
+    with atomic_io.atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gm.runtime.progress import Line, clock
-from gm.training.loop import Report
+from gm.training.loop import StepResult
 
 _SMOOTHING = 0.98
 
 
-class Smoothed:
+class MovingAverage:
     """An exponential average that starts at its first value's level (bias-corrected, as Adam's)."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Console:
 
     def __init__(self, log: Path, steps: int, updates: int, log_interval: int, stream: TextIO | None = None) -> None:
         self.steps, self.updates, self.log_interval = steps, updates, log_interval
-        self.line, self.loss, self.pace, self.skipped = Line(stream), Smoothed(), Smoothed(), 0
+        self.line, self.loss, self.pace, self.skipped = Line(stream), MovingAverage(), MovingAverage(), 0
         self.shown, self.complains = 0, True
         self.file = log.open("a", encoding="utf-8")
 
@@ -49,7 +49,7 @@ class Console:
         """Take over the `notes` of an earlier console."""
         self.loss.total, self.loss.weight, self.skipped = notes["total"], notes["weight"], notes["skipped"]
 
-    def show(self, report: Report) -> None:
+    def show(self, report: StepResult) -> None:
         """Take one step's report."""
         if report.finite:
             smoothed = self.loss.add(report.loss)

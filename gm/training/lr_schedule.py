@@ -27,23 +27,23 @@ def learning_rates(update: int, updates: int, config: TrainingConfig, world: int
 def factor(update: int, updates: int, config: TrainingConfig) -> float:
     """Return the learning rate of update `update` (from 0) out of `updates`, as a part of its peak.
 
-    It rises linearly over `lr_warmup_updates`, reaching the peak with the first update after them, then stays
+    It rises linearly over `lr_warmup_steps`, reaching the peak with the first update after them, then stays
     ("constant") or falls to 0 at the end: along a line, half a cosine, that `lr_num_cycles` times, or a line to the
-    power of `lr_power`. "one_cycle" rises along half a cosine over `lr_warmup_updates`, by default 0.3 of the run, and
+    power of `lr_power`. "one_cycle" rises along half a cosine over `lr_warmup_steps`, by default 0.3 of the run, and
     falls along another (Smith and Topin, 2018).
     """
-    if config.lr_schedule == "one_cycle":
-        return _one_cycle(update, updates, config.lr_warmup_updates)
-    if update < config.lr_warmup_updates:
-        return (update + 1) / (config.lr_warmup_updates + 1)
-    done = (update - config.lr_warmup_updates) / max(1, updates - config.lr_warmup_updates)
+    if config.lr_scheduler == "one_cycle":
+        return _one_cycle(update, updates, config.lr_warmup_steps)
+    if update < config.lr_warmup_steps:
+        return (update + 1) / (config.lr_warmup_steps + 1)
+    done = (update - config.lr_warmup_steps) / max(1, updates - config.lr_warmup_steps)
     return {
         "constant": 1.0,
         "linear": 1.0 - done,
         "cosine": _half_cosine(1.0, 0.0, done),
         "cosine_with_restarts": _half_cosine(1.0, 0.0, done * config.lr_num_cycles % 1.0),
         "polynomial": (1.0 - done) ** config.lr_power,
-    }[config.lr_schedule]
+    }[config.lr_scheduler]
 
 
 def _one_cycle(update: int, updates: int, warm_up: int) -> float:

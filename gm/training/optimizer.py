@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 from gm.config import TrainingConfig
 from gm.runtime import backend
 from gm.training import lr_schedule
-from gm.training.train_step import FIRST_DISTANCE, Learned
+from gm.training.train_step import FIRST_DISTANCE, TrainState
 
 
 class Update(nn.Cell):
@@ -22,17 +22,17 @@ class Update(nn.Cell):
     """
 
     def __init__(
-        self, learned: Learned, config: TrainingConfig, world: int, norms: tuple[float, float] = (1.0, 1.0)
+        self, learned: TrainState, config: TrainingConfig, world: int, norms: tuple[float, float] = (1.0, 1.0)
     ) -> None:
         super().__init__(auto_prefix=False)
         self.learned = learned
-        self.average = backend.MeanOverRanks(world)
+        self.average = backend.AllReduceMean(world)
         self.beta1, self.beta2, self.epsilon = config.adam_beta1, config.adam_beta2, config.adam_epsilon
         self.beta3 = config.adam_beta2**0.5
         self.decay, self.max_norm = config.weight_decay, config.max_grad_norm
         self.trained = [k for k, peak in enumerate(lr_schedule.peaks(config)) if peak > 0]
         self.prodigy = config.optimizer == "prodigy"
-        self.pull, self.norms = config.norm_pull, norms
+        self.pull, self.norms = config.preserve_embedding_norm, norms
 
     def construct(self, rate_1: Tensor, rate_2: Tensor) -> Tensor:
         learned = self.learned

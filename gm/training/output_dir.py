@@ -15,7 +15,7 @@ from gm import config as configuration
 from gm.errors import UserError
 from gm.runtime import atomic_io
 from gm.training import checkpoint
-from gm.training.setup import Plan
+from gm.training.setup import TrainingSetup
 
 log = logging.getLogger("gm")
 
@@ -26,7 +26,7 @@ _LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def opened(plan: Plan) -> Iterator[Path]:
+def opened(plan: TrainingSetup) -> Iterator[Path]:
     """Make `save_path`, hold it while the block runs, and make it ready for `plan`.
 
     What an earlier run left there is moved aside, unless the plan goes on from it: then what it wrote after its state
@@ -37,9 +37,9 @@ def opened(plan: Plan) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK)  # the system releases it when the process ends, however it ends
         lock.acquire(timeout=0)
-        atomic_io.sweep(folder)
+        atomic_io.clean_leftovers(folder)
         _prepare(folder, plan)
-        with atomic_io.replacing(folder / CONFIG) as temporary:
+        with atomic_io.atomic_write(folder / CONFIG) as temporary:
             configuration.save(plan.config, temporary)
     except Timeout as error:
         raise UserError(
@@ -53,7 +53,7 @@ def opened(plan: Plan) -> Iterator[Path]:
         lock.release()
 
 
-def _prepare(folder: Path, plan: Plan) -> None:
+def _prepare(folder: Path, plan: TrainingSetup) -> None:
     resumed = plan.resumed
     if resumed is None or resumed.path is None or resumed.path.parent.resolve() != folder.resolve():
         _move_aside([path for pattern in _RESULTS for path in folder.glob(pattern)], folder)
@@ -92,5 +92,5 @@ def _cut(path: Path, step: int) -> None:
         with contextlib.suppress(ValueError):  # a line that was being written when the process was killed
             if json.loads(line).get("step", 0) <= step:
                 kept.append(line + "\n")
-    with atomic_io.replacing(path) as temporary:
+    with atomic_io.atomic_write(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

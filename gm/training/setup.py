@@ -9,28 +9,28 @@ from dataclasses import dataclass, field
 
 from gm.config import Config, SamplingConfig
 from gm.data import bucketing, templates
-from gm.data.image import Picture
+from gm.data.image import CroppedImage
 from gm.errors import UserError
 from gm.runtime import atomic_io
 from gm.sampling import prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
 from gm.training import checkpoint, concept_data
-from gm.training.checkpoint import State
-from gm.training.concept_data import Entry, Lesson
+from gm.training.checkpoint import Checkpoint
+from gm.training.concept_data import Entry, TrainingConcept
 
 log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingSetup:
     """The checked ingredients of a run."""
 
     config: Config
-    lessons: list[Lesson]  # each word; a negative one comes last
+    concepts: list[TrainingConcept]  # each word; a negative one comes last
     previews: list[SamplingConfig]  # a prompt each, with the placeholder filled in
     tokenizer: Tokenizer  # knows all the words
     shown: str = ""  # a hash of what there is to see and to read
-    resumed: State | None = None  # what to go on from
+    resumed: Checkpoint | None = None  # what to go on from
     changed: dict[str, str] = field(default_factory=dict)  # options that differ from those it was made with
 
     @property
@@ -40,17 +40,17 @@ class Plan:
         return -(-training.total_step // training.gradient_accumulation_steps)
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[CroppedImage]:
         """The pictures of all words, one word's after another's."""
-        return [picture for lesson in self.lessons for picture in lesson.pictures]
+        return [picture for concept in self.concepts for picture in concept.pictures]
 
     @property
-    def negative(self) -> Lesson | None:
+    def negative(self) -> TrainingConcept | None:
         """The word that is learned as what to keep away from, if there is one."""
-        return next((lesson for lesson in self.lessons if lesson.entry.negative), None)
+        return next((concept for concept in self.concepts if concept.entry.negative), None)
 
 
-def make(config: Config) -> Plan:
+def prepare(config: Config) -> TrainingSetup:
     """Read pictures and prompts; UserError names the first thing that is wrong with them or with the model."""
     config.model.require("base")
     entries = concept_data.entries(config)
@@ -61,7 +61,7 @@ def make(config: Config) -> Plan:
             "--optimizer prodigy finds the learning rate itself and multiplies it by --learning_rate %g; 1 is usual",
             config.training.learning_rate,
         )
-    atomic_io.check_folder(config.training.save_path, "--save_path")
+    atomic_io.check_writable(config.training.save_path, "--save_path")
     resumed = checkpoint.find(config.training.resume, config.training.save_path)
     changed = {} if resumed is None else checkpoint.check(resumed, config)
     for name, change in changed.items():
@@ -71,7 +71,7 @@ def make(config: Config) -> Plan:
         tokenizer.add_placeholder(entry.placeholder_token, entry.num_vectors)
     previews = _previews(config, entries, tokenizer)
     data = config.data
-    known = _sizes(data.resolution or config.model.resolution, data.bucket_step) if data.buckets else None
+    known = _sizes(data.resolution or config.model.resolution, data.bucket_reso_steps) if data.enable_bucket else None
     named = zip(entries, concept_data.names(entries), strict=True)
     read = [concept_data.read(entry, name, config, tokenizer, known) for entry, name in named]
     shown = concept_data.fingerprint(read)
@@ -79,7 +79,7 @@ def make(config: Config) -> Plan:
     if before != shown:
         log.warning("--resume: pictures, captions or templates are others than before, from here on")
         changed["pictures, captions or templates"] = f"{before} → {shown}"
-    plan = Plan(config, read, previews, tokenizer, shown, resumed, changed)
+    plan = TrainingSetup(config, read, previews, tokenizer, shown, resumed, changed)
     if known:
         shapes = Counter("×".join(map(str, picture.pixels.shape[1:])) for picture in plan.pictures)
         log.info("height × width: %s", ", ".join(f"{count} of {shape}" for shape, count in shapes.items()))
@@ -89,7 +89,7 @@ def make(config: Config) -> Plan:
 def _sizes(resolution: int, step: int) -> list[bucketing.Size]:
     known = bucketing.sizes(resolution, step)
     if not known:
-        raise UserError(f"--bucket_step {step} is too large for --resolution {resolution}; there is no such size")
+        raise UserError(f"--bucket_reso_steps {step} is too large for --resolution {resolution}; there is no such size")
     return known
 
 
@@ -118,15 +118,15 @@ def _previews(config: Config, entries: list[Entry], tokenizer: Tokenizer) -> lis
         parsed = prompt_file.parse(line, sampling)
         if own.isdisjoint(tokenizer.encode(parsed.prompt)):
             raise UserError(f"{option} {parsed.prompt!r} holds neither {{}} nor {' nor '.join(words)}; add one")
-        resolution.frame(parsed, config.model)
+        resolution.image_size(parsed, config.model)
         previews.append(parsed)
     return previews
 
 
 def _check_levels(config: Config) -> None:
-    low, high, last = config.loss.timestep_min, config.loss.timestep_max, config.model.schedule.timesteps - 1
+    low, high, last = config.loss.min_timestep, config.loss.max_timestep, config.model.schedule.timesteps - 1
     high = last if high is None else high
     if not low <= high <= last:
         raise UserError(
-            f"--timestep_min {low} and --timestep_max {high} leave no noise level; the model's are 0 to {last}"
+            f"--min_timestep {low} and --max_timestep {high} leave no noise level; the model's are 0 to {last}"
         )

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class Stop:
+class StopSignals:
     """While the `with` block runs, `asked` is the signal that asked to stop, or None.
 
     Before `ready` there is nothing to save, and the first signal ends the process; so does a second one at any time,
@@ -24,7 +24,7 @@ class Stop:
         self.asked: signal.Signals | None = None
         self.ready = False
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignals:
         self.watching = threading.current_thread() is threading.main_thread()
         if self.watching:
             self.read, self.write = os.pipe()

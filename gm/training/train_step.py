@@ -24,7 +24,7 @@ FIRST_DISTANCE = 1e-6  # of Prodigy
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
 
 
-class Negative(NamedTuple):
+class NegativePrompt(NamedTuple):
     """The negative word alone, as a prompt: ids_1 and ids_2 int32 [1, 77], pool_position int32 [1]."""
 
     ids_1: np.ndarray
@@ -32,15 +32,15 @@ class Negative(NamedTuple):
     pool_position: np.ndarray
 
 
-class Loss(nn.Cell):
-    """The diffusion loss of a `feed.Batch` as a function of the rows [n, width 1] and [n, width 2].
+class DiffusionLoss(nn.Cell):
+    """The diffusion loss of a `loader.Batch` as a function of the rows [n, width 1] and [n, width 2].
 
     With a `negative` word it is that of the prediction that sampling with it as the negative prompt uses, so that both
     are learned at once (Dong et al., 2022, "DreamArtist"). Returns the loss times `scale`, a power of two that keeps
     float16 gradients from vanishing.
     """
 
-    def __init__(self, model: SDXL, config: LossConfig, negative: Negative | None = None) -> None:
+    def __init__(self, model: SDXL, config: LossConfig, negative: NegativePrompt | None = None) -> None:
         super().__init__(auto_prefix=False)
         self.conditioner, self.unet = model.conditioner, model.unet
         self.huber, self.c = config.loss_type == "huber", config.huber_c
@@ -49,7 +49,7 @@ class Loss(nn.Cell):
             self.guidance = config.negative_guidance
             self.ids_1, self.ids_2, self.pool_position = (Tensor(each) for each in negative)
 
-    def construct(self, rows_1: Tensor, rows_2: Tensor, scale: Tensor, batch: tuple) -> Tensor:
+    def construct(self, clip_l: Tensor, clip_g: Tensor, scale: Tensor, batch: tuple) -> Tensor:
         x, noise, weight, timestep, ids_1, ids_2, pool_position, sizes = batch
         if self.negative:
             # Both in one pass, the negative first.
@@ -57,17 +57,17 @@ class Loss(nn.Cell):
             ids_1 = ops.concat((self.ids_1.broadcast_to(ids_1.shape), ids_1))
             ids_2 = ops.concat((self.ids_2.broadcast_to(ids_2.shape), ids_2))
             pool_position = ops.concat((self.pool_position.broadcast_to(pool_position.shape), pool_position))
-        context, vector = self.conditioner(ids_1, ids_2, pool_position, rows_1, rows_2, sizes)
+        context, vector = self.conditioner(ids_1, ids_2, pool_position, clip_l, clip_g, sizes)
         epsilon = self.unet(x, timestep, context, vector)
         if self.negative:
             away, towards = ops.chunk(epsilon, 2, axis=0)
-            epsilon = guidance.guided(away, towards, self.guidance)
+            epsilon = guidance.classifier_free_guidance(away, towards, self.guidance)
         error = epsilon - noise
         cost = losses.pseudo_huber(error, self.c) if self.huber else losses.squared(error)
         return (cost * weight).mean() * scale
 
 
-class Learned(nn.Cell):
+class TrainState(nn.Cell):
     """Everything that training changes: rows, their gradients' sum, the optimizer's state, counters, the loss scale.
 
     Of Prodigy's, `starts` are the rows that training began with, `distance` is its estimate of how far from them the
@@ -106,23 +106,23 @@ class Learned(nn.Cell):
             own[name].set_data(Tensor(value.reshape(own[name].shape)))
 
 
-class Step(nn.Cell):
+class TrainStep(nn.Cell):
     """One forward and backward pass: adds the gradient of a batch's loss to the sums.
 
-    Takes the fields of `feed.Batch`, one by one: a named tuple would be compiled in as a constant. Returns the loss and
+    Takes the fields of `loader.Batch`, one by one: a named tuple would be compiled in as a constant. Returns the loss and
     whether the gradient was finite: one that was not is left out of the sums, and in half precision halves the scale.
     """
 
     def __init__(
         self,
         model: SDXL,
-        learned: Learned,
+        learned: TrainState,
         half: bool,
         config: LossConfig = _PLAIN,
-        negative: Negative | None = None,
+        negative: NegativePrompt | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.loss, self.learned, self.half = Loss(model, config, negative), learned, half
+        self.loss, self.learned, self.half = DiffusionLoss(model, config, negative), learned, half
 
     def construct(
         self,

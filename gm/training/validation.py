@@ -10,37 +10,37 @@ from mindspore import Tensor, nn
 
 from gm.config import LossConfig
 from gm.models.sdxl import SDXL
-from gm.runtime.backend import Backend, compiled
+from gm.runtime.backend import Backend, compile_cell
 from gm.training.batch_sampler import Sample
-from gm.training.batches import Feed
-from gm.training.train_step import Loss
+from gm.training.batches import BatchLoader
+from gm.training.train_step import DiffusionLoss
 
 
-class HeldOut:
+class ValidationLoss:
     """`draws` fixed draws of picture, prompt, noise and noise level; the levels are spread evenly over all.
 
     `owners` are the numbers of the words that they show.
     """
 
-    def __init__(self, model: SDXL, feed: Feed, draws: int, seed: int, backend: Backend) -> None:
-        self.network = compiled(_Plain(model, feed), backend.graph, "the graph that measures the held-out loss")
-        levels = (np.arange(draws) + 0.5) / draws * len(feed.sigmas)
+    def __init__(self, model: SDXL, loader: BatchLoader, draws: int, seed: int, backend: Backend) -> None:
+        self.network = compile_cell(_Plain(model, loader), backend.graph, "the graph that measures the held-out loss")
+        levels = (np.arange(draws) + 0.5) / draws * len(loader.sigmas)
         samples = []
         for k, level in enumerate(levels):
-            picture = k % len(feed.prompts)
-            templates = feed.prompts[picture].templates
+            picture = k % len(loader.prompts)
+            templates = loader.prompts[picture].templates
             samples.append(Sample(picture, False, templates[k % len(templates)], int(level), k))
-        self.owners = [feed.owners[sample.picture] for sample in samples]
-        self.batches = [feed.assemble([sample], seed, "held-out", plain=True) for sample in samples]
+        self.owners = [loader.owners[sample.picture] for sample in samples]
+        self.batches = [loader.assemble([sample], seed, "held-out", plain=True) for sample in samples]
 
-    def losses(self, rows_1: np.ndarray, rows_2: np.ndarray) -> np.ndarray:
+    def losses(self, clip_l: np.ndarray, clip_g: np.ndarray) -> np.ndarray:
         """Return the loss of every draw, float64 [draws]: compare two sets of rows draw by draw."""
-        rows = Tensor(rows_1), Tensor(rows_2)
+        rows = Tensor(clip_l), Tensor(clip_g)
         return np.asarray([float(self.network(*rows, *batch)) for batch in self.batches])
 
 
 @dataclass
-class Course:
+class ValidationHistory:
     """How the held-out loss went: `first`, before anything was learned, and `best`, both draw by draw.
 
     `best_step` is the step it was the best after, and `training_loss` the smoothed loss of training then.
@@ -84,9 +84,9 @@ def change(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
 class _Plain(nn.Cell):
     """The loss of a batch given field by field, without its gradient."""
 
-    def __init__(self, model: SDXL, feed: Feed) -> None:
+    def __init__(self, model: SDXL, loader: BatchLoader) -> None:
         super().__init__(auto_prefix=False)
-        self.loss = Loss(model, LossConfig(negative_guidance=feed.guidance), feed.negative)
+        self.loss = DiffusionLoss(model, LossConfig(negative_guidance=loader.guidance), loader.negative)
 
-    def construct(self, rows_1: Tensor, rows_2: Tensor, *batch: Tensor) -> Tensor:
-        return self.loss(rows_1, rows_2, 1.0, batch)
+    def construct(self, clip_l: Tensor, clip_g: Tensor, *batch: Tensor) -> Tensor:
+        return self.loss(clip_l, clip_g, 1.0, batch)

@@ -72,21 +72,21 @@ def test_unet(case: Case, side: tuple[int, int]) -> None:
 def epsilon(case: Case, side: tuple[int, int], pooled: torch.Tensor, context: torch.Tensor | None = None) -> Any:
     config = case.config
     if context is None:
-        context = torch.zeros(N, config.text_encoder_1.positions, config.unet.context_width)
+        context = torch.zeros(N, config.text_encoder_1.positions, config.unet.context_dim)
     x = torch.zeros(N, config.unet.in_channels, *side)
     return case.reference.epsilon(x, torch.zeros(N), context, pooled, torch.zeros(N, 6))
 
 
 def test_autoencoder(case: Case) -> None:
-    config, autoencoder = case.config.autoencoder, case.reference.autoencoder
+    config, vae = case.config.vae, case.reference.vae
     height, width = 2 * config.reduction, 3 * config.reduction
     encoder = networks.autoencoder_encoder(config, N, (height, width))
     decoder = networks.autoencoder_decoder(config, N, (2, 3))
     with torch.no_grad():
-        assert forward(encoder) == counted(lambda: autoencoder.encode(torch.zeros(N, 3, height, width)))
+        assert forward(encoder) == counted(lambda: vae.encode(torch.zeros(N, 3, height, width)))
         latents = torch.zeros(N, config.latent_channels, 2, 3)
-        assert forward(decoder) == counted(lambda: autoencoder.decode(latents))
-    assert weights(encoder) + weights(decoder) == sum(p.numel() for p in autoencoder.parameters())
+        assert forward(decoder) == counted(lambda: vae.decode(latents))
+    assert weights(encoder) + weights(decoder) == sum(p.numel() for p in vae.parameters())
 
 
 def test_the_way_back_to_the_rows(case: Case, side: tuple[int, int]) -> None:
@@ -109,9 +109,9 @@ def test_full_size_has_the_published_number_of_weights() -> None:
     assert weights(networks.unet(FULL.unet, 1, (8, 8), 77)) == 2_567_463_684
     assert weights(networks.text_encoder_1(FULL.text_encoder_1, 1)) == 123_060_480
     assert weights(networks.text_encoder_2(FULL.text_encoder_2, 1)) == 694_659_840
-    autoencoder = networks.autoencoder_encoder(FULL.autoencoder, 1, (8, 8))
-    autoencoder += networks.autoencoder_decoder(FULL.autoencoder, 1, (1, 1))
-    assert weights(autoencoder) == 83_653_863
+    vae = networks.autoencoder_encoder(FULL.vae, 1, (8, 8))
+    vae += networks.autoencoder_decoder(FULL.vae, 1, (1, 1))
+    assert weights(vae) == 83_653_863
 
 
 def test_flash_attention_and_recomputation_trade_flops_for_memory() -> None:

@@ -30,7 +30,7 @@ def save(case: Case, folder: Path, half: bool = False, **options: object) -> Pat
         "unet": reference.unet,
         "text_encoder": reference.text_encoder_1,
         "text_encoder_2": reference.text_encoder_2,
-        "vae": reference.autoencoder,
+        "vae": reference.vae,
     }
     for name, model in parts.items():
         if model is not None:

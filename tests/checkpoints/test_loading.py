@@ -181,7 +181,7 @@ def test_large_weights_stay_as_narrow_as_their_file(smallest: Case, tmp_path: Pa
     assert 0 < len(large) < len(layout)
     for source, narrow in ((tmp_path / "half.safetensors", large), (smallest.path, set())):
         model = sdxl.build(smallest.config)
-        loading.load(model, source, smallest.config, widened=1000)
+        loading.load(model, source, smallest.config, keep_half_above=1000)
         assert {p.name for p in model.get_parameters() if p.dtype == ms.float16} == narrow
         assert {p.dtype for p in model.get_parameters()} <= {ms.float16, ms.float32}
         assert not any(parameter.requires_grad for parameter in model.get_parameters())
@@ -191,10 +191,10 @@ def test_large_weights_stay_as_narrow_as_their_file(smallest: Case, tmp_path: Pa
 def test_weights_that_do_not_fit_are_said_before(
     smallest: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def said(path: Path, free: int, widened: float = math.inf) -> list[str]:
+    def said(path: Path, free: int, keep_half_above: float = math.inf) -> list[str]:
         caplog.clear()
         monkeypatch.setattr(loading, "memory_available", lambda: free)
-        loading.load(sdxl.build(smallest.config), path, smallest.config, widened)
+        loading.load(sdxl.build(smallest.config), path, smallest.config, keep_half_above)
         return caplog.messages
 
     size = sum(parameter.size * 4 for parameter in sdxl.build(smallest.config).get_parameters())
@@ -203,10 +203,10 @@ def test_weights_that_do_not_fit_are_said_before(
     assert said(half, size) == []
     (one,) = said(half, size - 1)
     assert one.endswith("GB are free: --low_memory most keeps float16 weights half as large")
-    assert said(half, size - 1, widened=1) == []
+    assert said(half, size - 1, keep_half_above=1) == []
     # What cannot be kept narrower is not advised.
-    for path, widened in ((half, 1), (smallest.path, math.inf)):
-        (one,) = said(path, 1, widened)
+    for path, keep_half_above in ((half, 1), (smallest.path, math.inf)):
+        (one,) = said(path, 1, keep_half_above)
         assert one.endswith("GB are free: close other programs")
 
 

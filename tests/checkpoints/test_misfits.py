@@ -103,7 +103,7 @@ def test_what_the_workshop_wrote_of_a_refiner_loads(workshop: Workshop) -> None:
     loading.load(model, workshop.folder / "refiner.ckpt", config)
     assert model.config.kind == "refiner"
     base = workshop.config().model
-    assert config.autoencoder == base.autoencoder  # it goes on with the base's latents
+    assert config.vae == base.vae  # it goes on with the base's latents
     assert config.text_encoder_2.width == base.text_encoder_2.width  # and hears its learned rows
     latents = Tensor(np.random.default_rng(1).standard_normal((1, 4, 4, 4), dtype=np.float32))
     assert np.isfinite(model.first_stage_model.decode(latents).asnumpy()).all()

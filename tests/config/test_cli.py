@@ -47,8 +47,8 @@ def test_flags_set_their_options() -> None:
 def test_the_names_of_diffusers_scripts_are_understood() -> None:
     theirs = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "7", "--adam_weight_decay", "0.1", "--snr_gamma", "5")
     theirs += ("--gradient_checkpointing",)
-    ours = ("--lr_schedule", "cosine", "--lr_warmup_updates", "7", "--weight_decay", "0.1", "--min_snr_gamma", "5")
-    ours += ("--recompute", "True")
+    ours = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "7", "--weight_decay", "0.1", "--min_snr_gamma", "5")
+    ours += ("--gradient_checkpointing", "True")
     assert parse(*theirs) == parse(*ours) != parse()
     with pytest.raises(UserError, match="did you mean '--lr_scheduler'"):
         parse("--lr_scheduller", "cosine")
@@ -111,7 +111,7 @@ def test_endings_are_told_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, code: int
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(cli, "endings", [told.append])
+    monkeypatch.setattr(cli, "exit_hooks", [told.append])
 
     def main() -> None:
         if raised:

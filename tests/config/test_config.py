@@ -22,17 +22,17 @@ COMMANDS = {
 
 def test_defaults_are_sdxl_base() -> None:
     model = configuration.load().model
-    assert (model.unet.context_width, model.unet.vector_width, model.size_width) == (2048, 2816, 256)
-    assert model.autoencoder.reduction == 8
+    assert (model.unet.context_dim, model.unet.adm_in_channels, model.size_embedding_dim) == (2048, 2816, 256)
+    assert model.vae.reduction == 8
 
 
 def test_a_refiner_is_described_by_its_file() -> None:
     base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
-    assert (refiner.kind, refiner.is_refiner, refiner.sizes, refiner.size_width) == ("refiner", True, 5, 256)
+    assert (refiner.kind, refiner.is_refiner, refiner.sizes, refiner.size_embedding_dim) == ("refiner", True, 5, 256)
     assert (base.kind, base.is_refiner, base.sizes) == ("base", False, 6)
-    assert (refiner.unet.depth_in_the_middle, base.unet.depth_in_the_middle) == (4, 10)
+    assert (refiner.unet.transformer_depth_middle, base.unet.transformer_depth_middle) == (4, 10)
     assert refiner.text_encoder_2 == base.text_encoder_2
-    assert refiner.autoencoder == base.autoencoder
+    assert refiner.vae == base.vae
     assert refiner.schedule == base.schedule
 
 
@@ -77,16 +77,16 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
         ("data: {resolution: 100}", "data.resolution is 100; it must be a multiple of 8"),
         ("- 1", "must hold the sections model, run"),
         ("a: [", "is not YAML"),
-        ("model: {unet: {context_width: 2000}}", "context_width is 2000, but the two encoders give 2048"),
+        ("model: {unet: {context_dim: 2000}}", "context_dim is 2000, but the two encoders give 2048"),
         ("model: {unet: {transformer_depth: [1]}}", "need one entry a level each"),
-        ("model: {unet: {vector_width: 2815}}", "text_encoder_2.width plus six equal size sinusoids"),
-        ("model: {kind: refiner}", "context_width is 2048, but the refiner's one encoder, text_encoder_2, gives 1280"),
+        ("model: {unet: {adm_in_channels: 2815}}", "text_encoder_2.width plus six equal size sinusoids"),
+        ("model: {kind: refiner}", "context_dim is 2048, but the refiner's one encoder, text_encoder_2, gives 1280"),
         (
-            "model: {kind: refiner, unet: {context_width: 1280, vector_width: 2816}}",
+            "model: {kind: refiner, unet: {context_dim: 1280, adm_in_channels: 2816}}",
             "text_encoder_2.width plus five equal sinusoids of sizes and score",
         ),
-        ("model: {kind: refine, unet: {context_width: 1280}}", "model.kind is 'refine'; it may be 'base', 'refiner'"),
-        ("model: {unet: {middle_depth: -1}}", "model.unet.middle_depth is -1; the least is 0"),
+        ("model: {kind: refine, unet: {context_dim: 1280}}", "model.kind is 'refine'; it may be 'base', 'refiner'"),
+        ("model: {unet: {transformer_depth_middle: -1}}", "model.unet.transformer_depth_middle is -1; the least is 0"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_missing_file_is_named() -> None:
 
 
 def test_encoder_widths_must_match_the_unet() -> None:
-    with pytest.raises(UserError, match="context_width is 2048, but the two encoders give 1792"):
+    with pytest.raises(UserError, match="context_dim is 2048, but the two encoders give 1792"):
         ModelConfig(text_encoder_1=TextEncoderConfig(width=512, heads=8))
 
 

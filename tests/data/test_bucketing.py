@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gm.data import bucketing, image_folder
-from gm.data.image import mirrored
+from gm.data.image import flip_horizontal
 from tests.data.images import noise, save
 
 
@@ -80,6 +80,6 @@ def test_a_picture_is_resized_to_cover_its_size_and_cut(
     top, left = crop
     cut = np.asarray(whole.crop((left, top, left + size[1], top + size[0])), np.float32).transpose(2, 0, 1)
     np.testing.assert_allclose((picture.pixels + 1) * 127.5, cut, atol=1.01)
-    flipped = mirrored(picture)
+    flipped = flip_horizontal(picture)
     assert np.array_equal(flipped.pixels, picture.pixels[:, :, ::-1])
     assert flipped.crop == (top, whole.width - size[1] - left)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gm.data import image_folder
-from gm.data.image import mirrored
+from gm.data.image import flip_horizontal
 from tests.data.images import noise, one, save
 
 
@@ -142,14 +142,14 @@ def test_mirrored(tmp_path, height, width):
     array = noise(height, width)
     path = save(tmp_path / "a.png", array)
     picture = one(tmp_path, 32)
-    flipped = mirrored(picture)
+    flipped = flip_horizontal(picture)
     np.testing.assert_array_equal(flipped.pixels, picture.pixels[:, :, ::-1])
     assert flipped.pixels.flags.c_contiguous
     assert (flipped.name, flipped.original) == ("a.png", (height, width))
     top, left = picture.crop
     whole = round(width * 32 / min(height, width))
     assert flipped.crop == (top, whole - 32 - left)
-    back = mirrored(flipped)
+    back = flip_horizontal(flipped)
     assert back.crop == picture.crop
     save(path, array[:, ::-1])
     other = one(tmp_path, 32)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gm.data import image_folder, masks
-from gm.data.image import Picture, mirrored
+from gm.data.image import CroppedImage, flip_horizontal
 from gm.errors import UserError
 from tests.data.images import noise, one, save
 
@@ -20,13 +20,13 @@ def left_half(height: int, width: int) -> np.ndarray:
     return mask
 
 
-def with_mask(tmp_path: Path, mask: np.ndarray, height: int = 32, width: int = 64, **options: object) -> Picture:
+def with_mask(tmp_path: Path, mask: np.ndarray, height: int = 32, width: int = 64, **options: object) -> CroppedImage:
     save(tmp_path / "a.png", noise(height, width), **options)
     save(tmp_path / "a.mask.png", mask)
     return one(tmp_path, 16)
 
 
-def found(picture: Picture) -> np.ndarray:
+def found(picture: CroppedImage) -> np.ndarray:
     assert picture.mask is not None
     return picture.mask
 
@@ -72,7 +72,7 @@ def test_all_opaque_or_all_transparent_is_no_mask(tmp_path: Path, opaque: np.nda
 
 def test_the_mirror_image_has_a_mirrored_mask(tmp_path: Path) -> None:
     picture = with_mask(tmp_path, left_half(32, 64))
-    assert np.array_equal(found(mirrored(picture)), found(picture)[:, ::-1])
+    assert np.array_equal(found(flip_horizontal(picture)), found(picture)[:, ::-1])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from tests.project import Workshop
 
 
@@ -49,5 +49,5 @@ def learned(tmp_path: Path) -> Path:
     rows = (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24))
     (tmp_path / "runs").mkdir()
     details = {"recipe": {"concept": {"initializer_token": "cat"}}}
-    embedding_io.save(Concept("<toy>", *rows, details=details), tmp_path / "runs" / "toy.ckpt")
+    embedding_io.save(Embedding("<toy>", *rows, details=details), tmp_path / "runs" / "toy.ckpt")
     return tmp_path / "runs" / "toy.ckpt"

@@ -18,7 +18,7 @@ from demo.app.server import generate_jobs, training_jobs, uploads
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
 from gm.config import SamplingConfig
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.sampling import image_files
 from tests.project import Workshop
 
@@ -43,7 +43,7 @@ def test_what_the_versions_hold_is_what_their_configs_say() -> None:
     for spec in VERSION2SPECS.values():
         model = configuration.load(spec["config"]).model
         assert (spec["H"], spec["W"]) == (model.resolution, model.resolution)
-        assert (spec["C"], spec["f"]) == (model.autoencoder.latent_channels, model.autoencoder.reduction)
+        assert (spec["C"], spec["f"]) == (model.vae.latent_channels, model.vae.reduction)
         names = {"H", "W", "C", "f", "is_legacy", "config", "ckpt", "textual_inversion_weight"}
         assert set(spec) == names
 
@@ -62,7 +62,7 @@ def test_a_word_is_offered_drawn_and_its_recipe_used_again(
     button(page, "Draw").click().run()
     page = ended(page, "drawing")
     assert not page.error
-    recipes = [image_files.recipe(path) for path in sorted((tmp_path / "out").rglob("picture_*.png"))]
+    recipes = [image_files.read_parameters(path) for path in sorted((tmp_path / "out").rglob("picture_*.png"))]
     assert [(r["prompt"], r["seed"], r["sampler"]) for r in recipes] == [
         ("a red <toy>", 7, "heun"),
         ("a red <toy>", 8, "heun"),
@@ -97,7 +97,7 @@ def test_a_recipe_that_starts_from_a_picture_is_used_again(
     page = ended(page, "drawing")
     assert not page.error
     assert not page.exception
-    first, second = (image_files.recipe(path) for path in sorted(own.glob("picture_*.png")))
+    first, second = (image_files.read_parameters(path) for path in sorted(own.glob("picture_*.png")))
     assert second == first
 
 
@@ -149,7 +149,7 @@ def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path
     assert not page.error
     assert [each.value for each in page.subheader] == ["Before", "After"]
     written = sorted((tmp_path / "out").rglob("picture_*.png"))
-    recipes = [image_files.recipe(path) for path in written]
+    recipes = [image_files.read_parameters(path) for path in written]
     assert [(r["prompt"][:5], r["seed"]) for r in recipes] == [
         ("a cat", 42),
         ("a cat", 43),
@@ -254,7 +254,7 @@ def test_what_is_typed_is_there_when_the_page_is_shown_again(app: Callable[[str]
 )
 def test_a_word_is_compared_with_what_it_started_from(recipe: Any, before: str) -> None:
     row = np.zeros((1, 4), np.float32)
-    assert compare._before(Concept("<toy>", row, row, details={"recipe": recipe})) == before
+    assert compare._before(Embedding("<toy>", row, row, details={"recipe": recipe})) == before
 
 
 def test_the_server_is_for_this_machine_and_tells_nobody() -> None:

@@ -154,7 +154,10 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
     page.button("Draw").click()
     until(lambda: page.find("[data-testid='stDownloadButton'] button"))[0].click()
     (path,) = until(lambda: list((tmp_path / "0").glob("picture_*.png")))
-    assert (image_files.recipe(path)["prompt"], image_files.recipe(path)["sample_step"]) == ("<humbug>", 4)
+    assert (image_files.read_parameters(path)["prompt"], image_files.read_parameters(path)["sample_step"]) == (
+        "<humbug>",
+        4,
+    )
     for name, shown in (("Draw", "Drawn"), ("Compare", "the same in words"), ("Learn", "A new word")):
         page.size(*WIDE)
         page.open(name)

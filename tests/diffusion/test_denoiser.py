@@ -11,13 +11,15 @@ from gm.runtime import rng
 def test_network_input_is_ddpms_noisy_latent() -> None:
     latents, noise, sigma = rng.normal((2, 4, 3, 3), 1, "x"), rng.normal((2, 4, 3, 3), 1, "n"), 1.7
     kept = 1 / (sigma**2 + 1)
-    seen = denoiser.network_input(denoiser.noisy(latents, noise, sigma), sigma)
+    seen = denoiser.scale_model_input(denoiser.add_noise(latents, noise, sigma), sigma)
     np.testing.assert_allclose(seen, kept**0.5 * latents + (1 - kept) ** 0.5 * noise, rtol=1e-4, atol=1e-6)
 
 
 def test_the_right_noise_gives_the_latents_back() -> None:
     latents, noise = rng.normal((1, 4, 3, 3), 2, "x"), rng.normal((1, 4, 3, 3), 2, "n")
-    np.testing.assert_allclose(denoiser.denoised(denoiser.noisy(latents, noise, 3.0), noise, 3.0), latents, atol=1e-5)
+    np.testing.assert_allclose(
+        denoiser.predict_denoised(denoiser.add_noise(latents, noise, 3.0), noise, 3.0), latents, atol=1e-5
+    )
 
 
 def test_loss_is_the_mean_square() -> None:
@@ -26,9 +28,9 @@ def test_loss_is_the_mean_square() -> None:
 
 def test_guidance_scale_1_is_the_prompt_and_0_is_none() -> None:
     without, with_prompt = np.array([1.0, 2.0]), np.array([3.0, 5.0])
-    assert guidance.guided(without, with_prompt, 1.0).tolist() == [3.0, 5.0]
-    assert guidance.guided(without, with_prompt, 0.0).tolist() == [1.0, 2.0]
-    assert guidance.guided(without, with_prompt, 2.0).tolist() == [5.0, 8.0]
+    assert guidance.classifier_free_guidance(without, with_prompt, 1.0).tolist() == [3.0, 5.0]
+    assert guidance.classifier_free_guidance(without, with_prompt, 0.0).tolist() == [1.0, 2.0]
+    assert guidance.classifier_free_guidance(without, with_prompt, 2.0).tolist() == [5.0, 8.0]
 
 
 def test_rescaled_guidance_is_diffusers() -> None:
@@ -39,7 +41,9 @@ def test_rescaled_guidance_is_diffusers() -> None:
     with_prompt[1] *= 2
     for share in (0.0, 0.4, 1.0):
         theirs = rescale_noise_cfg(torch.tensor(exaggerated), torch.tensor(with_prompt), share).numpy()
-        np.testing.assert_allclose(guidance.rescaled(exaggerated, with_prompt, share), theirs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            guidance.rescale_guidance(exaggerated, with_prompt, share), theirs, rtol=1e-5, atol=1e-6
+        )
     assert guidance.by_name("VanillaCFG") == "cfg"
     with pytest.raises(UserError, match="unknown guider 'cgf'; known are cfg, none, rescaled"):
         guidance.by_name("cgf")

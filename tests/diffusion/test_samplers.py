@@ -14,7 +14,7 @@ from diffusers.schedulers import scheduling_lcm
 from gm.config import SamplingConfig
 from gm.config.model import ScheduleConfig
 from gm.diffusion import samplers, schedule
-from gm.diffusion.samplers import SAMPLERS, Fresh
+from gm.diffusion.samplers import SAMPLERS, NoiseSampler
 from gm.errors import UserError
 from tests.reference.inputs import relative_error
 from tests.reference.k_diffusion import sampling as k_diffusion
@@ -40,9 +40,9 @@ def levels(steps: int, name: str = "legacy") -> np.ndarray:
     return schedule.sampling_sigmas(ScheduleConfig(), SamplingConfig(schedule=name, sample_step=steps))
 
 
-def fresh(shape: tuple[int, ...] = (), **options: float) -> Fresh:
+def fresh(shape: tuple[int, ...] = (), **options: float) -> NoiseSampler:
     """Return the noise of a seed, another one each step."""
-    return Fresh(lambda step: np.random.default_rng(step).standard_normal(shape), **options)
+    return NoiseSampler(lambda step: np.random.default_rng(step).standard_normal(shape), **options)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_sampler_yields_every_step_and_draws_at_most_once_in_each(name: str) -
         drawn.append(step)
         return 0.1
 
-    assert len(list(SAMPLERS[name](watched, np.ones(1), sigmas, Fresh(draw, s_churn=2.0)))) == 7
+    assert len(list(SAMPLERS[name](watched, np.ones(1), sigmas, NoiseSampler(draw, s_churn=2.0)))) == 7
     assert set(sigmas[:-1].tolist()) <= set(asked) or name in ("euler", "heun")  # whose churn raises the levels
     assert len(asked) == (13 if name in ("heun", "dpmpp_2s_ancestral") else 7)
     assert drawn == sorted(set(drawn))
@@ -195,5 +195,5 @@ def test_names() -> None:
 
 
 def test_fresh_is_what_the_options_say() -> None:
-    names = {f.name for f in dataclasses.fields(Fresh)} - {"draw"}
+    names = {f.name for f in dataclasses.fields(NoiseSampler)} - {"draw"}
     assert names <= {f.name for f in dataclasses.fields(SamplingConfig)}

@@ -38,13 +38,15 @@ def test_legacy_levels_follow_the_published_spacing() -> None:
 def test_the_time_of_a_level_is_its_index_and_interpolated_between_as_diffusers_does() -> None:
     from diffusers import EulerDiscreteScheduler
 
-    assert schedule.times(TRAINED, TRAINED).tolist() == list(range(1000))
+    assert schedule.sigma_to_timestep(TRAINED, TRAINED).tolist() == list(range(1000))
     theirs = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True
     )
     theirs.set_timesteps(11)
-    np.testing.assert_allclose(schedule.times(TRAINED, levels(11, schedule="karras")[:-1]), theirs.timesteps, atol=0.01)
-    assert schedule.times(TRAINED, np.array([1e-3, 99.0])).tolist() == [0, 999]
+    np.testing.assert_allclose(
+        schedule.sigma_to_timestep(TRAINED, levels(11, schedule="karras")[:-1]), theirs.timesteps, atol=0.01
+    )
+    assert schedule.sigma_to_timestep(TRAINED, np.array([1e-3, 99.0])).tolist() == [0, 999]
 
 
 def test_karras_and_edm_levels_are_k_diffusions() -> None:
@@ -66,4 +68,11 @@ def test_names_and_levels_that_do_not_fall() -> None:
 
 
 def test_a_share_of_the_steps_is_rounded_down_as_it_is_written() -> None:
-    assert [schedule.part(share, 100) for share in (0.29, 0.57, 0.58, 0.999, 1.0, 0.0)] == [29, 57, 58, 99, 100, 0]
+    assert [schedule.step_count(share, 100) for share in (0.29, 0.57, 0.58, 0.999, 1.0, 0.0)] == [
+        29,
+        57,
+        58,
+        99,
+        100,
+        0,
+    ]

@@ -51,7 +51,7 @@ def test_one_file_of_both_encoders(
     (torch.save if name.endswith(("pt", "bin")) else save_file)(saved, tmp_path / name)
     found = embedding_io.load(tmp_path / name)
     assert (found.placeholder, found.pooling) == (word, pooling)
-    for ours, theirs in zip((found.rows_1, found.rows_2), saved.values(), strict=True):
+    for ours, theirs in zip((found.clip_l, found.clip_g), saved.values(), strict=True):
         assert ours.dtype == np.float32
         assert np.array_equal(ours, np.atleast_2d(theirs.float().numpy()))
 
@@ -62,8 +62,8 @@ def test_the_two_files_of_diffusers_stand_for_each_other(tmp_path: Path, given: 
     pair(tmp_path, ending)
     found = embedding_io.load(tmp_path / f"{given}.{ending}" if given else tmp_path)
     assert (found.placeholder, found.pooling) == ("<cat>", "argmax")
-    assert np.array_equal(found.rows_1, ONE.numpy())
-    assert np.array_equal(found.rows_2, TWO.numpy())
+    assert np.array_equal(found.clip_l, ONE.numpy())
+    assert np.array_equal(found.clip_g, TWO.numpy())
 
 
 def test_a_folder_gives_its_last_files(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_file_of_several_words(tmp_path: Path) -> None:
         save_file(words, tmp_path / f"learned_embeds{second}.safetensors")
     first, second_ = embedding_io.load_all(tmp_path)
     assert (first.placeholder, second_.placeholder) == ("<a>", "<b>")
-    assert np.array_equal(second_.rows_2, rows(2, (24, 24), 1)[0].numpy())
+    assert np.array_equal(second_.clip_g, rows(2, (24, 24), 1)[0].numpy())
     with pytest.raises(UserError, match=r"holds several words \(<a>, <b>\); give a file that holds one"):
         embedding_io.load(tmp_path)
 
@@ -158,7 +158,7 @@ def test_a_file_of_several_words(tmp_path: Path) -> None:
 def test_formats_are_told_apart_by_their_names_alone() -> None:
     programs = [each.program for each in formats.FORMATS.values()]
     assert len(set(programs)) == len(programs)
-    assert formats.recognised({}) is None
+    assert formats.detect({}) is None
 
 
 @pytest.mark.parametrize("kind", ["clip", "pair", "pickle"])
@@ -170,7 +170,7 @@ def test_learning_starts_from_any_of_them(workshop: Workshop, tmp_path: Path, ki
     else:
         torch.save({"emb": ONE[0], "emb2": TWO[0]}, tmp_path / "a.pt")
     path = {"clip": tmp_path / "a.safetensors", "pair": tmp_path, "pickle": tmp_path / "a.pt"}[kind]
-    lesson = setup.make(workshop.config(concept={"initializer_file": str(path)})).lessons[0]
-    assert lesson.start is not None
-    for ours, theirs in zip(lesson.start, (ONE, TWO), strict=True):
+    concept = setup.prepare(workshop.config(concept={"initializer_file": str(path)})).concepts[0]
+    assert concept.start is not None
+    for ours, theirs in zip(concept.start, (ONE, TWO), strict=True):
         assert np.array_equal(ours, theirs.numpy()[: 1 if kind == "pickle" else 2])

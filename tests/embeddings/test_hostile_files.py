@@ -15,13 +15,13 @@ from safetensors.numpy import save_file
 from gm.config import POOLING_RULES
 from gm.embeddings import interchange
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
-from gm.embeddings.interchange import Learned
+from gm.embeddings.embedding import Embedding
+from gm.embeddings.interchange import EmbeddingFile
 from gm.errors import UserError
 from tests.checkpoints.files import little_memory, mutations
 
 ONE, TWO = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 5), np.float32)
-CONCEPT = Concept("<cat>", ONE, TWO, "argmax", {"step": 7})
+CONCEPT = Embedding("<cat>", ONE, TWO, "argmax", {"step": 7})
 KINDS = {
     "clip": ".safetensors",
     "mindspore": ".ckpt",
@@ -37,7 +37,7 @@ def whole(folder: Path, kind: str) -> bytes:
     words = {"<a>": rows, "<b>": rows} if kind == "diffusers" else {"<cat>": rows}
     notes = {"pooling": "argmax", "details": '{"step": 7}', "step": 7}
     paths = interchange.write(
-        Learned(kind, words, notes), folder / f"learned_embeds{KINDS[kind]}", kind, overwrite=True
+        EmbeddingFile(kind, words, notes), folder / f"learned_embeds{KINDS[kind]}", kind, overwrite=True
     )
     return paths[0].read_bytes()
 
@@ -59,17 +59,17 @@ def test_two_thousand_mutations_of_each(tmp_path: Path, kind: str) -> None:
     assert {each.name for each in tmp_path.iterdir()} == before
 
 
-def well_formed(found: Concept | Learned) -> None:
+def well_formed(found: Embedding | EmbeddingFile) -> None:
     """Assert that whoever uses what was read finds what he may rely on."""
-    if isinstance(found, Learned):
+    if isinstance(found, EmbeddingFile):
         assert all(isinstance(word, str | None) for word in found.words)
         assert all(one is None or one.ndim == 2 for rows in found.words.values() for one in rows)
         return
     assert isinstance(found.placeholder, str)
     assert found.placeholder
-    assert found.rows_1.ndim == found.rows_2.ndim == 2
-    assert found.rows_1.dtype == found.rows_2.dtype == np.float32
-    assert len(found.rows_1) == len(found.rows_2) > 0
+    assert found.clip_l.ndim == found.clip_g.ndim == 2
+    assert found.clip_l.dtype == found.clip_g.dtype == np.float32
+    assert len(found.clip_l) == len(found.clip_g) > 0
     assert found.pooling in POOLING_RULES
     assert isinstance(found.details, dict)
 

@@ -15,9 +15,9 @@ from gm.checkpoints import torch_format
 from gm.config import POOLING_RULES
 from gm.embeddings import interchange
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
-from gm.embeddings.formats import FORMATS, Format, Rows
-from gm.embeddings.interchange import Learned
+from gm.embeddings.embedding import Embedding
+from gm.embeddings.formats import FORMATS, EncoderVectors, Format
+from gm.embeddings.interchange import EmbeddingFile
 from gm.errors import UserError
 from tests.project import Call, Workshop
 
@@ -35,7 +35,7 @@ BOTH = ("mindspore", "clip", "cog", "roettger", "diffusers")
 CLIP_L = ("a1111", "kohya", "diffusers")
 
 
-def made(vectors: int = 1, both: bool = True) -> Rows:
+def made(vectors: int = 1, both: bool = True) -> EncoderVectors:
     random = np.random.default_rng(vectors)
     one, two = (random.standard_normal((vectors, width)).astype(np.float32) for width in (768, 1280))
     return one, two if both else None
@@ -46,7 +46,7 @@ def other_rule(format_: Format) -> str:
     return next(rule for rule in POOLING_RULES if rule != format_.pooling)
 
 
-def same(found: Rows, rows: Rows) -> bool:
+def same(found: EncoderVectors, rows: EncoderVectors) -> bool:
     return all(a is b is None or (a is not None and np.array_equal(a, b)) for a, b in zip(found, rows, strict=True))
 
 
@@ -57,7 +57,9 @@ def test_from_every_format_to_every_other_and_back(tmp_path: Path, first: str, s
     """Nothing of the rows is lost, nor the word, the rule that it was learned under, and details."""
     rows, way = made(both=(first, second) not in [(a, b) for a in CLIP_L for b in CLIP_L]), (first, second, first)
     says = {"pooling": other_rule(FORMATS[second]), "details": '{"step": 7}'}
-    learned = Learned(first, {"<cat>": rows}, {"step": 499, "sd_checkpoint": "c6bb", "sd_checkpoint_name": None} | says)
+    learned = EmbeddingFile(
+        first, {"<cat>": rows}, {"step": 499, "sd_checkpoint": "c6bb", "sd_checkpoint_name": None} | says
+    )
     for number, format_ in enumerate(way):
         paths = interchange.write(learned, tmp_path / f"{number}{ENDINGS[format_]}", format_)
         assert all(path.exists() for path in paths)
@@ -73,7 +75,7 @@ def test_from_every_format_to_every_other_and_back(tmp_path: Path, first: str, s
         assert same(found.words[word], rows)
         if format_ == "a1111":
             assert (found.notes["step"], found.notes["sd_checkpoint"]) == (499, "c6bb")
-        learned = Learned(format_, {"<cat>": found.words[word]}, {**learned.notes, **found.notes})
+        learned = EmbeddingFile(format_, {"<cat>": found.words[word]}, {**learned.notes, **found.notes})
 
 
 @pytest.mark.parametrize(
@@ -88,18 +90,18 @@ def test_from_every_format_to_every_other_and_back(tmp_path: Path, first: str, s
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(
-    tmp_path: Path, format_: str, words: dict[str | None, Rows], message: str
+    tmp_path: Path, format_: str, words: dict[str | None, EncoderVectors], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        interchange.write(Learned("clip", words), tmp_path / f"a{ENDINGS[format_]}", format_)
+        interchange.write(EmbeddingFile("clip", words), tmp_path / f"a{ENDINGS[format_]}", format_)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_endings_that_cannot_hold_a_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must end in \.ckpt"):
-        interchange.write(Learned("clip", {None: made()}), tmp_path / "a.txt", "clip")
+        interchange.write(EmbeddingFile("clip", {None: made()}), tmp_path / "a.txt", "clip")
     with pytest.raises(UserError, match=r"holds tensors alone, and the format more; write it as \.pt"):
-        interchange.write(Learned("clip", {None: made(both=False)}), tmp_path / "a.safetensors", "a1111")
+        interchange.write(EmbeddingFile("clip", {None: made(both=False)}), tmp_path / "a.safetensors", "a1111")
 
 
 def test_pytorch_reads_what_is_written_without_trusting_it(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def embedding(call: Call) -> Call:
 @pytest.fixture
 def learned(tmp_path: Path) -> Path:
     rows = [np.random.default_rng(k).standard_normal((2, width)).astype(np.float32) for k, width in ((1, 16), (2, 24))]
-    embedding_io.save(Concept("<toy>", *rows, "end_of_text", {"step": 7}), tmp_path / "smallest_7_ti.ckpt")
+    embedding_io.save(Embedding("<toy>", *rows, "end_of_text", {"step": 7}), tmp_path / "smallest_7_ti.ckpt")
     return tmp_path / "smallest_7_ti.ckpt"
 
 
@@ -150,7 +152,7 @@ def test_the_script_converts_and_keeps_what_the_file_says(embedding: Call, learn
     assert embedding("convert", "--source", target, "--target", again)[0] == 0
     before, after = embedding_io.load(learned), embedding_io.load(again)
     assert (after.placeholder, after.pooling, after.details) == ("<toy>", "end_of_text", {"step": 7})
-    assert np.array_equal(before.rows_2, after.rows_2)
+    assert np.array_equal(before.clip_g, after.clip_g)
     pair = tmp_path / "learned_embeds.safetensors"
     code, out, _ = embedding("convert", "--source", learned, "--target", pair, "--format", "diffusers")
     assert (code, out.count("wrote")) == (0, 2)
@@ -189,7 +191,7 @@ def test_the_script_shows_what_is_in_a_file(embedding: Call, learned: Path, work
 
 def another(folder: Path, word: str = "<dog>", vectors: int = 2, pooling: str = "end_of_text") -> Path:
     rows = [np.random.default_rng(9 + k).standard_normal((vectors, k)).astype(np.float32) for k in (16, 24)]
-    embedding_io.save(Concept(word, *rows, pooling), folder / "dog_ti.ckpt")
+    embedding_io.save(Embedding(word, *rows, pooling), folder / "dog_ti.ckpt")
     return folder / "dog_ti.ckpt"
 
 
@@ -203,7 +205,7 @@ def test_the_script_merges_words_into_one_file(embedding: Call, learned: Path, t
         (second, other, "argmax", {}),
     ):
         assert (found.pooling, found.details) == (rule, details)
-        for ours, theirs in zip((found.rows_1, found.rows_2), _rows(path), strict=True):
+        for ours, theirs in zip((found.clip_l, found.clip_g), _rows(path), strict=True):
             assert np.array_equal(ours, theirs)
     shown = json.loads(embedding("inspect", "--source", target)[1])
     assert shown["pooling"] == {"<toy>": "end_of_text", "<dog>": "argmax"}
@@ -227,7 +229,7 @@ def test_the_script_mixes_words(
     assert embedding("mix", "--source", learned, other, "--target", target, *given, *words)[0] == 0
     found = embedding_io.load(target)
     assert found.placeholder == "<toy-dog>"
-    for ours, one, two in zip((found.rows_1, found.rows_2), _rows(learned), _rows(other), strict=True):
+    for ours, one, two in zip((found.clip_l, found.clip_g), _rows(learned), _rows(other), strict=True):
         np.testing.assert_allclose(ours, expected[0] * one + expected[1] * two, rtol=1e-5, atol=1e-6)
     parts = [(part["word"], part["weight"]) for part in found.details["mixed"]]
     assert parts == [("<toy>", expected[0]), ("<dog>", expected[1])]
@@ -237,7 +239,7 @@ def test_the_script_mixes_words(
 def test_one_word_is_scaled(embedding: Call, learned: Path, tmp_path: Path) -> None:
     target = tmp_path / "more_ti.ckpt"
     assert embedding("mix", "--source", learned, "--weights", "1.2", "--target", target)[0] == 0
-    np.testing.assert_allclose(embedding_io.load(target).rows_1, 1.2 * _rows(learned)[0], rtol=1e-6)
+    np.testing.assert_allclose(embedding_io.load(target).clip_l, 1.2 * _rows(learned)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_words_that_cannot_be_mixed(
 
 def _rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
     concept = embedding_io.load(path)
-    return concept.rows_1, concept.rows_2
+    return concept.clip_l, concept.clip_g
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gm.embeddings.nearest_tokens import nearest
+from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.text import bpe
 
 
@@ -14,7 +14,7 @@ def test_the_most_alike_come_first_whatever_their_lengths() -> None:
     table = random.standard_normal((bpe.VOCABULARY, 24)).astype(np.float16)
     cat, red = bpe.encode("cat")[0], bpe.encode("red")[0]
     rows = np.stack([table[cat] * 30.0, 0.8 * table[red] + 0.2 * table[cat]]).astype(np.float32)
-    first, second = nearest(rows, table, 3)
+    first, second = nearest_tokens(rows, table, 3)
     assert first[0] == ("cat", pytest.approx(1.0, abs=1e-5))
     assert second[0][0] == "red"
     table32 = table.astype(np.float64)
@@ -27,5 +27,5 @@ def test_marks_are_no_words() -> None:
     table = np.zeros((bpe.VOCABULARY, 2), np.float32)
     table[bpe.END] = table[bpe.START] = [1, 0]
     table[bpe.encode("cat")[0]] = [1, 1]
-    ((word, _),) = nearest(np.array([[1.0, 0.0]], np.float32), table, 1)[0:1][0]
+    ((word, _),) = nearest_tokens(np.array([[1.0, 0.0]], np.float32), table, 1)[0:1][0]
     assert word == "cat"

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from gm.sampling.image_request import ImageRequest, SamplingProgress
 
 from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import SamplingConfig, cli
-from gm.embeddings.embedding import Concept, words
+from gm.embeddings.embedding import Embedding, combine
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime import rng
 from gm.runtime.backend import Backend
-from gm.sampling.orders import Drawn, Order
-from gm.sampling.pipeline import Painter
+from gm.sampling.pipeline import Pipeline
 from tests.reference import networks, pipeline
 
 CONFIG = configuration.load("configs/training/tiny_textual_inversion.yaml")
@@ -38,8 +38,8 @@ PROMPTS = (
 
 def noise(count: int, name: str = "noise beside diffusers") -> np.ndarray:
     """Return standard-normal latents [count, z, h, w]."""
-    side = CONFIG.model.resolution // CONFIG.model.autoencoder.reduction
-    return rng.normal((count, CONFIG.model.autoencoder.latent_channels, side, side), 0, name)
+    side = CONFIG.model.resolution // CONFIG.model.vae.reduction
+    return rng.normal((count, CONFIG.model.vae.latent_channels, side, side), 0, name)
 
 
 def theirs(folder: Path) -> pipeline.StableDiffusionXLPipeline:
@@ -48,13 +48,13 @@ def theirs(folder: Path) -> pipeline.StableDiffusionXLPipeline:
 
 
 def ours(
-    model: SDXL, prompts: Sequence[str], start: np.ndarray, sampling: SamplingConfig, concepts: Sequence[Concept] = ()
-) -> Drawn:
+    model: SDXL, prompts: Sequence[str], start: np.ndarray, sampling: SamplingConfig, concepts: Sequence[Embedding] = ()
+) -> SamplingProgress:
     """Return what our sampler makes of `start` in PyNative mode."""
-    painter = Painter(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
-    orders = [Order(text, 0, latents) for text, latents in zip(prompts, start, strict=True)]
-    at_once = dataclasses.replace(sampling, batch_size=len(orders))
-    *_, last = painter.draw(orders, words(concepts, CONFIG.model), at_once)
+    pipeline = Pipeline(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+    requests = [ImageRequest(text, 0, latents) for text, latents in zip(prompts, start, strict=True)]
+    at_once = dataclasses.replace(sampling, batch_size=len(requests))
+    *_, last = pipeline.draw(requests, combine(concepts, CONFIG.model), at_once)
     return last
 
 

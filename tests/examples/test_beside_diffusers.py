@@ -9,7 +9,7 @@ import pytest
 
 from examples.tiny_sdxl import judge, measure
 from examples.tiny_sdxl.concepts import HUMBUG
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.embeddings.io import save
 from tests.examples import beside_diffusers
 from tests.examples.beside_diffusers import CONFIG, PROMPTS, ours
@@ -34,7 +34,7 @@ def test_the_same_pictures(tiny, pipe) -> None:
     assert pictures.std() > 30
 
 
-def test_a_learned_word_goes_over_in_its_file(tiny, pipe, humbug: Concept, tmp_path: Path) -> None:
+def test_a_learned_word_goes_over_in_its_file(tiny, pipe, humbug: Embedding, tmp_path: Path) -> None:
     save(humbug, tmp_path / "humbug.safetensors")
     pipeline.load_word(pipe, tmp_path / "humbug.safetensors", HUMBUG.word)
     prompts = measure.prompts_for(HUMBUG, HUMBUG.word)

@@ -11,7 +11,7 @@ import pytest
 
 from examples.tiny_sdxl import measure
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, Unseen
-from gm.api import Concept, Toolkit
+from gm.api import Embedding, Toolkit
 
 
 def test_it_draws_shapes_in_colours_that_it_never_saw_them_in(toolkit: Toolkit) -> None:
@@ -22,12 +22,12 @@ def test_it_draws_shapes_in_colours_that_it_never_saw_them_in(toolkit: Toolkit) 
 
 
 @pytest.mark.slow
-def test_it_learned_the_object_and_other_words_still_count(toolkit: Toolkit, humbug: Concept) -> None:
+def test_it_learned_the_object_and_other_words_still_count(toolkit: Toolkit, humbug: Embedding) -> None:
     assert_learned(toolkit, HUMBUG, humbug)
 
 
 @pytest.mark.slow
-def test_it_learned_the_style_and_other_words_still_count(toolkit: Toolkit, confetti: Concept) -> None:
+def test_it_learned_the_style_and_other_words_still_count(toolkit: Toolkit, confetti: Embedding) -> None:
     assert_learned(toolkit, CONFETTI, confetti)
 
 
@@ -57,7 +57,7 @@ def test_a_word_is_learned_away_from_a_negative_one(toolkit: Toolkit) -> None:
     assert (both < without).sum() >= 12
 
 
-def assert_learned(toolkit: Toolkit, thing: Unseen, concept: Concept) -> None:
+def assert_learned(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> None:
     assert_good(measure.learning(toolkit, thing, concept))
 
 

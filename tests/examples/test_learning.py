@@ -17,7 +17,7 @@ from mindspore import Tensor, nn
 from PIL import Image
 from safetensors.numpy import load_file
 
-from examples.tiny_sdxl import autoencoder, curves, diffusion, learning, train
+from examples.tiny_sdxl import curves, diffusion, learning, train, vae
 from examples.tiny_sdxl.learning import Learner, Recipe
 from gm.checkpoints import loading
 from gm.models import sdxl
@@ -115,11 +115,11 @@ def test_what_was_interrupted_ends_as_what_was_not(tmp_path: Path) -> None:
 def test_latents_are_standardised_and_pictures_stay(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
     loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
-    network, factor = model.first_stage_model, workshop.config().model.autoencoder.scale_factor
-    pictures = autoencoder.pictures(range(40), 0, 16)
+    network, factor = model.first_stage_model, workshop.config().model.vae.scale_factor
+    pictures = vae.pictures(range(40), 0, 16)
     mean, log_variance = (x.asnumpy() for x in network.encode(Tensor(pictures)))
     before = network.decode(Tensor(mean)).asnumpy()
-    autoencoder.standardise(network, factor, pictures)
+    vae.standardise(network, factor, pictures)
     latents, spread = (x.asnumpy() for x in network.encode(Tensor(pictures)))
     np.testing.assert_allclose(factor * latents.mean((0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(factor * latents.std((0, 2, 3)), 1, rtol=1e-4)
@@ -131,10 +131,10 @@ def test_latents_are_standardised_and_pictures_stay(workshop: Workshop) -> None:
 def test_a_sample_without_caption_is_told_zeros(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
     loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
-    feed = diffusion.Feed(np.zeros((3, 4, 8, 8), np.float32), 0, model.config)
-    rows = diffusion.rows(len(feed.known), model.config, 0)
+    loader = diffusion.Feed(np.zeros((3, 4, 8, 8), np.float32), 0, model.config)
+    rows = diffusion.rows(len(loader.known), model.config, 0)
     loss = diffusion.Loss(model, rows)
-    told = list(feed.batch(range(4)))
+    told = list(loader.batch(range(4)))
     other = [*told[:3], *(t.copy() for t in told[3:])]
     other[3] = other[4] = Tensor(np.roll(told[3].asnumpy(), 1, 0))
     for value, is_same in ((0.0, True), (1.0, False)):
@@ -145,15 +145,17 @@ def test_a_sample_without_caption_is_told_zeros(workshop: Workshop) -> None:
 def test_what_was_learned_of_words_stands_in_the_tables(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
     loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
-    feed = diffusion.Feed(np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config)
-    rows = diffusion.rows(len(feed.known), model.config, 0)
-    loss, batch = diffusion.Loss(model, rows), list(feed.batch(range(4)))
+    loader = diffusion.Feed(np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config)
+    rows = diffusion.rows(len(loader.known), model.config, 0)
+    loss, batch = diffusion.Loss(model, rows), list(loader.batch(range(4)))
     learned = loss(*batch).asnumpy()
     for k in (3, 4):  # the ids that the published tokenizer gives
         ids = batch[k].asnumpy()
-        batch[k] = Tensor(np.where(ids < VOCABULARY, ids, feed.known[np.maximum(ids - VOCABULARY, 0)]).astype(np.int32))
+        batch[k] = Tensor(
+            np.where(ids < VOCABULARY, ids, loader.known[np.maximum(ids - VOCABULARY, 0)]).astype(np.int32)
+        )
     assert relative_error(loss(*batch).asnumpy(), learned) > 1e-4
-    diffusion.fill_tables(model, feed.known, rows, 0)
+    diffusion.fill_tables(model, loader.known, rows, 0)
     assert relative_error(loss(*batch).asnumpy(), learned) < 1e-6
 
 
@@ -204,11 +206,11 @@ def test_the_curves_are_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
 def test_every_weight_that_is_read_learns(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
     loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
-    feed = diffusion.Feed(np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config)
-    rows = diffusion.rows(len(feed.known), model.config, 0)
+    loader = diffusion.Feed(np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config)
+    rows = diffusion.rows(len(loader.known), model.config, 0)
     parameters = [*diffusion.trained(model), *rows]
     one = Learner(diffusion.Loss(model, rows), parameters, Recipe(updates=1, batch=8, rate=1e-3), ONE)
-    _, gradients = one.gradient(*feed.batch(range(8)))
+    _, gradients = one.gradient(*loader.batch(range(8)))
     still = {p.name for p, g in zip(parameters, gradients, strict=True) if not np.abs(g.asnumpy()).max()}
     last = f"text_model.encoder.layers.{model.config.text_encoder_1.layers - 1}."
     assert all(last in name or "final_layer_norm" in name for name in still)  # published, never read by SDXL

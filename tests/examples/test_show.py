@@ -13,7 +13,7 @@ from examples.tiny_sdxl import measure, show, world
 from examples.tiny_sdxl.colours import nearest_name, oklab
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, Unseen
 from examples.tiny_sdxl.sheet import sheet
-from gm.api import Concept, Toolkit
+from gm.api import Embedding, Toolkit
 from tests.project import Workshop
 
 
@@ -63,7 +63,7 @@ def test_measuring_from_the_command_line(
 
 @pytest.mark.parametrize("thing", [HUMBUG, CONFETTI])
 def test_the_readmes_picture_shows_the_word_before_and_after(
-    toolkit: Toolkit, thing: Unseen, humbug: Concept, confetti: Concept
+    toolkit: Toolkit, thing: Unseen, humbug: Embedding, confetti: Embedding
 ) -> None:
     rows = show.rows(toolkit, thing, humbug if thing is HUMBUG else confetti)
     learned_from, before, after = rows.values()

@@ -9,12 +9,12 @@ import numpy as np
 import yaml
 
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 
 RECIPE = {
     "run": {"weight": "/home/ann/secret/model.ckpt", "precision": "float32"},
     "concept": {"learnable_property": "style", "initializer_file": "secret_ti.ckpt", "template_file": None},
-    "data": {"data_path": "secret photos", "flip": True},
+    "data": {"data_path": "secret photos", "random_flip": True},
     "training": {"save_path": "C:\\secret", "validation_prompt": ["red and/or blue", "secret.txt"], "total_step": 7},
 }
 DETAILS = {"version": "SD-XL-base-1.0", "base_model": "9d0f", "step": 7, "seed": 42, "recipe": RECIPE}
@@ -22,7 +22,7 @@ DETAILS = {"version": "SD-XL-base-1.0", "base_model": "9d0f", "step": 7, "seed":
 
 def saved(path: Path, word: str = "<cat-toy>", pooling: str = "end_of_text", details: Any = DETAILS) -> Path:
     rows = (np.random.default_rng(k).standard_normal((2, k)).astype(np.float32) for k in (16, 24))
-    embedding_io.save(Concept(word, *rows, pooling, details), path)
+    embedding_io.save(Embedding(word, *rows, pooling, details), path)
     return path
 
 

@@ -42,11 +42,11 @@ def test_what_is_written(publish: Call, learned: Path, drawn: Path, tmp_path: Pa
         after = embedding_io.load(path)
         assert (after.placeholder, after.pooling) == ("<cat-toy>", "end_of_text")
         assert (after.details["step"], after.details["recipe"]["training"]["total_step"]) == (7, 7)
-        assert np.array_equal(after.rows_1, before.rows_1)
-        assert np.array_equal(after.rows_2, before.rows_2)
+        assert np.array_equal(after.clip_l, before.clip_l)
+        assert np.array_equal(after.clip_g, before.clip_g)
     with Image.open(drawn) as one, Image.open(target / "pictures/0.png") as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
-    assert pictures.recipe(target / "pictures/0.png")["seed"] == 11
+    assert pictures.read_parameters(target / "pictures/0.png")["seed"] == 11
 
 
 def test_nothing_tells_where_things_are_on_the_machine(
@@ -63,7 +63,7 @@ def test_nothing_tells_where_things_are_on_the_machine(
     assert kept == {
         "run": {"precision": "float32"},
         "concept": {"learnable_property": "style", "template_file": None},
-        "data": {"flip": True},
+        "data": {"random_flip": True},
         "training": {"total_step": 7},
     }
     assert export.public({"validation_prompt": ["red and/or blue"], "concepts": [{"data_path": "a"}]}) == {
@@ -110,7 +110,7 @@ def test_nothing_is_overwritten_unasked(publish: Call, learned: Path, drawn: Pat
     assert (target / "notes.txt").read_text() == "mine"
     again = ("--source", target, "--target", target, "--pictures", target / "pictures/0.png", "--overwrite")
     assert publish(*again)[0] == 0  # from itself
-    assert pictures.recipe(target / "pictures/0.png")["seed"] == 11
+    assert pictures.read_parameters(target / "pictures/0.png")["seed"] == 11
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_script_names_what_is_wrong(
 def test_several_words_are_not_one(tmp_path: Path) -> None:
     rows = (np.ones((1, 3), np.float32), np.ones((1, 5), np.float32))
     interchange.write(
-        interchange.Learned("clip", {"<a>": rows, "<b>": rows}), tmp_path / "learned_embeds.bin", "diffusers"
+        interchange.EmbeddingFile("clip", {"<a>": rows, "<b>": rows}), tmp_path / "learned_embeds.bin", "diffusers"
     )
     with pytest.raises(UserError, match="holds several words"):
         export.prepare(tmp_path)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.hub import upload
 
@@ -105,7 +105,7 @@ def push(
 ) -> subprocess.CompletedProcess[str]:
     """Publish a word from another process: the client reads its environment when it is imported."""
     rows = [np.ones((1, width), np.float32) for width in (16, 24)]
-    embedding_io.save(Concept("<cat-toy>", *rows), folder / "a_ti.ckpt")
+    embedding_io.save(Embedding("<cat-toy>", *rows), folder / "a_ti.ckpt")
     command = [sys.executable, "tools/push_to_hub.py", "--source", str(folder / "a_ti.ckpt")]
     command += ["--target", str(folder / "out"), "--push_to_hub", "ann/cat-toy", *flags]
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(folder / "home")}

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize("count", [1, 3])
 def test_context_and_vector(case, count):
     p = inputs.prompts(case.config, 40 + count, count)
-    arrays = (p.ids_1, p.ids_2, p.pool_position, p.rows_1, p.rows_2, p.sizes)
+    arrays = (p.ids_1, p.ids_2, p.pool_position, p.clip_l, p.clip_g, p.sizes)
     context, vector = case.model.conditioner(*map(Tensor, arrays))
-    expected, pooled = case.reference.condition(p.ids_1, p.ids_2, p.pool_position, p.rows_1, p.rows_2)
+    expected, pooled = case.reference.condition(p.ids_1, p.ids_2, p.pool_position, p.clip_l, p.clip_g)
     assert relative_error(context.asnumpy(), expected.numpy()) < 2e-5  # measured: 5e-7
     sizes = case.reference.class_vector(pooled, p.sizes).numpy()
     assert relative_error(vector.asnumpy(), sizes) < 5e-5  # measured: 1e-5, which is float32's for sizes of 2000

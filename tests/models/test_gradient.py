@@ -21,8 +21,8 @@ class Loss(nn.Cell):
         super().__init__(auto_prefix=False)
         self.conditioner, self.unet = model.conditioner, model.unet
 
-    def construct(self, rows_1, rows_2, x, noise, timestep, ids_1, ids_2, pool_position, sizes):
-        context, vector = self.conditioner(ids_1, ids_2, pool_position, rows_1, rows_2, sizes)
+    def construct(self, clip_l, clip_g, x, noise, timestep, ids_1, ids_2, pool_position, sizes):
+        context, vector = self.conditioner(ids_1, ids_2, pool_position, clip_l, clip_g, sizes)
         epsilon = self.unet(x, timestep, context, vector)
         return denoiser.loss(epsilon, noise), epsilon, context, vector
 
@@ -42,17 +42,17 @@ def arguments(case, batch):
     """Return the arguments of `Loss`: the noisy latents by our schedule and denoiser."""
     sigma = schedule.training_sigmas(case.config.schedule)[batch.timestep].reshape(-1, 1, 1, 1)
     drawn = batch.mean + np.exp(0.5 * batch.log_variance) * batch.posterior_noise
-    latents = drawn * case.config.autoencoder.scale_factor
-    x = denoiser.network_input(denoiser.noisy(latents, batch.noise, sigma), sigma)
+    latents = drawn * case.config.vae.scale_factor
+    x = denoiser.scale_model_input(denoiser.add_noise(latents, batch.noise, sigma), sigma)
     p = batch.prompts
     times = batch.timestep.astype(np.float32)
-    arrays = (p.rows_1, p.rows_2, x.astype(np.float32), batch.noise, times, p.ids_1, p.ids_2, p.pool_position, p.sizes)
+    arrays = (p.clip_l, p.clip_g, x.astype(np.float32), batch.noise, times, p.ids_1, p.ids_2, p.pool_position, p.sizes)
     return [Tensor(values) for values in arrays]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pynative", "graph"])
 def differentiated(case, request):
-    return backend.compiled(Differentiated(case.model), request.param)
+    return backend.compile_cell(Differentiated(case.model), request.param)
 
 
 def test_loss_and_gradient(case, differentiated):
@@ -72,7 +72,7 @@ def test_forward_pass_inside(case, differentiated, no_grad):
     given = arguments(case, batch)
     (_, epsilon, context, vector), _ = differentiated(*given)
     p = batch.prompts
-    expected, pooled = case.reference.condition(p.ids_1, p.ids_2, p.pool_position, p.rows_1, p.rows_2)
+    expected, pooled = case.reference.condition(p.ids_1, p.ids_2, p.pool_position, p.clip_l, p.clip_g)
     assert relative_error(context.asnumpy(), expected.numpy()) < 2e-5
     assert relative_error(vector.asnumpy(), case.reference.class_vector(pooled, p.sizes).numpy()) < 5e-5
     x, times = given[2].asnumpy(), given[4].asnumpy()

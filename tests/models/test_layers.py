@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gm.models.layers import GroupNorm, LayerNorm, Sinusoids
+from gm.models.layers import GroupNorm, LayerNorm, SinusoidalEmbedding
 from gm.models.token_embedding import TokenEmbedding
 from tests.reference.inputs import normal, relative_error
 
@@ -20,7 +20,7 @@ def test_sinusoids_of_large_numbers(width):
     values = np.array([0.0, 1.0, 999.0, 1024.0, 4096.0])
     angles = values[:, None] * np.exp(-math.log(10000.0) * np.arange(width // 2) / (width // 2))
     expected = np.concatenate((np.cos(angles), np.sin(angles)), axis=-1)
-    ours = Sinusoids(width)(Tensor(values.astype(np.float32))).asnumpy()
+    ours = SinusoidalEmbedding(width)(Tensor(values.astype(np.float32))).asnumpy()
     for row, right in zip(ours, expected, strict=True):
         assert relative_error(row, right) < 5e-5
 

@@ -8,7 +8,7 @@ from mindspore import Parameter
 def test_reader_uses_every_published_number(any_case):
     """diffusers' reader finds all it wants (asserted on loading) and leaves nothing but the unused logit scale."""
     reference = any_case.reference
-    networks = (reference.unet, reference.autoencoder, reference.text_encoder_1, reference.text_encoder_2)
+    networks = (reference.unet, reference.vae, reference.text_encoder_1, reference.text_encoder_2)
     read = sum(p.numel() for network in filter(None, networks) for p in network.parameters())
     assert read == sum(tensor.size for tensor in any_case.weights.values()) - 1
 
@@ -22,7 +22,7 @@ def test_every_network_has_as_many_numbers_as_the_reference(case):
 
     encoder_1, encoder_2 = case.model.conditioner.embedders
     assert numbers(case.model.unet) == theirs(case.reference.unet)
-    assert numbers(case.model.first_stage_model) == theirs(case.reference.autoencoder)
+    assert numbers(case.model.first_stage_model) == theirs(case.reference.vae)
     assert numbers(encoder_1) == theirs(case.reference.text_encoder_1)
     assert numbers(encoder_2) == theirs(case.reference.text_encoder_2) + 1  # logit_scale
 

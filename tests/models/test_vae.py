@@ -18,21 +18,21 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 class Encode(nn.Cell):
-    def __init__(self, autoencoder):
+    def __init__(self, vae):
         super().__init__(auto_prefix=False)
-        self.autoencoder = autoencoder
+        self.vae = vae
 
     def construct(self, pictures):
-        return self.autoencoder.encode(pictures)
+        return self.vae.encode(pictures)
 
 
 class Decode(nn.Cell):
-    def __init__(self, autoencoder):
+    def __init__(self, vae):
         super().__init__(auto_prefix=False)
-        self.autoencoder = autoencoder
+        self.vae = vae
 
     def construct(self, latents):
-        return self.autoencoder.decode(latents)
+        return self.vae.decode(latents)
 
 
 def pictures(seed, count, height, width):
@@ -51,20 +51,20 @@ def check_both_ways(case, encode, decode, shape):
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (2, 24, 56)])
 def test_encode_and_decode(case, shape):
-    autoencoder = case.model.first_stage_model
-    check_both_ways(case, Encode(autoencoder), Decode(autoencoder), shape)
+    vae = case.model.first_stage_model
+    check_both_ways(case, Encode(vae), Decode(vae), shape)
 
 
 def test_encode_and_decode_as_graphs(smallest):
-    autoencoder = smallest.model.first_stage_model
-    encode, decode = (backend.compiled(kind(autoencoder), True) for kind in (Encode, Decode))
+    vae = smallest.model.first_stage_model
+    encode, decode = (backend.compile_cell(kind(vae), True) for kind in (Encode, Decode))
     check_both_ways(smallest, encode, decode, (1, 24, 32))
 
 
 class Slope(nn.Cell):
-    def __init__(self, autoencoder):
+    def __init__(self, vae):
         super().__init__(auto_prefix=False)
-        self.slope = ms.grad(autoencoder.encoder.down[0].downsample)
+        self.slope = ms.grad(vae.encoder.down[0].downsample)
 
     def construct(self, x):
         return self.slope(x)
@@ -73,8 +73,8 @@ class Slope(nn.Cell):
 def test_the_gradient_of_downsampling_comes_back_however_often(smallest):
     """In a graph, MindSpore searches for each kernel's number of threads during its first tens of runs; then the
     gradient of ops.pad never came back."""
-    slope = backend.compiled(Slope(smallest.model.first_stage_model), True)
-    x = Tensor(normal(63, 4, smallest.config.autoencoder.channels, 64, 64))
+    slope = backend.compile_cell(Slope(smallest.model.first_stage_model), True)
+    x = Tensor(normal(63, 4, smallest.config.vae.channels, 64, 64))
     first = slope(x).asnumpy()
     faulthandler.dump_traceback_later(60, exit=True)  # nothing gentler gets out of a kernel
     try:
@@ -87,8 +87,8 @@ def test_the_gradient_of_downsampling_comes_back_however_often(smallest):
 
 def test_log_variance_is_clamped_as_in_the_reference(smallest):
     bias = smallest.model.first_stage_model.quant_conv.bias
-    reference_bias = smallest.reference.autoencoder.quant_conv.bias
-    before, z = bias.asnumpy().copy(), smallest.config.autoencoder.latent_channels
+    reference_bias = smallest.reference.vae.quant_conv.bias
+    before, z = bias.asnumpy().copy(), smallest.config.vae.latent_channels
     changed = before.copy()
     changed[z], changed[z + 1] = 60.0, -60.0
     try:

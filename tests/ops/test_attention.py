@@ -24,7 +24,7 @@ class Attend(nn.Cell):
         self.attention = gm_ops.attention(HEADS, causal)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return layout.tokens(self.attention(*[layout.of_tokens(x) for x in (query, key, value)]))
+        return layout.to_tokens(self.attention(*[layout.from_tokens(x) for x in (query, key, value)]))
 
 
 class Weighted(nn.Cell):
@@ -67,7 +67,10 @@ def by_pytorch(inputs: list[np.ndarray], causal: bool, weights: np.ndarray) -> l
 def test_attention_is_pytorchs(causal: bool, n: int, graph: bool, layout_of: str) -> None:
     inputs, weights = tokens(n, 7, 7 if causal else 5), normal(8, n, 7, 8 * HEADS)
     cell, given = Attend(causal), list(map(Tensor, inputs))
-    found = [backend.compiled(cell, graph)(*given), *backend.compiled(Slopes(cell), graph)(*given, Tensor(weights))]
+    found = [
+        backend.compile_cell(cell, graph)(*given),
+        *backend.compile_cell(Slopes(cell), graph)(*given, Tensor(weights)),
+    ]
     for ours, theirs in zip(found, by_pytorch(inputs, causal, weights), strict=True):
         assert relative_error(ours.asnumpy(), theirs) < 1e-5
 
@@ -81,7 +84,7 @@ def test_attention_in_pieces_is_the_same(graph: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(attention, "_LARGEST_SCORES", 3 * 2 * HEADS * 5)  # three of the seven queries at once
     if not graph:
         monkeypatch.setattr(attention._Attention, "_whole", lambda *a: pieces.append(a[1].shape[3]) or real(*a))
-    found = backend.compiled(Attend(False), graph)(*given).asnumpy()
+    found = backend.compile_cell(Attend(False), graph)(*given).asnumpy()
     np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-7)
     assert pieces == ([] if graph else [3, 3, 1])
 

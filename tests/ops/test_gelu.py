@@ -29,8 +29,8 @@ def test_gelu(graph: bool) -> None:
     inputs = torch.from_numpy(x).requires_grad_()
     values = torch.nn.functional.gelu(inputs)
     values.sum().backward()
-    found = backend.compiled(gm_ops.gelu(), graph)(Tensor(x)).asnumpy()
-    slope = backend.compiled(Slope(gm_ops.gelu()), graph)(Tensor(x)).asnumpy()
+    found = backend.compile_cell(gm_ops.gelu(), graph)(Tensor(x)).asnumpy()
+    slope = backend.compile_cell(Slope(gm_ops.gelu()), graph)(Tensor(x)).asnumpy()
     assert np.abs(found - values.detach().numpy()).max() < 2e-6
     assert np.abs(slope - inputs.grad.numpy()).max() < 4e-6  # measured: 2e-6
 

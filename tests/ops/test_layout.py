@@ -13,15 +13,15 @@ from tests.reference.inputs import normal
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_pictures_and_tokens_come_back_as_they_were(n: int, layout_of: str) -> None:
     picture = normal(1, n, 5, 3, 4)
-    there = layout.of_picture(Tensor(picture))
-    np.testing.assert_array_equal(layout.tokens(there).asnumpy(), picture.reshape(n, 5, 12).transpose(0, 2, 1))
-    np.testing.assert_array_equal(layout.picture(there, 3, 4).asnumpy(), picture)
+    there = layout.from_image(Tensor(picture))
+    np.testing.assert_array_equal(layout.to_tokens(there).asnumpy(), picture.reshape(n, 5, 12).transpose(0, 2, 1))
+    np.testing.assert_array_equal(layout.to_image(there, 3, 4).asnumpy(), picture)
     tokens = normal(2, n, 6, 5)
-    np.testing.assert_array_equal(layout.tokens(layout.of_tokens(Tensor(tokens))).asnumpy(), tokens)
+    np.testing.assert_array_equal(layout.to_tokens(layout.from_tokens(Tensor(tokens))).asnumpy(), tokens)
 
 
 def test_split(layout_of: str) -> None:
     x = normal(1, 2, 6, 8)
-    parts = layout.split(layout.of_tokens(Tensor(x)), 2)
+    parts = layout.split_channels(layout.from_tokens(Tensor(x)), 2)
     for part, right in zip(parts, (x[:, :, :4], x[:, :, 4:]), strict=True):
-        np.testing.assert_array_equal(layout.tokens(part).asnumpy(), right)
+        np.testing.assert_array_equal(layout.to_tokens(part).asnumpy(), right)

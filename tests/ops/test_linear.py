@@ -29,7 +29,7 @@ class Project(nn.Cell):
         self.project = ops.projection()
 
     def construct(self, x: Tensor) -> Tensor:
-        return layout.tokens(self.project(layout.of_tokens(x), self.weight, self.bias))
+        return layout.to_tokens(self.project(layout.from_tokens(x), self.weight, self.bias))
 
 
 class Convolve(nn.Cell):
@@ -67,8 +67,8 @@ def compare(cell: nn.Cell, theirs: nn.Cell, graph: bool, x: np.ndarray) -> None:
     expected = theirs(given)
     weights = normal(9, *expected.shape)
     (expected * torch.from_numpy(weights)).sum().backward()
-    found = backend.compiled(cell, graph)(Tensor(x)).asnumpy()
-    slope = backend.compiled(Slope(cell), graph)(Tensor(x), Tensor(weights)).asnumpy()
+    found = backend.compile_cell(cell, graph)(Tensor(x)).asnumpy()
+    slope = backend.compile_cell(Slope(cell), graph)(Tensor(x), Tensor(weights)).asnumpy()
     assert found.dtype == np.float32
     assert relative_error(found, expected.detach().numpy()) < 2e-6
     assert relative_error(slope, given.grad.numpy()) < 2e-6
@@ -123,7 +123,7 @@ class Deep(nn.Cell):
 def test_widened_weights_are_not_kept(graph: bool) -> None:
     """Forty of them would be 160 MiB; compiled as it is written, a graph would widen each once and keep it."""
     x, weights = Tensor(normal(1, 1024, 1, 8)), Tensor(normal(2, 1024, 1, 8))
-    slope = backend.compiled(Slope(Deep(np.float16)), graph)
+    slope = backend.compile_cell(Slope(Deep(np.float16)), graph)
     peak = Peak()
     peak.reset()
     before = peak.read()

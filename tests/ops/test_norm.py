@@ -44,8 +44,8 @@ def compare(cell: nn.Cell, theirs: Callable, graph: bool, x: np.ndarray, *rest: 
     inputs = [torch.from_numpy(given).requires_grad_() for given in (x, *rest)]
     expected = theirs(*inputs)
     (expected * torch.from_numpy(weights)).sum().backward()
-    found = backend.compiled(cell, graph)(Tensor(x), *map(Tensor, rest)).asnumpy()
-    slopes = backend.compiled(Slope(cell), graph)(Tensor(weights), Tensor(x), *map(Tensor, rest))
+    found = backend.compile_cell(cell, graph)(Tensor(x), *map(Tensor, rest)).asnumpy()
+    slopes = backend.compile_cell(Slope(cell), graph)(Tensor(weights), Tensor(x), *map(Tensor, rest))
     assert relative_error(found, expected.detach().numpy()) < 2e-6
     for slope, given in zip(slopes, inputs, strict=True):
         assert relative_error(slope.asnumpy(), given.grad.numpy()) < 1e-5
@@ -124,4 +124,4 @@ def test_many_small_operators_are_for_graphs_only(make: Callable, graph: bool, m
     for value, name in enumerate(("native", "composed")):
         monkeypatch.setitem(cell._cells, name, Filled(value))
     x, gamma = Tensor(normal(1, 8, 8, 1, 3)), Tensor(normal(2, 8))
-    assert (backend.compiled(cell, graph)(x, gamma, gamma).asnumpy() == graph).all()
+    assert (backend.compile_cell(cell, graph)(x, gamma, gamma).asnumpy() == graph).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gm.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 # SDXL's own plan at a tenth of its width: the published vocabulary, two residual blocks, attention on two levels.
 LIKE_BASE = ModelConfig(
@@ -12,14 +12,14 @@ LIKE_BASE = ModelConfig(
         model_channels=32,
         channel_mult=(1, 2, 4),
         transformer_depth=(0, 1, 2),
-        head_width=16,
-        context_width=32 + 40,
-        vector_width=40 + 6 * 32,
-        norm_groups=32,
+        num_head_channels=16,
+        context_dim=32 + 40,
+        adm_in_channels=40 + 6 * 32,
+        norm_num_groups=32,
     ),
     text_encoder_1=TextEncoderConfig(width=32, layers=3, heads=4),
     text_encoder_2=TextEncoderConfig(width=40, layers=4, heads=5),
-    autoencoder=AutoencoderConfig(channels=16, channel_mult=(1, 2, 4, 4), norm_groups=8),
+    vae=VAEConfig(channels=16, channel_mult=(1, 2, 4, 4), norm_num_groups=8),
 )
 
 # The fastest: attention on the first level and none below, the wider encoder first, eight latent channels.
@@ -33,15 +33,15 @@ REVERSED = ModelConfig(
         channel_mult=(1, 3),
         num_res_blocks=1,
         transformer_depth=(1, 0),
-        head_width=12,
-        context_width=48 + 24,
-        vector_width=24 + 6 * 10,
-        norm_groups=6,
+        num_head_channels=12,
+        context_dim=48 + 24,
+        adm_in_channels=24 + 6 * 10,
+        norm_num_groups=6,
     ),
     text_encoder_1=TextEncoderConfig(width=48, layers=2, heads=3),
     text_encoder_2=TextEncoderConfig(width=24, layers=3, heads=2),
-    autoencoder=AutoencoderConfig(
-        channels=12, channel_mult=(1, 3), num_res_blocks=1, latent_channels=8, norm_groups=3, scale_factor=0.3
+    vae=VAEConfig(
+        channels=12, channel_mult=(1, 3), num_res_blocks=1, latent_channels=8, norm_num_groups=3, scale_factor=0.3
     ),
 )
 
@@ -54,14 +54,14 @@ DEEP = ModelConfig(
         channel_mult=(1, 2, 3, 4),
         num_res_blocks=1,
         transformer_depth=(2, 0, 1, 1),
-        head_width=8,
-        context_width=16 + 20,
-        vector_width=20 + 6 * 256,
-        norm_groups=2,
+        num_head_channels=8,
+        context_dim=16 + 20,
+        adm_in_channels=20 + 6 * 256,
+        norm_num_groups=2,
     ),
     text_encoder_1=TextEncoderConfig(width=16, layers=4, heads=1, vocabulary=300, positions=12),
     text_encoder_2=TextEncoderConfig(width=20, layers=2, heads=4, vocabulary=300, positions=12),
-    autoencoder=AutoencoderConfig(channels=8, channel_mult=(1, 1, 2), num_res_blocks=1, norm_groups=2),
+    vae=VAEConfig(channels=8, channel_mult=(1, 1, 2), num_res_blocks=1, norm_num_groups=2),
 )
 
 # A refiner: no attention on the first and the last level, but in the middle more than anywhere. It fits the workshop's
@@ -75,14 +75,14 @@ REFINER = ModelConfig(
         channel_mult=(1, 2, 2),
         num_res_blocks=1,
         transformer_depth=(0, 2, 0),
-        middle_depth=3,
-        head_width=8,
-        context_width=24,
-        vector_width=24 + 5 * 10,
-        norm_groups=4,
+        transformer_depth_middle=3,
+        num_head_channels=8,
+        context_dim=24,
+        adm_in_channels=24 + 5 * 10,
+        norm_num_groups=4,
     ),
     text_encoder_2=TextEncoderConfig(width=24, layers=3, heads=2),
-    autoencoder=AutoencoderConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4),
+    vae=VAEConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_num_groups=4),
 )
 
 CONFIGS = {config.version: config for config in (LIKE_BASE, REVERSED, DEEP)}  # base models

@@ -20,8 +20,8 @@ class Prompts:
     ids_1: np.ndarray
     ids_2: np.ndarray
     pool_position: np.ndarray
-    rows_1: np.ndarray
-    rows_2: np.ndarray
+    clip_l: np.ndarray
+    clip_g: np.ndarray
     sizes: np.ndarray
 
 
@@ -59,12 +59,12 @@ def prompts(config: ModelConfig, seed: int, count: int = 2, learned: int = 3) ->
     originals = random.integers(200, 2000, (count, 2))
     crops = random.integers(0, 300, (count, 2))
     targets = random.uniform(2, 8, (count, 1)) if config.is_refiner else random.integers(32, 128, (count, 2)) * 8
-    rows_1, rows_2 = (
+    clip_l, clip_g = (
         0.02 * random.standard_normal((max(learned, 1), encoder.width), dtype=np.float32)
         for encoder in (config.text_encoder_1, config.text_encoder_2)
     )
     sizes = np.concatenate((originals, crops, targets), axis=1).astype(np.float32)
-    return Prompts(ids_1, ids_2, ends, rows_1, rows_2, sizes)
+    return Prompts(ids_1, ids_2, ends, clip_l, clip_g, sizes)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -75,8 +75,8 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 def batch(config: ModelConfig, seed: int, count: int = 1, learned: int = 2, size: tuple[int, int] = (16, 8)) -> Batch:
     """Draw what one training step of `count` pictures needs; latents are `size` (height, width)."""
     random = np.random.default_rng(seed)
-    shape = (count, config.autoencoder.latent_channels, *size)
-    mean = random.standard_normal(shape, dtype=np.float32) / config.autoencoder.scale_factor
+    shape = (count, config.vae.latent_channels, *size)
+    mean = random.standard_normal(shape, dtype=np.float32) / config.vae.scale_factor
     log_variance = random.standard_normal(shape, dtype=np.float32) - 1.0
     posterior_noise, noise = random.standard_normal((2, *shape), dtype=np.float32)
     timestep = random.integers(0, config.schedule.timesteps, count).astype(np.int32)

@@ -23,8 +23,8 @@ class Trained:
 
     losses: np.ndarray
     norms: np.ndarray
-    rows_1: np.ndarray
-    rows_2: np.ndarray
+    clip_l: np.ndarray
+    clip_g: np.ndarray
 
 
 def scheduler(config: ModelConfig) -> EulerDiscreteScheduler:
@@ -40,21 +40,21 @@ def scheduler(config: ModelConfig) -> EulerDiscreteScheduler:
     )
 
 
-def diffusion_loss(reference: Reference, rows_1: Any, rows_2: Any, batch: Batch) -> Tensor:
+def diffusion_loss(reference: Reference, clip_l: Any, clip_g: Any, batch: Batch) -> Tensor:
     """Return mean((ε̂ - noise)²) of one batch as a function of the rows of the learned words."""
     config, prompts = reference.config, batch.prompts
     kept = scheduler(config).alphas_cumprod[tensor(batch.timestep).long()].reshape(-1, 1, 1, 1)
     deviation = torch.exp(0.5 * tensor(batch.log_variance))
-    latents = (tensor(batch.mean) + deviation * tensor(batch.posterior_noise)) * config.autoencoder.scale_factor
+    latents = (tensor(batch.mean) + deviation * tensor(batch.posterior_noise)) * config.vae.scale_factor
     noise = tensor(batch.noise)
     noisy = kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
-    context, pooled = reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, rows_1, rows_2)
+    context, pooled = reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, clip_l, clip_g)
     return torch.nn.functional.mse_loss(reference.epsilon(noisy, batch.timestep, context, pooled, prompts.sizes), noise)
 
 
 def loss_and_gradient(reference: Reference, batch: Batch) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the diffusion loss at the prompts' rows, and its gradient with respect to both."""
-    rows = [tensor(r).clone().requires_grad_() for r in (batch.prompts.rows_1, batch.prompts.rows_2)]
+    rows = [tensor(r).clone().requires_grad_() for r in (batch.prompts.clip_l, batch.prompts.clip_g)]
     loss = diffusion_loss(reference, *rows, batch)
     gradient_1, gradient_2 = torch.autograd.grad(loss, rows)
     return loss.item(), gradient_1.numpy(), gradient_2.numpy()
@@ -62,8 +62,8 @@ def loss_and_gradient(reference: Reference, batch: Batch) -> tuple[float, np.nda
 
 def torch_training(
     reference: Reference,
-    rows_1: np.ndarray,
-    rows_2: np.ndarray,
+    clip_l: np.ndarray,
+    clip_g: np.ndarray,
     batches: Sequence[Batch],
     *,
     accumulation: int,
@@ -79,7 +79,7 @@ def torch_training(
     over both rows together (`max_grad_norm` 0 never clips). The rows in the batches' prompts are not looked at.
     """
     assert len(batches) == accumulation * len(learning_rates)
-    rows = [torch.from_numpy(np.array(r, np.float32)).requires_grad_() for r in (rows_1, rows_2)]
+    rows = [torch.from_numpy(np.array(r, np.float32)).requires_grad_() for r in (clip_l, clip_g)]
     optimizer = torch.optim.AdamW(rows, betas=betas, eps=eps, weight_decay=weight_decay)
     losses, norms, kept = [], [], []
     for update, rate in enumerate(learning_rates):
@@ -156,5 +156,5 @@ def torch_denoiser(
 
 def _condition(reference: Reference, prompts: Prompts) -> tuple[Tensor, Tensor]:
     if reference.text_encoder_1 is None:  # a refiner's
-        return reference.encode_text_2(prompts.ids_2, prompts.rows_2, prompts.pool_position)
-    return reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, prompts.rows_1, prompts.rows_2)
+        return reference.encode_text_2(prompts.ids_2, prompts.clip_g, prompts.pool_position)
+    return reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, prompts.clip_l, prompts.clip_g)

@@ -33,7 +33,7 @@ class Reference:
 
     config: ModelConfig
     unet: UNet2DConditionModel
-    autoencoder: AutoencoderKL
+    vae: AutoencoderKL
     text_encoder_1: CLIPTextModel | None
     text_encoder_2: CLIPTextModelWithProjection
 
@@ -53,10 +53,10 @@ class Reference:
         pooled = self.text_encoder_2.text_projection(final[torch.arange(len(final)), tensor(pool_position).long()])
         return out.hidden_states[-2], pooled
 
-    def condition(self, ids_1: Any, ids_2: Any, pool_position: Any, rows_1: Any, rows_2: Any) -> tuple[Tensor, Tensor]:
+    def condition(self, ids_1: Any, ids_2: Any, pool_position: Any, clip_l: Any, clip_g: Any) -> tuple[Tensor, Tensor]:
         """Return the context [N, L, width 1 + width 2] and the pooled vector [N, width 2]."""
-        hidden_2, pooled = self.encode_text_2(ids_2, rows_2, pool_position)
-        return torch.cat((self.encode_text_1(ids_1, rows_1), hidden_2), dim=-1), pooled
+        hidden_2, pooled = self.encode_text_2(ids_2, clip_g, pool_position)
+        return torch.cat((self.encode_text_1(ids_1, clip_l), hidden_2), dim=-1), pooled
 
     def epsilon(self, x: Any, timestep: Any, context: Any, pooled: Any, sizes: Any) -> Tensor:
         """Return the predicted noise [N, out, H, W]."""
@@ -70,7 +70,7 @@ class Reference:
         pooled = tensor(pooled)
         n, unet = len(pooled), self.config.unet
         try:
-            x, context = torch.zeros(n, unet.in_channels, 8, 8), torch.zeros(n, 1, unet.context_width)
+            x, context = torch.zeros(n, unet.in_channels, 8, 8), torch.zeros(n, 1, unet.context_dim)
             self.epsilon(x, torch.zeros(n), context, pooled, sizes)
         finally:
             hook.remove()
@@ -78,12 +78,12 @@ class Reference:
 
     def encode_picture(self, pictures: Any) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of the latents' posterior, unscaled."""
-        posterior = self.autoencoder.encode(tensor(pictures)).latent_dist
+        posterior = self.vae.encode(tensor(pictures)).latent_dist
         return posterior.mean, posterior.logvar
 
     def decode_latents(self, latents: Any) -> Tensor:
         """Return the pictures of unscaled latents."""
-        return self.autoencoder.decode(tensor(latents)).sample
+        return self.vae.decode(tensor(latents)).sample
 
     def _run(self, name: str, prefix: str, ids: Any, rows: Any) -> Any:
         """Run a text encoder whose token table ends in `rows`, so that gradients reach them."""
@@ -102,7 +102,7 @@ def tensor(values: Any) -> Tensor:
 def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
     """Read the published-format file at `path` with diffusers' reader; `folder` takes the configs it wants."""
     unet = UNet2DConditionModel.from_single_file(str(path), config=_write(folder / "unet", unet_config(config)))
-    autoencoder = AutoencoderKL.from_single_file(str(path), config=_write(folder / "vae", _autoencoder(config)))
+    vae = AutoencoderKL.from_single_file(str(path), config=_write(folder / "vae", _autoencoder(config)))
     text = []
     for number, (kind, activation) in enumerate(
         ((CLIPTextModel, "quick_gelu"), (CLIPTextModelWithProjection, "gelu")), 1
@@ -118,11 +118,11 @@ def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
                 kind, checkpoint, config=folder_of_encoder, torch_dtype=torch.float32, local_files_only=True
             )
         )
-    for model in filter(None, (unet, autoencoder, *text)):
+    for model in filter(None, (unet, vae, *text)):
         missing = [name for name, p in model.named_parameters() if p.is_meta]
         assert not missing, f"diffusers' reader did not find {missing}"
         model.requires_grad_(False).eval()
-    return Reference(config, unet, autoencoder, *text)
+    return Reference(config, unet, vae, *text)
 
 
 def _write(folder: Path, config: dict[str, Any]) -> str:
@@ -141,11 +141,13 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "addition_embed_type": "text_time",
-        "addition_time_embed_dim": config.size_width,
-        "attention_head_dim": [c // unet.head_width for c in channels],  # diffusers' misnomer: the number of heads
+        "addition_time_embed_dim": config.size_embedding_dim,
+        "attention_head_dim": [
+            c // unet.num_head_channels for c in channels
+        ],  # diffusers' misnomer: the number of heads
         "block_out_channels": channels,
         "center_input_sample": False,
-        "cross_attention_dim": unet.context_width,
+        "cross_attention_dim": unet.context_dim,
         "down_block_types": down,
         "downsample_padding": 1,
         "flip_sin_to_cos": True,
@@ -154,19 +156,19 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
         "layers_per_block": unet.num_res_blocks,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "norm_eps": 1e-5,
-        "norm_num_groups": unet.norm_groups,
+        "norm_num_groups": unet.norm_num_groups,
         "out_channels": unet.out_channels,
-        "projection_class_embeddings_input_dim": unet.vector_width,
+        "projection_class_embeddings_input_dim": unet.adm_in_channels,
         "resnet_time_scale_shift": "default",
         # The last one is the middle block's too; a level without attention ignores it.
-        "transformer_layers_per_block": [*unet.transformer_depth[:-1], unet.depth_in_the_middle],
+        "transformer_layers_per_block": [*unet.transformer_depth[:-1], unet.transformer_depth_middle],
         "up_block_types": up,
         "use_linear_projection": True,
     }
 
 
 def _autoencoder(config: ModelConfig) -> dict[str, Any]:
-    vae = config.autoencoder
+    vae = config.vae
     levels = len(vae.channel_mult)
     return {
         "_class_name": "AutoencoderKL",
@@ -178,7 +180,7 @@ def _autoencoder(config: ModelConfig) -> dict[str, Any]:
         "out_channels": 3,
         "latent_channels": vae.latent_channels,
         "layers_per_block": vae.num_res_blocks,
-        "norm_num_groups": vae.norm_groups,
+        "norm_num_groups": vae.norm_num_groups,
         "sample_size": config.resolution,
         "scaling_factor": vae.scale_factor,
     }

@@ -31,7 +31,7 @@ def pipeline(reference: Reference, folder: Path) -> StableDiffusionXLPipeline:
     for encoder in (reference.text_encoder_1, reference.text_encoder_2):
         getattr(encoder, "text_model", encoder).eos_token_id = END
     pipe = StableDiffusionXLPipeline(
-        vae=reference.autoencoder,
+        vae=reference.vae,
         text_encoder=reference.text_encoder_1,
         text_encoder_2=reference.text_encoder_2,
         tokenizer=_tokenizer(folder / "tokenizer", "<|endoftext|>"),

@@ -26,7 +26,7 @@ def run(code: str, *arguments: str) -> subprocess.Popen:
 
 def test_the_file_appears_at_the_end_only(tmp_path: Path) -> None:
     target = tmp_path / "a.ckpt"
-    with atomic_io.replacing(target) as temporary:
+    with atomic_io.atomic_write(target) as temporary:
         temporary.write_text("new")
         assert temporary.parent == tmp_path
         assert not target.exists()
@@ -38,7 +38,7 @@ def test_the_file_appears_at_the_end_only(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, exception: type[BaseException]) -> None:
     target = tmp_path / "a.ckpt"
     target.write_text("old")
-    with pytest.raises(exception), atomic_io.replacing(target) as temporary:  # noqa: PT012
+    with pytest.raises(exception), atomic_io.atomic_write(target) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise exception
     assert target.read_text() == "old"
@@ -50,13 +50,13 @@ def test_it_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.readlink(f"/proc/self/fd/{handle}")))
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
-    with atomic_io.replacing(tmp_path / "a") as temporary:
+    with atomic_io.atomic_write(tmp_path / "a") as temporary:
         temporary.write_text("new")
     assert done == [str(temporary), "replace", str(tmp_path)]
 
 
 def test_two_writers_in_one_process_do_not_share_a_file(tmp_path: Path) -> None:
-    with atomic_io.replacing(tmp_path / "a") as one, atomic_io.replacing(tmp_path / "a") as two:
+    with atomic_io.atomic_write(tmp_path / "a") as one, atomic_io.atomic_write(tmp_path / "a") as two:
         assert one != two
         one.write_text("one")
         two.write_text("two")
@@ -69,7 +69,7 @@ def test_a_link_keeps_pointing_at_the_file(tmp_path: Path) -> None:
     real, link = tmp_path / "elsewhere" / "real", tmp_path / "link"
     real.write_text("old")
     link.symlink_to(real)
-    with atomic_io.replacing(link) as temporary:
+    with atomic_io.atomic_write(link) as temporary:
         temporary.write_text("new")
     assert link.is_symlink()
     assert real.read_text() == "new"
@@ -78,13 +78,13 @@ def test_a_link_keeps_pointing_at_the_file(tmp_path: Path) -> None:
 def test_a_folder_or_device_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(UserError, match="is not a file"), atomic_io.replacing(path):
+        with pytest.raises(UserError, match="is not a file"), atomic_io.atomic_write(path):
             pass
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"there is no folder {tmp_path}/none; create it")):  # noqa: SIM117
-        with atomic_io.replacing(tmp_path / "none" / "a"):
+        with atomic_io.atomic_write(tmp_path / "none" / "a"):
             pass
 
 
@@ -93,7 +93,7 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "touch", refuse)  # the tests may run as root, who may write anywhere
-    with pytest.raises(UserError, match="Permission denied; choose a place"), atomic_io.replacing(tmp_path / "a"):
+    with pytest.raises(UserError, match="Permission denied; choose a place"), atomic_io.atomic_write(tmp_path / "a"):
         pass
 
 
@@ -105,13 +105,13 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=reason), atomic_io.replacing(tmp_path / "a") as temporary:
+    with pytest.raises(UserError, match=reason), atomic_io.atomic_write(tmp_path / "a") as temporary:
         temporary.write_text("new")
     assert names(tmp_path) == []
 
 
 def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_io.replacing(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), atomic_io.atomic_write(tmp_path / "a"):
         (tmp_path / "other").read_text()
 
 
@@ -156,7 +156,7 @@ def test_a_killed_writer_leaves_no_target_and_the_next_one_tidies_up(tmp_path: P
     process.communicate()
     assert names(tmp_path) == [f".a.ckpt.{process.pid}.0.tmp"]
     (tmp_path / ".b.ckpt.1.0.tmp").touch()  # of another target
-    with atomic_io.replacing(target) as temporary:
+    with atomic_io.atomic_write(target) as temporary:
         temporary.write_text("new")
     assert names(tmp_path) == [".b.ckpt.1.0.tmp", "a.ckpt"]
 
@@ -166,7 +166,7 @@ def test_the_file_of_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
     process = run(WRITER, str(target))
     assert process.stdout.readline() == "half\n"
     try:
-        with atomic_io.replacing(target) as temporary:
+        with atomic_io.atomic_write(target) as temporary:
             temporary.write_text("new")
         assert f".a.{process.pid}.0.tmp" in names(tmp_path)
     finally:
@@ -175,11 +175,11 @@ def test_the_file_of_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    atomic_io.check_folder(tmp_path / "a" / "b", "--save_path")
+    atomic_io.check_writable(tmp_path / "a" / "b", "--save_path")
     assert names(tmp_path) == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to --save_path .*/file/b: .*/file is no folder; choose another"):
-        atomic_io.check_folder(tmp_path / "file" / "b", "--save_path")
+        atomic_io.check_writable(tmp_path / "file" / "b", "--save_path")
     monkeypatch.setattr(atomic_io.os, "access", lambda *a: False)  # nothing is closed to root
     with pytest.raises(UserError, match=r"may not be written to; choose another"):
-        atomic_io.check_folder(tmp_path / "a", "--save_path")
+        atomic_io.check_writable(tmp_path / "a", "--save_path")

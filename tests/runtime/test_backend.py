@@ -20,7 +20,13 @@ from gm.runtime import backend
 def test_without_a_card_the_cpu_is_chosen_and_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="gm"):
         found = backend.setup(RunConfig())
-    assert (found.device, found.graph, found.dtype, found.world, found.leads) == ("CPU", True, ms.float32, 1, True)
+    assert (found.device, found.graph, found.dtype, found.world, found.is_main_process) == (
+        "CPU",
+        True,
+        ms.float32,
+        1,
+        True,
+    )
     assert "running on CPU; --device_target chooses" in caplog.text
     assert not backend.setup(RunConfig(device_target="CPU", ms_mode=1)).graph
 
@@ -54,7 +60,7 @@ def test_bfloat16_on_cpu_is_refused() -> None:
     [("auto", 0, math.inf), ("auto", 1, 2**23), ("off", 1, math.inf), ("some", 0, 2**23), ("most", 0, 2**20)],
 )
 def test_low_memory(chosen: str, mode: int, expected: float) -> None:
-    assert backend.setup(RunConfig(device_target="CPU", ms_mode=mode, low_memory=chosen)).widened == expected
+    assert backend.setup(RunConfig(device_target="CPU", ms_mode=mode, low_memory=chosen)).keep_half_above == expected
 
 
 def test_processes_without_the_flag_and_the_flag_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +84,8 @@ def test_compiled_gives_the_same_and_only_where_asked() -> None:
 
     x = Tensor(np.ones(3, np.float32))
     cell = Double()
-    assert backend.compiled(cell, False) is cell
-    assert np.array_equal(backend.compiled(cell, True)(x).asnumpy(), cell(x).asnumpy())
+    assert backend.compile_cell(cell, False) is cell
+    assert np.array_equal(backend.compile_cell(cell, True)(x).asnumpy(), cell(x).asnumpy())
 
 
 def test_graph_mode_lasts_no_longer_than_a_call() -> None:
@@ -89,7 +95,7 @@ def test_graph_mode_lasts_no_longer_than_a_call() -> None:
                 raise ValueError("no")
             return ms.get_context("mode")
 
-    ask = backend.compiled(Mode(), True)
+    ask = backend.compile_cell(Mode(), True)
     assert ask(False) == ms.GRAPH_MODE
     assert ms.get_context("mode") == ms.PYNATIVE_MODE
     with pytest.raises(ValueError, match="no"):
@@ -110,15 +116,15 @@ def test_compilation_is_announced_where_it_takes_its_time(caplog: pytest.LogCapt
 
     caplog.set_level("INFO", logger="gm")
     x = Tensor(np.ones(3, np.float32))
-    backend.compiled(Quick(999), False, "it")(x)
-    backend.compiled(Quick(9), True, "it")(x)
-    backend.compiled(Quick(999), True)(x)
+    backend.compile_cell(Quick(999), False, "it")(x)
+    backend.compile_cell(Quick(9), True, "it")(x)
+    backend.compile_cell(Quick(999), True)(x)
     assert caplog.messages == []
-    run = backend.compiled(Quick(999), True, "it")
+    run = backend.compile_cell(Quick(999), True, "it")
     run(x)
     run(x)
     run(Tensor(np.ones(4, np.float32)))
-    backend.compiled(Quick(999), True, "it", gradient=True)(x)
+    backend.compile_cell(Quick(999), True, "it", gradient=True)(x)
     assert caplog.messages == [
         "compiling it: about 14 s, nothing moves meanwhile",
         "compiling it: about 14 s, nothing moves meanwhile",
@@ -136,7 +142,7 @@ here = backend.setup(RunConfig(device_target="CPU", ms_mode=1), is_parallel=True
 if here.leads:
     time.sleep(1)
     Path(sys.argv[1]).write_text("written")
-here.gather()
+here.barrier()
 assert Path(sys.argv[1]).read_text() == "written"
 print("seen", flush=True)
 """
@@ -153,5 +159,5 @@ def test_no_rank_ends_before_the_others_are_done(tmp_path: Path) -> None:
 
 def test_a_mean_over_one_rank_changes_nothing() -> None:
     x = Tensor(np.arange(3, dtype=np.float32))
-    assert backend.MeanOverRanks(1)(x) is x
-    assert math.isclose(float(backend.MeanOverRanks(1)(x).sum()), 3.0)
+    assert backend.AllReduceMean(1)(x) is x
+    assert math.isclose(float(backend.AllReduceMean(1)(x).sum()), 3.0)

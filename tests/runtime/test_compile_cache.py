@@ -18,7 +18,7 @@ from gm.config.model import ModelConfig
 from gm.models import sdxl
 from gm.runtime import backend, compile_cache
 from gm.training.optimizer import Update
-from gm.training.train_step import Learned, Step
+from gm.training.train_step import TrainState, TrainStep
 from tests.reference.configs import LIKE_BASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,9 +90,9 @@ def test_a_home_that_cannot_be_written_to_costs_nothing_else(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "power.py"]
 
 
-def step(config: ModelConfig, half: bool = False) -> Step:
+def step(config: ModelConfig, half: bool = False) -> TrainStep:
     rows = [np.zeros((2, encoder.width), np.float32) for encoder in (config.text_encoder_1, config.text_encoder_2)]
-    return Step(sdxl.build(config), Learned(rows, half), half)
+    return TrainStep(sdxl.build(config), TrainState(rows, half), half)
 
 
 @pytest.fixture
@@ -103,46 +103,48 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_whatever_changes_a_graph_changes_its_place(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = (Tensor(np.zeros((2, 3), np.float32)),)
-    base = compile_cache.place(step(LIKE_BASE), inputs, (False, 1))
+    base = compile_cache.cache_file(step(LIKE_BASE), inputs, (False, 1))
     assert base is not None
     assert base.parent == home
-    assert base == compile_cache.place(step(LIKE_BASE), inputs, (False, 1))
-    unet, encoder, vae = LIKE_BASE.unet, LIKE_BASE.text_encoder_1, LIKE_BASE.autoencoder
+    assert base == compile_cache.cache_file(step(LIKE_BASE), inputs, (False, 1))
+    unet, encoder, vae = LIKE_BASE.unet, LIKE_BASE.text_encoder_1, LIKE_BASE.vae
     narrow = step(LIKE_BASE)
     narrow.loss.unet.time_embed[0].weight.set_dtype(ms.float16)
     others = [
-        compile_cache.place(step(replace(LIKE_BASE, unet=replace(unet, head_width=8))), inputs, (False, 1)),
-        compile_cache.place(step(replace(LIKE_BASE, unet=replace(unet, norm_groups=16))), inputs, (False, 1)),
-        compile_cache.place(step(replace(LIKE_BASE, text_encoder_1=replace(encoder, heads=2))), inputs, (False, 1)),
-        compile_cache.place(step(LIKE_BASE, half=True), inputs, (False, 1)),
-        compile_cache.place(step(LIKE_BASE), (Tensor(np.zeros((1, 3), np.float32)),), (False, 1)),
-        compile_cache.place(step(LIKE_BASE), (Tensor(np.zeros((2, 3), np.float16)),), (False, 1)),
-        compile_cache.place(
+        compile_cache.cache_file(step(replace(LIKE_BASE, unet=replace(unet, num_head_channels=8))), inputs, (False, 1)),
+        compile_cache.cache_file(step(replace(LIKE_BASE, unet=replace(unet, norm_num_groups=16))), inputs, (False, 1)),
+        compile_cache.cache_file(
+            step(replace(LIKE_BASE, text_encoder_1=replace(encoder, heads=2))), inputs, (False, 1)
+        ),
+        compile_cache.cache_file(step(LIKE_BASE, half=True), inputs, (False, 1)),
+        compile_cache.cache_file(step(LIKE_BASE), (Tensor(np.zeros((1, 3), np.float32)),), (False, 1)),
+        compile_cache.cache_file(step(LIKE_BASE), (Tensor(np.zeros((2, 3), np.float16)),), (False, 1)),
+        compile_cache.cache_file(
             step(replace(LIKE_BASE, text_encoder_1=replace(encoder, vocabulary=49409))), inputs, (False, 1)
         ),
-        compile_cache.place(narrow, inputs, (False, 1)),
-        compile_cache.place(step(LIKE_BASE), inputs, (True, 1)),
-        compile_cache.place(step(LIKE_BASE), inputs, (False, 2)),
+        compile_cache.cache_file(narrow, inputs, (False, 1)),
+        compile_cache.cache_file(step(LIKE_BASE), inputs, (True, 1)),
+        compile_cache.cache_file(step(LIKE_BASE), inputs, (False, 2)),
     ]
     monkeypatch.setattr(ms, "__version__", "2.7.1")
-    others.append(compile_cache.place(step(LIKE_BASE), inputs, (False, 1)))
+    others.append(compile_cache.cache_file(step(LIKE_BASE), inputs, (False, 1)))
     monkeypatch.undo()
     monkeypatch.setenv("GM_GRAPHS", str(home))
     monkeypatch.setattr(compile_cache, "_sources", lambda modules: "edited")
-    others.append(compile_cache.place(step(LIKE_BASE), inputs, (False, 1)))
+    others.append(compile_cache.cache_file(step(LIKE_BASE), inputs, (False, 1)))
     assert None not in others
     assert len({base, *others}) == 1 + len(others)
     # What no graph of the step depends on.
     monkeypatch.undo()
     monkeypatch.setenv("GM_GRAPHS", str(home))
-    same = replace(LIKE_BASE, version="renamed", autoencoder=replace(vae, channels=32))
-    assert compile_cache.place(step(same), inputs, (False, 1)) == base
+    same = replace(LIKE_BASE, version="renamed", vae=replace(vae, channels=32))
+    assert compile_cache.cache_file(step(same), inputs, (False, 1)) == base
 
 
 def test_options_that_a_graph_holds_as_numbers_are_told_apart(home: Path) -> None:
     def place(**options: float) -> Path | None:
-        learned = Learned([np.zeros((2, 4), np.float32)] * 2, False)
-        return compile_cache.place(Update(learned, replace(TrainingConfig(), **options), 1), (), (False, 1))
+        learned = TrainState([np.zeros((2, 4), np.float32)] * 2, False)
+        return compile_cache.cache_file(Update(learned, replace(TrainingConfig(), **options), 1), (), (False, 1))
 
     options = [{}, {"adam_beta1": 0.8}, {"adam_epsilon": 1e-6}, {"weight_decay": 0.1}, {"max_grad_norm": 0.0}]
     assert len({place(**given) for given in options}) == len(options)
@@ -155,15 +157,15 @@ def test_constants_are_told_apart_by_what_they_are(home: Path) -> None:
             super().__init__()
             self.constant, self.product = Tensor(np.full(3, value, np.float32)), ops.MatMul(transpose_b=value > 1)
 
-    assert compile_cache.place(Constant(1.0), (), ()) == compile_cache.place(Constant(1.0), (), ())
-    assert len({compile_cache.place(Constant(value), (), ()) for value in (0.5, 1.0, 2.0)}) == 3
+    assert compile_cache.cache_file(Constant(1.0), (), ()) == compile_cache.cache_file(Constant(1.0), (), ())
+    assert len({compile_cache.cache_file(Constant(value), (), ()) for value in (0.5, 1.0, 2.0)}) == 3
 
 
 def test_what_cannot_be_described_is_not_kept(home: Path) -> None:
     cell = nn.ReLU()
-    assert compile_cache.place(cell, (), ()) is not None
+    assert compile_cache.cache_file(cell, (), ()) is not None
     cell.something = object()
-    assert compile_cache.place(cell, (), ()) is None
+    assert compile_cache.cache_file(cell, (), ()) is None
 
 
 def test_the_oldest_go_when_there_are_too_many(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,17 +182,17 @@ def test_the_oldest_go_when_there_are_too_many(home: Path, monkeypatch: pytest.M
 def test_the_home_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GM_GRAPHS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compile_cache.home() == tmp_path / "sdxl-textual-inversion" / "graphs"
+    assert compile_cache.cache_dir() == tmp_path / "sdxl-textual-inversion" / "graphs"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert compile_cache.home() == tmp_path / ".cache" / "sdxl-textual-inversion" / "graphs"
+    assert compile_cache.cache_dir() == tmp_path / ".cache" / "sdxl-textual-inversion" / "graphs"
 
 
 def test_pynative_mode_reads_and_keeps_nothing(home: Path) -> None:
     """The same Cell in a graph, by itself, and in a graph again, of the same kind as the first."""
 
     def computed(graph: bool) -> float:
-        return float(backend.compiled(nn.ReLU6(), graph)(Tensor(np.full(3, 7.0, np.float32))).sum())
+        return float(backend.compile_cell(nn.ReLU6(), graph)(Tensor(np.full(3, 7.0, np.float32))).sum())
 
     assert computed(graph=True) == 18.0
     (kept,) = home.glob("*.mindir")

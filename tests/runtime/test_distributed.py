@@ -43,7 +43,7 @@ def start(workshop: Workshop, tmp_path: Path) -> Iterator[Start]:
     def begin(launcher: tuple[str, ...], name: str, *flags: str, **environment: str) -> subprocess.Popen[str]:
         command = [*launcher, sys.executable, "-u", "train_textual_inversion.py", "--config", str(workshop.yaml)]
         command += ["--save_path", str(tmp_path / name), "--gradient_accumulation_steps", "2"]
-        command += ["--save_state_interval", "4", *flags]
+        command += ["--checkpointing_steps", "4", *flags]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -107,7 +107,7 @@ def alive(pid: int) -> bool:
 
 def rows(place: Path, step: int) -> np.ndarray:
     concept = embedding_io.load(place / f"smallest_{step}_ti.ckpt")
-    return np.concatenate([concept.rows_1.ravel(), concept.rows_2.ravel()])
+    return np.concatenate([concept.clip_l.ravel(), concept.clip_g.ravel()])
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_a_rank_that_dies_ends_the_others_and_fewer_go_on(start: Start, tmp_path
 def test_without_a_launcher_that_notices_the_others_give_up_after_a_while(start: Start, tmp_path: Path) -> None:
     port = str(20000 + os.getpid() % 10000)
     world = {"OMPI_COMM_WORLD_SIZE": "2", "MS_SCHED_PORT": port}
-    flags = ("--is_parallel", "True", "--total_step", "100000", "--rank_timeout", "5")
+    flags = ("--is_parallel", "True", "--total_step", "100000", "--distributed_timeout", "5")
     both = [start((), "run", *flags, **world, OMPI_COMM_WORLD_RANK=rank) for rank in ("0", "1")]
     until_step(tmp_path / "run", 6)
     both[1].kill()

@@ -9,16 +9,16 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
+from gm.sampling.image_request import ImageRequest, SamplingProgress
 
 from gm.config import SamplingConfig
 from gm.embeddings import interchange
-from gm.embeddings.embedding import Concept, words
-from gm.embeddings.interchange import Learned
+from gm.embeddings.embedding import Embedding, combine
+from gm.embeddings.interchange import EmbeddingFile
 from gm.embeddings.io import load, save
 from gm.hub import export, layout
 from gm.runtime.backend import Backend
-from gm.sampling.orders import Drawn, Order
-from gm.sampling.pipeline import Painter
+from gm.sampling.pipeline import Pipeline
 from tests.project import Call
 from tests.reference.case import Case
 from tests.reference.inputs import normal, relative_error
@@ -40,21 +40,23 @@ def pipe(case: Case):
     return pipeline(case.reference, case.folder)
 
 
-def ours(case: Case, prompts: tuple[str, str], concepts: list[Concept], steps: int = 6, **options: Any) -> Drawn:
+def ours(
+    case: Case, prompts: tuple[str, str], concepts: list[Embedding], steps: int = 6, **options: Any
+) -> SamplingProgress:
     """Draw the prompts from `NOISE`, and from the `picture` and `mask` of `options`."""
     starts = {name: options.pop(name, [None] * 2) for name in ("picture", "mask")}
     sampling = SamplingConfig(sample_step=steps, guidance_scale=5.0, batch_size=2, **options)
-    painter = Painter(case.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+    pipeline = Pipeline(case.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
     each = zip(prompts, NOISE, *starts.values(), strict=True)
-    orders = [Order(text, 0, noise, picture, mask) for text, noise, picture, mask in each]
-    *_, last = painter.draw(orders, words(concepts, case.config), sampling)
+    requests = [ImageRequest(text, 0, noise, picture, mask) for text, noise, picture, mask in each]
+    *_, last = pipeline.draw(requests, combine(concepts, case.config), sampling)
     assert last.latents is not None
     return last
 
 
-def learned(case: Case, word: str, seed: int) -> Concept:
+def learned(case: Case, word: str, seed: int) -> Embedding:
     widths = (case.config.text_encoder_1.width, case.config.text_encoder_2.width)
-    return Concept(word, *(0.5 * normal(seed + k, 3, width) for k, width in enumerate(widths)))
+    return Embedding(word, *(0.5 * normal(seed + k, 3, width) for k, width in enumerate(widths)))
 
 
 def test_the_same_pictures(case: Case, pipe) -> None:
@@ -108,7 +110,7 @@ def test_the_same_pictures_behind_a_mask(case: Case, pipe) -> None:
     assert relative_error(everywhere.latents, expected) > 1e-2
 
 
-def same_picture(case: Case, pipe, concept: Concept) -> bool:
+def same_picture(case: Case, pipe, concept: Embedding) -> bool:
     """Return whether both draw the same with the word, and another word's rows would be seen."""
     from tests.reference.pipeline import draw
 
@@ -124,8 +126,10 @@ def test_diffusers_loads_the_pair_that_is_written_here(case: Case, pipe, tmp_pat
     from tests.reference.pipeline import load_pair
 
     concept = learned(case, f"<ours-{ending}>", 20)
-    rows = {concept.placeholder: (concept.rows_1, concept.rows_2)}
-    load_pair(pipe, interchange.write(Learned("mindspore", rows), tmp_path / f"learned_embeds.{ending}", "diffusers"))
+    rows = {concept.placeholder: (concept.clip_l, concept.clip_g)}
+    load_pair(
+        pipe, interchange.write(EmbeddingFile("mindspore", rows), tmp_path / f"learned_embeds.{ending}", "diffusers")
+    )
     assert same_picture(case, pipe, concept)
 
 
@@ -137,7 +141,7 @@ def test_the_pair_that_diffusers_script_writes_draws_the_same_here(
 
     concept = learned(case, f"<theirs-{ending}>", 30)
     paths = [tmp_path / f"learned_embeds{second}.{ending}" for second in ("", "_2")]
-    save_pair((concept.rows_1, concept.rows_2), concept.placeholder, paths)
+    save_pair((concept.clip_l, concept.clip_g), concept.placeholder, paths)
     load_pair(pipe, paths)
     assert same_picture(case, pipe, load(tmp_path))
 
@@ -149,7 +153,7 @@ def test_a_pair_goes_through_the_script_to_the_common_file_and_on_to_diffusers(
 
     concept = learned(case, "<through>", 40)
     paths = [tmp_path / f"learned_embeds{second}.safetensors" for second in ("", "_2")]
-    save_pair((concept.rows_1, concept.rows_2), concept.placeholder, paths)
+    save_pair((concept.clip_l, concept.clip_g), concept.placeholder, paths)
     target = tmp_path / "through.safetensors"
     code, _, error = call(EMBEDDING, "convert", "--source", tmp_path, "--target", target)
     assert (code, error) == (0, "")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gm.embeddings.embedding import Concept, Words, words
+from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
 from gm.runtime.backend import Backend
-from gm.sampling.conditioning import Conditions
+from gm.sampling.conditioning import PromptEncoder
 from gm.text.bpe import END
-from gm.text.chunks import Chunk, Variant
-from gm.text.prompt_parser import read
+from gm.text.chunks import Chunk, TokenChunks
+from gm.text.prompt_parser import parse
 from gm.text.tokenizer import pool_positions
 from tests.reference.case import Case, filled
 from tests.reference.inputs import relative_error
@@ -36,32 +36,34 @@ def reader(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case
     return cases(request.param)
 
 
-def conditions(case: Case, pooling: str = "end_of_text", graph: bool = False) -> Conditions:
-    return Conditions(case.model, Backend("CPU", graph=graph, dtype=ms.float32), pooling)
+def conditions(case: Case, pooling: str = "end_of_text", graph: bool = False) -> PromptEncoder:
+    return PromptEncoder(case.model, Backend("CPU", graph=graph, dtype=ms.float32), pooling)
 
 
-def learned(case: Case, seed: int = 0) -> Words:
+def learned(case: Case, seed: int = 0) -> LoadedEmbeddings:
     random = np.random.default_rng(seed)
     widths = case.config.text_encoder_1.width, case.config.text_encoder_2.width
     concepts = [
-        Concept(word, *(0.1 * random.standard_normal((n, width), dtype=np.float32) for width in widths))
+        Embedding(word, *(0.1 * random.standard_normal((n, width), dtype=np.float32) for width in widths))
         for word, n in (("<toy>", 2), ("<hat>", 1))
     ]
-    return words(concepts, case.config)
+    return combine(concepts, case.config)
 
 
-def texts(known: Words, *prompts: str) -> list[Variant]:
-    return [read(prompt, known.tokenizer, 1).variants[0] for prompt in prompts]
+def texts(known: LoadedEmbeddings, *prompts: str) -> list[TokenChunks]:
+    return [parse(prompt, known.tokenizer, 1).variants[0] for prompt in prompts]
 
 
-def encoded(case: Case, known: Words, prompts: Sequence[str], sizes: np.ndarray, pooling: str) -> list[np.ndarray]:
+def encoded(
+    case: Case, known: LoadedEmbeddings, prompts: Sequence[str], sizes: np.ndarray, pooling: str
+) -> list[np.ndarray]:
     """Return what the conditioner says of whole prompts, read by the tokenizer alone."""
     ids_1, ids_2 = known.tokenizer(prompts, padding=END), known.tokenizer(prompts, padding=0)
-    arrays = (ids_1, ids_2, pool_positions(ids_2, pooling), known.rows_1, known.rows_2, sizes)
+    arrays = (ids_1, ids_2, pool_positions(ids_2, pooling), known.clip_l, known.clip_g, sizes)
     return [found.asnumpy() for found in case.model.conditioner(*map(Tensor, arrays))]
 
 
-def expected(case: Case, known: Words, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
+def expected(case: Case, known: LoadedEmbeddings, variant: TokenChunks) -> tuple[np.ndarray, np.ndarray]:
     """Return context [positions · chunks, C] and pooled vector [V] of a text by PyTorch, chunk by chunk."""
     contexts, pooled = [], []
     for chunk in variant:
@@ -73,11 +75,11 @@ def expected(case: Case, known: Words, variant: Variant) -> tuple[np.ndarray, np
     return np.concatenate(contexts), pooled[0]
 
 
-def _by_pytorch(case: Case, known: Words, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _by_pytorch(case: Case, known: LoadedEmbeddings, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     rows = [[49406, *ids, 49407, *[padding] * (75 - len(ids))] for padding in (49407, 0)]
     ids_1, ids_2 = (np.array([row], np.int32) for row in rows)
     position = np.array([len(ids) + 1])
-    context, pooled = case.reference.condition(ids_1, ids_2, position, known.rows_1, known.rows_2)
+    context, pooled = case.reference.condition(ids_1, ids_2, position, known.clip_l, known.clip_g)
     return context[0].numpy().astype(np.float64), pooled[0].numpy()
 
 
@@ -169,7 +171,7 @@ def test_nothing_is_zeros_but_for_the_sizes(reader: Case, prompt: str) -> None:
 
 def test_half_precision_keeps_its_type(smallest: Case) -> None:
     known = learned(smallest)
-    half = Conditions(
+    half = PromptEncoder(
         filled(smallest.config, smallest.weights, ms.float16), Backend("Ascend", False, ms.float16), "argmax"
     )
     plain, heavy = (half.of(texts(known, prompt), known, TOLD) for prompt in ("a cat", "a (cat:1.5)"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gm.config import SamplingConfig
-from gm.config.model import AutoencoderConfig, ModelConfig
+from gm.config.model import ModelConfig, VAEConfig
 from gm.errors import UserError
 from gm.sampling import init_image
 from tests.data.images import noise, save
@@ -21,7 +21,7 @@ PLAIN = SamplingConfig()
 
 
 def small(resolution: int = 16) -> ModelConfig:
-    return ModelConfig(resolution=resolution, autoencoder=AutoencoderConfig(channel_mult=(1, 2)))
+    return ModelConfig(resolution=resolution, vae=VAEConfig(channel_mult=(1, 2)))
 
 
 def levels(pixels: np.ndarray) -> np.ndarray:
@@ -198,15 +198,15 @@ def test_masks_that_will_not_do(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_grad")
 def test_latents_are_those_of_the_reference(tmp_path: Path, smallest: Case) -> None:
-    reduction = smallest.config.autoencoder.reduction
+    reduction = smallest.config.vae.reduction
     size = SamplingConfig(height=12 * reduction, width=8 * reduction)
     shown = [save(tmp_path / f"{k}.png", np.random.default_rng(k).integers(0, 256, (90, 60, 3))) for k in range(2)]
     read = [init_image.read(path, size, smallest.config) for path in shown]
     found = init_image.encode(smallest.model, read)
     mean, _ = smallest.reference.encode_picture(np.stack([picture.pixels for picture in read]))
-    expected = mean.numpy() * smallest.config.autoencoder.scale_factor
+    expected = mean.numpy() * smallest.config.vae.scale_factor
     assert found.dtype == np.float32
-    assert found.shape == expected.shape == (2, smallest.config.autoencoder.latent_channels, 12, 8)
+    assert found.shape == expected.shape == (2, smallest.config.vae.latent_channels, 12, 8)
     assert relative_error(found, expected) < 1e-4
 
 

@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gm.sampling.image_request import ImageRequest
 from PIL import Image
 
 from gm import config as configuration
 from gm.config import Config, SamplingConfig, cli
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.sampling import image_files, metadata, resolution
-from gm.sampling.orders import Order
 
-ORDER = Order("a <toy>, red", 9)
+ORDER = ImageRequest("a <toy>, red", 9)
 
 
 @pytest.fixture
 def concept(tmp_path: Path) -> Path:
     rows = np.ones((1, 4), np.float32)
-    embedding_io.save(Concept("<toy>", rows, rows), tmp_path / "toy.ckpt")
+    embedding_io.save(Embedding("<toy>", rows, rows), tmp_path / "toy.ckpt")
     return tmp_path / "toy.ckpt"
 
 
@@ -35,7 +35,7 @@ def config(tmp_path: Path, **sampling: Any) -> Config:
 
 
 def saved(config: Config, folder: Path, number: int = 0) -> Path:
-    recipe = metadata.make(config, config.sampling, [ORDER] * (number + 1), "abc")
+    recipe = metadata.generation_parameters(config, config.sampling, [ORDER] * (number + 1), "abc")
     return image_files.save(np.zeros((4, 4, 3), np.uint8), recipe[number], folder, "picture")
 
 
@@ -67,7 +67,7 @@ def test_a_recipe_alone_gives_the_config_back(tmp_path: Path, concept: Path) -> 
 
 
 def test_every_option_that_changes_a_picture_is_in_its_recipe(tmp_path: Path) -> None:
-    (recipe,) = metadata.make(config(tmp_path), SamplingConfig(), [ORDER], "abc")
+    (recipe,) = metadata.generation_parameters(config(tmp_path), SamplingConfig(), [ORDER], "abc")
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     assert names - set(recipe) == {"save_path", "num_cols", "num_rows", "preview_interval"}
     json.dumps(recipe)
@@ -87,7 +87,7 @@ def test_a_file_that_changed_is_warned_about_and_one_that_is_gone_is_named(
     metadata.overrides(path)
     assert caplog.text == ""
     rows = np.zeros((1, 4), np.float32)
-    embedding_io.save(Concept("<toy>", rows, rows), concept)
+    embedding_io.save(Embedding("<toy>", rows, rows), concept)
     metadata.overrides(path)
     assert f"{concept} is not the file that {path} was made with" in caplog.text
     concept.unlink()
@@ -125,9 +125,11 @@ def test_the_words_of_automatic1111(tmp_path: Path) -> None:
         strength=0.4,
         add_pipeline=True,
     )
-    (recipe,) = metadata.make(made, made.sampling, [ORDER], "abc")
+    (recipe,) = metadata.generation_parameters(made, made.sampling, [ORDER], "abc")
     rows = np.ones((1, 4), np.float32)
-    text = metadata.webui(recipe, resolution.frame(made.sampling, made.model), [Concept("<toy>", rows, rows)])
+    text = metadata.a1111_infotext(
+        recipe, resolution.image_size(made.sampling, made.model), [Embedding("<toy>", rows, rows)]
+    )
     found = read_as_webui_does(text)
     assert re.fullmatch("<toy>: [0-9a-f]{12}", found.pop("TI hashes"))
     assert found == {

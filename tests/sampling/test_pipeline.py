@@ -9,40 +9,40 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
+from gm.sampling.image_request import ImageRequest, SamplingProgress
 
 from gm.checkpoints import loading
 from gm.config import SamplingConfig
 from gm.diffusion import samplers
-from gm.embeddings.embedding import Concept, words
+from gm.embeddings.embedding import Embedding, combine
 from gm.models import sdxl
 from gm.runtime.backend import Backend
-from gm.sampling.orders import Drawn, Order
-from gm.sampling.pipeline import Painter
+from gm.sampling.pipeline import Pipeline
 from tests.project import Workshop
 from tests.reference.inputs import relative_error
 
 
 @pytest.fixture(scope="module")
-def painter(workshop: Workshop) -> Painter:
-    return Painter(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+def pipeline(workshop: Workshop) -> Pipeline:
+    return Pipeline(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
 
 
-def toy(seed: int = 0, word: str = "<toy>") -> Concept:
+def toy(seed: int = 0, word: str = "<toy>") -> Embedding:
     random = np.random.default_rng(seed)
-    return Concept(word, *(random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)))
+    return Embedding(word, *(random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)))
 
 
 def draw(
-    painter: Painter, *orders: Order, concepts: tuple[Concept, ...] = (toy(),), **options: Any
-) -> tuple[np.ndarray, np.ndarray, list[Drawn]]:
+    pipeline: Pipeline, *requests: ImageRequest, concepts: tuple[Embedding, ...] = (toy(),), **options: Any
+) -> tuple[np.ndarray, np.ndarray, list[SamplingProgress]]:
     sampling = SamplingConfig(**{"sample_step": 3, **options})
-    drawn = list(painter.draw(orders, words(concepts, painter.model.config), sampling))
+    drawn = list(pipeline.draw(requests, combine(concepts, pipeline.model.config), sampling))
     latents = np.concatenate([d.latents for d in drawn if d.latents is not None])
     return np.stack([p for d in drawn for p in d.pictures]), latents, drawn
 
 
-def test_pictures_and_progress(painter: Painter) -> None:
-    pictures, latents, drawn = draw(painter, *(Order("a <toy>", k) for k in range(3)), batch_size=2)
+def test_pictures_and_progress(pipeline: Pipeline) -> None:
+    pictures, latents, drawn = draw(pipeline, *(ImageRequest("a <toy>", k) for k in range(3)), batch_size=2)
     assert pictures.shape == (3, 16, 16, 3)
     assert pictures.dtype == np.uint8
     assert latents.shape == (3, 4, 8, 8)
@@ -53,51 +53,51 @@ def test_pictures_and_progress(painter: Painter) -> None:
 def test_narrow_weights_draw_the_very_same(workshop: Workshop, tmp_path: Path) -> None:
     config, latents = workshop.config(), []
     loading.convert(config.run.weight, tmp_path / "half.safetensors", config.model, "float16")
-    for widened in (math.inf, 300):
+    for keep_half_above in (math.inf, 300):
         model = sdxl.build(config.model)
-        loading.load(model, tmp_path / "half.safetensors", config.model, widened)
-        painter = Painter(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
-        latents.append(draw(painter, Order("a <toy>", 7))[1])
+        loading.load(model, tmp_path / "half.safetensors", config.model, keep_half_above)
+        pipeline = Pipeline(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+        latents.append(draw(pipeline, ImageRequest("a <toy>", 7))[1])
     assert model.unet.time_embed[0].weight.dtype == ms.float16
     assert relative_error(latents[1], latents[0]) < 1e-6
 
 
-def test_a_picture_is_the_same_whatever_the_batch(painter: Painter) -> None:
-    orders = [Order("a <toy>", 7), Order("two <toy>", 8), Order("a <toy>", 9)]
-    together, alone = draw(painter, *orders, batch_size=3)[1], draw(painter, *orders, batch_size=1)[1]
-    padded = draw(painter, *orders, batch_size=2)[1]
+def test_a_picture_is_the_same_whatever_the_batch(pipeline: Pipeline) -> None:
+    requests = [ImageRequest("a <toy>", 7), ImageRequest("two <toy>", 8), ImageRequest("a <toy>", 9)]
+    together, alone = draw(pipeline, *requests, batch_size=3)[1], draw(pipeline, *requests, batch_size=1)[1]
+    padded = draw(pipeline, *requests, batch_size=2)[1]
     assert relative_error(together, alone) < 1e-5
     assert relative_error(padded, alone) < 1e-5
-    assert relative_error(draw(painter, orders[1])[1], alone[1:2]) < 1e-5
+    assert relative_error(draw(pipeline, requests[1])[1], alone[1:2]) < 1e-5
 
 
-def test_everything_that_should_change_a_picture_does(painter: Painter) -> None:
-    base = draw(painter, Order("a <toy>", 7))[1]
+def test_everything_that_should_change_a_picture_does(pipeline: Pipeline) -> None:
+    base = draw(pipeline, ImageRequest("a <toy>", 7))[1]
     others = {
-        "seed": draw(painter, Order("a <toy>", 8))[1],
-        "prompt": draw(painter, Order("one <toy>", 7))[1],
-        "rows": draw(painter, Order("a <toy>", 7), concepts=(toy(1),))[1],
-        "guidance": draw(painter, Order("a <toy>", 7), guidance_scale=2.0)[1],
-        "no guidance": draw(painter, Order("a <toy>", 7), guidance_scale=1.0)[1],
-        "negative": draw(painter, Order("a <toy>", 7), negative_prompt="blurry")[1],
-        "negative with a concept": draw(painter, Order("a <toy>", 7), negative_prompt="<toy>")[1],
-        "steps": draw(painter, Order("a <toy>", 7), sample_step=4)[1],
-        "original size": draw(painter, Order("a <toy>", 7), orig_width=400)[1],
-        "original height": draw(painter, Order("a <toy>", 7), orig_height=400)[1],
-        "target size": draw(painter, Order("a <toy>", 7), target_width=400)[1],
-        "target height": draw(painter, Order("a <toy>", 7), target_height=400)[1],
-        "crop": draw(painter, Order("a <toy>", 7), crop_coords_top=50)[1],
-        "crop left": draw(painter, Order("a <toy>", 7), crop_coords_left=50)[1],
-        "noise": draw(painter, Order("a <toy>", 7, np.zeros((4, 8, 8), np.float32)))[1],
-        "weight": draw(painter, Order("a (<toy>:1.5)", 7))[1],
-        "BREAK": draw(painter, Order("a BREAK <toy>", 7))[1],
-        "by step": draw(painter, Order("a [<toy>|cat]", 7))[1],
-        "long": draw(painter, Order("a <toy>" + " and more" * 60, 7))[1],
-        "plain brackets": draw(painter, Order("a (<toy>:1.5)", 7), prompt_weights=False)[1],
+        "seed": draw(pipeline, ImageRequest("a <toy>", 8))[1],
+        "prompt": draw(pipeline, ImageRequest("one <toy>", 7))[1],
+        "rows": draw(pipeline, ImageRequest("a <toy>", 7), concepts=(toy(1),))[1],
+        "guidance": draw(pipeline, ImageRequest("a <toy>", 7), guidance_scale=2.0)[1],
+        "no guidance": draw(pipeline, ImageRequest("a <toy>", 7), guidance_scale=1.0)[1],
+        "negative": draw(pipeline, ImageRequest("a <toy>", 7), negative_prompt="blurry")[1],
+        "negative with a concept": draw(pipeline, ImageRequest("a <toy>", 7), negative_prompt="<toy>")[1],
+        "steps": draw(pipeline, ImageRequest("a <toy>", 7), sample_step=4)[1],
+        "original size": draw(pipeline, ImageRequest("a <toy>", 7), orig_width=400)[1],
+        "original height": draw(pipeline, ImageRequest("a <toy>", 7), orig_height=400)[1],
+        "target size": draw(pipeline, ImageRequest("a <toy>", 7), target_width=400)[1],
+        "target height": draw(pipeline, ImageRequest("a <toy>", 7), target_height=400)[1],
+        "crop": draw(pipeline, ImageRequest("a <toy>", 7), crop_coords_top=50)[1],
+        "crop left": draw(pipeline, ImageRequest("a <toy>", 7), crop_coords_left=50)[1],
+        "noise": draw(pipeline, ImageRequest("a <toy>", 7, np.zeros((4, 8, 8), np.float32)))[1],
+        "weight": draw(pipeline, ImageRequest("a (<toy>:1.5)", 7))[1],
+        "BREAK": draw(pipeline, ImageRequest("a BREAK <toy>", 7))[1],
+        "by step": draw(pipeline, ImageRequest("a [<toy>|cat]", 7))[1],
+        "long": draw(pipeline, ImageRequest("a <toy>" + " and more" * 60, 7))[1],
+        "plain brackets": draw(pipeline, ImageRequest("a (<toy>:1.5)", 7), prompt_weights=False)[1],
     }
     same = [name for name, latents in others.items() if relative_error(latents, base) < 1e-4]
     assert same == []
-    assert relative_error(draw(painter, Order("a <TOY> ", 7))[1], base) == 0
+    assert relative_error(draw(pipeline, ImageRequest("a <TOY> ", 7))[1], base) == 0
 
 
 @pytest.mark.parametrize(
@@ -119,80 +119,91 @@ def test_everything_that_should_change_a_picture_does(painter: Painter) -> None:
     ids=str,
 )
 def test_every_way_from_noise_draws_another_picture(
-    painter: Painter, base: dict[str, Any], changed: dict[str, Any]
+    pipeline: Pipeline, base: dict[str, Any], changed: dict[str, Any]
 ) -> None:
-    a, b = (draw(painter, Order("a <toy>", 7), sample_step=4, **options)[1] for options in (base, base | changed))
+    a, b = (
+        draw(pipeline, ImageRequest("a <toy>", 7), sample_step=4, **options)[1] for options in (base, base | changed)
+    )
     assert relative_error(b, a) > 1e-3
     assert np.isfinite(b).all()
 
 
-def test_without_guidance_the_negative_prompt_is_not_heard(painter: Painter) -> None:
-    a = draw(painter, Order("a <toy>", 7), guider="none", negative_prompt="<toy>")[1]
-    b = draw(painter, Order("a <toy>", 7), guider="IdentityGuider", guidance_scale=9.0)[1]
-    c = draw(painter, Order("a <toy>", 7), guidance_scale=1.0)[1]
+def test_without_guidance_the_negative_prompt_is_not_heard(pipeline: Pipeline) -> None:
+    a = draw(pipeline, ImageRequest("a <toy>", 7), guider="none", negative_prompt="<toy>")[1]
+    b = draw(pipeline, ImageRequest("a <toy>", 7), guider="IdentityGuider", guidance_scale=9.0)[1]
+    c = draw(pipeline, ImageRequest("a <toy>", 7), guidance_scale=1.0)[1]
     assert np.array_equal(a, b)
     assert np.array_equal(a, c)
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
-def test_fresh_noise_is_a_pictures_own(painter: Painter, sampler: str) -> None:
-    orders = [Order("a <toy>", 7), Order("a (<toy>:1.2)", 8), Order("[two|<toy>]", 9)]
-    together = draw(painter, *orders, batch_size=3, sampler=sampler)[1]
-    for order, latents in zip(orders, together, strict=True):
-        assert relative_error(draw(painter, order, sampler=sampler)[1][0], latents) < 1e-5
+def test_fresh_noise_is_a_pictures_own(pipeline: Pipeline, sampler: str) -> None:
+    requests = [ImageRequest("a <toy>", 7), ImageRequest("a (<toy>:1.2)", 8), ImageRequest("[two|<toy>]", 9)]
+    together = draw(pipeline, *requests, batch_size=3, sampler=sampler)[1]
+    for order, latents in zip(requests, together, strict=True):
+        assert relative_error(draw(pipeline, order, sampler=sampler)[1][0], latents) < 1e-5
 
 
-def test_prompts_of_other_lengths_are_drawn_in_batches_of_their_own(painter: Painter) -> None:
+def test_prompts_of_other_lengths_are_drawn_in_batches_of_their_own(pipeline: Pipeline) -> None:
     long = "a <toy>" + " and more" * 40
-    orders = [Order("a <toy>", 7), Order(long, 8), Order("two <toy>", 9)]
-    together, _, drawn = draw(painter, *orders, batch_size=2)
+    requests = [ImageRequest("a <toy>", 7), ImageRequest(long, 8), ImageRequest("two <toy>", 9)]
+    together, _, drawn = draw(pipeline, *requests, batch_size=2)
     assert [(d.done, d.total) for d in drawn] == [(k, 9) for k in range(1, 10)]
-    for order, picture in zip(orders, together, strict=True):
-        assert np.abs(draw(painter, order)[0][0].astype(int) - picture).max() <= 1
+    for order, picture in zip(requests, together, strict=True):
+        assert np.abs(draw(pipeline, order)[0][0].astype(int) - picture).max() <= 1
 
 
-def test_without_guidance_a_long_negative_prompt_makes_no_batch_of_unlike_prompts(painter: Painter) -> None:
-    orders = [Order("a <toy>", 7), Order("a <toy>" + " and more" * 40, 8)]
+def test_without_guidance_a_long_negative_prompt_makes_no_batch_of_unlike_prompts(pipeline: Pipeline) -> None:
+    requests = [ImageRequest("a <toy>", 7), ImageRequest("a <toy>" + " and more" * 40, 8)]
     options = {"guider": "IdentityGuider", "negative_prompt": "blurry " * 80}
-    together = draw(painter, *orders, batch_size=2, **options)[1]
-    for order, latents in zip(orders, together, strict=True):
-        assert relative_error(draw(painter, order, **options)[1][0], latents) < 1e-5
+    together = draw(pipeline, *requests, batch_size=2, **options)[1]
+    for order, latents in zip(requests, together, strict=True):
+        assert relative_error(draw(pipeline, order, **options)[1][0], latents) < 1e-5
 
 
-def test_previews_come_between(painter: Painter) -> None:
-    *_, drawn = draw(painter, Order("a <toy>", 7), Order("a <toy>", 8), batch_size=2, sample_step=5, preview_interval=2)
+def test_previews_come_between(pipeline: Pipeline) -> None:
+    *_, drawn = draw(
+        pipeline,
+        ImageRequest("a <toy>", 7),
+        ImageRequest("a <toy>", 8),
+        batch_size=2,
+        sample_step=5,
+        preview_interval=2,
+    )
     assert [len(d.previews) for d in drawn] == [0, 2, 0, 2, 0]
     assert drawn[1].previews[0].shape == (8, 8, 3)
     # They show what is believed in, not what is still noise: the last one is nearly the picture's.
     assert drawn[-1].latents is not None
-    end = painter.decoder.preview(drawn[-1].latents)[0].astype(int)
+    end = pipeline.decoder.preview(drawn[-1].latents)[0].astype(int)
     assert np.abs(drawn[3].previews[0] - end).mean() < np.abs(drawn[1].previews[0] - end).mean()
 
 
-def test_any_number_of_concepts_and_none(painter: Painter) -> None:
+def test_any_number_of_concepts_and_none(pipeline: Pipeline) -> None:
     both = (toy(), toy(3, "<hat>"))
-    with_both = draw(painter, Order("a <toy> with <hat>", 7), concepts=both)[1]
-    swapped = draw(painter, Order("a <hat> with <toy>", 7), concepts=both)[1]
+    with_both = draw(pipeline, ImageRequest("a <toy> with <hat>", 7), concepts=both)[1]
+    swapped = draw(pipeline, ImageRequest("a <hat> with <toy>", 7), concepts=both)[1]
     assert relative_error(swapped, with_both) > 1e-4
     # The order in which files are given does not matter, and a concept that is not named changes nothing.
-    assert relative_error(draw(painter, Order("a <toy> with <hat>", 7), concepts=both[::-1])[1], with_both) < 1e-6
-    alone = draw(painter, Order("a <toy>", 7))[1]
-    assert relative_error(draw(painter, Order("a <toy>", 7), concepts=both)[1], alone) < 1e-6
-    draw(painter, Order("a cat", 7), concepts=())
+    assert (
+        relative_error(draw(pipeline, ImageRequest("a <toy> with <hat>", 7), concepts=both[::-1])[1], with_both) < 1e-6
+    )
+    alone = draw(pipeline, ImageRequest("a <toy>", 7))[1]
+    assert relative_error(draw(pipeline, ImageRequest("a <toy>", 7), concepts=both)[1], alone) < 1e-6
+    draw(pipeline, ImageRequest("a cat", 7), concepts=())
 
 
-def test_pictures_of_other_shapes(painter: Painter) -> None:
+def test_pictures_of_other_shapes(pipeline: Pipeline) -> None:
     # 24 pixels are 12 latents, 6 below; 8 pixels are 4, then 2. Height and width are not mixed up.
-    assert draw(painter, Order("a <toy>", 7), height=24, width=8)[0].shape == (1, 24, 8, 3)
+    assert draw(pipeline, ImageRequest("a <toy>", 7), height=24, width=8)[0].shape == (1, 24, 8, 3)
 
 
-def test_pooling_changes_the_picture(workshop: Workshop, painter: Painter) -> None:
-    other = Painter(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "argmax")
-    a, b = (draw(p, Order("a <toy>", 7))[1] for p in (painter, other))
+def test_pooling_changes_the_picture(workshop: Workshop, pipeline: Pipeline) -> None:
+    other = Pipeline(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "argmax")
+    a, b = (draw(p, ImageRequest("a <toy>", 7))[1] for p in (pipeline, other))
     assert relative_error(a, b) > 1e-4
 
 
-def test_graph_mode_draws_the_same(workshop: Workshop, painter: Painter) -> None:
-    graph = Painter(workshop.model, Backend("CPU", graph=True, dtype=ms.float32), "end_of_text")
-    a, b = (draw(p, Order("a <toy>", 7), negative_prompt="blurry")[1] for p in (painter, graph))
+def test_graph_mode_draws_the_same(workshop: Workshop, pipeline: Pipeline) -> None:
+    graph = Pipeline(workshop.model, Backend("CPU", graph=True, dtype=ms.float32), "end_of_text")
+    a, b = (draw(p, ImageRequest("a <toy>", 7), negative_prompt="blurry")[1] for p in (pipeline, graph))
     assert relative_error(b, a) < 1e-4

@@ -10,16 +10,16 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
+from gm.sampling.image_request import ImageRequest
 
 from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import SamplingConfig
 from gm.diffusion import schedule
-from gm.embeddings.embedding import Concept, words
+from gm.embeddings.embedding import Embedding, combine
 from gm.runtime.backend import Backend
-from gm.sampling import orders, resolution
-from gm.sampling.orders import Order
-from gm.sampling.pipeline import Painter
+from gm.sampling import requests, resolution
+from gm.sampling.pipeline import Pipeline
 from gm.text.tokenizer import END, pool_positions
 from tests.project import Workshop
 from tests.reference.inputs import Prompts, normal, relative_error
@@ -28,12 +28,12 @@ TEXT = "a <cat> in the snow"
 
 
 @pytest.fixture(scope="module")
-def painter(workshop: Workshop) -> Painter:
-    return Painter(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+def pipeline(workshop: Workshop) -> Pipeline:
+    return Pipeline(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
 
 
-def cat(seed: int = 90) -> Concept:
-    return Concept("<cat>", *(normal(seed, 2, width) for width in (16, 24)))
+def cat(seed: int = 90) -> Embedding:
+    return Embedding("<cat>", *(normal(seed, 2, width) for width in (16, 24)))
 
 
 def options(workshop: Workshop, **more: Any) -> SamplingConfig:
@@ -46,27 +46,29 @@ def options(workshop: Workshop, **more: Any) -> SamplingConfig:
     return SamplingConfig(**{"sample_step": 4, **refined, **more})
 
 
-def draw(painter: Painter, sampling: SamplingConfig, concept: Concept | None = None, **order: Any) -> np.ndarray:
-    known = words([concept or cat()], painter.model.config)
-    *_, last = painter.draw([Order(TEXT, 3, **order)], known, sampling)
+def draw(pipeline: Pipeline, sampling: SamplingConfig, concept: Embedding | None = None, **order: Any) -> np.ndarray:
+    known = combine([concept or cat()], pipeline.model.config)
+    *_, last = pipeline.draw([ImageRequest(TEXT, 3, **order)], known, sampling)
     assert last.done == last.total
     assert last.latents is not None
     return last.latents
 
 
 @pytest.mark.parametrize("negative", ["", "<cat>, blurry"])
-def test_two_networks_one_after_the_other(workshop: Workshop, painter: Painter, tmp_path: Path, negative: str) -> None:
+def test_two_networks_one_after_the_other(
+    workshop: Workshop, pipeline: Pipeline, tmp_path: Path, negative: str
+) -> None:
     from tests.reference import networks
     from tests.reference.k_diffusion import sampling as k_diffusion
     from tests.reference.loops import torch_denoiser
 
     sampling = options(workshop, negative_prompt=negative, height=16, width=24, orig_width=300, crop_coords_top=5)
     base = workshop.config().model
-    known, frame = words([cat()], base), resolution.frame(sampling, base)
+    known, frame = combine([cat()], base), resolution.image_size(sampling, base)
 
     def prompts(text: str, told: tuple[float, ...]) -> Prompts:
         ids_1, ids_2 = known.tokenizer([text], padding=END), known.tokenizer([text], padding=0)
-        rows = (known.rows_1, known.rows_2)
+        rows = (known.clip_l, known.clip_g)
         return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows, np.array([told], np.float32))
 
     denoisers = []
@@ -78,42 +80,42 @@ def test_two_networks_one_after_the_other(workshop: Workshop, painter: Painter, 
         without = prompts(negative, told[1]) if negative or config.is_refiner else None
         denoisers.append(torch_denoiser(reference, prompts(TEXT, told[0]), without, 5.0))
     sigmas = schedule.sampling_sigmas(base.schedule, sampling)
-    noise = orders.noise(Order(TEXT, 3), frame, base.autoencoder)[None]
+    noise = requests.noise(ImageRequest(TEXT, 3), frame, base.vae)[None]
     x = torch.tensor(noise * (sigmas[0] ** 2 + 1) ** 0.5).float()
     for denoise, part in zip(denoisers, (sigmas[:3], sigmas[2:]), strict=True):
         x = k_diffusion.sample_euler(denoise, x, torch.tensor(part).float(), disable=True)
-    assert relative_error(draw(painter, sampling), x.numpy()) < 1e-4
+    assert relative_error(draw(pipeline, sampling), x.numpy()) < 1e-4
 
 
-def test_what_the_refiner_is_told_changes_the_picture(workshop: Workshop, painter: Painter) -> None:
-    base = draw(painter, options(workshop))
+def test_what_the_refiner_is_told_changes_the_picture(workshop: Workshop, pipeline: Pipeline) -> None:
+    base = draw(pipeline, options(workshop))
     others = {
-        "none": draw(painter, options(workshop, add_pipeline=False)),
-        "more": draw(painter, options(workshop, stage2strength=0.75)),
-        "all": draw(painter, options(workshop, stage2strength=1.0)),
-        "score": draw(painter, options(workshop, aesthetic_score=2.0)),
-        "negative score": draw(painter, options(workshop, negative_aesthetic_score=9.0)),
+        "none": draw(pipeline, options(workshop, add_pipeline=False)),
+        "more": draw(pipeline, options(workshop, stage2strength=0.75)),
+        "all": draw(pipeline, options(workshop, stage2strength=1.0)),
+        "score": draw(pipeline, options(workshop, aesthetic_score=2.0)),
+        "negative score": draw(pipeline, options(workshop, negative_aesthetic_score=9.0)),
         "rows of the second encoder": draw(
-            painter, options(workshop), dataclasses.replace(cat(), rows_2=cat(8).rows_2)
+            pipeline, options(workshop), dataclasses.replace(cat(), clip_g=cat(8).clip_g)
         ),
-        "from a picture": draw(painter, options(workshop, task="img2img"), picture=normal(1, 4, 8, 8)),
+        "from a picture": draw(pipeline, options(workshop, task="img2img"), picture=normal(1, 4, 8, 8)),
     }
     assert [name for name, latents in others.items() if relative_error(latents, base) < 1e-4] == []
     assert all(np.isfinite(latents).all() for latents in others.values())
 
 
-def test_the_refiner_draws_what_is_left_of_a_picture(workshop: Workshop, painter: Painter) -> None:
+def test_the_refiner_draws_what_is_left_of_a_picture(workshop: Workshop, pipeline: Pipeline) -> None:
     start = {"picture": normal(1, 4, 8, 8)}
     few, more = (
-        draw(painter, options(workshop, task="img2img", strength=0.5, stage2strength=share), **start)
+        draw(pipeline, options(workshop, task="img2img", strength=0.5, stage2strength=share), **start)
         for share in (0.5, 1.0)
     )
     assert np.array_equal(few, more)  # all of its two steps, either way
 
 
-def test_a_refiner_is_loaded_once(workshop: Workshop, painter: Painter) -> None:
-    draw(painter, options(workshop))
-    (kept,) = painter.refiners.values()
-    draw(painter, options(workshop, stage2strength=0.25))
-    assert list(painter.refiners.values()) == [kept]
+def test_a_refiner_is_loaded_once(workshop: Workshop, pipeline: Pipeline) -> None:
+    draw(pipeline, options(workshop))
+    (kept,) = pipeline.refiners.values()
+    draw(pipeline, options(workshop, stage2strength=0.25))
+    assert list(pipeline.refiners.values()) == [kept]
     assert not hasattr(kept.model, "first_stage_model")

@@ -12,12 +12,12 @@ from gm.errors import UserError
 from gm.sampling import resolution
 
 
-def frame(**options: Any) -> resolution.Frame:
-    return resolution.frame(SamplingConfig(**options), ModelConfig())
+def frame(**options: Any) -> resolution.ImageSize:
+    return resolution.image_size(SamplingConfig(**options), ModelConfig())
 
 
 def test_frame() -> None:
-    assert frame() == resolution.Frame(1024, 1024, (1024, 1024, 0, 0, 1024, 1024))
+    assert frame() == resolution.ImageSize(1024, 1024, (1024, 1024, 0, 0, 1024, 1024))
     wide = frame(sd_xl_base_ratios="1.75")
     assert (wide.height, wide.width, wide.told) == (768, 1344, (768, 1344, 0, 0, 768, 1344))
     told = frame(height=512, orig_height=1, orig_width=2, crop_coords_top=3, crop_coords_left=4, target_height=5)
@@ -25,7 +25,7 @@ def test_frame() -> None:
 
 
 def test_every_ratio_is_named_by_its_sides_and_of_the_trained_area() -> None:
-    for name, (width, height) in resolution.RATIOS.items():
+    for name, (width, height) in resolution.ASPECT_RATIOS.items():
         assert width / height == pytest.approx(float(name), abs=0.0051)
         assert width % 64 == height % 64 == 0
         assert 0.9 < width * height / 1024**2 <= 1.01

@@ -6,14 +6,14 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
+from gm.sampling.image_request import ImageRequest
 
 from gm.config import SamplingConfig
 from gm.diffusion import samplers, schedule
-from gm.embeddings.embedding import Concept, words
+from gm.embeddings.embedding import Embedding, combine
 from gm.runtime.backend import Backend
-from gm.sampling import orders, resolution
-from gm.sampling.orders import Order
-from gm.sampling.pipeline import Painter
+from gm.sampling import requests, resolution
+from gm.sampling.pipeline import Pipeline
 from gm.text.tokenizer import END, pool_positions
 from tests.reference.inputs import Prompts, normal, relative_error
 
@@ -23,13 +23,13 @@ TEXTS = ("a <cat> in the snow", "portrait of <cat>, oil on canvas")
 @pytest.fixture(scope="module")
 def known(smallest):
     encoders = smallest.config.text_encoder_1, smallest.config.text_encoder_2
-    return words([Concept("<cat>", *(0.02 * normal(90, 2, e.width) for e in encoders))], smallest.config)
+    return combine([Embedding("<cat>", *(0.02 * normal(90, 2, e.width) for e in encoders))], smallest.config)
 
 
 def prompts(texts, known, told):
     ids_1, ids_2 = known.tokenizer(texts, padding=END), known.tokenizer(texts, padding=0)
     told = np.tile(np.asarray(told, np.float32), (len(texts), 1))
-    return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), known.rows_1, known.rows_2, told)
+    return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), known.clip_l, known.clip_g, told)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def test_latents_and_pictures(smallest, known, negative, steps, guidance, graph)
         crop_coords_top=3,
         crop_coords_left=40,
     )
-    frame = resolution.frame(sampling, smallest.config)
+    frame = resolution.image_size(sampling, smallest.config)
     noise = normal(91, 2, 8, 17, 12)
-    painter = Painter(smallest.model, Backend("CPU", graph, ms.float32), "end_of_text")
-    orders = [Order(text, 0, each) for text, each in zip(TEXTS, noise, strict=True)]
-    *_, last = painter.draw(orders, known, sampling)
+    pipeline = Pipeline(smallest.model, Backend("CPU", graph, ms.float32), "end_of_text")
+    requests = [ImageRequest(text, 0, each) for text, each in zip(TEXTS, noise, strict=True)]
+    *_, last = pipeline.draw(requests, known, sampling)
     without = prompts([negative] * 2, known, frame.told) if negative else None
     expected = torch_euler(
         smallest.reference,
@@ -70,7 +70,7 @@ def test_latents_and_pictures(smallest, known, negative, steps, guidance, graph)
     )[-1]
     assert last.latents is not None
     assert relative_error(last.latents, expected) < 1e-4
-    decoded = smallest.reference.decode_latents(expected / smallest.config.autoencoder.scale_factor)
+    decoded = smallest.reference.decode_latents(expected / smallest.config.vae.scale_factor)
     levels = np.clip(decoded.detach().numpy().transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
     assert np.abs(np.stack(last.pictures) - levels).max() < 0.51  # rounded to the nearest level
 
@@ -82,17 +82,17 @@ def test_every_sampler_is_k_diffusions_with_pytorchs_networks(smallest, known, s
 
     options = {"guider": "rescaled"} if sampler in ("euler", "dpmpp_2m_sde") else {}
     sampling = SamplingConfig(sample_step=5, schedule="karras", sampler=sampler, height=16, width=24, **options)
-    frame = resolution.frame(sampling, smallest.config)
-    order = Order(TEXTS[0], 3)
-    painter = Painter(smallest.model, Backend("CPU", False, ms.float32), "end_of_text")
-    *_, last = painter.draw([order], known, sampling)
-    autoencoder = smallest.config.autoencoder
+    frame = resolution.image_size(sampling, smallest.config)
+    order = ImageRequest(TEXTS[0], 3)
+    pipeline = Pipeline(smallest.model, Backend("CPU", False, ms.float32), "end_of_text")
+    *_, last = pipeline.draw([order], known, sampling)
+    vae = smallest.config.vae
     sigmas = schedule.sampling_sigmas(smallest.config.schedule, sampling)
-    start = orders.noise(order, frame, autoencoder)[None] * (sigmas[0] ** 2 + 1) ** 0.5
+    start = requests.noise(order, frame, vae)[None] * (sigmas[0] ** 2 + 1) ** 0.5
     drawn = iter(range(9))
 
     def fresh(*_):
-        return torch.tensor(orders.fresh_noise(order, frame, autoencoder, next(drawn))[None])
+        return torch.tensor(requests.fresh_noise(order, frame, vae, next(drawn))[None])
 
     stochastic = {} if sampler in ("euler", "heun", "lms", "dpmpp_2m") else {"noise_sampler": fresh}
     denoise = torch_denoiser(
@@ -102,7 +102,7 @@ def test_every_sampler_is_k_diffusions_with_pytorchs_networks(smallest, known, s
         expected = start
         for sigma, following, step in zip(sigmas[:-1], sigmas[1:], range(5), strict=True):
             clean = denoise(torch.tensor(expected).float(), torch.tensor([sigma]).float()).numpy()
-            expected = clean + following * orders.fresh_noise(order, frame, autoencoder, step)
+            expected = clean + following * requests.fresh_noise(order, frame, vae, step)
     else:
         walk = getattr(k_diffusion, f"sample_{sampler}")
         expected = walk(

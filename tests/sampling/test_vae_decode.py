@@ -12,13 +12,13 @@ from mindspore import Tensor
 from PIL import Image
 
 from gm.config import SamplingConfig
-from gm.config.model import AutoencoderConfig
+from gm.config.model import VAEConfig
 from gm.data import image_folder, latent_cache
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.sampling import vae_decode
-from gm.sampling.vae_decode import Decoder
+from gm.sampling.vae_decode import VAEDecoder
 from tests.project import Workshop
 from tests.reference.case import Case
 from tests.reference.inputs import normal, relative_error
@@ -28,11 +28,11 @@ PLAIN = SamplingConfig()
 
 
 @pytest.fixture(scope="module")
-def decoder(workshop: Workshop) -> Decoder:
-    return Decoder(workshop.model, PYNATIVE)
+def decoder(workshop: Workshop) -> VAEDecoder:
+    return VAEDecoder(workshop.model, PYNATIVE)
 
 
-def seen(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def seen(decoder: VAEDecoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Return a list that takes the shape of everything that `decoder` decodes from now on."""
     shapes: list[tuple[int, ...]] = []
     decode = decoder.decode
@@ -52,9 +52,9 @@ def far(a: np.ndarray, b: np.ndarray) -> int:
 
 @pytest.mark.usefixtures("no_grad")
 def test_pictures_are_the_references(smallest: Case) -> None:
-    z = normal(0, 2, smallest.config.autoencoder.latent_channels, 6, 4)
-    found = Decoder(smallest.model, PYNATIVE).pictures(z, PLAIN)
-    expected = smallest.reference.decode_latents(z / np.float32(smallest.config.autoencoder.scale_factor)).numpy()
+    z = normal(0, 2, smallest.config.vae.latent_channels, 6, 4)
+    found = VAEDecoder(smallest.model, PYNATIVE).pictures(z, PLAIN)
+    expected = smallest.reference.decode_latents(z / np.float32(smallest.config.vae.scale_factor)).numpy()
     shown = np.clip(expected.transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
     assert found.dtype == np.uint8
     assert found.shape == shown.shape
@@ -62,13 +62,13 @@ def test_pictures_are_the_references(smallest: Case) -> None:
     assert found.std() > 20
 
 
-def test_tensors_and_arrays_are_the_same(decoder: Decoder) -> None:
+def test_tensors_and_arrays_are_the_same(decoder: VAEDecoder) -> None:
     z = normal(1, 1, 4, 6, 8)
     assert np.array_equal(decoder.pictures(Tensor(z), PLAIN), decoder.pictures(z, PLAIN))
     assert np.array_equal(decoder.preview(Tensor(z)), decoder.preview(z))
 
 
-def test_slices_are_the_same(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_are_the_same(decoder: VAEDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     z = normal(2, 3, 4, 6, 8)
     shapes = seen(decoder, monkeypatch)
     together, sliced = (decoder.pictures(z, SamplingConfig(vae_slicing=on)) for on in (False, True))
@@ -80,18 +80,18 @@ def test_slices_are_the_same(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("tile", [16, 24, 64])
-def test_a_tile_as_large_as_the_picture_is_the_picture(decoder: Decoder, tile: int) -> None:
+def test_a_tile_as_large_as_the_picture_is_the_picture(decoder: VAEDecoder, tile: int) -> None:
     z = normal(3, 2, 4, 6, 8)  # 12 × 16 pixels
     whole = decoder.pictures(z, PLAIN)
-    assert np.array_equal(decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile=tile)), whole)
+    assert np.array_equal(decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=tile)), whole)
     # A smaller one is not, so that the lines above say something.
-    assert far(decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile=8)), whole) > 1
+    assert far(decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=8)), whole) > 1
 
 
 def test_tiles_are_of_one_shape_and_do_not_depend_on_the_batch(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+    decoder: VAEDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    z, tiled = normal(4, 2, 4, 11, 6), SamplingConfig(vae_tiling=True, vae_tile=16)
+    z, tiled = normal(4, 2, 4, 11, 6), SamplingConfig(vae_tiling=True, vae_tile_size=16)
     shapes = seen(decoder, monkeypatch)
     both = decoder.pictures(z, tiled)
     assert both.shape == (2, 22, 12, 3)
@@ -99,10 +99,10 @@ def test_tiles_are_of_one_shape_and_do_not_depend_on_the_batch(
     assert np.array_equal(both[1], decoder.pictures(z[1:], tiled)[0])
 
 
-def test_graph_mode_decodes_the_same(workshop: Workshop, decoder: Decoder) -> None:
-    compiled = Decoder(workshop.model, Backend("CPU", graph=True, dtype=ms.float32))
+def test_graph_mode_decodes_the_same(workshop: Workshop, decoder: VAEDecoder) -> None:
+    compiled = VAEDecoder(workshop.model, Backend("CPU", graph=True, dtype=ms.float32))
     z = normal(5, 1, 4, 12, 8)
-    for options in ({}, {"vae_tiling": True, "vae_tile": 16}):
+    for options in ({}, {"vae_tiling": True, "vae_tile_size": 16}):
         sampling = SamplingConfig(**options)
         assert far(compiled.pictures(z, sampling), decoder.pictures(z, sampling)) <= 1
     # Previews are fitted outside the graph, and are the same.
@@ -141,7 +141,7 @@ def test_two_tiles_fade_into_one_another_in_a_line() -> None:
     np.testing.assert_allclose(weights[1, 12:20], [0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1], atol=1e-6)
 
 
-def test_every_tile_stands_in_its_place(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tile_stands_in_its_place(decoder: VAEDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is decoded pixel by pixel does not show where the tiles were."""
 
     def pixel_by_pixel(z: Tensor) -> Tensor:
@@ -151,29 +151,29 @@ def test_every_tile_stands_in_its_place(decoder: Decoder, monkeypatch: pytest.Mo
     random = np.random.default_rng(7)
     for _ in range(20):
         z = random.uniform(0, 255, (1, 4, *random.integers(1, 60, 2))).astype(np.float32)
-        tiled = decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile=2 * int(random.integers(4, 40))))
+        tiled = decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=2 * int(random.integers(4, 40))))
         assert far(tiled, np.rint(z[:, :3]).repeat(2, axis=2).repeat(2, axis=3).transpose(0, 2, 3, 1)) <= 1
 
 
 def test_a_tile_that_is_no_whole_number_of_latents() -> None:
-    message = "--vae_tile is 72; it must be a multiple of 16, the autoencoder's reduction"
-    deep = AutoencoderConfig(channel_mult=(1, 2, 4, 4, 4))
+    message = "--vae_tile_size is 72; it must be a multiple of 16, the autoencoder's reduction"
+    deep = VAEConfig(channel_mult=(1, 2, 4, 4, 4))
     with pytest.raises(UserError, match=message):
-        vae_decode.tile_side(SamplingConfig(vae_tiling=True, vae_tile=72), deep)
-    assert vae_decode.tile_side(SamplingConfig(vae_tile=72), deep) is None  # nobody asked for tiles
-    assert vae_decode.tile_side(SamplingConfig(vae_tiling=True), AutoencoderConfig()) == 128
+        vae_decode.tile_side(SamplingConfig(vae_tiling=True, vae_tile_size=72), deep)
+    assert vae_decode.tile_side(SamplingConfig(vae_tile_size=72), deep) is None  # nobody asked for tiles
+    assert vae_decode.tile_side(SamplingConfig(vae_tiling=True), VAEConfig()) == 128
 
 
 @pytest.fixture(scope="module")
-def shown(tiny: SDXL) -> tuple[Decoder, Callable[..., np.ndarray]]:
+def shown(tiny: SDXL) -> tuple[VAEDecoder, Callable[..., np.ndarray]]:
     """Return the shipped model's decoder, and a function from pixels a side to the scaled latents of drawn things."""
 
     def encoded(side: int) -> np.ndarray:
         pictures = image_folder.read("datasets/humbug", side)
-        made = latent_cache.encode(tiny.first_stage_model, pictures, False, tiny.config.autoencoder.scale_factor)
+        made = latent_cache.encode(tiny.first_stage_model, pictures, False, tiny.config.vae.scale_factor)
         return np.concatenate(made.mean) * np.float32(made.scale_factor)
 
-    return Decoder(tiny, PYNATIVE), encoded
+    return VAEDecoder(tiny, PYNATIVE), encoded
 
 
 def explained(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -186,7 +186,7 @@ def test_the_shipped_models_tiles_show_what_the_whole_shows(shown: Any) -> None:
     decoder, encoded = shown
     z = encoded(128)[:2]
     whole = decoder.pictures(z, PLAIN).astype(np.float64)
-    tiled = decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile=64)).astype(np.float64)
+    tiled = decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=64)).astype(np.float64)
     assert 0 < np.abs(tiled - whole).mean() < 4, np.abs(tiled - whole).mean()
     assert explained(tiled, whole) > 0.99, explained(tiled, whole)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gm.text.prompt_parser import read
+from gm.text.prompt_parser import parse
 from gm.text.tokenizer import Tokenizer
 
 SYNTAX = "()[]|:"
@@ -46,7 +46,7 @@ def test_a_prompt_without_syntax_is_what_the_tokenizer_makes_of_it(tokenizer: To
     plain = [piece for piece in SOUP if piece not in (*SYNTAX, "BREAK", "\\")]
     plain += ["\\ ", "c:\\d", "a|b", "a) b", "]", ":)", " it's ", "don’t", "漢字", "&amp;#40;", "BREAKING", "<TOY>_1"]
     text = random_text(random, plain)
-    (variant,) = read(text, tokenizer, 3).variants
+    (variant,) = parse(text, tokenizer, 3).variants
     assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(text)
     assert {weight for chunk in variant for weight in chunk.weights} <= {1.0}
 
@@ -54,7 +54,7 @@ def test_a_prompt_without_syntax_is_what_the_tokenizer_makes_of_it(tokenizer: To
 @pytest.mark.parametrize("seed", range(60))
 def test_what_is_escaped_comes_back(tokenizer: Tokenizer, seed: int) -> None:
     text = random_text(np.random.default_rng(seed), SOUP)
-    (variant,) = read(escaped(text), tokenizer, 3).variants
+    (variant,) = parse(escaped(text), tokenizer, 3).variants
     assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(text)
     assert {weight for chunk in variant for weight in chunk.weights} <= {1.0}
 
@@ -81,7 +81,7 @@ def random_nest(random: np.random.Generator, weight: float, depth: int) -> list[
 def test_nested_weights_multiply(tokenizer: Tokenizer, seed: int) -> None:
     nest = random_nest(np.random.default_rng(seed), 1.0, 5)
     prompt = "".join(before + word for before, word, _ in nest)
-    (variant,) = read(prompt, tokenizer, 1).variants
+    (variant,) = parse(prompt, tokenizer, 1).variants
     expected = [(number, weight) for _, word, weight in nest for number in tokenizer.encode(word)]
     found = [pair for chunk in variant for pair in zip(chunk.ids, chunk.weights, strict=True)]
     assert [number for number, _ in found] == [number for number, _ in expected]
@@ -92,7 +92,7 @@ def test_nested_weights_multiply(tokenizer: Tokenizer, seed: int) -> None:
 def test_any_prompt_is_read(tokenizer: Tokenizer, seed: int) -> None:
     random = np.random.default_rng(seed)
     prompt, steps = random_text(random, SOUP), int(random.integers(1, 12))
-    reading = read(prompt, tokenizer, steps)
+    reading = parse(prompt, tokenizer, steps)
     assert len(reading.by_step) == steps
     first = [reading.by_step.index(number) for number in range(len(reading.variants))]
     assert all(a < b for a, b in pairwise(first)), "in order of first use, and none unused"
@@ -118,6 +118,6 @@ def test_any_prompt_is_read(tokenizer: Tokenizer, seed: int) -> None:
 )
 def test_hostile_prompts_are_read_too(tokenizer: Tokenizer, prompt: str, variants: int, words: int) -> None:
     """Each takes at most a third of a second; a reader that is recursive or quadratic would not come back."""
-    reading = read(prompt, tokenizer, 20)
+    reading = parse(prompt, tokenizer, 20)
     assert len(reading.variants) == variants
     assert sum(len(chunk.ids) for chunk in reading.variants[0]) == words

@@ -7,7 +7,7 @@ import pytest
 
 from gm.text import chunks
 from gm.text.chunks import Chunk
-from gm.text.prompt_parser import read
+from gm.text.prompt_parser import parse
 from gm.text.tokenizer import END, START, Tokenizer
 
 CAT, COMMA = 2368, 267
@@ -23,7 +23,7 @@ def tokenizer() -> Tokenizer:
 
 def sizes(prompt: str, tokenizer: Tokenizer) -> list[int]:
     """Return the number of ids in each chunk; all of them, in order, are the prompt's."""
-    (variant,) = read(prompt, tokenizer, 1).variants
+    (variant,) = parse(prompt, tokenizer, 1).variants
     assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(prompt.replace("BREAK", " "))
     return [len(chunk.ids) for chunk in variant]
 
@@ -76,33 +76,33 @@ def test_no_id_is_lost_and_no_word_is_split(tokenizer: Tokenizer, seed: int) -> 
     words = random.choice(["cat", "dog", ",", "<one>", "<two>", "<ten>", "antidisestablishmentarianism"], 200)
     prompt = " ".join(words)
     assert max(sizes(prompt, tokenizer)) <= 75
-    (variant,) = read(prompt, tokenizer, 1).variants
+    (variant,) = parse(prompt, tokenizer, 1).variants
     for rows in tokenizer.placeholders.values():
         for chunk in variant:
             assert chunk.ids.count(rows[0]) == chunk.ids.count(rows[-1])
 
 
 def test_weights_move_with_their_ids(tokenizer: Tokenizer) -> None:
-    (variant,) = read("cat " * 60 + ", cat (cat:2) <two> (<ten>:3) cat", tokenizer, 1).variants
+    (variant,) = parse("cat " * 60 + ", cat (cat:2) <two> (<ten>:3) cat", tokenizer, 1).variants
     assert variant[0].weights == (1.0,) * 61
     assert variant[1].ids == (CAT, CAT, *tokenizer.placeholders["<two>"], *tokenizer.placeholders["<ten>"], CAT)
     assert variant[1].weights == (1.0, 2.0, 1.0, 1.0, *(3.0,) * 10, 1.0)
 
 
 def test_chunks_of_another_length() -> None:
-    (variant,) = read("cat cat cat, cat cat cat cat", Tokenizer(positions=8), 1).variants
+    (variant,) = parse("cat cat cat, cat cat cat cat", Tokenizer(positions=8), 1).variants
     assert variant == (Chunk((CAT, CAT, CAT, COMMA), (1.0,) * 4), Chunk((CAT,) * 4, (1.0,) * 4))
 
 
 def test_padded() -> None:
     chunk = Chunk((CAT,), (2.0,))
-    assert chunks.padded((chunk,), 3) == (chunk, Chunk(), Chunk())
-    assert chunks.padded((chunk, chunk), 1) == (chunk, chunk)
+    assert chunks.pad_chunks((chunk,), 3) == (chunk, Chunk(), Chunk())
+    assert chunks.pad_chunks((chunk, chunk), 1) == (chunk, chunk)
 
 
 def test_arrays(tokenizer: Tokenizer) -> None:
-    (variant,) = read("(a <two>:1.5) cat BREAK BREAK", tokenizer, 1).variants
-    ids_1, ids_2, weights = chunks.arrays([*variant, Chunk()], 77)
+    (variant,) = parse("(a <two>:1.5) cat BREAK BREAK", tokenizer, 1).variants
+    ids_1, ids_2, weights = chunks.to_arrays([*variant, Chunk()], 77)
     assert (ids_1.dtype, ids_2.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
     assert weights.tolist() == [[1.0, 1.5, 1.5, 1.5, *[1.0] * 73], [1.0] * 77]
     for ids, padding in ((ids_1, END), (ids_2, 0)):

@@ -6,12 +6,12 @@ import pytest
 
 from gm.errors import UserError
 from gm.text.bpe import spelled
-from gm.text.chunks import Chunk, Variant
-from gm.text.prompt_parser import Reading, read
+from gm.text.chunks import Chunk, TokenChunks
+from gm.text.prompt_parser import PromptSchedule, parse
 from gm.text.tokenizer import Tokenizer
 
 
-def said(variant: Variant) -> list[tuple[str, float]]:
+def said(variant: TokenChunks) -> list[tuple[str, float]]:
     """Return the tokens of a text as (words, weight), neighbours of one weight together and `/` between chunks."""
     found: list[tuple[str, float]] = []
     for number, chunk in enumerate(variant):
@@ -26,7 +26,7 @@ def said(variant: Variant) -> list[tuple[str, float]]:
     return found
 
 
-def texts(reading: Reading) -> list[str]:
+def texts(reading: PromptSchedule) -> list[str]:
     """Return what each step shows, without weights."""
     shown = [" ".join(words for words, _ in said(variant)) for variant in reading.variants]
     return [shown[number] for number in reading.by_step]
@@ -82,7 +82,7 @@ def texts(reading: Reading) -> list[str]:
     ],
 )
 def test_weights(tokenizer: Tokenizer, prompt: str, expected: list[tuple[str, float]]) -> None:
-    reading = read(prompt, tokenizer, 4)
+    reading = parse(prompt, tokenizer, 4)
     assert reading.by_step == (0, 0, 0, 0)
     found = said(reading.variants[0])
     assert [words for words, _ in found] == [words for words, _ in expected]
@@ -128,7 +128,7 @@ def test_weights(tokenizer: Tokenizer, prompt: str, expected: list[tuple[str, fl
     ],
 )
 def test_what_each_of_ten_steps_shows(tokenizer: Tokenizer, prompt: str, expected: str) -> None:
-    found = [text.replace(" ", "") or "-" for text in texts(read(prompt, tokenizer, 10))]
+    found = [text.replace(" ", "") or "-" for text in texts(parse(prompt, tokenizer, 10))]
     # Letters side by side are one word to CLIP, whose tokens `texts` joins.
     assert [text.replace("a-b", "ab") for text in found] == expected.split()
 
@@ -138,7 +138,7 @@ def test_the_documented_example_of_editing(tokenizer: Tokenizer) -> None:
         "fantasy landscape with a [mountain:lake:0.25] and [an oak:a christmas tree:0.75]"
         "[ in foreground::0.6][ in background:0.25] [shoddy:masterful:0.5]"
     )
-    reading = read(prompt, tokenizer, 100)
+    reading = parse(prompt, tokenizer, 100)
     found = texts(reading)
     assert [found[k] for k in (0, 25, 50, 60, 75)] == [
         "fantasy landscape with a mountain and an oak in foreground sho- ddy",
@@ -152,7 +152,7 @@ def test_the_documented_example_of_editing(tokenizer: Tokenizer) -> None:
 
 def test_a_share_of_the_steps_is_rounded_as_it_is_written(tokenizer: Tokenizer) -> None:
     assert int(0.29 * 100) == 28
-    assert read("[a:b:0.29]", tokenizer, 100).by_step == (0,) * 29 + (1,) * 71
+    assert parse("[a:b:0.29]", tokenizer, 100).by_step == (0,) * 29 + (1,) * 71
 
 
 def test_learned_words_are_known_as_they_are_registered_and_as_they_are_cleaned() -> None:
@@ -160,7 +160,7 @@ def test_learned_words_are_known_as_they_are_registered_and_as_they_are_cleaned(
     made.add_placeholder("ﬁ[x|y]", 1)  # the ligature becomes two letters
     made.add_placeholder("&lt;a|b&gt;", 1)
     for prompt in ("[ﬁ[x|y]|&lt;A|b&gt;]", "[FI[X|Y]|<a|b>]"):
-        reading = read(prompt, made, 3)
+        reading = parse(prompt, made, 3)
         assert [variant[0].ids for variant in reading.variants] == [(49408,), (49409,)]
         assert reading.by_step == (0, 1, 0)
 
@@ -168,22 +168,22 @@ def test_learned_words_are_known_as_they_are_registered_and_as_they_are_cleaned(
 def test_a_learned_word_is_no_number() -> None:
     made = Tokenizer()
     made.add_placeholder("1.5", 1)
-    assert said(read("(cat:1.5) (cat:1.6)", made, 1).variants[0]) == [("cat : <0>", 1.1), ("cat", 1.6)]
+    assert said(parse("(cat:1.5) (cat:1.6)", made, 1).variants[0]) == [("cat : <0>", 1.1), ("cat", 1.6)]
 
 
 def test_weights_may_alternate(tokenizer: Tokenizer) -> None:
-    reading = read("(cat:[1.2|1.4])", tokenizer, 3)
+    reading = parse("(cat:[1.2|1.4])", tokenizer, 3)
     assert [said(v) for v in reading.variants] == [[("cat", 1.2)], [("cat", 1.4)]]
     assert reading.by_step == (0, 1, 0)
 
 
 def test_texts_that_read_the_same_are_one(tokenizer: Tokenizer) -> None:
-    assert read("a [cat|CAT| cat]", tokenizer, 5).by_step == (0,) * 5
-    assert read("[b|a|b|c]", tokenizer, 8).by_step == (0, 1, 0, 2, 0, 1, 0, 2)
+    assert parse("a [cat|CAT| cat]", tokenizer, 5).by_step == (0,) * 5
+    assert parse("[b|a|b|c]", tokenizer, 8).by_step == (0, 1, 0, 2, 0, 1, 0, 2)
 
 
 def test_all_texts_of_a_prompt_have_as_many_chunks(tokenizer: Tokenizer) -> None:
-    reading = read("[a BREAK b BREAK c:a:2]", tokenizer, 4)
+    reading = parse("[a BREAK b BREAK c:a:2]", tokenizer, 4)
     assert reading.by_step == (0, 0, 1, 1)
     assert [len(variant) for variant in reading.variants] == [3, 3]
     assert reading.variants[1] == (Chunk((320,), (1.0,)), Chunk(), Chunk())
@@ -191,17 +191,17 @@ def test_all_texts_of_a_prompt_have_as_many_chunks(tokenizer: Tokenizer) -> None
 
 def test_without_weights_everything_is_text(tokenizer: Tokenizer) -> None:
     for prompt in ("(cat:1.3) [dog]", "a BREAK b", r"[a|b] \(", "(" * 200, "<toy> (<a:b|c]>)"):
-        reading = read(prompt, tokenizer, 7, weights=False)
+        reading = parse(prompt, tokenizer, 7, weights=False)
         assert reading.by_step == (0,) * 7
         (variant,) = reading.variants
         assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(prompt)
         assert {weight for chunk in variant for weight in chunk.weights} == {1.0}
-    assert [len(chunk.ids) for chunk in read("( " * 200, tokenizer, 7, weights=False).variants[0]] == [75, 75, 50]
+    assert [len(chunk.ids) for chunk in parse("( " * 200, tokenizer, 7, weights=False).variants[0]] == [75, 75, 50]
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "()", "[]", "(((", "[|]", "[:3]", "BREAK", "(:1.2)"])
 def test_nothing_is_one_empty_chunk(tokenizer: Tokenizer, prompt: str) -> None:
-    assert read(prompt, tokenizer, 2) == Reading(((Chunk(),),), (0, 0))
+    assert parse(prompt, tokenizer, 2) == PromptSchedule(((Chunk(),),), (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,6 @@ def test_nothing_is_one_empty_chunk(tokenizer: Tokenizer, prompt: str) -> None:
 )
 def test_weights_that_no_encoder_can_follow(tokenizer: Tokenizer, prompt: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        read(prompt, tokenizer, 1)
+        parse(prompt, tokenizer, 1)
     assert str(error.value) == message
-    read("(cat:1000) (dog:-1000) ( :9999)", tokenizer, 1)
+    parse("(cat:1000) (dog:-1000) ( :9999)", tokenizer, 1)

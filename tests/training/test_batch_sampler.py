@@ -18,7 +18,7 @@ RUN = {
     "buckets": [range(5)],
     "prompts": [PromptChoice(range(20))] * 5,
     "levels": (0, 1000),
-    "flip": True,
+    "random_flip": True,
 }
 
 
@@ -53,19 +53,19 @@ def test_each_picture_once_an_epoch(batch, world):
         for s in samples(step, **{**RUN, "batch": batch, "rank": rank, "world": world, "buckets": [range(pictures)]})
     ]
     assert len(run) == 40 * batch * world
-    orders = set()
+    requests = set()
     for start in range(0, len(run) - pictures + 1, pictures):
         epoch = run[start : start + pictures]
         assert sorted(epoch) == list(range(pictures))
-        orders.add(tuple(epoch))
-    assert len(orders) >= min(8, len(run) // pictures - 1)  # each epoch has an order of its own
+        requests.add(tuple(epoch))
+    assert len(requests) >= min(8, len(run) // pictures - 1)  # each epoch has an order of its own
 
 
 def test_every_order_of_three_pictures_is_about_equally_frequent():
     run = [s.picture for s in shown(1800, batch=1, buckets=[range(3)])]
-    orders = Counter(tuple(run[i : i + 3]) for i in range(0, len(run), 3))
-    assert len(orders) == 6
-    assert chi_square(list(orders.values())) < 20.5  # 5 degrees of freedom: exceeded once in a thousand
+    requests = Counter(tuple(run[i : i + 3]) for i in range(0, len(run), 3))
+    assert len(requests) == 6
+    assert chi_square(list(requests.values())) < 20.5  # 5 degrees of freedom: exceeded once in a thousand
 
 
 def test_one_picture():
@@ -195,8 +195,8 @@ def test_each_step_shows_one_bucket_and_each_picture_as_often_as_any_other():
         for era in range(0, 60, 6):
             shown_ = Counter(next(k for k, b in enumerate(buckets) if p[0] in b) for p in steps[era : era + 6])
             assert shown_ == {0: 3, 1: 1, 2: 2}
-        orders = {tuple(p[0] in buckets[0] for p in steps[era : era + 6]) for era in range(0, 60, 6)}
-        assert len(orders) > 3
+        requests = {tuple(p[0] in buckets[0] for p in steps[era : era + 6]) for era in range(0, 60, 6)}
+        assert len(requests) > 3
         of_first = [picture for pictures in steps for picture in pictures if picture in buckets[0]]
         assert all(sorted(of_first[k : k + 3]) == [0, 3, 4] for k in range(0, len(of_first), 3))
 

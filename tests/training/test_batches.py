@@ -16,7 +16,7 @@ from gm.errors import UserError
 from gm.runtime.backend import Backend
 from gm.training import loop, setup, trainer
 from gm.training.batch_sampler import Sample
-from gm.training.batches import Feed
+from gm.training.batches import BatchLoader
 from tests.project import Workshop
 
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
@@ -24,10 +24,10 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 
 def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> None:
-    made = setup.make(workshop.config(training={"train_batch_size": 4}, data={"flip": True}))
+    made = setup.prepare(workshop.config(training={"train_batch_size": 4}, data={"random_flip": True}))
     encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, True, 0.13025)
-    feed = Feed(made, encoded)
-    batch = feed.batch(0)
+    loader = BatchLoader(made, encoded)
+    batch = loader.batch(0)
     assert batch.x.shape == (4, 4, 8, 8)
     told = {tuple(row) for row in batch.sizes.asnumpy().astype(int).tolist()}
     assert {(t[0], t[4], t[5]) for t in told} == {(20, 16, 16)}
@@ -37,7 +37,7 @@ def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> No
     assert (batch.ids_2.asnumpy()[:, -1] == 0).all()
     found = batch.ids_2.asnumpy()[np.arange(4), batch.pool_position.asnumpy()]
     assert (found == 49407).all()
-    sigma = feed.sigmas[batch.timestep.asnumpy().astype(int)].reshape(-1, 1, 1, 1)
+    sigma = loader.sigmas[batch.timestep.asnumpy().astype(int)].reshape(-1, 1, 1, 1)
     clean = batch.x.asnumpy() * np.sqrt(sigma**2 + 1) - sigma * batch.noise.asnumpy()
     spread = np.exp(0.5 * np.stack(encoded.log_variance)).max() * 0.13025
     assert np.abs(clean).max() < np.abs(np.stack(encoded.mean)).max() * 0.13025 + 6 * spread
@@ -52,25 +52,25 @@ def test_a_mask_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path)
         mask.paste(255, (0, 0, image.width // 2, image.height))
     mask.save(pictures / "0.mask.png")
     (pictures / "1.txt").write_text("{} upside down")
-    data = {"data_path": str(pictures), "unmasked_weight": 0.5, "flip": True}
-    made = setup.make(workshop.config(data=data, loss={"min_snr_gamma": 2.0}))
-    assert made.lessons[0].captions == (None, "<toy> upside down", None)
-    feed = trainer.prepare(workshop.model, made, EAGER)[1]
+    data = {"data_path": str(pictures), "unmasked_weight": 0.5, "random_flip": True}
+    made = setup.prepare(workshop.config(data=data, loss={"min_snr_gamma": 2.0}))
+    assert made.concepts[0].captions == (None, "<toy> upside down", None)
+    loader = trainer.prepare(workshop.model, made, EAGER)[1]
     (half,) = masks.of_latents(made.pictures[0].mask[None], 2, 0.5)
     assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
     for picture, mirrored in ((0, False), (0, True), (1, False)):
         for plain in (False, True):
-            batch = feed.assemble([Sample(picture, mirrored, 0, 3, 0)], 1, "test", plain)
-            level = 1.0 if plain else min(1.0, 2.0 * feed.sigmas[3] ** 2)
+            batch = loader.assemble([Sample(picture, mirrored, 0, 3, 0)], 1, "test", plain)
+            level = 1.0 if plain else min(1.0, 2.0 * loader.sigmas[3] ** 2)
             whole = half[:, ::-1] if mirrored else half
             expected = (whole if picture == 0 else np.ones((8, 8))) * level
             np.testing.assert_allclose(batch.weight.asnumpy()[0, 0], expected, rtol=1e-5)
-    shown = [batches for step in range(12) for batches in [feed.batch(step)]]
+    shown = [batches for step in range(12) for batches in [loader.batch(step)]]
     upside = made.tokenizer(["<toy> upside down"], padding=0)[0]
     told = [np.array_equal(batch.ids_2.asnumpy()[0], upside) for batch in shown]
     assert sum(told) == 4  # the captioned picture's turn in each of four epochs
-    without = setup.make(workshop.config(data={**data, "captions": False, "masks": False}))
-    assert without.lessons[0].captions == ()
+    without = setup.prepare(workshop.config(data={**data, "captions": False, "masks": False}))
+    assert without.concepts[0].captions == ()
     assert all(picture.mask is None for picture in without.pictures)
 
 
@@ -89,36 +89,38 @@ def test_buckets_keep_shapes_and_compile_one_graph_each(
     for name, size in {"wide": (48, 20), "square": (20, 20), "tall": (20, 48), "taller": (40, 96)}.items():
         noise = np.random.default_rng(len(name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(noise).save(pictures / f"{name}.png")
-    data = {"data_path": str(pictures), "buckets": True, "bucket_step": 8}
+    data = {"data_path": str(pictures), "enable_bucket": True, "bucket_reso_steps": 8}
     config = workshop.config(data=data, training={"total_step": 12, "gradient_accumulation_steps": 3})
-    made, backend = setup.make(config), GRAPH if graph else EAGER
+    made, backend = setup.prepare(config), GRAPH if graph else EAGER
     assert [p.pixels.shape[1:] for p in made.pictures] == [(16, 16), (24, 8), (24, 8), (8, 24)]
     assert "height × width: 1 of 16×16, 2 of 24×8, 1 of 8×24" in caplog.text
-    learned, feed = trainer.prepare(workshop.model, made, backend)
-    told = {tuple(feed.batch(step).sizes.asnumpy()[0].astype(int)) for step in range(4)}
+    learned, loader = trainer.prepare(workshop.model, made, backend)
+    told = {tuple(loader.batch(step).sizes.asnumpy()[0].astype(int)) for step in range(4)}
     # Original height and width, the corner of the cut, the size that was aimed at.
     assert told == {(20, 20, 0, 0, 16, 16), (48, 20, 0, 1, 24, 8), (96, 40, 0, 1, 24, 8), (20, 48, 1, 0, 8, 24)}
-    shapes = [feed.batch(step).x.shape[2:] for step in range(12)]
+    shapes = [loader.batch(step).x.shape[2:] for step in range(12)]
     assert {shape: shapes.count(shape) for shape in shapes} == {(8, 8): 3, (12, 4): 6, (4, 12): 3}
-    reports = list(loop.run(workshop.model, learned, feed, config, made.updates, backend))
+    reports = list(loop.run(workshop.model, learned, loader, config, made.updates, backend))
     assert all(report.finite for report in reports)
     if graph:
         assert len(list((tmp_path / "graphs").glob("*.mindir"))) == 3 + 1  # a step for each shape, and the update
-    with pytest.raises(UserError, match="--bucket_step 64 is too large for --resolution 16; there is no such size"):
-        setup.make(workshop.config(data={**data, "bucket_step": 64}))
+    with pytest.raises(
+        UserError, match="--bucket_reso_steps 64 is too large for --resolution 16; there is no such size"
+    ):
+        setup.prepare(workshop.config(data={**data, "bucket_reso_steps": 64}))
 
 
 def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) -> None:
-    made = setup.make(workshop.config(training={"train_batch_size": 2}))
+    made = setup.prepare(workshop.config(training={"train_batch_size": 2}))
     encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, False, 0.13025)
-    whole = Feed(made, encoded)
-    halves = [Feed(setup.make(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
+    whole = BatchLoader(made, encoded)
+    halves = [BatchLoader(setup.prepare(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
     for field, parts in zip(whole.batch(3), zip(*(h.batch(3) for h in halves), strict=True), strict=True):
         assert np.array_equal(field.asnumpy(), np.concatenate([p.asnumpy() for p in parts]))
 
 
 def test_latents_are_drawn_from_the_posterior(workshop: Workshop) -> None:
-    made = setup.make(workshop.config())
+    made = setup.prepare(workshop.config())
     encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, True, 0.5)
     assert [mean.shape for mean in encoded.mean] == [(2, 4, 8, 8)] * 3
     noise = np.ones(encoded.mean[0].shape[1:], np.float32)
@@ -135,6 +137,6 @@ def test_non_pictures_are_named_in_the_log(
     (tmp_path / "a.png").write_bytes(picture)
     (tmp_path / "notes.txt").write_text("not a picture")
     with caplog.at_level(logging.INFO, logger="gm"):
-        made = setup.make(workshop.config(data={"data_path": str(tmp_path)}))
+        made = setup.prepare(workshop.config(data={"data_path": str(tmp_path)}))
     assert len(made.pictures) == 1
     assert "notes.txt" in caplog.text

@@ -18,13 +18,15 @@ from gm.checkpoints import containers
 from gm.config import Config, TrainingConfig
 from gm.errors import UserError
 from gm.training import checkpoint
-from gm.training.checkpoint import State
+from gm.training.checkpoint import Checkpoint
 from tests.project import Workshop
 
 
-def made(step: int, config: Config | None = None) -> State:
+def made(step: int, config: Config | None = None) -> Checkpoint:
     tensors = {"rows_1": np.full((2, 3), step / 3, np.float32), "updates": np.float32(step)}
-    return State(step, step // 2, tensors, "base", checkpoint.options(config or Config()), {"console": [step / 7]})
+    return Checkpoint(
+        step, step // 2, tensors, "base", checkpoint.config_values(config or Config()), {"console": [step / 7]}
+    )
 
 
 def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
     found = checkpoint.load(path)
     assert (found.step, found.updates, found.base_model, found.path) == (7, 3, "base", path)
     assert found.notes == {"console": [1.0]}
-    assert found.options == checkpoint.options(Config())
+    assert found.options == checkpoint.config_values(Config())
     assert np.array_equal(found.tensors["rows_1"], made(7).tensors["rows_1"])
     assert found.tensors["updates"].item() == 7
 
@@ -82,17 +84,17 @@ def test_another_file_is_no_state(workshop: Workshop) -> None:
 def test_changes_are_named(tmp_path: Path) -> None:
     found = checkpoint.load(checkpoint.save(made(5), tmp_path, 1))
     assert checkpoint.check(found, Config(training=TrainingConfig(resume="latest"))) == {}
-    changed = checkpoint.check(found, Config(training=TrainingConfig(learning_rate=5e-3, lr_schedule="cosine")))
-    assert changed == {"training.learning_rate": "0.001 → 0.005", "training.lr_schedule": "'constant' → 'cosine'"}
+    changed = checkpoint.check(found, Config(training=TrainingConfig(learning_rate=5e-3, lr_scheduler="cosine")))
+    assert changed == {"training.learning_rate": "0.001 → 0.005", "training.lr_scheduler": "'constant' → 'cosine'"}
 
 
 def test_a_state_older_than_an_option_had_its_default(workshop: Workshop, tmp_path: Path) -> None:
     saved = made(4, workshop.config(training={"total_step": 9}))
-    del saved.options["model"]["kind"], saved.options["training"]["lr_schedule"]
+    del saved.options["model"]["kind"], saved.options["training"]["lr_scheduler"]
     found = checkpoint.load(checkpoint.save(saved, tmp_path, 1))
     assert checkpoint.check(found, workshop.config(training={"total_step": 9})) == {}
-    changed = checkpoint.check(found, workshop.config(training={"total_step": 9, "lr_schedule": "cosine"}))
-    assert changed == {"training.lr_schedule": "'constant' → 'cosine'"}
+    changed = checkpoint.check(found, workshop.config(training={"total_step": 9, "lr_scheduler": "cosine"}))
+    assert changed == {"training.lr_scheduler": "'constant' → 'cosine'"}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_a_state_older_than_an_option_had_its_default(workshop: Workshop, tmp_pa
         ({"concept": {"initializer_token": "cat"}}, "the rows have started already"),
         ({"training": {"total_step": 9, "optimizer": "prodigy"}}, "its state is the other's"),
         ({"run": {"pooling": "argmax"}}, "the rows were learned under that rule"),
-        ({"model": {"unet": {"norm_groups": 2}}}, "the rows belong to that model"),
+        ({"model": {"unet": {"norm_num_groups": 2}}}, "the rows belong to that model"),
         ({"training": {"total_step": 4}}, r"state_4.ckpt is at step 4 of 4; --total_step says how many"),
     ],
 )

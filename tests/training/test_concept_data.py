@@ -20,7 +20,7 @@ from gm.errors import UserError
 from gm.runtime import rng
 from gm.runtime.backend import Backend
 from gm.training import concept_data, setup, trainer
-from gm.training.train_step import Learned, Step
+from gm.training.train_step import TrainState, TrainStep
 from tests.project import Workshop, whole_runs
 
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
@@ -91,7 +91,7 @@ def test_words_are_read_from_a_command_line_and_a_file(workshop: Workshop, tmp_p
 )
 def test_mistakes_are_named(workshop: Workshop, concepts: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        setup.make(config_of(workshop, concepts))
+        setup.prepare(config_of(workshop, concepts))
 
 
 def test_a_file_of_words_must_hold_a_list(workshop: Workshop, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_file_of_words_must_hold_a_list(workshop: Workshop, tmp_path: Path) ->
 
 def test_one_entry_is_as_the_flags(workshop: Workshop, folders: Path) -> None:
     entry = two(folders)[0]
-    made = setup.make(config_of(workshop, [entry]))
+    made = setup.prepare(config_of(workshop, [entry]))
     concept = {**entry, "initializer_token": "cat"}
     data = {"data_path": concept.pop("data_path")}
     assert made.config == workshop.config(concept=concept, data=data)
@@ -114,13 +114,13 @@ def test_files_are_called_after_words() -> None:
 
 
 def test_every_picture_is_shown_with_its_word_and_all_words_about_as_often(workshop: Workshop, folders: Path) -> None:
-    made = setup.make(config_of(workshop, [*two(folders), BAD]))
-    assert [lesson.rows for lesson in made.lessons] == [slice(0, 3), slice(3, 5), slice(5, 6)]
-    assert concept_data.repeats(made.lessons) == [2, 1, 0]  # 4 and 5 pictures in an epoch
-    _, feed = trainer.prepare(workshop.model, made, EAGER)
+    made = setup.prepare(config_of(workshop, [*two(folders), BAD]))
+    assert [concept.rows for concept in made.concepts] == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert concept_data.repeats(made.concepts) == [2, 1, 0]  # 4 and 5 pictures in an epoch
+    _, loader = trainer.prepare(workshop.model, made, EAGER)
     shown: Counter[int] = Counter()
     for step in range(54):
-        batch = feed.batch(step)
+        batch = loader.batch(step)
         ids = batch.ids_2.asnumpy()[0]
         word = 1 if 49411 in ids else 0  # a caption of the second holds the first, too
         own = {49408, 49409, 49410} if word == 0 else {49411, 49412}
@@ -132,23 +132,23 @@ def test_every_picture_is_shown_with_its_word_and_all_words_about_as_often(works
         dataclasses.replace(entry, repeats=k)
         for entry, k in zip(concept_data.entries(made.config), (3, 2, None), strict=True)
     ]
-    with_repeats = [dataclasses.replace(lesson, entry=e) for lesson, e in zip(made.lessons, asked, strict=True)]
+    with_repeats = [dataclasses.replace(concept, entry=e) for concept, e in zip(made.concepts, asked, strict=True)]
     assert concept_data.repeats(with_repeats) == [3, 2, 0]
 
 
 def test_a_caption_may_hold_other_words(workshop: Workshop, folders: Path) -> None:
-    made = setup.make(config_of(workshop, two(folders)))
-    assert made.lessons[1].captions == (None, None, None, "a <bb> with <aa>", None)
-    assert not any(made.lessons[0].captions)
+    made = setup.prepare(config_of(workshop, two(folders)))
+    assert made.concepts[1].captions == (None, None, None, "a <bb> with <aa>", None)
+    assert not any(made.concepts[0].captions)
 
 
 def test_a_step_changes_the_words_that_it_shows(workshop: Workshop, folders: Path) -> None:
     config = config_of(workshop, two(folders), data={"captions": False})
-    learned, feed = trainer.prepare(workshop.model, setup.make(config), EAGER)
-    step = Step(workshop.model, learned, half=False)
+    learned, loader = trainer.prepare(workshop.model, setup.prepare(config), EAGER)
+    step = TrainStep(workshop.model, learned, half=False)
     for number in range(4):
         before = [total.asnumpy().copy() for total in learned.sums]
-        batch = feed.batch(number)
+        batch = loader.batch(number)
         step(*batch)
         first = 49408 in batch.ids_1.asnumpy()
         for total, earlier in zip(learned.sums, before, strict=True):
@@ -158,7 +158,7 @@ def test_a_step_changes_the_words_that_it_shows(workshop: Workshop, folders: Pat
 
 def test_random_rows_of_two_words_differ(workshop: Workshop, folders: Path) -> None:
     concepts = [{**entry, "initializer_token": None, "num_vectors": 2} for entry in two(folders)]
-    rows = trainer.prepare(workshop.model, setup.make(config_of(workshop, concepts)), EAGER)[0].arrays()
+    rows = trainer.prepare(workshop.model, setup.prepare(config_of(workshop, concepts)), EAGER)[0].arrays()
     for each in rows:
         assert np.abs(each[:2] - each[2:]).min() > 1e-5
 
@@ -166,7 +166,7 @@ def test_random_rows_of_two_words_differ(workshop: Workshop, folders: Path) -> N
 @pytest.fixture(scope="module")
 def trained(workshop: Workshop, folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("together")
-    training = {"total_step": 4, "save_path": str(place), "infer_during_train": True, "held_out_draws": 6}
+    training = {"total_step": 4, "save_path": str(place), "infer_during_train": True, "num_validation_samples": 6}
     config = config_of(
         workshop, [*two(folders), BAD], training={**training, "validation_prompts": ["a {}", "<aa> <bb>"]}
     )
@@ -178,9 +178,9 @@ def trained(workshop: Workshop, folders: Path, tmp_path_factory: pytest.TempPath
 def test_each_word_has_a_file_of_its_own(workshop: Workshop, folders: Path, trained: Path) -> None:
     found = {name: embedding_io.load(trained / f"smallest_{name}_4_ti.ckpt") for name in ("aa", "bb", "bad")}
     assert [(c.placeholder, c.num_vectors) for c in found.values()] == [("<aa>", 3), ("<bb>", 2), ("<bad>", 1)]
-    start = trainer.prepare(workshop.model, setup.make(config_of(workshop, [*two(folders), BAD])), EAGER)[0].arrays()
+    start = trainer.prepare(workshop.model, setup.prepare(config_of(workshop, [*two(folders), BAD])), EAGER)[0].arrays()
     for concept, rows in zip(found.values(), (slice(0, 3), slice(3, 5), slice(5, 6)), strict=True):
-        for now, before in ((concept.rows_1, start[0][rows]), (concept.rows_2, start[1][rows])):
+        for now, before in ((concept.clip_l, start[0][rows]), (concept.clip_g, start[1][rows])):
             assert np.abs(now - before).min() > 1e-3
             assert np.abs(now - before).max() < 0.1  # four steps of 1e-2: it started there
         recipe = concept.details["recipe"]["concept"]["concepts"]
@@ -201,12 +201,12 @@ def test_the_log_and_the_report_tell_the_words_apart(trained: Path) -> None:
 
 def test_previews_show_each_word_away_from_the_negative_one(workshop: Workshop, folders: Path, trained: Path) -> None:
     config = configuration.load(trained / "config.yaml")
-    previews = setup.make(config).previews
+    previews = setup.prepare(config).previews
     assert [p.prompt for p in previews] == ["a <aa>", "a <bb>", "<aa> <bb>"]
     assert {p.negative_prompt for p in previews} == {"<bad>"}
     with Image.open(trained / "previews" / "step_4.png") as sheet:
         assert sheet.size == (16, 3 * 16)
-    plain = setup.make(config_of(workshop, two(folders))).previews
+    plain = setup.prepare(config_of(workshop, two(folders))).previews
     assert [(p.prompt, p.negative_prompt) for p in plain] == [("a photo of <aa>", ""), ("a photo of <bb>", "")]
 
 
@@ -214,27 +214,27 @@ def test_the_written_config_learns_the_same(trained: Path, tmp_path: Path) -> No
     config = configuration.load(trained / "config.yaml", {"training": {"save_path": str(tmp_path)}})
     for again in whole_runs(config):
         ours, theirs = embedding_io.load(again), embedding_io.load(trained / again.name)
-        assert np.array_equal(ours.rows_1, theirs.rows_1)
-        assert np.array_equal(ours.rows_2, theirs.rows_2)
+        assert np.array_equal(ours.clip_l, theirs.clip_l)
+        assert np.array_equal(ours.clip_g, theirs.clip_g)
 
 
 def test_it_goes_on_where_it_stopped(workshop: Workshop, folders: Path, trained: Path, tmp_path: Path) -> None:
-    options = {"total_step": 4, "held_out_draws": 6, "save_state_interval": 2, "save_path": str(tmp_path)}
+    options = {"total_step": 4, "num_validation_samples": 6, "checkpointing_steps": 2, "save_path": str(tmp_path)}
     concepts = [*two(folders), BAD]
     whole_runs(config_of(workshop, concepts, training=options))
     resume = {**options, "resume": str(tmp_path / "state_2.ckpt")}
     for again in whole_runs(config_of(workshop, concepts, training=resume)):
-        assert np.array_equal(embedding_io.load(again).rows_2, embedding_io.load(trained / again.name).rows_2)
+        assert np.array_equal(embedding_io.load(again).clip_g, embedding_io.load(trained / again.name).clip_g)
     for changed, reason in (
         ({"num_vectors": 4}, r"concept.concepts.2.num_vectors was 2 → 4; the rows are there already"),
         ({"placeholder_token": "<dd>"}, r"concept.concepts.2.placeholder_token was .* it is the word being learned"),
     ):
         other = [concepts[0], {**concepts[1], **changed}, BAD]
         with pytest.raises(UserError, match=reason):
-            setup.make(config_of(workshop, other, training=resume))
+            setup.prepare(config_of(workshop, other, training=resume))
     with pytest.raises(UserError, match=r"concept\.concepts"):
-        setup.make(config_of(workshop, concepts[:2], training=resume))
-    named = setup.make(config_of(workshop, [{**concepts[0], "repeats": 7}, *concepts[1:]], training=resume)).changed
+        setup.prepare(config_of(workshop, concepts[:2], training=resume))
+    named = setup.prepare(config_of(workshop, [{**concepts[0], "repeats": 7}, *concepts[1:]], training=resume)).changed
     assert named == {"concept.concepts.1.repeats": "None → 7"}
 
 
@@ -243,10 +243,10 @@ def test_a_negative_word_changes_what_is_learned(workshop: Workshop, folders: Pa
     moved = []
     for concepts, guidance in ((two(folders), 3.0), ([*two(folders), BAD], 1.0), ([*two(folders), BAD], 3.0)):
         config = config_of(workshop, concepts, loss={"negative_guidance": guidance})
-        made = setup.make(config)
-        learned, feed = trainer.prepare(workshop.model, made, EAGER)
-        start = Learned(learned.arrays(), half=False)
-        Step(workshop.model, start, False, config.loss, feed.negative)(*feed.batch(0))
+        made = setup.prepare(config)
+        learned, loader = trainer.prepare(workshop.model, made, EAGER)
+        start = TrainState(learned.arrays(), half=False)
+        TrainStep(workshop.model, start, False, config.loss, loader.negative)(*loader.batch(0))
         moved.append(start.sums[1].asnumpy()[:5])
     plain, one, three = moved
     np.testing.assert_allclose(one, plain, rtol=1e-3, atol=1e-7)  # guidance 1 is no guidance

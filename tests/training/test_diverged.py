@@ -17,7 +17,7 @@ from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.training import callbacks, checkpoint, setup, trainer
-from gm.training.batches import Batch, Feed
+from gm.training.batches import Batch, BatchLoader
 from tests.project import Workshop, whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,27 +28,27 @@ Found = tuple[list[float], dict[str, np.ndarray]]
 
 def spoiled_feed(monkeypatch: pytest.MonkeyPatch, good_steps: int) -> None:
     """Let every batch after the first `good_steps` hold an infinite value."""
-    whole = Feed.batch
+    whole = BatchLoader.batch
 
-    def batch(self: Feed, step: int) -> Batch:
+    def batch(self: BatchLoader, step: int) -> Batch:
         made = whole(self, step)
         return made if step < good_steps else Batch(Tensor(made.x.asnumpy() * np.float32(np.inf)), *made[1:])
 
-    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(BatchLoader, "batch", batch)
 
 
 def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"total_step": 50, "max_skipped_steps": 4, "save_state_interval": 1, "save_path": str(tmp_path / "bad")}
+    options = {"total_step": 50, "max_skipped_steps": 4, "checkpointing_steps": 1, "save_path": str(tmp_path / "bad")}
     short = whole_run(workshop.config(training={"total_step": 3, "save_path": str(tmp_path / "good")}))
     spoiled_feed(monkeypatch, 3)
     with pytest.raises(UserError, match=r"step 7 is the 4th in a row without a finite loss, though .*smallest_7_ti"):
         whole_run(workshop.config(training=options))
     found, good = embedding_io.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), embedding_io.load(short)
     # The third update followed the last good step, but no good step followed it.
-    assert np.isfinite(found.rows_1).all()
-    assert np.linalg.norm(found.rows_1 - good.rows_1) < 0.02 * np.linalg.norm(good.rows_1)
+    assert np.isfinite(found.clip_l).all()
+    assert np.linalg.norm(found.clip_l - good.clip_l) < 0.02 * np.linalg.norm(good.clip_l)
     latest = checkpoint.find("latest", tmp_path / "bad")
     assert latest
     assert latest.step == 6  # the step that ended it left none
@@ -60,12 +60,12 @@ def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
 
 def test_an_update_that_breaks_the_rows_is_taken_back(workshop: Workshop, tmp_path: Path) -> None:
     options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
-    made = setup.make(workshop.config(training=options))
+    made = setup.prepare(workshop.config(training=options))
     start = trainer.prepare(workshop.model, made, EAGER)[0].arrays()
     with pytest.raises(UserError, match="in a row without a finite"):
         whole_run(made.config)
     last = max((tmp_path / "run").glob("*_ti.ckpt"))
-    assert np.array_equal(embedding_io.load(last).rows_1, start[0])
+    assert np.array_equal(embedding_io.load(last).clip_l, start[0])
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_the_cause_is_named(
     options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
     with pytest.raises(UserError, match=message):
         whole_run(workshop.config(training=options), nan)
-    made = setup.make(workshop.config(training=options))
-    assert (tmp_path / "run" / callbacks.file_name(made, made.lessons[0], 2)).exists()
+    made = setup.prepare(workshop.config(training=options))
+    assert (tmp_path / "run" / callbacks.file_name(made, made.concepts[0], 2)).exists()
     assert os.listdir(tmp_path / "run") != []

@@ -12,7 +12,7 @@ import pytest
 from gm import api
 from gm.runtime import compile_cache
 from gm.training import loop, setup, trainer
-from gm.training.train_step import Learned, Step
+from gm.training.train_step import TrainState, TrainStep
 from tests.project import Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,13 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_it_learns_the_very_same(workshop: Workshop, mode: int) -> None:
     found = []
     for recompute in (False, True):
-        toolkit = api.load(workshop.config(run={"ms_mode": mode}, training={"total_step": 3, "recompute": recompute}))
+        toolkit = api.load(
+            workshop.config(run={"ms_mode": mode}, training={"total_step": 3, "gradient_checkpointing": recompute})
+        )
         marked = [cell for _, cell in toolkit.model.cells_and_names() if cell._recompute_cell is not None]
         # In the UNet three blocks on each of two levels and one in the middle; two layers in each encoder.
         assert len(marked) == (3 * 2 + 1 + 4 if recompute else 0)
-        made = setup.make(toolkit.config)
-        learned, feed = trainer.prepare(toolkit.model, made, toolkit.backend)
-        reports = loop.run(toolkit.model, learned, feed, toolkit.config, made.updates, toolkit.backend)
+        made = setup.prepare(toolkit.config)
+        learned, loader = trainer.prepare(toolkit.model, made, toolkit.backend)
+        reports = loop.run(toolkit.model, learned, loader, toolkit.config, made.updates, toolkit.backend)
         losses = [report.loss for report in reports]
         found.append((losses, np.concatenate([rows.ravel() for rows in learned.arrays()])))
     (losses, rows), (same_losses, same_rows) = found
@@ -39,12 +41,12 @@ def test_it_learns_the_very_same(workshop: Workshop, mode: int) -> None:
 def test_its_graph_is_another(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GM_GRAPHS", str(tmp_path))
     toolkit = api.load(workshop.config())
-    learned = Learned([np.zeros((2, 16), np.float32), np.zeros((2, 24), np.float32)], False)
-    step = Step(toolkit.model, learned, False)
-    before = compile_cache.place(step, (), "")
-    assert compile_cache.place(step, (), "") == before
-    toolkit.model.recompute()
-    assert compile_cache.place(step, (), "") != before
+    learned = TrainState([np.zeros((2, 16), np.float32), np.zeros((2, 24), np.float32)], False)
+    step = TrainStep(toolkit.model, learned, False)
+    before = compile_cache.cache_file(step, (), "")
+    assert compile_cache.cache_file(step, (), "") == before
+    toolkit.model.enable_gradient_checkpointing()
+    assert compile_cache.cache_file(step, (), "") != before
 
 
 def test_it_takes_less_memory_in_pynative_mode(workshop: Workshop) -> None:
@@ -54,7 +56,7 @@ from benchmarks.worker import Peak
 from gm import api
 from gm.training import loop, plan, run
 import sys
-toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 256}}, training={{"recompute": sys.argv[1] == "yes"}})
+toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 256}}, training={{"gradient_checkpointing": sys.argv[1] == "yes"}})
 made = plan.make(toolkit.config)
 learned, feed = run.prepare(toolkit.model, made, toolkit.backend)
 toolkit.model.release_autoencoder()

@@ -22,7 +22,7 @@ class _Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
-        self.feed(page)
+        self.loader(page)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attributes)))
@@ -42,9 +42,9 @@ class _Page(HTMLParser):
 def test_a_run_leaves_a_page_that_stands_alone(workshop: Workshop, tmp_path: Path) -> None:
     prompts = ["a {} & <b>no tag</b> --w 32", "two {} --d 9"]
     options = {"total_step": 4, "infer_during_train": True, "infer_interval": 2, "validation_prompts": prompts}
-    options |= {"held_out_draws": 2, "held_out_interval": 2, "save_path": str(tmp_path)}
+    options |= {"num_validation_samples": 2, "validation_loss_interval": 2, "save_path": str(tmp_path)}
     toolkit = api.load(workshop.config(training=options))
-    trainer.run(toolkit.model, setup.make(toolkit.config), toolkit.backend)
+    trainer.run(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     read = _Page(page)
     assert read.open == []

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gm.training.lr_scheduler import learning_rates
 
 from gm.config import TrainingConfig
-from gm.training.lr_schedule import learning_rates
 
 
 def rates(schedule: str, warmup: int, updates: int, **options: float) -> list[float]:
-    config = TrainingConfig(learning_rate=2.0, lr_schedule=schedule, lr_warmup_updates=warmup, **options)  # type: ignore[arg-type]
+    config = TrainingConfig(learning_rate=2.0, lr_scheduler=schedule, lr_warmup_steps=warmup, **options)  # type: ignore[arg-type]
     both = [learning_rates(k, updates, config) for k in range(updates)]
     assert all(one == two for one, two in both)
     return [one for one, _ in both]

@@ -10,9 +10,9 @@ from mindspore import Tensor
 from prodigyopt import Prodigy  # type: ignore[import-untyped]
 
 from gm.config import TrainingConfig
-from gm.runtime.backend import compiled
+from gm.runtime.backend import compile_cell
 from gm.training.optimizer import Update
-from gm.training.train_step import Learned
+from gm.training.train_step import TrainState
 from tests.project import Workshop
 
 WIDTHS = (16, 24)
@@ -27,10 +27,10 @@ def bowl() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     return starts, bottoms, [0.5 + random.random(start.shape, np.float32) for start in starts]
 
 
-def ours(config: TrainingConfig, updates: int, graph: bool = False) -> tuple[list[np.ndarray], list[float], Learned]:
+def ours(config: TrainingConfig, updates: int, graph: bool = False) -> tuple[list[np.ndarray], list[float], TrainState]:
     starts, bottoms, steepness = bowl()
-    learned = Learned(starts, False, config.optimizer)
-    update = compiled(Update(learned, config, 1), graph)
+    learned = TrainState(starts, False, config.optimizer)
+    update = compile_cell(Update(learned, config, 1), graph)
     found, distances = [], []
     peaks = (config.learning_rate if config.learning_rate_clip_l is None else config.learning_rate_clip_l,)
     rates = [Tensor(rate, ms.float32) for rate in (*peaks, config.learning_rate)]
@@ -89,6 +89,6 @@ def test_prodigy_leaves_one_encoder_alone_and_skips_what_is_not_finite() -> None
 
 def test_prodigys_state_is_kept_and_adam_has_none(workshop: Workshop) -> None:
     starts = bowl()[0]
-    names = {p.name for p in Learned(starts, False, "prodigy").get_parameters()}
-    plain = {p.name for p in Learned(starts, False).get_parameters()}
+    names = {p.name for p in TrainState(starts, False, "prodigy").get_parameters()}
+    plain = {p.name for p in TrainState(starts, False).get_parameters()}
     assert names - plain == {"start_1", "start_2", "slope_1", "slope_2", "distance", "gain"}

@@ -36,20 +36,20 @@ def test_interrupted_at_any_phase_it_goes_on_bit_for_bit(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
     monkeypatch.setenv("GM_GRAPHS", str(tmp_path / "graphs"))  # compile once, not for every part
-    schedule = {"lr_schedule": "cosine", "lr_warmup_updates": 1, "adam_beta2": 0.9}
+    schedule = {"lr_scheduler": "cosine", "lr_warmup_steps": 1, "adam_beta2": 0.9}
     config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 4, **schedule})
-    made = setup.make(config)
+    made = setup.prepare(config)
 
-    def part(start: checkpoint.State | None, stop_after: int) -> tuple[Found, checkpoint.State]:
-        learned, feed = trainer.prepare(workshop.model, setup.make(config), backend)
+    def part(start: checkpoint.Checkpoint | None, stop_after: int) -> tuple[Found, checkpoint.Checkpoint]:
+        learned, loader = trainer.prepare(workshop.model, setup.prepare(config), backend)
         first = (start.step, start.updates) if start else (0, 0)
         if start:
             learned.restore(start.tensors)
         losses: list[float] = []
         asked = lambda: len(losses) + first[0] + 1 == stop_after  # noqa: E731
-        for report in loop.run(workshop.model, learned, feed, config, made.updates, backend, first, asked):
+        for report in loop.run(workshop.model, learned, loader, config, made.updates, backend, first, asked):
             losses.append(report.loss)
-        now = checkpoint.State(report.step, report.update, learned.snapshot(), "base", {})
+        now = checkpoint.Checkpoint(report.step, report.update, learned.snapshot(), "base", {})
         return (losses, learned.snapshot()), checkpoint.load(checkpoint.save(now, tmp_path, 1))
 
     (losses, end), _ = part(None, 0)
@@ -78,12 +78,12 @@ def contents(place: Path) -> dict[str, object]:
 OPTIONS = {
     "total_step": 14,
     "gradient_accumulation_steps": 3,
-    "save_state_interval": 2,
+    "checkpointing_steps": 2,
     "save_ckpt_interval": 4,
     "infer_during_train": True,
     "infer_interval": 5,
-    "held_out_draws": 2,
-    "held_out_interval": 3,
+    "num_validation_samples": 2,
+    "validation_loss_interval": 3,
 }
 
 
@@ -147,9 +147,9 @@ def test_going_on_longer_and_with_other_options_is_said(
     workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = str(tmp_path / "run")
-    whole_run(workshop.config(training={"total_step": 4, "save_path": place, "save_state_interval": 2}))
+    whole_run(workshop.config(training={"total_step": 4, "save_path": place, "checkpointing_steps": 2}))
     first = contents(tmp_path / "run")
-    again = {"total_step": 4, "save_path": place, "save_state_interval": 2, "resume": "latest"}
+    again = {"total_step": 4, "save_path": place, "checkpointing_steps": 2, "resume": "latest"}
     assert whole_run(workshop.config(training=again)) == tmp_path / "run" / "smallest_4_ti.ckpt"
     assert contents(tmp_path / "run") == first  # there was nothing left to do
     options = {"total_step": 6, "save_path": place, "resume": "latest", "learning_rate": 1e-3}
@@ -186,15 +186,15 @@ def test_other_pictures_and_captions_are_noticed(
     whole_run(workshop.config(training=options, data={"data_path": str(pictures)}))
     options |= {"total_step": 3, "resume": "latest"}
     moved = pictures.rename(tmp_path / "moved")
-    made = setup.make(workshop.config(training=options, data={"data_path": str(moved)}))
+    made = setup.prepare(workshop.config(training=options, data={"data_path": str(moved)}))
     assert set(made.changed) == {"data.data_path", "training.total_step"}
     (moved / "1.txt").write_text("a {} in the snow")
-    made = setup.make(workshop.config(training=options, data={"data_path": str(moved)}))
+    made = setup.prepare(workshop.config(training=options, data={"data_path": str(moved)}))
     assert set(made.changed) == {"data.data_path", "training.total_step", "pictures, captions or templates"}
     assert "--resume: pictures, captions or templates are others than before" in caplog.text
     (moved / "1.txt").unlink()
     (moved / "1.png").write_bytes((moved / "0.png").read_bytes())
-    assert len(setup.make(workshop.config(training=options, data={"data_path": str(moved)})).changed) == 3
+    assert len(setup.prepare(workshop.config(training=options, data={"data_path": str(moved)})).changed) == 3
 
 
 def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:
 
 
 def test_one_folder_is_held_by_one_run(workshop: Workshop, tmp_path: Path) -> None:
-    made = setup.make(workshop.config(training={"save_path": str(tmp_path / "run")}))
+    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "run")}))
     with output_dir.opened(made):
         (tmp_path / "run" / "smallest_1_ti.ckpt").write_text("being written")
         with pytest.raises(UserError, match=r"another run is writing to --save_path .*run; wait until it ends, or"):
@@ -221,7 +221,7 @@ def test_one_folder_is_held_by_one_run(workshop: Workshop, tmp_path: Path) -> No
 
 
 def test_a_dead_process_holds_no_folder(workshop: Workshop, tmp_path: Path) -> None:
-    made = setup.make(workshop.config(training={"save_path": str(tmp_path)}))
+    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path)}))
     code = f"""
 import os, sys
 from filelock import FileLock
@@ -247,7 +247,7 @@ def test_a_full_disk_costs_what_cannot_be_written_and_no_more(
     """Files may be no larger than a limit between that of a learned file and that of a state."""
     place = tmp_path / "run"
     config = workshop.config(
-        training={"total_step": 6, "save_path": str(place), "save_state_interval": 2, "save_ckpt_interval": 3}
+        training={"total_step": 6, "save_path": str(place), "checkpointing_steps": 2, "save_ckpt_interval": 3}
     )
     whole_run(config)
     sizes = {p.name: p.stat().st_size for p in place.iterdir()}

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from gm.training.signals import SIGNALS, Stop
+from gm.training.signals import SIGNALS, StopSignals
 
 # A step that no signal cuts short, as one of a graph is not: Python's handlers wait until it is done.
 CODE = """
@@ -68,7 +68,7 @@ def test_before_there_is_anything_to_save_the_first_ends_it() -> None:
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     threads = threading.active_count()
-    with Stop() as stop:
+    with StopSignals() as stop:
         assert signal.getsignal(signal.SIGINT) != before[0]
         stop.ready = True
         signal.raise_signal(signal.SIGUSR1)
@@ -84,7 +84,7 @@ def test_in_another_thread_nothing_is_watched() -> None:
     seen = []
 
     def work() -> None:
-        with Stop() as stop:
+        with StopSignals() as stop:
             seen.append(stop.asked)
 
     thread = threading.Thread(target=work)

@@ -31,9 +31,9 @@ def events(place: Path) -> list[Any]:
 
 
 def test_a_run_tells_its_curves_words_and_previews(workshop: Workshop, tmp_path: Path) -> None:
-    options = {"total_step": 4, "tensorboard": True, "infer_during_train": True, "held_out_draws": 2}
+    options = {"total_step": 4, "tensorboard": True, "infer_during_train": True, "num_validation_samples": 2}
     toolkit = api.load(workshop.config(training={**options, "save_path": str(tmp_path), "save_ckpt_interval": 2}))
-    trainer.run(toolkit.model, setup.make(toolkit.config), toolkit.backend)
+    trainer.run(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
     found: dict[str, dict[int, Any]] = {}
     for event in events(tmp_path / "tensorboard"):
         for value in event.summary.value:

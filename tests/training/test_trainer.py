@@ -19,15 +19,15 @@ from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import Config
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.sampling.image_files import recipe
+from gm.sampling.image_files import read_parameters
 from gm.training import loop, output_dir, setup, trainer
-from gm.training.loggers import Console, Smoothed
-from gm.training.validation import HeldOut
+from gm.training.loggers import Console, MovingAverage
+from gm.training.validation import ValidationLoss
 from tests.project import Workshop, whole_run
 
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
@@ -37,14 +37,14 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 def train(
     workshop: Workshop, config: Config, backend: Backend = EAGER, model: SDXL | None = None
 ) -> tuple[list[float], np.ndarray]:
-    made, model = setup.make(config), model or workshop.model
-    learned, feed = trainer.prepare(model, made, backend)
-    reports = list(loop.run(model, learned, feed, config, made.updates, backend))
+    made, model = setup.prepare(config), model or workshop.model
+    learned, loader = trainer.prepare(model, made, backend)
+    reports = list(loop.run(model, learned, loader, config, made.updates, backend))
     return [r.loss for r in reports], np.concatenate([r.ravel() for r in learned.arrays()])
 
 
 def test_graph_and_pynative_learn_the_same_and_a_second_run_repeats_the_first(workshop: Workshop) -> None:
-    config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 2}, data={"flip": True})
+    config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 2}, data={"random_flip": True})
     eager, graph = train(workshop, config), train(workshop, config, GRAPH)
     for first, backend in ((eager, EAGER), (graph, GRAPH)):
         again = train(workshop, config, backend)
@@ -61,9 +61,9 @@ def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -
     config = workshop.config(training={"total_step": 2})
     model = sdxl.build(config.model, ms.float16)
     loading.load(model, config.run.weight, config.model)
-    made, backend = setup.make(config), Backend("CPU", graph, ms.float16)
-    learned, feed = trainer.prepare(model, made, backend)
-    reports = list(loop.run(model, learned, feed, config, made.updates, backend))
+    made, backend = setup.prepare(config), Backend("CPU", graph, ms.float16)
+    learned, loader = trainer.prepare(model, made, backend)
+    reports = list(loop.run(model, learned, loader, config, made.updates, backend))
     losses, rows = train(workshop, config)
     assert all(r.finite for r in reports)
     np.testing.assert_allclose([r.loss for r in reports], losses, rtol=2e-3)
@@ -80,11 +80,11 @@ def test_narrow_weights_learn_the_very_same(workshop: Workshop, tmp_path: Path, 
     config, backend = workshop.config(training={"total_step": 4}), Backend("CPU", graph, ms.float32)
     loading.convert(config.run.weight, tmp_path / "half.ckpt", config.model, "float16")
     found = []
-    for widened in (math.inf, 300):
+    for keep_half_above in (math.inf, 300):
         model = sdxl.build(config.model)
-        loading.load(model, tmp_path / "half.ckpt", config.model, widened)
+        loading.load(model, tmp_path / "half.ckpt", config.model, keep_half_above)
         narrow = [p for p in model.get_parameters() if p.dtype == ms.float16]
-        assert len(narrow) == 0 if widened == math.inf else len(narrow) > 100
+        assert len(narrow) == 0 if keep_half_above == math.inf else len(narrow) > 100
         found.append(train(workshop, config, backend, model))
     (losses, rows), (same_losses, same_rows) = found
     np.testing.assert_allclose(same_losses, losses, rtol=1e-6)
@@ -93,11 +93,11 @@ def test_narrow_weights_learn_the_very_same(workshop: Workshop, tmp_path: Path, 
 
 def test_it_learns(workshop: Workshop) -> None:
     config = workshop.config(training={"total_step": 120, "gradient_accumulation_steps": 2, "learning_rate": 2e-2})
-    made = setup.make(config)
-    learned, feed = trainer.prepare(workshop.model, made, EAGER)
-    held_out = HeldOut(workshop.model, feed, 24, config.training.seed, GRAPH)
+    made = setup.prepare(config)
+    learned, loader = trainer.prepare(workshop.model, made, EAGER)
+    held_out = ValidationLoss(workshop.model, loader, 24, config.training.seed, GRAPH)
     before = held_out.losses(*learned.arrays())
-    for _ in loop.run(workshop.model, learned, feed, config, made.updates, GRAPH):
+    for _ in loop.run(workshop.model, learned, loader, config, made.updates, GRAPH):
         pass
     after = held_out.losses(*learned.arrays())
     print(f"held-out loss {before.mean():.4f} before, {after.mean():.4f} after")
@@ -115,7 +115,7 @@ def test_it_learns(workshop: Workshop) -> None:
 
 def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"total_step": 7, "gradient_accumulation_steps": 2, "save_ckpt_interval": 3}
-    options |= {"held_out_draws": 2, "held_out_interval": 4}
+    options |= {"num_validation_samples": 2, "validation_loss_interval": 4}
     preview = {"infer_during_train": True, "infer_interval": 5}
     config = workshop.config(
         training={**options, **preview, "save_path": str(tmp_path / "r"), "log_interval": 2}, sampling={"num_cols": 2}
@@ -141,7 +141,7 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
     previews = sorted(p.name for p in (place / "previews").iterdir())
     assert previews == ["before_after.png", "step_0.png", "step_5.png", "step_7.png"]
     assert Image.open(place / "previews" / "step_5.png").size == (32, 16)
-    assert recipe(place / "previews" / "step_5.png")["prompts"] == ["a photo of <toy>"]
+    assert read_parameters(place / "previews" / "step_5.png")["prompts"] == ["a photo of <toy>"]
     before, after, both = (np.asarray(Image.open(place / "previews" / previews[k])) for k in (1, 3, 0))
     assert np.array_equal(both, np.concatenate([before, after], axis=1))
     assert not np.array_equal(before, after)
@@ -149,7 +149,7 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
     assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<toy>", 2, 7)
     assert [p.stem for p in sorted(place.glob("*.safetensors"))] == [p.stem for p in sorted(place.glob("*_ti.ckpt"))]
     twin = embedding_io.load(last.with_suffix(".safetensors"))
-    assert np.array_equal(twin.rows_2, concept.rows_2)
+    assert np.array_equal(twin.clip_g, concept.clip_g)
     assert twin.details == concept.details
     assert concept.details["base_model"] == sdxl.fingerprint(workshop.model)
     assert concept.details["recipe"]["training"]["total_step"] == 7
@@ -176,7 +176,7 @@ def test_the_autoencoder_is_given_away_unless_previews_need_it(workshop: Worksho
         options = {"total_step": 1, "infer_during_train": previews, "save_path": str(tmp_path / str(previews))}
         toolkit = api.load(workshop.config(training=options))
         kept = weakref.ref(toolkit.model.first_stage_model)
-        trainer.run(toolkit.model, setup.make(toolkit.config), toolkit.backend)
+        trainer.run(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
         gc.collect()
         assert (kept() is not None) is previews
 
@@ -185,8 +185,8 @@ def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Pat
     (tmp_path / "file").write_text("")
     config = workshop.config(training={"save_path": str(tmp_path / "file" / "r")})
     with pytest.raises(UserError, match=r"cannot write to --save_path .*file/r: .*file is no folder; choose another"):
-        setup.make(config)
-    made = setup.make(workshop.config(training={"save_path": str(tmp_path / "later")}))
+        setup.prepare(config)
+    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "later")}))
     (tmp_path / "later").write_text("")  # it is there by the time the weights are loaded
     with pytest.raises(UserError, match=r"cannot write to --save_path .*later: File exists; choose another folder"):
         output_dir.opened(made).__enter__()
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Pat
 
 def test_a_refiner_learns_no_words(workshop: Workshop) -> None:
     with pytest.raises(UserError, match="is a refiner, which learns no words"):
-        setup.make(configuration.load(workshop.folder / "refiner.yaml"))
+        setup.prepare(configuration.load(workshop.folder / "refiner.yaml"))
 
 
 def test_initial_rows(workshop: Workshop) -> None:
@@ -205,7 +205,7 @@ def test_initial_rows(workshop: Workshop) -> None:
     tables = [t.asnumpy() for t in tables]
 
     def rows(**concept: object) -> tuple[np.ndarray, np.ndarray]:
-        return trainer.prepare(workshop.model, setup.make(workshop.config(concept=concept)), EAGER)[0].arrays()
+        return trainer.prepare(workshop.model, setup.prepare(workshop.config(concept=concept)), EAGER)[0].arrays()
 
     red, cat = 736, 2368  # OpenAI's ids of "red" and "cat"
     for found, table in zip(rows(initializer_token="red cat", num_vectors=3), tables, strict=True):
@@ -220,26 +220,26 @@ def test_initial_rows(workshop: Workshop) -> None:
 
 def test_rows_can_start_from_a_learned_file(workshop: Workshop, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    found = Concept("<old>", *(random.standard_normal((2, width), np.float32) for width in (16, 24)))
+    found = Embedding("<old>", *(random.standard_normal((2, width), np.float32) for width in (16, 24)))
     embedding_io.save(found, tmp_path / "old.safetensors")
     concept = {"initializer_file": str(tmp_path / "old.safetensors"), "num_vectors": 3}
-    made = setup.make(workshop.config(concept=concept))
+    made = setup.prepare(workshop.config(concept=concept))
     rows = trainer.prepare(workshop.model, made, EAGER)[0].arrays()
-    for ours, theirs in zip(rows, (found.rows_1, found.rows_2), strict=True):
+    for ours, theirs in zip(rows, (found.clip_l, found.clip_g), strict=True):
         assert np.array_equal(ours, theirs[[0, 1, 0]])
     with pytest.raises(UserError, match="both say where to start; give one of them"):
-        setup.make(workshop.config(concept={**concept, "initializer_token": "cat"}))
-    wide = Concept("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
+        setup.prepare(workshop.config(concept={**concept, "initializer_token": "cat"}))
+    wide = Embedding("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
     embedding_io.save(wide, tmp_path / "old.safetensors")
     with pytest.raises(UserError, match="rows 768 and 1280 wide, the model's are 16 and 24"):
-        setup.make(workshop.config(concept=concept))
+        setup.prepare(workshop.config(concept=concept))
 
 
 def test_the_progress_line_in_a_file_and_numbers_json_has_not(tmp_path: Path) -> None:
     stream = io.StringIO()
     console = Console(tmp_path / "log.jsonl", steps=3, updates=3, log_interval=1, stream=stream)
     for step, loss in ((1, 0.5), (2, float("nan")), (3, 0.7)):
-        console.show(loop.Report(step, step, loss, bool(np.isfinite(loss)), 1e-3, 1.0, 0.25))
+        console.show(loop.StepResult(step, step, loss, bool(np.isfinite(loss)), 1e-3, 1.0, 0.25))
     console.close()
     lines = stream.getvalue().splitlines()
     assert lines[0] == "step 1/3  update 1/3  loss 0.5000  lr 1.00e-03  0.25 s/step  … left"
@@ -250,13 +250,13 @@ def test_the_progress_line_in_a_file_and_numbers_json_has_not(tmp_path: Path) ->
 
 
 def test_smoothing_is_unbiased_at_the_start() -> None:
-    average = Smoothed()
+    average = MovingAverage()
     assert average.add(3.0) == pytest.approx(3.0)
     assert average.add(5.0) == pytest.approx((0.98 * 0.02 * 3 + 0.02 * 5) / (1 - 0.98**2))
 
 
 def test_an_initializer_longer_than_the_rows_is_announced(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    setup.make(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 2}))
+    setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 2}))
     assert "--initializer_token" not in caplog.text
-    setup.make(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
+    setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
     assert "--initializer_token 'red cat' has 2 tokens, of which --num_vectors 1 uses the first 1" in caplog.text

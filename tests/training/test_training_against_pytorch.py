@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingConfig
-from gm.data.latent_cache import Latents
+from gm.data.latent_cache import LatentCache
 from gm.runtime import rng
-from gm.runtime.backend import Backend, compiled
+from gm.runtime.backend import Backend, compile_cell
 from gm.text.tokenizer import END, Tokenizer, pool_positions
 from gm.training import concept_data, loop, lr_schedule
 from gm.training.batch_sampler import PromptChoice, samples
-from gm.training.batches import Feed
-from gm.training.concept_data import Lesson
-from gm.training.setup import Plan
-from gm.training.train_step import Learned, Step
+from gm.training.batches import BatchLoader
+from gm.training.concept_data import TrainingConcept
+from gm.training.setup import TrainingSetup
+from gm.training.train_step import TrainState, TrainStep
 from tests.reference.inputs import Batch, Prompts, normal, relative_error
 from tests.reference.loops import scheduler
 
@@ -37,8 +37,8 @@ def config(smallest):
         train_batch_size=BATCH,
         gradient_accumulation_steps=ACCUMULATION,
         learning_rate=2e-3,
-        lr_schedule="cosine",
-        lr_warmup_updates=2,
+        lr_scheduler="cosine",
+        lr_warmup_steps=2,
         adam_beta2=0.99,
         adam_epsilon=1e-4,
         weight_decay=0.1,
@@ -54,20 +54,20 @@ def config(smallest):
 
 def plan_of(config):
     """Return a plan whose three pictures are nothing but latents."""
-    lesson = Lesson(concept_data.entries(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
-    return Plan(config, [lesson], [], tokenizer(config))
+    concept = TrainingConcept(concept_data.entries(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
+    return TrainingSetup(config, [concept], [], tokenizer(config))
 
 
 @pytest.fixture(scope="module")
-def feed(config):
+def loader(config):
     plan = plan_of(config)
     mean, log_variance = normal(80, 3, 2, *LATENT) / 0.3, normal(81, 3, 2, *LATENT) - 1.0
     sizes = np.random.default_rng(82).integers(0, 1500, (3, 2, 6)).astype(np.float32)
-    return Feed(plan, Latents(mean, log_variance, sizes, config.model.autoencoder.scale_factor))
+    return BatchLoader(plan, LatentCache(mean, log_variance, sizes, config.model.vae.scale_factor))
 
 
 @pytest.fixture(scope="module")
-def trained(smallest, config, feed):
+def trained(smallest, config, loader):
     """What PyTorch makes of the same draws."""
     from tests.reference.loops import torch_training
 
@@ -76,7 +76,7 @@ def trained(smallest, config, feed):
     return torch_training(
         smallest.reference,
         *rows(config),
-        [batch(config, feed, step) for step in range(training.total_step)],
+        [batch(config, loader, step) for step in range(training.total_step)],
         accumulation=ACCUMULATION,
         learning_rates=rates,
         betas=(training.adam_beta1, training.adam_beta2),
@@ -91,9 +91,9 @@ def rows(config):
     return 0.02 * normal(83, 2, model.text_encoder_1.width), 0.02 * normal(84, 2, model.text_encoder_2.width)
 
 
-def batch(config, feed, step):
-    """Return what `step` shows, put together from the draws without `Feed`."""
-    training, latents = config.training, feed.latents
+def batch(config, loader, step):
+    """Return what `step` shows, put together from the draws without `BatchLoader`."""
+    training, latents = config.training, loader.latents
     shown = samples(
         step,
         seed=training.seed,
@@ -121,11 +121,11 @@ def batch(config, feed, step):
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_ten_updates(smallest, config, feed, trained, graph):
-    learned = Learned(rows(config), half=False)
+def test_ten_updates(smallest, config, loader, trained, graph):
+    learned = TrainState(rows(config), half=False)
     backend = Backend("CPU", graph, ms.float32)
     losses, norms, kept = [], [], []
-    for report in loop.run(smallest.model, learned, feed, config, UPDATES, backend):
+    for report in loop.run(smallest.model, learned, loader, config, UPDATES, backend):
         assert report.finite
         losses.append(report.loss)
         if report.gradient_norm is not None:
@@ -134,14 +134,14 @@ def test_ten_updates(smallest, config, feed, trained, graph):
     assert min(trained.norms) < config.training.max_grad_norm < max(trained.norms)
     np.testing.assert_allclose(losses, trained.losses, rtol=2e-5)
     np.testing.assert_allclose(norms, trained.norms, rtol=1e-4)
-    for number, expected in enumerate((trained.rows_1, trained.rows_2)):
+    for number, expected in enumerate((trained.clip_l, trained.clip_g)):
         start, ours = rows(config)[number], np.stack([each[number] for each in kept])
         assert relative_error(ours, expected) < 1e-4
         assert relative_error(ours - start, expected - start) < 1e-4
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_the_loss_with_every_option(smallest, config, feed, graph):
+def test_the_loss_with_every_option(smallest, config, loader, graph):
     """Pseudo-Huber, min-SNR weights, offset noise, a range and a bias of levels: loss and gradient beside PyTorch's."""
     import torch
 
@@ -149,9 +149,9 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
     options = dataclasses.replace(config, loss=loss)
     model, training = smallest.reference, options.training
     plan = plan_of(options)
-    shown = Feed(plan, feed.latents).batch(3)
-    learned = Learned(rows(config), half=False)
-    found = compiled(Step(smallest.model, learned, False, loss), graph)(*shown)
+    shown = BatchLoader(plan, loader.latents).batch(3)
+    learned = TrainState(rows(config), half=False)
+    found = compile_cell(TrainStep(smallest.model, learned, False, loss), graph)(*shown)
     times = shown.timestep.asnumpy().astype(int)
     assert ((times >= 100) & (times <= 800)).all()
     # The same, from the draws alone.
@@ -167,7 +167,9 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
         bias=-0.5,
         flip=True,
     )
-    plain = Feed(dataclasses.replace(plan, config=config), feed.latents).assemble(samples_, training.seed, "training")
+    plain = BatchLoader(dataclasses.replace(plan, config=config), loader.latents).assemble(
+        samples_, training.seed, "training"
+    )
     offsets = [rng.normal((LATENT[0], 1, 1), training.seed, "training noise offset", s.index) for s in samples_]
     noise = plain.noise.asnumpy() + np.float32(0.2) * np.stack(offsets)
     np.testing.assert_allclose(shown.noise.asnumpy(), noise, rtol=1e-6)
@@ -189,7 +191,7 @@ def test_the_loss_with_every_option(smallest, config, feed, graph):
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, config, feed, graph):
+def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, config, loader, graph):
     """Loss and both gradients, of n + 2.5 (p - n), beside PyTorch's."""
     import torch
 
@@ -200,13 +202,13 @@ def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, 
     known.add_placeholder("<bad>", 3)
     entries = concept_data.entries(options)
     made = plan_of(options)
-    bad = Lesson(entries[1], "bad", slice(2, 5), [], ())
-    shown_by = Feed(dataclasses.replace(made, lessons=[*made.lessons, bad], tokenizer=known), feed.latents)
+    bad = TrainingConcept(entries[1], "bad", slice(2, 5), [], ())
+    shown_by = BatchLoader(dataclasses.replace(made, concepts=[*made.concepts, bad], tokenizer=known), loader.latents)
     shown = shown_by.batch(1)
     widths = config.model.text_encoder_1.width, config.model.text_encoder_2.width
     start = [0.05 * normal(90 + k, 5, width) for k, width in enumerate(widths)]
-    learned = Learned(start, half=False)
-    found = compiled(Step(smallest.model, learned, False, options.loss, shown_by.negative), graph)(*shown)
+    learned = TrainState(start, half=False)
+    found = compile_cell(TrainStep(smallest.model, learned, False, options.loss, shown_by.negative), graph)(*shown)
     model, both = smallest.reference, [torch.from_numpy(r.copy()).requires_grad_() for r in start]
     predictions = []
     bad_ids = known(["<bad>"], padding=END), known(["<bad>"], padding=0)

@@ -11,7 +11,7 @@ import pytest
 from gm import api
 from gm.embeddings import io as embedding_io
 from gm.training import setup, trainer
-from gm.training.validation import Course, HeldOut, change
+from gm.training.validation import ValidationHistory, ValidationLoss, change
 from tests.project import Workshop
 
 
@@ -30,7 +30,7 @@ def test_the_change_and_its_interval() -> None:
 
 
 def test_a_course_knows_its_best_and_says_once_that_it_over_fits() -> None:
-    course = Course([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    course = ValidationHistory([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     steps = [
         ([0.9, 1.9, 2.8], 0.5, "best"),
         ([0.9, 1.9, 2.9], 0.4, None),  # risen, but one draw alone may be chance
@@ -49,18 +49,18 @@ def test_a_course_knows_its_best_and_says_once_that_it_over_fits() -> None:
 def test_the_best_rows_are_kept_and_rising_is_said(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"held_out_draws": 3, "held_out_interval": 2, "save_ckpt_interval": 2, "total_step": 8}
+    options = {"num_validation_samples": 3, "validation_loss_interval": 2, "save_ckpt_interval": 2, "total_step": 8}
     toolkit = api.load(workshop.config(training={**options, "save_path": str(tmp_path / "run")}))
     # Before, and after steps 2, 4, 6 and 8: better, better, worse, worse.
     script = iter([3.0, 2.0, 1.0, 1.5, 1.6])
-    monkeypatch.setattr(HeldOut, "losses", lambda *rows: next(script) + np.arange(3.0))
+    monkeypatch.setattr(ValidationLoss, "losses", lambda *rows: next(script) + np.arange(3.0))
     falling = iter(np.linspace(1, 0.1, 100))
-    monkeypatch.setattr("gm.training.loggers.Smoothed.value", property(lambda self: next(falling)))
-    trainer.run(toolkit.model, setup.make(toolkit.config), toolkit.backend)
+    monkeypatch.setattr("gm.training.loggers.MovingAverage.value", property(lambda self: next(falling)))
+    trainer.run(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
     place = tmp_path / "run"
     best, fourth = embedding_io.load(place / "smallest_best_ti.ckpt"), embedding_io.load(place / "smallest_4_ti.ckpt")
-    assert np.array_equal(best.rows_1, fourth.rows_1)
-    assert np.array_equal(best.rows_2, fourth.rows_2)
+    assert np.array_equal(best.clip_l, fourth.clip_l)
+    assert np.array_equal(best.clip_g, fourth.clip_g)
     assert best.details["step"] == 4
     assert embedding_io.load(place / "smallest_best_ti.safetensors").details == best.details
     out = capsys.readouterr().out
@@ -76,8 +76,8 @@ def test_the_best_rows_are_kept_and_rising_is_said(
 
 def test_what_is_measured_does_not_depend_on_what_is_minimised(workshop: Workshop) -> None:
     losses = []
-    for loss in ({}, {"loss_type": "huber", "min_snr_gamma": 1.0, "noise_offset": 0.5, "timestep_min": 900}):
+    for loss in ({}, {"loss_type": "huber", "min_snr_gamma": 1.0, "noise_offset": 0.5, "min_timestep": 900}):
         toolkit = api.load(workshop.config(loss=loss))
-        learned, feed = trainer.prepare(toolkit.model, setup.make(toolkit.config), toolkit.backend)
-        losses.append(HeldOut(toolkit.model, feed, 4, 1, toolkit.backend).losses(*learned.arrays()))
+        learned, loader = trainer.prepare(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
+        losses.append(ValidationLoss(toolkit.model, loader, 4, 1, toolkit.backend).losses(*learned.arrays()))
     assert np.array_equal(*losses)

@@ -24,9 +24,9 @@ from gm.checkpoints import containers, key_mapping
 from gm.config import cli
 from gm.embeddings import interchange, merging
 from gm.embeddings import io as embedding_io
-from gm.embeddings.formats import FORMATS, ROWS_1, ROWS_2, Rows
-from gm.embeddings.interchange import Learned
-from gm.embeddings.nearest_tokens import nearest
+from gm.embeddings.formats import CLIP_G_TABLE, CLIP_L_TABLE, FORMATS, EncoderVectors
+from gm.embeddings.interchange import EmbeddingFile
+from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
 
 _BY_ENDING = {".ckpt": "mindspore", ".safetensors": "clip", ".pti": "cog", ".pt": "a1111", ".bin": "diffusers"}
@@ -55,14 +55,14 @@ def main() -> None:
             _renamed(interchange.read(k), w) for k, w in zip(sources, words or [None] * len(sources), strict=True)
         ]
         if what == "merge":
-            paths = interchange.write(merging.merged(renamed), target, flags["format"] or "diffusers", overwrite)
+            paths = interchange.write(merging.merge(renamed), target, flags["format"] or "diffusers", overwrite)
         else:
             paths = convert(renamed[0], sources[0], target, flags["format"], overwrite)
     for path in paths:
         print(f"wrote {path}")
 
 
-def described(learned: Learned, encoders: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
+def described(learned: EmbeddingFile, encoders: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
     """Return what a learned file holds as JSON has it; with both `encoders`' tables also the words nearest to rows."""
     rules = {word or "": learned.own(word)["pooling"] for word in learned.words}
     return {
@@ -74,7 +74,9 @@ def described(learned: Learned, encoders: tuple[np.ndarray, np.ndarray] | None =
     }
 
 
-def convert(learned: Learned, source: str | Path, target: Path, format_: str | None, overwrite: bool) -> list[Path]:
+def convert(
+    learned: EmbeddingFile, source: str | Path, target: Path, format_: str | None, overwrite: bool
+) -> list[Path]:
     """Write what was `learned` from the file `source` to `target`; return the paths.
 
     UserError if something is there that is not to be overwritten, and for a format that cannot hold it.
@@ -86,7 +88,7 @@ def convert(learned: Learned, source: str | Path, target: Path, format_: str | N
         return interchange.write(learned, target, format_, overwrite)
     # The two kinds that training writes hold more than rows.
     concept = embedding_io.load(source)
-    interchange.check_free([target], overwrite)
+    interchange.check_not_existing([target], overwrite)
     (word,) = learned.words
     embedding_io.save(dataclasses.replace(concept, placeholder=word or concept.placeholder), target)
     return [target]
@@ -97,13 +99,13 @@ def mix(
 ) -> list[Path]:
     """Write the sum of the words in `sources`, each times its weight (default: their mean); return the path."""
     concepts = [embedding_io.load(source) for source in sources]
-    interchange.check_free([target], overwrite)
+    interchange.check_not_existing([target], overwrite)
     shares = weights or [1 / len(concepts)] * len(concepts)
-    embedding_io.save(merging.mixed(concepts, shares, words[0] if words else concepts[0].placeholder), target)
+    embedding_io.save(merging.mix(concepts, shares, words[0] if words else concepts[0].placeholder), target)
     return [target]
 
 
-def _described(rows: Rows, encoders: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
+def _described(rows: EncoderVectors, encoders: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for number, (name, own) in enumerate(zip(("clip_l", "clip_g"), rows, strict=True)):
         if own is None:
@@ -111,7 +113,7 @@ def _described(rows: Rows, encoders: tuple[np.ndarray, np.ndarray] | None) -> di
         norms = np.linalg.norm(own, axis=1)
         found[name] = {"vectors": len(own), "width": own.shape[1], "norms": [round(float(n), 4) for n in norms]}
         if encoders:
-            near = nearest(own, encoders[number], _NEAREST)
+            near = nearest_tokens(own, encoders[number], _NEAREST)
             found[name]["nearest"] = [[f"{word} {cosine:.2f}" for word, cosine in row] for row in near]
     return found
 
@@ -119,7 +121,9 @@ def _described(rows: Rows, encoders: tuple[np.ndarray, np.ndarray] | None) -> di
 def _tables(weight: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the token tables of both encoders of a model, without reading the rest of it."""
     tensors = containers.read(weight).tensors
-    one, two = (tensors.get(name) or tensors.get(key_mapping.published_name(name)) for name in (ROWS_1, ROWS_2))
+    one, two = (
+        tensors.get(name) or tensors.get(key_mapping.published_name(name)) for name in (CLIP_L_TABLE, CLIP_G_TABLE)
+    )
     if one is None or two is None:
         raise UserError(f"--weight {weight} holds no SDXL model: its token tables are missing")
     return one.read(), two.read()
@@ -132,7 +136,7 @@ def _parsed(value: Any) -> Any:
         return value
 
 
-def _renamed(learned: Learned, word: str | None) -> Learned:
+def _renamed(learned: EmbeddingFile, word: str | None) -> EmbeddingFile:
     """Return what was learned under another word, or the one that its notes say; UserError for a file of several."""
     word = word or (learned.notes.get("placeholder_token") if None in learned.words else None)
     if word is None:

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gm.sampling.image_request import SamplingProgress
+
 from demo.app.server import worker
 from demo.app.server.worker import Task
 from gm import api
 from gm.api import Toolkit
 from gm.config import Config
 from gm.sampling import request, run
-from gm.sampling.orders import Drawn
-from gm.sampling.request import Job
+from gm.sampling.request import SamplingJob
 
 _loaded: list[tuple[object, Toolkit]] = []  # one at most, with what it was loaded for; the worker's thread alone has it
 
@@ -21,26 +22,26 @@ _loaded: list[tuple[object, Toolkit]] = []  # one at most, with what it was load
 def draw(config: Config) -> Task:
     """Let what `config` asks for be drawn; its prompt is never taken for the name of a file.
 
-    The events are `Drawn`, for progress and previews, and the path of every picture and grid as it is written. Raises
+    The events are `SamplingProgress`, for progress and previews, and the path of every picture and grid as it is written. Raises
     UserError at once for what can be known before the weights are read.
     """
-    made = request.make(config, literal=True)
+    made = request.prepare(config, literal=True)
     return worker.shared().submit(config.sampling.prompt, lambda: _drawn([made]))
 
 
 def compare(config: Config, plain: str) -> Task:
     """Let the prompt `plain` be drawn, then that of `config`, from the same seeds; events and errors as of `draw`."""
     before = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt=plain))
-    jobs = [request.make(one, literal=True) for one in (before, config)]
+    jobs = [request.prepare(one, literal=True) for one in (before, config)]
     return worker.shared().submit(f"{plain} → {config.sampling.prompt}", lambda: _drawn(jobs))
 
 
-def _drawn(jobs: Sequence[Job]) -> Iterator[Drawn | Path]:
+def _drawn(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:
     toolkit = _toolkit(jobs[0].config)
     sheets = sum(len(made.sheets) for made in jobs)
     before, length = 0, 0  # steps of the sheets that are done, and of the one that is being drawn
     for made in jobs:
-        for event in run.run(toolkit.model, toolkit.painter, made):
+        for event in run.run(toolkit.model, toolkit.pipeline, made):
             if isinstance(event, Path):
                 yield event
                 continue

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gm.embeddings.embedding import plain
+from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
 from gm.runtime import atomic_io
 from gm.training import checkpoint
@@ -125,7 +125,7 @@ def start(config: str, root: Path, options: dict[str, Any]) -> Run:
     """
     if "total_step" not in options or "placeholder_token" not in options:
         raise UserError("a run needs a word, placeholder_token, and a number of steps, total_step")
-    stem = plain(str(options["placeholder_token"])) or "run"
+    stem = safe_filename(str(options["placeholder_token"])) or "run"
     try:
         root.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
@@ -161,7 +161,7 @@ def _spawn(folder: Path, config: str, options: dict[str, Any], started: float) -
 
 
 def _write(folder: Path, order: dict[str, Any]) -> None:
-    with atomic_io.replacing(folder / ORDER) as temporary:
+    with atomic_io.atomic_write(folder / ORDER) as temporary:
         temporary.write_text(json.dumps(order, indent=1), encoding="utf-8")
 
 

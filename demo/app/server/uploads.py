@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gm.data import image as pictures_of
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import plain
+from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
 from gm.runtime import atomic_io
 
@@ -41,11 +41,11 @@ def picture(content: bytes, folder: Path) -> Path:
         raise UserError("a file that was sent is no picture of a known kind; send JPEG, PNG, WebP, BMP, GIF or TIFF")
     path = _store(content, folder, ending)
     try:
-        with pictures_of.opened(path) as image:
+        with pictures_of.open_image(path) as image:
             if image.width * image.height > PIXELS:
                 size = f"{image.width}×{image.height}"
                 raise UserError(f"a picture has {size} pixels; send one of {PIXELS // 10**6} million at most")
-            pictures_of.rgb(image)
+            pictures_of.to_rgb(image)
     except UserError as error:
         path.unlink()
         raise UserError(str(error).replace(str(path), "that was sent")) from error
@@ -65,7 +65,7 @@ def concept(content: bytes, name: str, folder: Path) -> Path:
         path.unlink()
         raise UserError(str(error).replace(str(path), "the file")) from error
     if len(found) == 1 and path.stem in found[0].placeholder:
-        word = plain("-".join(Path(name).stem.split())) or "concept"
+        word = safe_filename("-".join(Path(name).stem.split())) or "concept"
         path.unlink()
         path = path.with_suffix(".ckpt")
         embedding_io.save(dataclasses.replace(found[0], placeholder=f"<{word}>"), path)
@@ -85,6 +85,6 @@ def _store(content: bytes, folder: Path, ending: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
-    with atomic_io.replacing(path) as temporary:
+    with atomic_io.atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return path

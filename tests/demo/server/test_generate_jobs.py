@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gm.sampling.image_request import SamplingProgress
 from PIL import Image
 
 from demo.app.server import generate_jobs
@@ -14,7 +15,6 @@ from gm import api
 from gm.config import Config
 from gm.errors import UserError
 from gm.sampling import image_files
-from gm.sampling.orders import Drawn
 from tests.project import Workshop
 
 
@@ -23,7 +23,7 @@ def config(workshop: Workshop, folder: Path, **sampling: Any) -> Config:
 
 
 def steps(events: list[Any]) -> list[tuple[int, int]]:
-    return [(event.done, event.total) for event in events if isinstance(event, Drawn)]
+    return [(event.done, event.total) for event in events if isinstance(event, SamplingProgress)]
 
 
 def test_pictures_and_progress(workshop: Workshop, tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_pictures_and_progress(workshop: Workshop, tmp_path: Path) -> None:
     assert (task.state, task.error) == ("done", "")
     paths = [event for event in task.events if isinstance(event, Path)]
     assert [p.name for p in paths] == ["picture_00000.png", "picture_00001.png", "grid_00000.png"]
-    drawn = [event for event in task.events if isinstance(event, Drawn)]
+    drawn = [event for event in task.events if isinstance(event, SamplingProgress)]
     assert steps(task.events) == [(k, 6) for k in range(1, 7)]
     assert [len(d.previews) for d in drawn] == [0, 1, 0, 0, 1, 0]
     assert all(d.latents is None and not d.pictures for d in drawn)
@@ -45,7 +45,9 @@ def test_before_and_after_are_drawn_from_the_same_seeds(workshop: Workshop, tmp_
     task = generate_jobs.compare(config(workshop, tmp_path, prompt="a red cat", num_cols=2), "a cat")
     assert task.wait(120)
     assert steps(task.events) == [(k, 12) for k in range(1, 13)]
-    recipes = [image_files.recipe(p) for p in task.events if isinstance(p, Path) and p.name.startswith("picture")]
+    recipes = [
+        image_files.read_parameters(p) for p in task.events if isinstance(p, Path) and p.name.startswith("picture")
+    ]
     assert [(r["prompt"], r["seed"]) for r in recipes] == [(p, 42 + k) for p in ("a cat", "a red cat") for k in (0, 1)]
 
 
@@ -69,7 +71,7 @@ def test_a_prompt_is_no_file_and_mistakes_are_told_at_once(workshop: Workshop, t
     secret.write_text("a secret")
     task = generate_jobs.draw(config(workshop, tmp_path / "out", prompt=str(secret)))
     assert task.wait(120)
-    assert {image_files.recipe(p)["prompt"] for p in task.events if isinstance(p, Path)} == {str(secret)}
+    assert {image_files.read_parameters(p)["prompt"] for p in task.events if isinstance(p, Path)} == {str(secret)}
     with pytest.raises(UserError, match="unknown sampler"):
         generate_jobs.draw(config(workshop, tmp_path, sampler="eulr"))
     with pytest.raises(UserError, match="there is nothing to draw"):

@@ -34,7 +34,7 @@ def options(workshop: Workshop, steps: int) -> dict[str, object]:
 
 def test_a_run_is_stopped_and_taken_up_again(workshop: Workshop, tmp_path: Path) -> None:
     run = training_jobs.start(
-        str(workshop.yaml), tmp_path / "runs", {**options(workshop, 3000), "save_state_interval": 1}
+        str(workshop.yaml), tmp_path / "runs", {**options(workshop, 3000), "checkpointing_steps": 1}
     )
     assert run.folder == tmp_path / "runs" / "my-toy"
     assert run.state == "running"

@@ -12,7 +12,7 @@ from safetensors.numpy import save as safetensors
 
 from demo.app.server import embedding_list, uploads
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Concept
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 
 
@@ -73,13 +73,13 @@ def test_a_learned_file_without_a_word_is_called_as_it_was_sent(tmp_path: Path) 
     path = uploads.concept(safetensors(rows()), "../../my cat!.safetensors", tmp_path)
     (found,) = embedding_io.load_all(path)
     assert found.placeholder == "<my-cat>"
-    assert np.array_equal(found.rows_2, rows()["clip_g"])
+    assert np.array_equal(found.clip_g, rows()["clip_g"])
     assert path.parent == tmp_path
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_learned_file_that_says_its_word_keeps_it(tmp_path: Path) -> None:
-    embedding_io.save(Concept("<toy>", *rows().values()), tmp_path / "mine.ckpt")
+    embedding_io.save(Embedding("<toy>", *rows().values()), tmp_path / "mine.ckpt")
     path = uploads.concept((tmp_path / "mine.ckpt").read_bytes(), "other.ckpt", tmp_path / "in")
     assert embedding_io.load(path).placeholder == "<toy>"
     assert path.name != "other.ckpt"
@@ -98,16 +98,16 @@ def test_what_is_no_learned_file_is_refused_and_leaves_nothing(tmp_path: Path, m
 
 def test_the_learned_words_of_a_folder(tmp_path: Path) -> None:
     assert embedding_list.found(tmp_path) == {}
-    toy = Concept("<toy>", *rows().values())
+    toy = Embedding("<toy>", *rows().values())
     embedding_io.save(toy, tmp_path / "first.ckpt")
     (tmp_path / "run").mkdir()
-    embedding_io.save(Concept("<hat>", *rows().values()), tmp_path / "run" / "hat.safetensors")
+    embedding_io.save(Embedding("<hat>", *rows().values()), tmp_path / "run" / "hat.safetensors")
     (tmp_path / "run" / "model.ckpt").write_bytes(b"no learned file")
-    embedding_io.save(Concept("<half>", *rows().values()), tmp_path / "run" / "state_5.ckpt")
+    embedding_io.save(Embedding("<half>", *rows().values()), tmp_path / "run" / "state_5.ckpt")
     embedding_io.save(toy, tmp_path / "first.safetensors")  # the same once more
     (tmp_path / "notes.txt").write_text("x")
     assert set(embedding_list.found(tmp_path)) == {"<toy>", "<hat>"}
     embedding_io.save(toy, tmp_path / "run" / "second.ckpt")
     assert set(embedding_list.found(tmp_path)) == {"<toy> (first.ckpt)", "<toy> (run/second.ckpt)", "<hat>"}
-    embedding_io.save(Concept("<cap>", *rows().values()), tmp_path / "first.ckpt")
+    embedding_io.save(Embedding("<cap>", *rows().values()), tmp_path / "first.ckpt")
     assert set(embedding_list.found(tmp_path)) == {"<toy>", "<cap>", "<hat>"}

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gm.config.model import AutoencoderConfig
+from gm.config.model import VAEConfig
 from gm.runtime import rng
-from gm.sampling.resolution import Frame
+from gm.sampling.resolution import ImageSize
 
 
 @dataclass(frozen=True)
-class Order:
+class ImageRequest:
     """One picture to draw.
 
     `noise` [z, h, w] replaces the seed's. `picture` [z, h, w], scaled latents, is what to start from, and `mask` [h, w]
@@ -27,7 +27,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SamplingProgress:
     """Progress: `done` of `total` sampler steps; `pictures` uint8 [H, W, 3] are those finished by this step, if any."""
 
     done: int
@@ -37,17 +37,17 @@ class Drawn:
     previews: tuple[np.ndarray, ...] = ()  # of those that are being drawn, small, uint8 [h, w, 3]
 
 
-def noise(order: Order, frame: Frame, config: AutoencoderConfig) -> np.ndarray:
+def noise(order: ImageRequest, frame: ImageSize, config: VAEConfig) -> np.ndarray:
     """Return the standard-normal noise [z, h, w] that `order` starts from."""
     if order.noise is not None:
         return order.noise
     return rng.normal(_shape(frame, config), order.seed, "picture")
 
 
-def fresh_noise(order: Order, frame: Frame, config: AutoencoderConfig, step: int) -> np.ndarray:
+def fresh_noise(order: ImageRequest, frame: ImageSize, config: VAEConfig, step: int) -> np.ndarray:
     """Return the standard-normal noise [z, h, w] that a sampler may add in `step`."""
     return rng.normal(_shape(frame, config), order.seed, "fresh", step)
 
 
-def _shape(frame: Frame, config: AutoencoderConfig) -> tuple[int, int, int]:
+def _shape(frame: ImageSize, config: VAEConfig) -> tuple[int, int, int]:
     return config.latent_channels, frame.height // config.reduction, frame.width // config.reduction

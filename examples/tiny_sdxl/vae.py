@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 from examples.tiny_sdxl import drawing, world
 from gm.config.model import ModelConfig
 from gm.models.sdxl import SDXL
-from gm.models.vae import Autoencoder
+from gm.models.vae import AutoencoderKL
 from gm.runtime import atomic_io, backend, rng
 from gm.runtime.backend import Backend
 
@@ -20,13 +20,13 @@ _KL_WEIGHT = 5e-4  # of the mean over latents of their divergence from a standar
 class Loss(nn.Cell):
     """Absolute and squared error of pictures that went through a noisy latent, and the latent's divergence."""
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__(auto_prefix=False)
-        self.autoencoder = autoencoder
+        self.vae = vae
 
     def construct(self, pictures: Tensor, noise: Tensor) -> Tensor:
-        mean, log_variance = self.autoencoder.encode(pictures)
-        error = self.autoencoder.decode(mean + ops.exp(0.5 * log_variance) * noise) - pictures
+        mean, log_variance = self.vae.encode(pictures)
+        error = self.vae.decode(mean + ops.exp(0.5 * log_variance) * noise) - pictures
         divergence = 0.5 * (mean * mean + ops.exp(log_variance) - 1.0 - log_variance)
         return error.abs().mean() + (error * error).mean() + _KL_WEIGHT * divergence.mean()
 
@@ -43,16 +43,14 @@ def batch(indices: range, seed: int, side: int, latent_shape: tuple[int, int, in
     return Tensor(pictures(indices, seed, side)), Tensor(np.stack(noise))
 
 
-def standardise(autoencoder: Autoencoder, scale_factor: float, sample: np.ndarray) -> None:
+def standardise(vae: AutoencoderKL, scale_factor: float, sample: np.ndarray) -> None:
     """Fold an affine map into the two 1×1 convolutions around the latents, so that pictures stay what they are and
     latents times `scale_factor` have mean 0 and variance 1 in each channel, as the noise schedule supposes."""
-    means = [
-        autoencoder.encode(Tensor(part))[0].asnumpy() for part in np.array_split(sample, max(1, len(sample) // 32))
-    ]
+    means = [vae.encode(Tensor(part))[0].asnumpy() for part in np.array_split(sample, max(1, len(sample) // 32))]
     latents = np.concatenate(means)
     centre, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     gain = 1 / (spread * scale_factor)
-    inner, outer = autoencoder.quant_conv, autoencoder.post_quant_conv
+    inner, outer = vae.quant_conv, vae.post_quant_conv
     weight, bias = inner.weight.asnumpy().copy(), inner.bias.asnumpy().copy()
     channels = len(gain)
     weight[:channels] *= gain[:, None, None, None]
@@ -67,8 +65,8 @@ def standardise(autoencoder: Autoencoder, scale_factor: float, sample: np.ndarra
 
 def latent_shape(config: ModelConfig) -> tuple[int, int, int]:
     """Return [z, h, w] of one picture."""
-    side = config.resolution // config.autoencoder.reduction
-    return config.autoencoder.latent_channels, side, side
+    side = config.resolution // config.vae.reduction
+    return config.vae.latent_channels, side, side
 
 
 def encode(model: SDXL, where: Backend, path: Path, seed: int, scenes: int) -> np.ndarray:
@@ -78,16 +76,16 @@ def encode(model: SDXL, where: Backend, path: Path, seed: int, scenes: int) -> n
     """
     if path.exists():
         return np.load(path)
-    add, parts = backend.MeanOverRanks(where.world), []
+    add, parts = backend.AllReduceMean(where.world), []
     for first in range(0, scenes, 64):
         part = range(first, min(first + 64, scenes))
         mine = part[where.rank :: where.world]
         latents = np.zeros((len(part), *latent_shape(model.config)), np.float32)
         mean, _ = model.first_stage_model.encode(Tensor(pictures(mine, seed, model.config.resolution)))
-        latents[where.rank :: where.world] = mean.asnumpy() * model.config.autoencoder.scale_factor
+        latents[where.rank :: where.world] = mean.asnumpy() * model.config.vae.scale_factor
         parts.append(add(Tensor(latents)).asnumpy() * where.world)
     joined = np.concatenate(parts)
-    if where.leads:
-        with atomic_io.replacing(path) as temporary, open(temporary, "wb") as file:
+    if where.is_main_process:
+        with atomic_io.atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.save(file, joined)
     return joined
