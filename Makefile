@@ -40,7 +40,7 @@ demo demo-style: $(VENV)/installed $(TINY).ckpt
 	$(BIN)/python train_textual_inversion.py $(CONFIG) $(LEARN) --save_path runs/$@ --infer_during_train True
 	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/$@ \
 	    --textual_inversion_weight runs/$@/tiny-SD-XL_200_ti.ckpt --prompt "$(PROMPT)"
-	@echo "pictures: outputs/$@   learned files, previews, log: runs/$@   model: $(TINY).ckpt"
+	@echo "images: outputs/$@   embedding files, previews, log: runs/$@   model: $(TINY).ckpt"
 
 check: $(VENV)/tested
 	$(BIN)/ruff check .

@@ -1,12 +1,10 @@
-"""Learn a new word from pictures: see `--help` and docs/training.md."""
+"""Learn a new word from images: see `--help` and docs/training.md."""
 
 from gm.config import cli
 
 
 def main() -> None:
-    config = cli.parse(
-        "Learn a new word for SDXL from 3 to 20 pictures.", ("run", "concept", "data", "training", "loss")
-    )
+    config = cli.parse("Learn a new word for SDXL from 3 to 20 images.", ("run", "concept", "data", "training", "loss"))
     from gm.training import setup  # after the flags: --help need not wait for MindSpore
 
     made = setup.prepare(config)

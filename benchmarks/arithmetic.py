@@ -42,8 +42,8 @@ def main() -> None:
     training = costs.training(model, pixels, batch, precision)
     sampling = costs.sampling(model, pixels, batch, precision)
     training["training step"] = costs.total(training)
-    once = {"decoder": sampling.pop("decoder"), "encode a picture": costs.encoding(model, pixels)}
-    sampling["encoders, once a picture"] = costs.total({n: sampling.pop(n) for n in ("encoder 1", "encoder 2")})
+    once = {"decoder": sampling.pop("decoder"), "encode an image": costs.encoding(model, pixels)}
+    sampling["encoders, once an image"] = costs.total({n: sampling.pop(n) for n in ("encoder 1", "encoder 2")})
     sampling["sampling step (UNet)"] = sampling.pop("UNet")
     estimates = estimate(model, pixels, batch)
     text = "\n\n".join(
@@ -124,7 +124,7 @@ def _ascend(estimates: list[dict[str, Any]], pixels: int, batch: int) -> str:
     return (
         f"ESTIMATED, not measured: a training step on an Ascend 910B, {pixels} px, batch {batch}, float16, at stated\n"
         f"peaks of 280 to 376 TFLOP/s and efficiencies of 25, 40 and 55 %. Memory is a lower bound: weights, what is\n"
-        f"kept for the way back, the largest product. Reading and writing alone, at 1.6 TB/s, takes {bounds} ms.\n\n"
+        f"kept for the backward pass, the largest product. Reading and writing at 1.6 TB/s, takes {bounds} ms.\n\n"
         f"{report.table(header, rows)}\n\n{_MINDONE}"
     )
 

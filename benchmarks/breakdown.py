@@ -26,7 +26,7 @@ _WAYS = ("forward", "back")
 def main() -> None:
     parser = report.parser("Profile a training step by part and by operator, in graph mode.")
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="images a step (default: %(default)s)")
     parser.add_argument("--operators", type=int, default=15, help="operators to show (default: %(default)s)")
     parser.add_argument("--warm_ups", type=int, default=10, help="steps before those that count (default: %(default)s)")
     flags = parser.read()
@@ -59,7 +59,7 @@ def by_part(profiles: dict[str, Any]) -> str:
     return (
         f"{table}\n\na step under the profiler: {report.seconds(1e3 * seconds)} ms, of which "
         f"{1e3 * seconds - sum(whole):.3g} ms between operators\n"
-        f"autoencoder: 0 in a step; encodes a picture once in {sum(encoding):.3g} ms"
+        f"autoencoder: 0 in a step; encodes an image once in {sum(encoding):.3g} ms"
     )
 
 

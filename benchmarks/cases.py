@@ -17,7 +17,7 @@ PLACEHOLDER = "<measured>"
 
 @dataclass(frozen=True)
 class Case:
-    """A training step or a picture of one size of model; `resolution` is in pixels a side."""
+    """A training step or an image of one size of model; `resolution` is in pixels a side."""
 
     size: str
     resolution: int
@@ -41,7 +41,7 @@ class Case:
         return self.model.config(
             run={"ms_mode": ("graph", "pynative").index(self.mode), "low_memory": self.low_memory},
             concept={"placeholder_token": PLACEHOLDER, "num_vectors": self.vectors},
-            data={"data_path": self.model.pictures, "resolution": self.resolution},
+            data={"data_path": self.model.images, "resolution": self.resolution},
             training={
                 "train_batch_size": self.batch,
                 "gradient_accumulation_steps": self.accumulation,

@@ -1,7 +1,7 @@
-"""A training step and a sampling step of any model: FLOPs, bytes of weights, bytes kept for the way back, bytes moved.
+"""A training step and a sampling step of any model: FLOPs; bytes of weights, kept for the backward pass, moved.
 
 A training step is both text encoders and the UNet, forward and back to the learned rows; the autoencoder has encoded
-the pictures before. A sampling step is the UNet for the prompt and for nothing at once.
+the images before. A sampling step is the UNet for the prompt and for nothing at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs forward and on the way back, and bytes.
+    """FLOPs forward and in the backward pass, and bytes.
 
     `moved` is what products read and write, their weights included, in both directions; what lies between them is
     taken to be fused. `largest` is the most that one product reads and writes.
@@ -59,7 +59,7 @@ def training(
 
 
 def sampling(config: ModelConfig, pixels: int, batch: int, precision: str, flash: bool = False) -> dict[str, Cost]:
-    """Return the cost of a sampling step with guidance ("UNet") and of what is done once a picture."""
+    """Return the cost of a sampling step with guidance ("UNet") and of what is done once an image."""
     side = (pixels // config.vae.reduction,) * 2
     tokens = config.text_encoder_1.positions
     blocks = {
@@ -74,7 +74,7 @@ def sampling(config: ModelConfig, pixels: int, batch: int, precision: str, flash
 
 
 def encoding(config: ModelConfig, pixels: int) -> Cost:
-    """Return the cost of encoding one picture, in float32."""
+    """Return the cost of encoding one image, in float32."""
     return _cost(networks.autoencoder_encoder(config.vae, 1, (pixels, pixels)), "float32", False, False)
 
 

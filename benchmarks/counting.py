@@ -2,9 +2,9 @@
 
 Counted are convolutions, projections and the two products of attention; a multiplication and an addition are two
 FLOPs. Normalisations, activations, sums and sinusoids have no FLOPs here, below one in a hundred of the whole; they
-count in what is kept for the way back. Weights are frozen, so a projection or a convolution keeps nothing and costs on
-the way back what it costs forward: the gradient with respect to its input. The products of attention cost twice that,
-since both factors depend on the learned rows. What does not depend on them has no way back at all (`aside`).
+count in what is kept for the backward pass. Weights are frozen, so a projection or a convolution keeps nothing and
+costs in the backward pass what it costs forward: the gradient of its input. The products of attention cost twice
+that, since both factors depend on the learned rows. What does not depend on them has no way back at all (`aside`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Part:
     weights: int = 0
     weights_float32: int = 0  # of normalisations, in any precision
     moved: int = 0  # in and out of a product, forward, beside its weights
-    kept: int = 0  # for the way back, in the precision of the weights
+    kept: int = 0  # for the backward pass, in the precision of the weights
     kept_float32: int = 0
     kept_if_half: int = 0  # copies in half precision of what is kept in float32
 
@@ -61,7 +61,7 @@ def projection(inputs: int, outputs: int, tokens: int, bias: bool = True) -> Par
 
 
 def attention(width: int, heads: int, queries: int, keys: int, batch: int, flash: bool) -> Part:
-    """Count softmax(QKᵀ/√d)V of `queries` and `keys` tokens a picture, with all scores, also those a mask hides."""
+    """Count softmax(QKᵀ/√d)V of `queries` and `keys` tokens an image, with all scores, also those a mask hides."""
     flops = 2 * 2 * width * queries * keys * batch
     inputs, output = (queries + 2 * keys) * width * batch, queries * width * batch
     if flash:  # its way back computes the scores once more: five products instead of four

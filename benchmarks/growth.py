@@ -23,7 +23,7 @@ from gm.config import cli
 # What grows, by the name of its flag: the field of a case, its name in the table, its usual values.
 _GROWING: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "resolutions": ("resolution", "px", ()),
-    "batches": ("batch", "pictures", (2, 4)),
+    "batches": ("batch", "images", (2, 4)),
     "rows": ("vectors", "rows", (1, 16)),
     "accumulations": ("accumulation", "steps an update", (4,)),
 }

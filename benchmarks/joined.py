@@ -42,7 +42,7 @@ class Group:
 
 
 def groups(config: ModelConfig, pixels: int) -> list[Group]:
-    """Return the groups of one UNet for a picture of `pixels` a side."""
+    """Return the groups of one UNet for an image of `pixels` a side."""
     unet, tokens = config.unet, config.text_encoder_1.positions
     alike: list[Group] = []
     text: list[Group] = []

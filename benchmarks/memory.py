@@ -74,7 +74,7 @@ def commands(case: Case, steps: int, folder: Path) -> dict[str, list[str]]:
     made = {"import the toolkit": ["-c", "from gm import api"]}
     made |= {f"convert to {dtype}": _conversion(size, dtype, folder) for dtype in ("float16", "float32")}
     made["train"] = [
-        *("train_textual_inversion.py", *ours, "--data_path", size.pictures, "--resolution", pixels),
+        *("train_textual_inversion.py", *ours, "--data_path", size.images, "--resolution", pixels),
         *("--train_batch_size", "1", "--num_vectors", "4", "--gradient_accumulation_steps", "1"),
         *("--num_validation_samples", "0", "--total_step", str(steps), "--save_path", str(folder / "run")),
     ]

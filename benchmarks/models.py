@@ -23,12 +23,12 @@ class Size:
     name: str
     yaml: str
     pixels: int
-    pictures: str
+    images: str
     together: bool  # whether two processes that hold it fit into the memory side by side
     warm_ups: int  # pieces of work before those that count
     rounds: int
     pieces: int  # of work a round, by each side
-    published: str = ""  # a checkpoint that is there already; without it random weights are drawn
+    published: str = ""  # a checkpoint that already exists; without it random weights are drawn
 
     @property
     def source(self) -> Path:

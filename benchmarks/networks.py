@@ -71,7 +71,7 @@ def unet(config: UNetConfig, batch: int, side: Side, tokens: int, flash: bool = 
 
 
 def autoencoder_encoder(config: VAEConfig, batch: int, side: Side) -> list[Block]:
-    """Count the encoder, to both moments, for pictures of `side`; nothing in it has a way back."""
+    """Count the encoder, to both moments, for images of `side`; nothing in it has a way back."""
     widths = [mult * config.channels for mult in config.channel_mult]
     parts, channels = [convolution(3, config.channels, 3, _area(side, batch))], config.channels
     for level, width in enumerate(widths):

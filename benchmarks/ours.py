@@ -34,11 +34,10 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
 
 
 def sampling(case: Case) -> tuple[dict[str, Any], Work]:
-    """Return a worker that draws `batch` pictures a piece."""
-    from gm.sampling.image_request import ImageRequest
-
+    """Return a worker that draws `batch` images a piece."""
     from gm import api
     from gm.embeddings.embedding import combine
+    from gm.sampling.image_request import ImageRequest
 
     config = case.config()
     toolkit = api.load(config)

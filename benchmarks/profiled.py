@@ -80,8 +80,8 @@ class _Encode(nn.Cell):
         super().__init__(auto_prefix=False)
         self.vae = model.first_stage_model
 
-    def construct(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vae.encode(pictures)
+    def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.encode(images)
 
 
 def prepared(case: Case, part: str) -> Run:
@@ -92,8 +92,8 @@ def prepared(case: Case, part: str) -> Run:
     model, graph = toolkit.model, toolkit.backend.graph
     learned, loader = runs.prepare(model, made, toolkit.backend)
     if part == "autoencoder":
-        encode, picture = backend.compile_cell(_Encode(model), graph), Tensor(made.pictures[0].pixels[None])
-        return lambda: encode(picture)[0].asnumpy()
+        encode, image = backend.compile_cell(_Encode(model), graph), Tensor(made.images[0].pixels[None])
+        return lambda: encode(image)[0].asnumpy()
     model.release_vae()
     if part == "whole":
         reports = loop.run(model, learned, loader, config, made.updates, toolkit.backend)

@@ -1,6 +1,6 @@
 """Workers that run PyTorch and diffusers: python -m benchmarks.reference step|sampling CASE.
 
-The training step does what diffusers' textual-inversion example for SDXL does: it encodes the pictures anew every
+The training step does what diffusers' textual-inversion example for SDXL does: it encodes the images anew every
 step, both token tables are trained whole by AdamW, and the rows of all other words are put back afterwards.
 """
 
@@ -70,9 +70,9 @@ class _Trainer:
         self.originals = [table.detach().clone() for table in tables]
         self.others = torch.arange(VOCABULARY + case.vectors) < VOCABULARY
         self.kept = loops.scheduler(reference.config).alphas_cumprod
-        pictures = image_folder.read(case.model.pictures, case.resolution)
-        self.pictures = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
-        six = [[*p.original, *p.crop, case.resolution, case.resolution] for p in pictures]
+        images = image_folder.read(case.model.images, case.resolution)
+        self.images = torch.from_numpy(np.stack([image.pixels for image in images]))
+        six = [[*p.original, *p.crop, case.resolution, case.resolution] for p in images]
         self.sizes = torch.tensor(six, dtype=torch.float32)
         self.ids = _prompts(case)
         self.samples = count()
@@ -91,10 +91,10 @@ class _Trainer:
 
     def _loss(self) -> torch.Tensor:
         shown = [next(self.samples) for _ in range(self.case.batch)]
-        pictures = [number % len(self.pictures) for number in shown]
+        images = [number % len(self.images) for number in shown]
         prompts = [number % len(self.ids[0]) for number in shown]
         vae = self.reference.vae
-        latents = vae.encode(self.pictures[pictures]).latent_dist.sample().detach() * vae.config.scaling_factor
+        latents = vae.encode(self.images[images]).latent_dist.sample().detach() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, len(self.kept), (self.case.batch,))
         kept = self.kept[timesteps].reshape(-1, 1, 1, 1)
@@ -102,12 +102,12 @@ class _Trainer:
         first = self.encoders[0](self.ids[0][prompts], output_hidden_states=True)
         second = self.encoders[1](self.ids[1][prompts], output_hidden_states=True)
         context = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
-        epsilon = self.reference.epsilon(noisy, timesteps, context, second.text_embeds, self.sizes[pictures])
+        epsilon = self.reference.epsilon(noisy, timesteps, context, second.text_embeds, self.sizes[images])
         return torch.nn.functional.mse_loss(epsilon, noise)
 
 
 def sampling(case: Case) -> tuple[dict[str, Any], Work]:
-    """Return a worker that draws `batch` pictures a piece, in the steps that ours takes."""
+    """Return a worker that draws `batch` images a piece, in the steps that ours takes."""
     from tests.reference import pipeline
 
     facts, reference = _start(case)
@@ -116,7 +116,7 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     vae, last = reference.config.vae, reference.config.schedule.timesteps - 1
     side = case.resolution // vae.reduction
     times = np.floor(np.linspace(last, 0, case.steps, endpoint=False)).astype(int).tolist()
-    noise = np.stack([rng.normal((vae.latent_channels, side, side), k, "picture") for k in range(case.batch)])
+    noise = np.stack([rng.normal((vae.latent_channels, side, side), k, rng.INITIAL_NOISE) for k in range(case.batch)])
 
     def work() -> dict[str, Any]:
         ticks: list[float] = []

@@ -64,7 +64,7 @@ def turns(flags: dict[str, Any], size: Size, **usual: int) -> dict[str, int]:
     usual = {"rounds": size.rounds, "pieces": size.pieces, "warm_ups": size.warm_ups, **usual}
     for name, value in usual.items():
         if flags[name] is not None and flags[name] < (name != "warm_ups"):
-            raise UserError(f"--{name} is {flags[name]}; the least is {int(name != 'warm_ups')}")
+            raise UserError(f"--{name} is {flags[name]}; it must be at least {int(name != 'warm_ups')}")
         usual[name] = value if flags[name] is None else flags[name]
     return usual
 

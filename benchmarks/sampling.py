@@ -1,4 +1,4 @@
-"""A picture drawn by this toolkit against one by diffusers' SDXL pipeline, in turns: Euler, guidance, float32.
+"""An image drawn by this toolkit against one by diffusers' SDXL pipeline, in turns: Euler, guidance, float32.
 
 python benchmarks/sampling.py --size tiny --steps 20
 """
@@ -23,10 +23,10 @@ _ROUNDS = {"tiny": 10, "small": 5, "full": 2}
 
 
 def main() -> None:
-    parser = report.parser("Time drawing a picture against diffusers' pipeline, and compare their memory.")
+    parser = report.parser("Time drawing an image against diffusers' pipeline, and compare their memory.")
     report.add_mode(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
-    parser.add_argument("--batch", type=int, default=1, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler, 3 at least (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale; 1 is none (default: %(default)s)")
     report.add_turns(parser)
@@ -42,7 +42,7 @@ def main() -> None:
         steps=flags["steps"],
         guidance=flags["guidance"],
     )
-    # A picture is many steps: fewer of them are enough.
+    # An image is many steps: fewer of them are enough.
     turns = report.turns(flags, size, rounds=_ROUNDS[size.name], pieces=1, warm_ups=1)
     prepare(size)
     report.choose_graphs(flags)
@@ -66,12 +66,12 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
     text = report.sides(measured)
     text += (
         f"\n\na step: ours {report.seconds(steps['ours'])} s, reference {report.seconds(steps['reference'])} s\n"
-        f"ours/reference: {results['ratio_of_medians']:.3f} of the time of a picture (median of pairs "
+        f"ours/reference: {results['ratio_of_medians']:.3f} of the time of an image (median of pairs "
         f"{results['median_of_ratios']:.3f}), {results['ratio_of_steps']:.3f} of a step's, "
         f"{results['ratio_of_peaks']:.3f} of the memory while drawing"
     )
     title = (
-        f"A picture: {case.size}, {case.resolution} px, {case.batch} at once, {case.steps} steps of Euler, "
+        f"An image: {case.size}, {case.resolution} px, {case.batch} at once, {case.steps} steps of Euler, "
         f"guidance {case.guidance:g}, float32, {case.mode} mode, low memory {case.low_memory}, graphs {graphs}"
     )
     report.answer(path, title, text, results)

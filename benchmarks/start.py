@@ -23,7 +23,7 @@ from benchmarks.models import ROOT, SIZES, Size, prepare
 from gm.config import cli
 from gm.errors import UserError
 
-_PARTS = ("import and check", "load", "encode pictures", "compile and first step")
+_PARTS = ("import and check", "load", "encode images", "compile and first step")
 _LOADED, _STEP = "loaded ", "step 1/"  # how the run's own lines begin
 
 
@@ -56,7 +56,7 @@ def first_step(size: Size, pixels: int, mode: str, folder: Path, which: str) -> 
     save_path = folder / which
     command = [
         *(sys.executable, "train_textual_inversion.py", "--config", size.yaml, "--weight", str(size.weight)),
-        *("--data_path", size.pictures, "--resolution", str(pixels), "--save_path", str(save_path)),
+        *("--data_path", size.images, "--resolution", str(pixels), "--save_path", str(save_path)),
         *("--train_batch_size", "1", "--gradient_accumulation_steps", "1", "--num_vectors", "4"),
         *("--total_step", "2", "--num_validation_samples", "0", "--ms_mode", "0" if mode == "graph" else "1"),
     ]

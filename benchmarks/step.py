@@ -23,7 +23,7 @@ def main() -> None:
     parser = report.parser("Time a training step against diffusers', and compare their memory.")
     report.add_mode(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="images a step (default: %(default)s)")
     parser.add_argument("--vectors", type=int, default=4, help="learned rows (default: %(default)s)")
     parser.add_argument("--accumulation", type=int, default=1, help="steps an update (default: %(default)s)")
     report.add_turns(parser)

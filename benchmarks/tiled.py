@@ -1,4 +1,4 @@
-"""Workers that decode pictures: python -m benchmarks.tiled whole|tiles SIZE PIXELS TILE FILE."""
+"""Workers that decode images: python -m benchmarks.tiled whole|tiles SIZE PIXELS TILE FILE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDES = ("whole", "tiles")
 
 
 def set_up(side: str, size: Size, pixels: int, tile: int, file: Path) -> tuple[dict[str, Any], Work]:
-    """Return a worker that decodes one picture a piece; what it makes of all of them is written to `file`."""
+    """Return a worker that decodes one image a piece; what it makes of all of them is written to `file`."""
     from gm.runtime import backend
     from gm.sampling.vae_decode import VAEDecoder
 
@@ -26,10 +26,10 @@ def set_up(side: str, size: Size, pixels: int, tile: int, file: Path) -> tuple[d
     decoder = VAEDecoder(model, backend.setup(config.run))
     sampling = SamplingConfig(vae_tiling=side == SIDES[1], vae_tile_size=tile, vae_slicing=True)
     scaled = latents(model, size, pixels)
-    np.save(file, decoder.pictures(scaled, sampling))
+    np.save(file, decoder.images(scaled, sampling))
 
     def work() -> dict[str, Any]:
-        decoder.pictures(scaled[:1], sampling)
+        decoder.images(scaled[:1], sampling)
         return {}
 
     return {}, work
@@ -53,13 +53,13 @@ def vae(size: Size) -> SDXL:
 
 
 def latents(model: SDXL, size: Size, pixels: int) -> np.ndarray:
-    """Return the scaled latents of the size's pictures, `pixels` a side; random ones if the weights are random."""
+    """Return the scaled latents of the size's images, `pixels` a side; random ones if the weights are random."""
     from gm.data import image_folder
     from gm.runtime import rng
     from gm.sampling import init_image
 
     if size.published:
-        return init_image.encode(model, image_folder.read(ROOT / size.pictures, pixels))
+        return init_image.encode(model, image_folder.read(ROOT / size.images, pixels))
     config = model.config.vae
     return rng.normal((1, config.latent_channels, *2 * [pixels // config.reduction]), 0, "latents")
 

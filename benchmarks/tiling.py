@@ -2,8 +2,8 @@
 
     python benchmarks/tiling.py --size tiny
 
-The autoencoder alone is loaded, and decodes one picture a piece. With the shipped model's weights, the size tiny, the
-pictures of both ways are compared, too: by levels of 0 to 255, and across the lines where a tile begins or ends against
+The autoencoder alone is loaded, and decodes one image a piece. With the shipped model's weights, the size tiny, the
+images of both ways are compared, too: by levels of 0 to 255, and across the lines where a tile begins or ends against
 across all others.
 """
 
@@ -76,13 +76,13 @@ def borders(length: int, tile: int, reduction: int) -> np.ndarray:
 
 
 def compare(whole: np.ndarray, tiles: np.ndarray, lines: np.ndarray) -> dict[str, float]:
-    """Return how uint8 pictures [N, H, H, 3] differ; `lines` [H - 1] are where tiles begin or end, on both axes."""
+    """Return how uint8 images [N, H, H, 3] differ; `lines` [H - 1] are where tiles begin or end, on both axes."""
     whole, tiles = whole.astype(np.float64), tiles.astype(np.float64)
     error = tiles - whole
     return {
         "largest difference": float(np.abs(error).max()),
         "mean difference": float(np.abs(error).mean()),
-        "pictures": float(len(whole)),
+        "images": float(len(whole)),
         "borders, a side": float(lines.sum()),
         "steps across borders/elsewhere, whole": _steps(whole, lines) / _steps(whole, ~lines),
         "steps across borders/elsewhere, tiles": _steps(tiles, lines) / _steps(tiles, ~lines),

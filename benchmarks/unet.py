@@ -1,4 +1,4 @@
-"""The UNet alone against mindone's: forward, and back to the text, one picture, float32, in turns.
+"""The UNet alone against mindone's: forward, and back to the text, one image, float32, in turns.
 
     python -m venv /tmp/mindone && /tmp/mindone/bin/pip install --no-deps mindone==0.5.0
     /tmp/mindone/bin/pip install mindspore==2.8.0 "numpy<2" transformers==4.57.1 omegaconf pillow

@@ -14,7 +14,7 @@ import streamlit as st
 from demo.app import compare, draw, learn, model, options
 from demo.app.places import Places
 
-# What is chosen at first for each model: sides of a picture (H, W), channels (C) and reduction (f) of its latents,
+# What is chosen at first for each model: sides of an image (H, W), channels (C) and reduction (f) of its latents,
 # whether an empty negative prompt is read as text rather than zeroed (is_legacy), its files, and learned ones.
 VERSION2SPECS: dict[str, dict[str, Any]] = {
     "SD-XL-base-1.0": {

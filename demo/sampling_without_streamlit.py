@@ -1,4 +1,4 @@
-"""Draw pictures from prompts, learned words included: see `--help` and docs/sampling.md."""
+"""Draw images from prompts, learned words included: see `--help` and docs/sampling.md."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from gm.config import cli
 
 
 def main() -> None:
-    about = "Draw pictures with SDXL and words it has learned."
+    about = "Draw images with SDXL and words it has learned."
     config = cli.parse(about, ("run", "sampling"), recipe=_recipe)
     from gm import api  # after the flags: --help need not wait for MindSpore
     from gm.runtime.progress import Line, bar

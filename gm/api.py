@@ -1,10 +1,10 @@
 """The toolkit in four calls: load, learn, generate, save. The scripts are thin over the same functions.
 
-A word from pictures, and a picture with it:
+A word from images, and an image with it:
 
     toolkit = api.load("configs/training/tiny_textual_inversion.yaml")
     concept = api.train(toolkit, "datasets/humbug", "<humbug>", initializer_token="heart")
-    pictures = api.generate(toolkit, "a <humbug> on a blue background", [concept], seed=7)
+    images = api.generate(toolkit, "a <humbug> on a blue background", [concept], seed=7)
     api.save_embedding(concept, "humbug_ti.ckpt")
 """
 
@@ -32,13 +32,13 @@ from gm.models.sdxl import SDXL
 from gm.runtime import backend as backend_
 from gm.runtime.backend import Backend
 from gm.sampling import request, run
-from gm.sampling.pipeline import Pipeline
 from gm.sampling.image_request import ImageRequest
+from gm.sampling.pipeline import Pipeline
 from gm.training import callbacks, loop, setup
 from gm.training import trainer as runs
 from gm.training.loop import StepResult
 
-__all__ = ["Embedding", "Toolkit", "generate", "train", "train_concepts", "load", "load_embedding", "save_embedding"]
+__all__ = ["Embedding", "Toolkit", "generate", "load", "load_embedding", "save_embedding", "train", "train_concepts"]
 
 log = logging.getLogger("gm")
 
@@ -93,7 +93,7 @@ def train(
     loss: dict[str, Any] | None = None,
     **concept: Any,
 ) -> Embedding:
-    """Learn `placeholder_token` from the pictures in `data_path` and return the concept; writes no file.
+    """Learn `placeholder_token` from the images in `data_path` and return the concept; writes no file.
 
     `concept`, `training`, `data` and `loss` override options of those config sections (`num_vectors=4`).
     """
@@ -134,10 +134,10 @@ def train_concepts(
 def generate(
     toolkit: Toolkit, prompt: str | Sequence[str], concepts: Sequence[Embedding] = (), **sampling: Any
 ) -> list[np.ndarray]:
-    """Return one picture a prompt, uint8 [H, W, 3]; picture k is drawn from `seed` + k.
+    """Return one image a prompt, uint8 [H, W, 3]; image k is drawn from `seed` + k.
 
     `sampling` overrides options of that config section (`seed=7, sample_step=20`, or `task="img2img", img=["a.png"]`
-    with one picture to start from). Raises UserError for options that cannot be.
+    with one image to start from). Raises UserError for options that cannot be.
     """
     options: SamplingConfig = dataclasses.replace(toolkit.config.sampling, **sampling)
     config = dataclasses.replace(toolkit.config, sampling=options)
@@ -147,11 +147,11 @@ def generate(
     requests = [ImageRequest(text, options.seed + k) for k, text in enumerate(prompts)]
     starts = request.started(options, config.model)
     if len(starts) != 1:
-        raise UserError(f"there are {len(starts)} pictures to start from; give one a call")
+        raise UserError(f"there are {len(starts)} images to start from; give one a call")
     ((options, source),) = starts
     sheet = request.PromptGrid(options, requests, source)
     drawn = run.draw(toolkit.model, toolkit.pipeline, sheet, combine(concepts, config.model))
-    return [picture for progress in drawn for picture in progress.pictures]
+    return [image for progress in drawn for image in progress.images]
 
 
 save_embedding = embedding_io.save

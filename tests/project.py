@@ -1,4 +1,4 @@
-"""The smallest model with the published vocabulary, its weights and some pictures, as files the scripts can use."""
+"""The smallest model with the published vocabulary, its weights and some images, as files the scripts can use."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ model:
   vae: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_num_groups: 4}
 run: {device_target: CPU, weight: "%(folder)s/weights.ckpt", ms_mode: 1}
 concept: {placeholder_token: <toy>, num_vectors: 2}
-data: {data_path: "%(folder)s/pictures"}
+data: {data_path: "%(folder)s/images"}
 training: {learning_rate: 1.0e-2, total_step: 4, save_path: "%(folder)s/runs"}
 sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/outputs"}
 """
 
 
 class Workshop:
-    """A folder with `config.yaml`, `weights.ckpt` and `pictures/`; `model` is loaded and shared.
+    """A folder with `config.yaml`, `weights.ckpt` and `images/`; `model` is loaded and shared.
 
     `refiner.yaml` and `refiner.ckpt` are a refiner that goes with it.
     """
@@ -53,10 +53,10 @@ class Workshop:
         _write_weights(self.model, folder / "weights.ckpt", 5)
         configuration.save(Config(model=REFINER), folder / "refiner.yaml")
         _write_weights(build(REFINER), folder / "refiner.ckpt", 6)
-        (folder / "pictures").mkdir()
+        (folder / "images").mkdir()
         for number in range(3):
             noise = rng.generator(number, "picture").integers(0, 256, (20, 24 + number, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / "pictures" / f"{number}.png")
+            Image.fromarray(noise).save(folder / "images" / f"{number}.png")
 
     def config(self, **sections: dict[str, Any]) -> Config:
         """Return the config with single options replaced: `training={"total_step": 8}`."""

@@ -24,7 +24,7 @@ def test_load_learn_generate_save(workshop: Workshop, toolkit: api.Toolkit, tmp_
     reports: list[StepResult] = []
     concept = api.train(
         toolkit,
-        workshop.folder / "pictures",
+        workshop.folder / "images",
         "<cat-toy>",
         num_vectors=3,
         initializer_token="cat",
@@ -33,7 +33,7 @@ def test_load_learn_generate_save(workshop: Workshop, toolkit: api.Toolkit, tmp_
         on_step=reports.append,
     )
     assert [r.step for r in reports] == [1, 2, 3]
-    assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<cat-toy>", 3, 3)
+    assert (concept.placeholder_token, concept.num_vectors, concept.metadata["step"]) == ("<cat-toy>", 3, 3)
     api.save_embedding(concept, tmp_path / "c_ti.ckpt")
     opened = api.load_embedding(tmp_path / "c_ti.ckpt")
     one, two = api.generate(toolkit, ["a <cat-toy>", "a <cat-toy>"], [opened], seed=3)
@@ -54,14 +54,14 @@ def test_a_config_loads_as_its_file_does(workshop: Workshop, toolkit: api.Toolki
 
 
 def test_a_refiner_is_no_model_to_begin_with(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match="is a refiner, which learns no words and begins no pictures; give a base"):
+    with pytest.raises(UserError, match="is a refiner, which learns no words and begins no images; give a base"):
         api.load(workshop.folder / "refiner.yaml", run={"weight": str(workshop.folder / "refiner.ckpt")})
 
 
 def test_mistakes_are_named(workshop: Workshop, toolkit: api.Toolkit) -> None:
-    with pytest.raises(UserError, match=r"num_vectors is 0; the least is 1"):
-        api.train(toolkit, workshop.folder / "pictures", "<toy>", num_vectors=0)
-    with pytest.raises(UserError, match=r"sampling.sample_step is 0; the least is 1"):
+    with pytest.raises(UserError, match=r"num_vectors is 0; it must be at least 1"):
+        api.train(toolkit, workshop.folder / "images", "<toy>", num_vectors=0)
+    with pytest.raises(UserError, match=r"sampling.sample_step is 0; it must be at least 1"):
         api.generate(toolkit, "a cat", sample_step=0)
     with pytest.raises(UserError, match=r"no weights nowhere.ckpt; --weight names them"):
         api.load(

@@ -80,7 +80,7 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if script == "train_textual_inversion.py":
         cli.parse("", TRAINING, [a for a in arguments if a != "--help"])
     elif script == "demo/sampling_without_streamlit.py":
-        cli.parse("", SAMPLING, arguments, lambda picture: {})
+        cli.parse("", SAMPLING, arguments, lambda image: {})
     elif script == "tools/convert_weights/convert.py":
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         convert._flags()
@@ -95,7 +95,7 @@ def help_of(*command: str) -> set[str]:
     return set(re.findall(r"--\w+", shown.stdout))
 
 
-def test_the_readmes_way_from_weights_to_pictures_runs(
+def test_the_readmes_way_from_weights_to_images_runs(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks behind `<!-- runs -->` run as they stand; flags added at the end put the smallest model in."""
@@ -107,7 +107,7 @@ def test_the_readmes_way_from_weights_to_pictures_runs(
     used = (*shared, "--weight", converted, "--device_target", "CPU", "--save_path")
     own = {
         "tools/convert_weights/convert.py": (*shared, "--source", str(workshop.folder / "weights.ckpt")),
-        "train_textual_inversion.py": (*used, str(tmp_path / "run"), "--data_path", str(workshop.folder / "pictures")),
+        "train_textual_inversion.py": (*used, str(tmp_path / "run"), "--data_path", str(workshop.folder / "images")),
         "demo/sampling_without_streamlit.py": (*used, str(tmp_path / "out"), "--textual_inversion_weight", learned),
     }
     own["tools/convert_weights/convert.py"] += ("--target", converted, "--dtype", "float32")
@@ -119,7 +119,7 @@ def test_the_readmes_way_from_weights_to_pictures_runs(
         monkeypatch.setattr(sys, "argv", [script, *arguments, *own[script]])
         importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
     assert scripts == list(own)
-    assert len(list((tmp_path / "out").glob("picture_*.png"))) == 4
+    assert len(list((tmp_path / "out").glob("image_*.png"))) == 4
 
 
 def test_no_block_escapes_these_tests() -> None:
@@ -154,7 +154,7 @@ def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monke
     (block,) = blocks(ROOT / "README.md", "python")
     for ours, theirs in (
         ("configs/training/tiny_textual_inversion.yaml", str(workshop.yaml)),
-        ("datasets/humbug", str(workshop.folder / "pictures")),
+        ("datasets/humbug", str(workshop.folder / "images")),
         ('"total_step": 200', '"total_step": 2'),
     ):
         assert block.count(ours) == 1
@@ -162,7 +162,7 @@ def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(block, names)
-    assert names["pictures"][0].shape == (16, 16, 3)
+    assert names["images"][0].shape == (16, 16, 3)
     assert (tmp_path / "humbug_ti.ckpt").is_file()
 
 
@@ -170,7 +170,7 @@ def test_the_python_in_the_sampling_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "outputs").mkdir()
-    image_files.save(np.zeros((4, 4, 3), np.uint8), {"prompt": "a toy"}, tmp_path / "outputs", "picture")
+    image_files.save(np.zeros((4, 4, 3), np.uint8), {"prompt": "a toy"}, tmp_path / "outputs", "image")
     monkeypatch.chdir(tmp_path)
     (block,) = blocks(ROOT / "docs" / "sampling.md", "python")
     exec(block, {})

@@ -45,9 +45,9 @@ def script(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Return a folder with one good picture, one broken one and one text file."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """Return a folder with one good image, one broken one and one text file."""
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (20, 20), "red").save(folder / "good.png")
     (folder / "broken.png").write_bytes((folder / "good.png").read_bytes()[:40])
@@ -60,16 +60,16 @@ def pictures(tmp_path: Path) -> Path:
     [
         (["--data_path", "@nowhere"], "nowhere"),
         (["--data_path", ""], "data_path"),
-        (["--data_path", "@empty"], "no picture in"),
-        (["--data_path", "@pictures"], "broken.png"),
+        (["--data_path", "@empty"], "no image in"),
+        (["--data_path", "@images"], "broken.png"),
         (["--num_vector", "2"], "unknown argument --num_vector; did you mean '--num_vectors'?"),
-        (["--num_vectors", "0"], "concept.num_vectors is 0; the least is 1"),
+        (["--num_vectors", "0"], "concept.num_vectors is 0; it must be at least 1"),
         (["--num_vectors", "76"], "with 76 vectors fits in no prompt; give it at most 75"),
         (["--num_vectors", "72"], "would be cut; shorten the prompt"),
         (["--total_step", "many"], "training.total_step: Value 'many'"),
         (["--placeholder_token", "cat"], "'cat' is"),
         (["--placeholder_token", "two words"], "two words"),
-        (["--save_path", "@bad.txt/run"], "bad.txt is no folder; choose another"),
+        (["--save_path", "@bad.txt/run"], "bad.txt is not a folder; choose another"),
         (["--initializer_token", " "], "holds no word; give one, or leave it out"),
         (["--infer_prompt", "two", "--placeholder_token", "mytoy"], "holds neither {} nor mytoy; add one"),
         (["--infer_prompt", "mytoys", "--placeholder_token", "mytoy"], "holds neither {} nor mytoy; add one"),
@@ -86,14 +86,14 @@ def pictures(tmp_path: Path) -> Path:
         (["--precision", "bfloat16"], "no bfloat16"),
         (["--max_timestep", "1000"], "--max_timestep 1000 leave no noise level; the model's are 0 to 999"),
         (["--min_timestep", "500", "--max_timestep", "400"], "--min_timestep 500 and --max_timestep 400 leave no"),
-        (["--resume", "@nowhere.ckpt"], "there is no file"),
+        (["--resume", "@nowhere.ckpt"], "there is not a file"),
         (["--is_parallel", "True"], "needs several processes"),
         (["--concepts", "{placeholder_token: <aa>}", "{placeholder: <bb>}"], "--concepts, word 2: unknown option"),
-        (["--concepts", "words.yaml"], "there is no file words.yaml"),
+        (["--concepts", "words.yaml"], "there is not a file words.yaml"),
     ],
 )
 def test_training_names_what_is_wrong(
-    script: Run, pictures: Path, tmp_path: Path, arguments: list[str], message: str
+    script: Run, images: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.txt").write_text("a photo without a place for the word\n")
@@ -103,13 +103,13 @@ def test_training_names_what_is_wrong(
 
 
 def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_path: Path, call: Call) -> None:
-    pictures = workshop.folder / "pictures"
+    images = workshop.folder / "images"
     code, said, error = call(
         ROOT / "train_textual_inversion.py",
         *("--config", workshop.yaml, "--total_step", "2", "--save_path", tmp_path / "run"),
         *("--initializer_token", "cat", "--concepts"),
-        f"{{placeholder_token: <aa>, data_path: {pictures}, num_vectors: 3}}",
-        f"{{placeholder_token: <bb>, data_path: {pictures}}}",
+        f"{{placeholder_token: <aa>, data_path: {images}, num_vectors: 3}}",
+        f"{{placeholder_token: <bb>, data_path: {images}}}",
         "{placeholder_token: <not>, negative: true}",
     )
     assert (code, error) == (0, "")
@@ -123,7 +123,7 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
         *("--textual_inversion_weight", *learned),
     )
     assert code == 0
-    assert len(list((tmp_path / "out").glob("picture_*.png"))) == 1
+    assert len(list((tmp_path / "out").glob("image_*.png"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -132,23 +132,23 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
         (["--prompts", "a cat"], "unknown argument --prompts; did you mean '--prompt'?"),
         (["--task", "img2imgs"], "it may be 'txt2img', 'img2img', 'inpaint'; did you mean 'img2img'?"),
         (["--task", "img2img"], "--img is empty"),
-        (["--recipe", "@wide.ckpt"], "is no picture that can be read"),
-        (["--save_path", "@wide.ckpt/out"], "wide.ckpt is no folder; choose another"),
-        (["--prompt", "promts.txt"], "there is no file promts.txt; --prompt is what to draw"),
+        (["--recipe", "@wide.ckpt"], "is no image that can be read"),
+        (["--save_path", "@wide.ckpt/out"], "wide.ckpt is not a folder; choose another"),
+        (["--prompt", "promts.txt"], "there is not a file promts.txt; --prompt is what to draw"),
         (["--sampler", "dpm"], "unknown sampler 'dpm'; known are euler"),
         (["--height", "21"], "--height is 21; it must be a multiple of 2"),
-        (["--textual_inversion_weight", "@wide.ckpt"], "rows 768 and 1280 wide, the model's are 16 and 24"),
-        (["--textual_inversion_weight", "@nowhere.ckpt"], "there is no file"),
+        (["--textual_inversion_weight", "@wide.ckpt"], "vectors of 768 and 1280 values, the model's have 16 and 24"),
+        (["--textual_inversion_weight", "@nowhere.ckpt"], "there is not a file"),
         (["--weight", "@nowhere.ckpt"], "no weights "),
-        (["--num_cols", "0"], "sampling.num_cols is 0; the least is 1"),
-        (["--guidance_scale", "-1"], "sampling.guidance_scale is -1.0; the least is 0.0"),
+        (["--num_cols", "0"], "sampling.num_cols is 0; it must be at least 1"),
+        (["--guidance_scale", "-1"], "sampling.guidance_scale is -1.0; it must be at least 0.0"),
     ],
 )
 def test_sampling_names_what_is_wrong(script: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
     from gm.embeddings import io as embedding_io
     from gm.embeddings.embedding import Embedding
 
-    wide = Embedding("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
+    wide = Embedding("<wide>", {"clip_l": np.zeros((1, 768), np.float32), "clip_g": np.zeros((1, 1280), np.float32)})
     embedding_io.save(wide, tmp_path / "wide.ckpt")
     placed = [a.replace("@", f"{tmp_path}/") for a in arguments]
     assert message in script("demo.sampling_without_streamlit", *placed)
@@ -173,7 +173,7 @@ def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path
     shell = {"MS_PYNATIVE_GE": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
     own = ("--config", str(workshop.yaml), "--weight", str(workshop.folder / "weights.ckpt"), "--ms_mode", "0")
     trained = command(
-        *("train_textual_inversion.py", *own, "--data_path", str(workshop.folder / "pictures")),
+        *("train_textual_inversion.py", *own, "--data_path", str(workshop.folder / "images")),
         *("--save_path", str(tmp_path / "run"), "--infer_during_train", "True", "--total_step", "6"),
         *("--gradient_accumulation_steps", "4", "--num_vectors", "10", "--placeholder_token", "<cat-toy>"),
         *("--learnable_property", "object"),
@@ -191,7 +191,7 @@ def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path
         **shell,
     )
     assert sampled.returncode == 0, sampled.stderr
-    assert len(list((tmp_path / "out").glob("picture_*.png"))) == 4
+    assert len(list((tmp_path / "out").glob("image_*.png"))) == 4
     assert Image.open(tmp_path / "out" / "grid_00000.png").size == (64, 16)
 
 
@@ -217,7 +217,10 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Work
         ended = command(*own, str(folder), "--is_parallel", "True", launcher=launcher)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         together = embedding_io.load(folder / "smallest_4_ti.ckpt")
-        for left, right in ((alone.clip_l, together.clip_l), (alone.clip_g, together.clip_g)):
+        for left, right in (
+            (alone.vectors["clip_l"], together.vectors["clip_l"]),
+            (alone.vectors["clip_g"], together.vectors["clip_g"]),
+        ):
             assert np.linalg.norm(left - right) / np.linalg.norm(left) < 1e-5
         assert (folder / "log.jsonl").read_text().count('"loss"') == 4  # one rank writes
 
@@ -238,5 +241,5 @@ def test_ranks_read_the_graphs_that_ranks_have_kept(workshop: Workshop, tmp_path
         kept.append({path.name: path.stat().st_ino for path in (tmp_path / "graphs").glob("*.mindir")})
     assert len(kept[0]) >= 2  # the step and the update, at least
     assert kept[0] == kept[1]  # nothing was compiled, so nothing was written
-    assert np.array_equal(learned[0].clip_l, learned[1].clip_l)
-    assert np.array_equal(learned[0].clip_g, learned[1].clip_g)
+    assert np.array_equal(learned[0].vectors["clip_l"], learned[1].vectors["clip_l"])
+    assert np.array_equal(learned[0].vectors["clip_g"], learned[1].vectors["clip_g"])

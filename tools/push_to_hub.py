@@ -1,7 +1,7 @@
-"""A folder to share from a learned word: its files for every program, a card, pictures; and its way to the Hub.
+"""A folder to share from a learned word: its files for every program, a card, images; and its way to the Hub.
 
 python tools/push_to_hub.py --source runs/cat_toy/SD-XL-base-1.0_3000_ti.ckpt --target published/cat-toy \\
-    --pictures outputs/picture_00000.png --license openrail++ --push_to_hub me/cat-toy
+    --images outputs/image_00000.png --license openrail++ --push_to_hub me/cat-toy
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         upload.check(repo)
     made = export.prepare(
         flags["source"],
-        flags["pictures"],
+        flags["images"],
         word=flags["placeholder_token"],
         kind=flags["type_of_concept"],
         prompt=flags["instance_prompt"],
@@ -42,9 +42,9 @@ def _flags() -> dict[str, Any]:
     parser = cli.Parser(
         "Make a folder to share from a learned word, and push it to the Hugging Face Hub.", ("source", "target")
     )
-    parser.add_argument("--source", help="learned file of any program that holds one word")
+    parser.add_argument("--source", help="embedding file of any program that holds one word")
     parser.add_argument("--target", help="folder to make")
-    parser.add_argument("--pictures", nargs="+", default=[], help="to show; those drawn here show their recipe, too")
+    parser.add_argument("--images", nargs="+", default=[], help="to show; those drawn here show their recipe, too")
     parser.add_argument("--placeholder_token", help="word to call it (default: the file's)")
     parser.add_argument(
         "--type_of_concept", choices=tuple(TEMPLATES), help="what it stands for (default: what it was learned as)"

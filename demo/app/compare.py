@@ -17,7 +17,7 @@ from gm.errors import UserError
 
 def page(choice: Choice, places: Places) -> None:
     """Show the page."""
-    known = {concept.placeholder: concept for found in choice.files.values() for concept in found}
+    known = {concept.placeholder_token: concept for found in choice.files.values() for concept in found}
     if not known:
         st.info("Choose a learned word in the sidebar, or learn one on the page Learn.")
         return
@@ -26,7 +26,7 @@ def page(choice: Choice, places: Places) -> None:
     plain = st.text_input(
         "the same in words it knew before", key=kept(f"plain {prompt}", prompt.replace(word, _before(known[word])))
     )
-    count = st.slider("pictures", 1, 8, key=kept("compared pictures", 4))
+    count = st.slider("images", 1, 8, key=kept("compared images", 4))
     busy = watch.busy("comparing")
     if st.button("Compare", type="primary", icon=":material/compare:", width="stretch", disabled=busy):
         try:
@@ -45,11 +45,11 @@ def page(choice: Choice, places: Places) -> None:
 
 def _before(concept: Embedding) -> str:
     """Return the words that the learned rows started from, or "thing"."""
-    asked = _mapping(_mapping(concept.details.get("recipe")).get("concept"))
+    asked = _mapping(_mapping(concept.metadata.get("recipe")).get("concept"))
     # Of several words that were learned at once, each may have its own.
     several = asked.get("concepts")
     for one in map(_mapping, several if isinstance(several, list) else []):
-        if one.get("placeholder_token") == concept.placeholder:
+        if one.get("placeholder_token") == concept.placeholder_token:
             asked = {**asked, **one}
     return str(asked.get("initializer_token") or "thing")
 

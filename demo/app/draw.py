@@ -13,7 +13,7 @@ from demo.app.places import Places
 from demo.app.server import generate_jobs, uploads
 from gm.errors import UserError
 
-_TASKS = {"txt2img": "from noise", "img2img": "from a picture", "inpaint": "behind a mask"}
+_TASKS = {"txt2img": "from noise", "img2img": "from an image", "inpaint": "behind a mask"}
 
 
 def page(choice: Choice, places: Places) -> None:
@@ -53,18 +53,18 @@ def _insert() -> None:
 
 
 def _start(task: str, default: float) -> dict[str, Any]:
-    """Show what pictures to start from, if any; return what was sent, unchecked."""
+    """Show what images to start from, if any; return what was sent, unchecked."""
     if task == "txt2img":
         return {}
     given: dict[str, Any] = {}
     left, right = st.columns(2)
     with left:
-        given["img"] = st.file_uploader("pictures to start from", accept_multiple_files=True, key="img")
+        given["img"] = st.file_uploader("images to start from", accept_multiple_files=True, key="img")
     with right:
         if task == "inpaint":
             given["mask"] = st.file_uploader("mask, white where it is drawn anew", key="mask")
         st.session_state.setdefault("strength", default)
-        given["strength"] = st.slider("strength", 0.0, 1.0, key="strength", help="1 forgets the picture")
+        given["strength"] = st.slider("strength", 0.0, 1.0, key="strength", help="1 forgets the image")
     _show_sent_before(given)
     return given
 
@@ -103,4 +103,4 @@ def _draw(choice: Choice, places: Places, values: dict[str, Any]) -> None:
 def _stored(sent: list[Any], places: Places) -> list[str]:
     if not sent:
         return []
-    return [str(path) for path in uploads.pictures([each.getvalue() for each in sent], places.own / "sent")]
+    return [str(path) for path in uploads.images([each.getvalue() for each in sent], places.own / "sent")]

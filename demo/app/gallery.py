@@ -1,4 +1,4 @@
-"""The pictures a visitor has drawn, each with its recipe."""
+"""The images a visitor has drawn, each with its recipe."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _SHOWN, _COLUMNS = 24, 4
 
 
 def show(folder: Path) -> None:
-    """Show the newest pictures of `folder`."""
-    paths = sorted(folder.glob("picture_*.png"), reverse=True)
+    """Show the newest images of `folder`."""
+    paths = sorted(folder.glob("image_*.png"), reverse=True)
     if not paths:
         st.caption("What you draw appears here, and stays in " + str(folder))
         return

@@ -1,4 +1,4 @@
-"""The page that learns a word from pictures, and shows how the runs are doing."""
+"""The page that learns a word from images, and shows how the runs are doing."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def page(choice: Choice, places: Places) -> None:
 
 def _form(choice: Choice, places: Places) -> None:
     training, concept, version = choice.config.training, choice.config.concept, choice.config.model.version
-    sent = st.file_uploader("3 to 20 pictures", accept_multiple_files=True, key="pictures")
+    sent = st.file_uploader("3 to 20 images", accept_multiple_files=True, key="images")
     word = st.text_input("word", key=kept("new word", "<my-thing>"), help="how to call it in prompts; no word already")
     columns = st.columns(2)
-    kind = columns[0].selectbox("what the pictures share", ("object", "style", "face"), key=kept("kind", "object"))
+    kind = columns[0].selectbox("what the images share", ("object", "style", "face"), key=kept("kind", "object"))
     like = columns[1].text_input(
         "starts from the word", key=kept("like", ""), help="one it knows, such as toy; empty is random"
     )
@@ -74,8 +74,8 @@ def _form(choice: Choice, places: Places) -> None:
         }
         options |= {"initializer_token": like.strip()} if like.strip() else {}
         try:
-            folder = places.trained / "pictures" / secrets.token_hex(8)
-            uploads.pictures([each.getvalue() for each in sent or []], folder)
+            folder = places.trained / "images" / secrets.token_hex(8)
+            uploads.images([each.getvalue() for each in sent or []], folder)
             run = training_jobs.start(choice.config_path, places.trained, {**options, "data_path": str(folder)})
         except UserError as error:
             st.error(str(error))

@@ -23,7 +23,7 @@ _SECONDS = 4  # between looks for new words
 
 @dataclass(frozen=True)
 class Choice:
-    """The model's config and its YAML file, and the learned files chosen, with the words they hold."""
+    """The model's config and its YAML file, and the embedding files chosen, with the words they hold."""
 
     config: Config
     config_path: str
@@ -31,7 +31,7 @@ class Choice:
 
     @property
     def words(self) -> list[str]:
-        return [concept.placeholder for found in self.files.values() for concept in found]
+        return [concept.placeholder_token for found in self.files.values() for concept in found]
 
     def drawing(self, **sampling: Any) -> Config:
         """Return the config that draws as `sampling` says, with all that is chosen."""
@@ -52,7 +52,7 @@ def sidebar(specs: dict[str, dict[str, Any]], places: Places) -> Choice:
         weight = st.text_input("weights", spec["ckpt"], key=f"weight of {version}", help="a .ckpt or .safetensors file")
         weight = weight.strip() or spec["ckpt"]
         if not Path(weight).exists():
-            st.warning(f"There is no file {weight}. README.md says how SDXL's weights are converted.")
+            st.warning(f"There is not a file {weight}. README.md says how SDXL's weights are converted.")
         config = configuration.load(spec["config"], {"run": {"weight": weight}})
         with st.expander("How it runs"):
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **options.run(config.run)))
@@ -74,7 +74,7 @@ def _words(spec: dict[str, Any], places: Places) -> dict[Path, list[Embedding]]:
     names = st.multiselect("in use", list(found), key="words", placeholder="none yet: learn one, or send a file")
     _watch(places.runs, there)
     sent = st.file_uploader(
-        "send a learned file", key="learned file", help="of this toolkit, diffusers, AUTOMATIC1111 …"
+        "send an embedding file", key="embedding file", help="of this toolkit, diffusers, AUTOMATIC1111 …"
     )
     if sent is not None and st.session_state.get("sent") != sent.file_id:
         st.session_state.sent = sent.file_id
@@ -101,7 +101,7 @@ def _of_recipe(found: dict[str, Path], kept: list[str]) -> list[str]:
 
 
 def use(path: Path) -> None:
-    """Take a learned file in the watched folder into use, and show the page anew."""
+    """Take an embedding file in the watched folder into use, and show the page anew."""
     st.session_state["new file"] = path
     st.rerun(scope="app")
 

@@ -51,7 +51,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "sd_xl_base_ratios": [None, *resolution.ASPECT_RATIOS],
 }
 _TEXTS, _START = ("prompt", "negative_prompt"), ("task", "strength")  # widgets of the page itself
-_TITLES = {"num_cols": "pictures", "sample_step": "steps", "guidance_scale": "guidance"}
+_TITLES = {"num_cols": "images", "sample_step": "steps", "guidance_scale": "guidance"}
 
 
 def key(name: str) -> str:

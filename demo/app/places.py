@@ -23,12 +23,12 @@ class Places:
 
     @property
     def uploaded(self) -> Path:
-        """Where learned files that are sent are stored."""
+        """Where embedding files that are sent are stored."""
         return self.runs / "uploaded"
 
     @property
     def own(self) -> Path:
-        """The folder of this visitor's pictures."""
+        """The folder of this visitor's images."""
         if "visitor" not in st.session_state:
             st.session_state.visitor = secrets.token_hex(8)
         return self.outputs / str(st.session_state.visitor)

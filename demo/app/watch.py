@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
-from gm.sampling.image_request import SamplingProgress
 
 from demo.app.server.worker import ENDED, Task
 from gm.sampling import image_files
+from gm.sampling.image_request import SamplingProgress
 
 
 def busy(name: str) -> bool:
@@ -41,7 +41,7 @@ def _moving(name: str) -> None:
         if task.place:
             st.progress(0.0, f"waiting: {task.place} before you")
         elif not drawn:
-            st.progress(0.0, "loading and compiling: the first picture takes longer")
+            st.progress(0.0, "loading and compiling: the first image takes longer")
         else:
             st.progress(drawn[-1].done / drawn[-1].total, f"step {drawn[-1].done} of {drawn[-1].total}")
     if right.button("Cancel", key=f"cancel {name}", width="stretch"):
@@ -54,7 +54,7 @@ def _moving(name: str) -> None:
 
 
 def written(name: str) -> list[Path]:
-    """Return the pictures that the task of this name has written, without grids."""
+    """Return the images that the task of this name has written, without grids."""
     task: Task | None = st.session_state.get(name)
     paths = [event for event in list(task.events) if isinstance(event, Path)] if task else []
-    return [path for path in paths if path.name.startswith("picture") and path.exists()]
+    return [path for path in paths if path.name.startswith("image") and path.exists()]

@@ -91,7 +91,7 @@ def once(toolkit: Toolkit, thing: Unseen, change: Change, seed: int) -> dict[str
         "distance": round(float(np.median(after)), 4),
         "worst": round(float(after.max()), 4),
         "obeys": measure.obedience(toolkit, thing, concept),
-        "norm": round(float(np.median(np.linalg.norm(concept.clip_l, axis=1))), 3),
+        "norm": round(float(np.median(np.linalg.norm(concept.vectors["clip_l"], axis=1))), 3),
     }
 
 

@@ -20,7 +20,7 @@ from gm.runtime import rng
 
 @dataclass(frozen=True)
 class Unseen:
-    """`colours` (sRGB by region) is what all its pictures share, on `shape` if it is an object."""
+    """`colours` (sRGB by region) is what all its images share, on `shape` if it is an object."""
 
     folder: str
     word: str
@@ -38,9 +38,9 @@ class Unseen:
         """Return `count` scenes with it, everything else about them being different."""
         return [self._scene(seed, k) for k in range(count)]
 
-    def pictures(self, seed: int = 0, count: int = 5, side: int = 256) -> dict[str, Image.Image]:
-        """Return pictures to learn it from, by title."""
-        drawn = [drawing.picture(scene, side).round().astype(np.uint8) for scene in self.scenes(count, seed)]
+    def images(self, seed: int = 0, count: int = 5, side: int = 256) -> dict[str, Image.Image]:
+        """Return images to learn it from, by title."""
+        drawn = [drawing.image(scene, side).round().astype(np.uint8) for scene in self.scenes(count, seed)]
         return {f"{self.folder}_{k}": Image.fromarray(pixels) for k, pixels in enumerate(drawn, 1)}
 
     def _scene(self, seed: int, number: int) -> Scene:

@@ -22,7 +22,7 @@ _TITLES = {"autoencoder": "autoencoder: error, sharpness and KL", "diffusion": "
 
 
 def draw(curves: Mapping[str, Sequence[float]], every: int, target: Path) -> None:
-    """Write a picture of `curves`, each value of which is the mean of `every` updates."""
+    """Write an image of `curves`, each value of which is the mean of `every` updates."""
     figure, axes = plt.subplots(1, len(curves), figsize=(9, 3), layout="constrained")
     for axis, (name, values) in zip(axes, curves.items(), strict=True):
         axis.plot([every * (k + 1) for k in range(len(values))], values, linewidth=1)

@@ -45,7 +45,7 @@ class Loss(nn.Cell):
         told: Tensor,
     ) -> Tensor:
         clip_l, clip_g = _HASTE * self.clip_l, _HASTE * self.clip_g
-        context, vector = self.conditioner(ids_1, ids_2, pool_position, clip_l, clip_g, sizes)
+        context, vector = self.conditioner((ids_1, ids_2), (clip_l, clip_g), pool_position, sizes)
         # SDXL hears no caption as zeros, in the context and in the pooled part of the vector.
         context, vector = context * told.expand_dims(-1), vector * (1.0 - self.is_pooled * (1.0 - told))
         return denoiser.loss(self.unet(x, timestep, context, vector), noise)
@@ -91,7 +91,7 @@ class Feed:
         return int(len(self.sigmas) * rng.generator(self.seed, "timestep", sample).random() ** 0.5)
 
     def _sizes(self, sample: int) -> np.ndarray:
-        """Return sizes that people's pictures have: no scene depends on them, and the model learns that."""
+        """Return sizes that people's images have: no scene depends on them, and the model learns that."""
         generator = rng.generator(self.seed, "sizes", sample)
         original = np.exp(generator.uniform(np.log(self.side), np.log(2048), 2)).round()
         if generator.random() < 0.5:

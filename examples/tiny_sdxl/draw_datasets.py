@@ -11,19 +11,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG
 
 SETS = {
-    "humbug": HUMBUG.pictures,
-    "confetti": CONFETTI.pictures,
+    "humbug": HUMBUG.images,
+    "confetti": CONFETTI.images,
 }
 
 
 def draw(folder: Path, seed: int = 0) -> list[Path]:
     """Write each dataset into its own folder inside `folder`; return the files."""
     written = []
-    for name, pictures in SETS.items():
+    for name, images in SETS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for title, picture in pictures(seed).items():
+        for title, image in images(seed).items():
             path = folder / name / f"{title}.png"
-            picture.save(path, optimize=True)
+            image.save(path, optimize=True)
             written.append(path)
     return written
 

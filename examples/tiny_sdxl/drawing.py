@@ -1,4 +1,4 @@
-"""Scenes as pictures, of any number of pixels: Pillow draws polygons four times as large, which are then averaged."""
+"""Scenes as images, of any number of pixels: Pillow draws polygons four times as large, which are then averaged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _averaged(part: np.ndarray) -> np.ndarray:
     return counts.astype(np.float64) / _OVERSAMPLING**2
 
 
-def picture(scene: Scene, side: int) -> np.ndarray:
+def image(scene: Scene, side: int) -> np.ndarray:
     """Return `scene` as float32 [side, side, 3] of sRGB, 0 … 255."""
     total = np.zeros((side, side, 3))
     for name, share in regions(scene, side).items():

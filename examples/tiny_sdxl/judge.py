@@ -1,8 +1,8 @@
-"""Says what a picture shows by finding the drawing of the world that is nearest to it; it knows no network.
+"""Says what an image shows by finding the drawing of the world that is nearest to it; it knows no network.
 
 A layout is a shape at a place in a size, which says what share of each pixel shows fill, stripes, outline, backdrop and
-spots. The colours that make its drawing nearest to the picture are a least-squares problem of five unknowns, solved for
-every layout of a grid, then for finer and finer neighbours of the best. Pictures are reduced to 32 pixels a side.
+spots. The colours that make its drawing nearest to the image are a least-squares problem of five unknowns, solved for
+every layout of a grid, then for finer and finer neighbours of the best. Images are reduced to 32 pixels a side.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLACES = np.linspace(-1, 1, 9)
 _STEPS = (0.02, 0.01, 0.005)
 _REGIONS = ("fill", "stripes", "outline", "backdrop", "spots")
 _SEEN = 0.1  # distance in OKLab from which on two regions have two colours
-_COST = 0.02  # share of the picture's variance that an outline must explain to be seen
+_COST = 0.02  # share of the image's variance that an outline must explain to be seen
 _ANY = (0.0, 0.0, 0.0)  # a colour that says: there is something
 
 
@@ -39,20 +39,20 @@ class _Layouts:
     products: np.ndarray  # of the masks of a layout with each other, [layouts, regions, regions]
 
 
-def look(picture: np.ndarray) -> Scene:
-    """Return the scene that `picture` (uint8 [H, W, 3]) shows, its colours in OKLab, or the nearest there is."""
-    pixels = _pixels(picture)
+def look(image: np.ndarray) -> Scene:
+    """Return the scene that `image` (uint8 [H, W, 3]) shows, its colours in OKLab, or the nearest there is."""
+    pixels = _pixels(image)
     spread = float(((pixels - pixels.mean(0)) ** 2).sum())
     plain, plain_layout = _best(pixels, _grid(False), SHAPES, {})
     outlined, outlined_layout = _best(pixels, _grid(True), SHAPES, {})
     # More regions always explain more: an outline is seen only where it explains enough, in a colour of its own.
-    if plain - outlined > _COST * spread and (scene := _read(picture, outlined_layout)).outline:
+    if plain - outlined > _COST * spread and (scene := _read(image, outlined_layout)).outline:
         return scene
-    return _read(picture, plain_layout)
+    return _read(image, plain_layout)
 
 
-def distance(picture: np.ndarray, colours: Mapping[str, Sequence[float]], shape: str | None = None) -> float:
-    """Return how far `picture` is from showing something with `colours` (region → sRGB), whatever the rest is.
+def distance(image: np.ndarray, colours: Mapping[str, Sequence[float]], shape: str | None = None) -> float:
+    """Return how far `image` is from showing something with `colours` (region → sRGB), whatever the rest is.
 
     It is the root mean square difference, in sRGB from 0 to 1, to the nearest drawing that does, over the regions with
     these colours. `shape` is what has them, then all that disagrees counts, wherever it is: another shape with these
@@ -60,7 +60,7 @@ def distance(picture: np.ndarray, colours: Mapping[str, Sequence[float]], shape:
     well the shape is drawn says nothing about the colours.
     """
     fixed = {name: np.asarray(colour, np.float32) / 255 for name, colour in colours.items()}
-    pixels, layouts = _pixels(picture), _grid("outline" in colours)
+    pixels, layouts = _pixels(image), _grid("outline" in colours)
     if shape is not None:
         return _best(pixels, layouts, (shape,), fixed)[0] ** 0.5
     nearest = _layouts([_best(pixels, layouts, SHAPES, fixed)[1]])
@@ -114,7 +114,7 @@ def _errors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarra
 
 
 def _colours(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return for each layout the colours [layouts, regions, 3] that bring it nearest to the picture."""
+    """Return for each layout the colours [layouts, regions, 3] that bring it nearest to the image."""
     sums = layouts.masks @ pixels
     free = [r for r, name in enumerate(layouts.names) if name not in fixed]
     given = [r for r, name in enumerate(layouts.names) if name in fixed]
@@ -128,16 +128,16 @@ def _colours(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarr
     return colours
 
 
-def _pixels(picture: np.ndarray) -> np.ndarray:
-    small = Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+def _pixels(image: np.ndarray) -> np.ndarray:
+    small = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return np.asarray(small, np.float32).reshape(-1, 3) / 255
 
 
-def _read(picture: np.ndarray, layout: Scene) -> Scene:
-    """Return `layout` with the colours that `picture` has there; regions of one colour become one."""
-    pixels = oklab(picture)
+def _read(image: np.ndarray, layout: Scene) -> Scene:
+    """Return `layout` with the colours that `image` has there; regions of one colour become one."""
+    pixels = oklab(image)
     colours: dict[str, np.ndarray | None] = {}
-    for name, share in regions(layout, len(picture)).items():
+    for name, share in regions(layout, len(image)).items():
         colours[name] = np.median(pixels[share >= min(0.99, float(share.max()))], axis=0)
     for main, pattern in (("fill", "stripes"), ("backdrop", "spots")):
         a, b = colours.get(main), colours.get(pattern)

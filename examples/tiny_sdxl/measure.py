@@ -27,7 +27,7 @@ from gm.config import cli
 
 BACKDROPS = ("white", "blue", "yellow", "black")
 STYLED = ("a red circle", "a blue star", "a yellow heart", "a black cross")
-BATCH = 16  # pictures drawn at once
+BATCH = 16  # images drawn at once
 THINGS = (HUMBUG, CONFETTI)
 NEGATIVE = "<not-that>"
 
@@ -39,12 +39,12 @@ def unseen_prompts() -> list[tuple[str, str, str]]:
 
 
 def drawing(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]]) -> dict[str, float]:
-    """Return the shares of pictures whose shape, colour and backdrop the judge sees as the prompt says them."""
+    """Return the shares of images whose shape, colour and backdrop the judge sees as the prompt says them."""
     prompts = [f"a {colour} {shape} on a {backdrop} background" for shape, colour, backdrop in wanted]
-    pictures = api.generate(toolkit, prompts, batch_size=BATCH)
+    images = api.generate(toolkit, prompts, batch_size=BATCH)
     right = []
-    for picture, (shape, colour, backdrop) in zip(pictures, wanted, strict=True):
-        seen = judge.look(picture)
+    for image, (shape, colour, backdrop) in zip(images, wanted, strict=True):
+        seen = judge.look(image)
         right.append((seen.shape == shape, nearest_name(seen.fill) == colour, nearest_name(seen.backdrop) == backdrop))
     shares = np.mean(right, axis=0)
     return {name: round(float(share), 3) for name, share in zip(("shape", "colour", "backdrop"), shares, strict=True)}
@@ -61,23 +61,23 @@ def prompts_for(thing: Unseen, word: str, backdrop: str | None = None) -> list[s
 def distances(
     toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Embedding] = (), **sampling: Any
 ) -> np.ndarray:
-    """Return the judge's distance to `thing` of 16 pictures of `word`, seed by seed."""
+    """Return the judge's distance to `thing` of 16 images of `word`, seed by seed."""
     options = {"batch_size": BATCH, "seed": 1000, **sampling}
-    pictures = api.generate(toolkit, prompts_for(thing, word) * 4, concepts, **options)
-    return np.array([judge.distance(picture, thing.colours, thing.shape) for picture in pictures])
+    images = api.generate(toolkit, prompts_for(thing, word) * 4, concepts, **options)
+    return np.array([judge.distance(image, thing.colours, thing.shape) for image in images])
 
 
 def obedience(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> float:
-    """Return the share of 16 pictures of the concept that have the backdrop that the prompt also asks for."""
+    """Return the share of 16 images of the concept that have the backdrop that the prompt also asks for."""
     names = [name for name in BACKDROPS for _ in range(4)]
     prompts = [prompt for name in BACKDROPS for prompt in prompts_for(thing, thing.word, name)]
-    pictures = api.generate(toolkit, prompts, [concept], batch_size=BATCH, seed=2000)
-    seen = [nearest_name(judge.look(picture).backdrop) for picture in pictures]
+    images = api.generate(toolkit, prompts, [concept], batch_size=BATCH, seed=2000)
+    seen = [nearest_name(judge.look(image).backdrop) for image in images]
     return float(np.mean([a == b for a, b in zip(seen, names, strict=True)]))
 
 
 def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> Embedding:
-    """Learn `thing` from its folder of pictures."""
+    """Learn `thing` from its folder of images."""
     return api.train(
         toolkit,
         Path("datasets") / thing.folder,

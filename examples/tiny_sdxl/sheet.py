@@ -1,4 +1,4 @@
-"""Rows of pictures under labels, as one picture for the docs."""
+"""Rows of images under labels, as one image for the docs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_SIDE, _GAP, _LINE = 128, 8, 22  # pixels: of a picture, between pictures, of a line of text
+_SIDE, _GAP, _LINE = 128, 8, 22  # pixels: of an image, between images, of a line of text
 
 
 def sheet(rows: Mapping[str, Sequence[Image.Image | np.ndarray]]) -> Image.Image:
@@ -16,11 +16,11 @@ def sheet(rows: Mapping[str, Sequence[Image.Image | np.ndarray]]) -> Image.Image
     width, height = columns * (_SIDE + _GAP) + _GAP, len(rows) * (_SIDE + _LINE + _GAP) + _GAP
     canvas = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    for row, (label, pictures) in enumerate(rows.items()):
+    for row, (label, images) in enumerate(rows.items()):
         top = row * (_SIDE + _LINE + _GAP) + _GAP // 2
         pen.text((_GAP, top), label, fill=(40, 40, 40), font=font)
-        for column, picture in enumerate(pictures):
-            image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+        for column, pixels in enumerate(images):
+            image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
             large = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
             canvas.paste(large, (_GAP + column * (_SIDE + _GAP), top + _LINE))
     return canvas

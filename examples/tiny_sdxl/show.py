@@ -1,4 +1,4 @@
-"""Draw the picture at the top of the README: what is learned from, the word before learning, the word after.
+"""Draw the image at the top of the README: what is learned from, the word before learning, the word after.
 
 python examples/tiny_sdxl/show.py --target docs/images/learned.png
 """
@@ -37,7 +37,7 @@ SCENES = {
 
 
 def rows(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> dict[str, list[np.ndarray]]:
-    """Return three labelled rows of pictures: the folder's, the initial word's and the learned word's."""
+    """Return three labelled rows of images: the folder's, the initial word's and the learned word's."""
     folder, scenes = Path("datasets") / thing.folder, SCENES[thing.word]
     photographs = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
     before = [scene.format(thing.initializer) for scene in scenes]
@@ -50,7 +50,7 @@ def rows(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> dict[str, list[
 
 
 def main() -> None:
-    parser = cli.Parser("Draw the picture at the top of the README; takes a few minutes.")
+    parser = cli.Parser("Draw the image at the top of the README; takes a few minutes.")
     parser.add_argument(
         "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
     )
@@ -58,10 +58,10 @@ def main() -> None:
     parser.add_argument("--target", default="docs/images/learned.png", help="(default: %(default)s)")
     flags = parser.read()
     toolkit = api.load(flags["config"], run={"weight": flags["weight"]})
-    pictures: dict[str, list[np.ndarray]] = {}
+    images: dict[str, list[np.ndarray]] = {}
     for thing in (HUMBUG, CONFETTI):
-        pictures |= rows(toolkit, thing, measure.learn(toolkit, thing, toolkit.config.concept.num_vectors))
-    sheet(pictures).save(flags["target"], optimize=True)
+        images |= rows(toolkit, thing, measure.learn(toolkit, thing, toolkit.config.concept.num_vectors))
+    sheet(images).save(flags["target"], optimize=True)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def train_autoencoder(model: SDXL, where: Backend, state: Path, seed: int, recip
         say,
     )
     learner.use_average()
-    sample = vae.pictures(range(256), seed + 1, config.resolution)
+    sample = vae.images(range(256), seed + 1, config.resolution)
     vae.standardise(network, config.vae.scale_factor, sample)
     return learner.curve
 

@@ -1,4 +1,4 @@
-"""First half of the recipe: the autoencoder, from pictures of the world, and latents of unit variance at the end."""
+"""First half of the recipe: the autoencoder, from images of the world, and latents of unit variance at the end."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ _KL_WEIGHT = 5e-4  # of the mean over latents of their divergence from a standar
 
 
 class Loss(nn.Cell):
-    """Absolute and squared error of pictures that went through a noisy latent, and the latent's divergence."""
+    """Absolute and squared error of images that went through a noisy latent, and the latent's divergence."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__(auto_prefix=False)
         self.vae = vae
 
-    def construct(self, pictures: Tensor, noise: Tensor) -> Tensor:
-        mean, log_variance = self.vae.encode(pictures)
-        error = self.vae.decode(mean + ops.exp(0.5 * log_variance) * noise) - pictures
+    def construct(self, images: Tensor, noise: Tensor) -> Tensor:
+        mean, log_variance = self.vae.encode(images)
+        error = self.vae.decode(mean + ops.exp(0.5 * log_variance) * noise) - images
         divergence = 0.5 * (mean * mean + ops.exp(log_variance) - 1.0 - log_variance)
         return error.abs().mean() + (error * error).mean() + _KL_WEIGHT * divergence.mean()
 
 
-def pictures(indices: range, seed: int, side: int) -> np.ndarray:
+def images(indices: range, seed: int, side: int) -> np.ndarray:
     """Return scenes of the world, float32 [N, 3, side, side] in -1…1."""
-    drawn = [drawing.picture(world.scene(seed, index), side) for index in indices]
+    drawn = [drawing.image(world.scene(seed, index), side) for index in indices]
     return np.stack(drawn).transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
 
 
 def batch(indices: range, seed: int, side: int, latent_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     """Return what `Loss` takes, for the samples numbered `indices`."""
     noise = [rng.normal(latent_shape, seed, "autoencoder noise", index) for index in indices]
-    return Tensor(pictures(indices, seed, side)), Tensor(np.stack(noise))
+    return Tensor(images(indices, seed, side)), Tensor(np.stack(noise))
 
 
 def standardise(vae: AutoencoderKL, scale_factor: float, sample: np.ndarray) -> None:
-    """Fold an affine map into the two 1×1 convolutions around the latents, so that pictures stay what they are and
+    """Fold an affine map into the two 1×1 convolutions around the latents, so that images stay what they are and
     latents times `scale_factor` have mean 0 and variance 1 in each channel, as the noise schedule supposes."""
     means = [vae.encode(Tensor(part))[0].asnumpy() for part in np.array_split(sample, max(1, len(sample) // 32))]
     latents = np.concatenate(means)
@@ -64,7 +64,7 @@ def standardise(vae: AutoencoderKL, scale_factor: float, sample: np.ndarray) -> 
 
 
 def latent_shape(config: ModelConfig) -> tuple[int, int, int]:
-    """Return [z, h, w] of one picture."""
+    """Return [z, h, w] of one image."""
     side = config.resolution // config.vae.reduction
     return config.vae.latent_channels, side, side
 
@@ -81,7 +81,7 @@ def encode(model: SDXL, where: Backend, path: Path, seed: int, scenes: int) -> n
         part = range(first, min(first + 64, scenes))
         mine = part[where.rank :: where.world]
         latents = np.zeros((len(part), *latent_shape(model.config)), np.float32)
-        mean, _ = model.first_stage_model.encode(Tensor(pictures(mine, seed, model.config.resolution)))
+        mean, _ = model.first_stage_model.encode(Tensor(images(mine, seed, model.config.resolution)))
         latents[where.rank :: where.world] = mean.asnumpy() * model.config.vae.scale_factor
         parts.append(add(Tensor(latents)).asnumpy() * where.world)
     joined = np.concatenate(parts)

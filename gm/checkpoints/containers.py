@@ -34,7 +34,7 @@ def read(path: str | Path) -> Contents:
         with path.open("rb") as file:
             start = file.read(64)
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}; give the path of a .safetensors or .ckpt file") from error
+        raise UserError(f"there is not a file {path}; give the path of a .safetensors or .ckpt file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # as an index may ask for

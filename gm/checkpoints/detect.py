@@ -15,7 +15,7 @@ _BEGINNINGS = (
     (rb"GGUF", f"a GGUF file; {_INSTEAD}"),
     (rb"\x89HDF", f"an HDF5 file; {_INSTEAD}"),
     (rb"\x93NUMPY", "a NumPy array; give a .safetensors or .ckpt file"),
-    (rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", "a picture; give a .safetensors or .ckpt file"),
+    (rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", "an image; give a .safetensors or .ckpt file"),
     (rb"\{", "JSON text; give a .safetensors or .ckpt file"),
 )
 

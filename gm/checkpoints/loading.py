@@ -66,7 +66,7 @@ def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path,
 def load(model: nn.Cell, path: str | Path, config: ModelConfig, keep_half_above: float = math.inf) -> None:
     """Fill `model` from a file or folder of any kind, each parameter keeping its dtype.
 
-    Except those of at least `keep_half_above` values that the file has in float16: they stay so, and the networks widen them.
+    Except those of at least `keep_half_above` values that the file has in float16: the networks widen them.
 
     What lies in the file as the model wants it stays there, mapped: writing to the model does not change the file, but
     the file must not be written over while the model lives (replacing it, as this toolkit does, is no harm).

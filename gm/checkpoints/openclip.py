@@ -12,7 +12,7 @@ import numpy as np
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
 
 PREFIXES = {"base": "conditioner.embedders.1.model.", "refiner": "conditioner.embedders.0.model."}  # by kind of model
-# Scales CLIP's comparison of pictures with texts, so the folder has none; the published file holds ln 100.
+# Scales CLIP's comparison of images with texts, so the folder has none; the published file holds ln 100.
 LOGIT_SCALE = 4.6052
 
 _RULES = (

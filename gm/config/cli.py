@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_overwrite(self) -> None:
         """Add the flag that lets a script replace what is there."""
-        self.add_switch("--overwrite", "replace a target that is there already")
+        self.add_switch("--overwrite", "replace a target that already exists")
 
     def add_switch(self, flag: str, meaning: str) -> None:
         """Add a flag whose value is "true" or "false", and "true" when it stands alone."""
@@ -70,20 +70,20 @@ def parse(
 ) -> Config:
     """Return the config that `arguments` (default: the process's own) ask for.
 
-    `sections` names the parts of `Config` whose fields become flags. `recipe` reads the options of a picture, which
+    `sections` names the parts of `Config` whose fields become flags. `recipe` reads the options of an image, which
     stand above those of the YAML file and below the other flags, and adds the flag of that name. Raises UserError for
     a flag that is not one of them (the nearest is suggested) and for every mistake that `config.load` finds.
     """
     parser = Parser(description)
     if recipe:
-        parser.add_argument("--recipe", help="picture drawn by this toolkit to draw once more; other flags change it")
+        parser.add_argument("--recipe", help="image drawn by this toolkit to draw once more; other flags change it")
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML file of options (default: %(default)s)")
     owner: dict[str, str] = {}
     for section in sections:
         _add_flags(parser, section, owner)
     values = parser.read(arguments)
-    path, picture = values.pop("config"), values.pop("recipe", None)
-    overrides: dict[str, dict[str, Any]] = recipe(picture) if recipe and picture else {}
+    path, image = values.pop("config"), values.pop("recipe", None)
+    overrides: dict[str, dict[str, Any]] = recipe(image) if recipe and image else {}
     for name, value in values.items():
         overrides.setdefault(owner[name], {})[name] = value
     return configuration.load(path, overrides)

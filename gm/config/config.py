@@ -52,10 +52,10 @@ class WordConfig:
     placeholder_token: str = option("<concept>", "the new word; may not be a single token already")
     num_vectors: int = option(1, "rows learned in each text encoder", minimum=1)
     initializer_file: str | None = option(
-        None, "learned file whose rows to start from, as many as are needed, over and over"
+        None, "embedding file whose rows to start from, as many as are needed, over and over"
     )
     initializer_token: str | None = option(None, "word or phrase whose rows to start from; without it random rows")
-    learnable_property: str = option("object", "what the pictures share", choices=("object", "style", "face"))
+    learnable_property: str = option("object", "what the images share", choices=("object", "style", "face"))
     template_file: str | None = option(None, "text file of prompts, one a line, with {} where the word goes")
 
 
@@ -72,38 +72,38 @@ class ConceptConfig(WordConfig):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The pictures to learn from."""
+    """The images to learn from."""
 
-    data_path: str = option("", "folder of 3 to 20 pictures")
+    data_path: str = option("", "folder of 3 to 20 images")
     resolution: int | None = option(None, "side in pixels to train at; default: the model's own", minimum=8, step=8)
     enable_bucket: bool = option(
-        False, "keep about the shape of each picture, by several sizes of the resolution's area; a graph for each"
+        False, "keep about the shape of each image, by several sizes of the resolution's area; a graph for each"
     )
     bucket_reso_steps: int = option(64, "what both sides of these sizes are multiples of", minimum=8, step=8)
     masks: bool = option(
-        True, "learn only what a picture's mask shows white, name.mask.png beside it or its alpha channel"
+        True, "learn only what an image's mask shows white, name.mask.png beside it or its alpha channel"
     )
     unmasked_weight: float = option(0.0, "how much what is masked still counts, from 0 to 1", minimum=0.0, maximum=1.0)
     captions: bool = option(
-        True, "use captions, name.txt or metadata.jsonl beside the pictures, where there are any, instead of templates"
+        True, "use captions, name.txt or metadata.jsonl beside the images, where there are any, instead of templates"
     )
     template_probability: float = option(
-        0.0, "part of the steps that show a captioned picture with a template all the same", minimum=0.0, maximum=1.0
+        0.0, "part of the steps that show a captioned image with a template all the same", minimum=0.0, maximum=1.0
     )
     caption_dropout_rate: float = option(
         0.0, "part of the steps whose prompt is the new word alone", minimum=0.0, maximum=1.0
     )
-    random_flip: bool = option(False, "also show each picture mirrored; off by default, for faces and lettering")
+    random_flip: bool = option(False, "also show each image mirrored; off by default, for faces and lettering")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How to learn."""
 
-    save_path: str = option("runs/concept", "folder for learned files, logs and previews")
+    save_path: str = option("runs/concept", "folder for embedding files, logs and previews")
     seed: int = option(42, "of everything random in the run", minimum=0)
     total_step: int = option(3000, "steps; a step is one forward and backward pass of a batch", minimum=1)
-    train_batch_size: int = option(1, "pictures a step and rank", minimum=1)
+    train_batch_size: int = option(1, "images a step and rank", minimum=1)
     gradient_accumulation_steps: int = option(1, "steps that make one update of the rows", minimum=1)
     learning_rate: float = option(1e-3, "peak learning rate of the rows", minimum=0.0)
     learning_rate_clip_l: float | None = option(
@@ -141,7 +141,7 @@ class TrainingConfig:
     )
     gradient_checkpointing: bool = option(
         False,
-        "keep less for the way back and compute it anew: less memory, slower steps",
+        "keep less for the backward pass and compute it anew: less memory, slower steps",
     )
     max_grad_norm: float = option(1.0, "global norm the rows' gradient is clipped to; 0 never clips", minimum=0.0)
     resume: str | None = option(
@@ -152,7 +152,7 @@ class TrainingConfig:
     max_skipped_steps: int = option(
         25, "steps in a row without a finite loss and gradient after which the run stops", minimum=1
     )
-    save_ckpt_interval: int = option(500, "steps between learned files; the last step always writes one", minimum=1)
+    save_ckpt_interval: int = option(500, "steps between embedding files; the last step always writes one", minimum=1)
     num_validation_samples: int = option(
         0, "draws kept from training, on which the loss is measured; the best rows are then kept; 0 is none", minimum=0
     )
@@ -200,14 +200,14 @@ class LossConfig:
 class SamplingConfig:
     """What to draw."""
 
-    task: str = option("txt2img", "what to make pictures from", choices=("txt2img", "img2img", "inpaint"))
-    textual_inversion_weight: list[str] = option([], "learned files to use, any number")
+    task: str = option("txt2img", "what to make images from", choices=("txt2img", "img2img", "inpaint"))
+    textual_inversion_weight: list[str] = option([], "embedding files to use, any number")
     prompt: str = option("", "what to draw, or a text file with a prompt a line")
     negative_prompt: str = option("", "what to keep away from; empty zeroes the unconditional side")
     prompt_weights: bool = option(
         True, "read (word:1.3), [word], [a|b] and BREAK in prompts; False takes brackets for what they are"
     )
-    sampler: str = option("euler", "how to walk from noise to picture")
+    sampler: str = option("euler", "how to walk from noise to image")
     schedule: str = option("legacy", "noise levels on that way", aliases=("discretization",))
     sigma_min: float = option(0.03, "lowest noise level of the schedule edm", minimum=1e-4)
     sigma_max: float = option(14.61, "highest noise level of the schedule edm", minimum=1e-3)
@@ -223,13 +223,13 @@ class SamplingConfig:
     )
     sample_step: int = option(40, "steps of the sampler", minimum=1)
     guidance_scale: float = option(5.0, "strength of the prompt; 1 is no guidance", minimum=0.0)
-    seed: int = option(42, "of the first picture; picture k uses seed + k", minimum=0)
-    num_cols: int = option(1, "pictures in a row of the grid", minimum=1)
+    seed: int = option(42, "of the first image; image k uses seed + k", minimum=0)
+    num_cols: int = option(1, "images in a row of the grid", minimum=1)
     num_rows: int = option(1, "rows of the grid", minimum=1)
-    batch_size: int = option(1, "pictures drawn at once; changes memory and speed, not the pictures", minimum=1)
-    save_path: str = option("outputs", "folder for the pictures")
-    height: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8)
-    width: int | None = option(None, "of a picture in pixels; default: the model's own", minimum=8)
+    batch_size: int = option(1, "images drawn at once; changes memory and speed, not the images", minimum=1)
+    save_path: str = option("outputs", "folder for the images")
+    height: int | None = option(None, "of an image in pixels; default: the model's own", minimum=8)
+    width: int | None = option(None, "of an image in pixels; default: the model's own", minimum=8)
     sd_xl_base_ratios: str | None = option(
         None, "one of SDXL's sizes by its ratio of width to height, such as 1.0 or 1.75"
     )
@@ -240,23 +240,23 @@ class SamplingConfig:
     crop_coords_top: int = option(0, "top edge of the crop the model is told", minimum=0)
     crop_coords_left: int = option(0, "left edge of the crop the model is told", minimum=0)
     init_latent_path: str | None = option(None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from")
-    init_latent_index: int = option(0, "place in that file of the first picture's noise", minimum=0)
+    init_latent_index: int = option(0, "place in that file of the first image's noise", minimum=0)
     base_model: str | None = option(None, "weights that a recipe was made with; others are warned about")
-    img: list[str] = option([], "pictures, or folders of them, that img2img and inpaint start from")
-    mask: str | None = option(None, "picture that is white where inpaint draws anew; black is kept as it is")
+    img: list[str] = option([], "images, or folders of them, that img2img and inpaint start from")
+    mask: str | None = option(None, "image that is white where inpaint draws anew; black is kept as it is")
     strength: float = option(
-        0.75, "part of the steps that img2img and inpaint walk; 1 forgets the picture", minimum=0.0, maximum=1.0
+        0.75, "part of the steps that img2img and inpaint walk; 1 forgets the image", minimum=0.0, maximum=1.0
     )
     add_pipeline: bool = option(False, "let a refiner draw the last steps")
     pipeline_config: str = option("configs/sampling/sd_xl_refiner.yaml", "YAML file of the refiner's model")
     pipeline_weight: str = option("checkpoints/sd_xl_refiner_1.0_ms.ckpt", "the refiner's weights")
     stage2strength: float = option(0.15, "part of the steps that the refiner draws", minimum=0.0, maximum=1.0)
-    aesthetic_score: float = option(6.0, "how beautiful the refiner is told the picture is")
+    aesthetic_score: float = option(6.0, "how beautiful the refiner is told the image is")
     negative_aesthetic_score: float = option(2.5, "the same of what the refiner keeps away from")
-    vae_tiling: bool = option(False, "decode large pictures in tiles that overlap: less memory, faint seams")
+    vae_tiling: bool = option(False, "decode large images in tiles that overlap: less memory, faint seams")
     vae_tile_size: int = option(1024, "side of such a tile in pixels", minimum=64, step=8)
-    vae_slicing: bool = option(False, "decode one picture of a batch after the other: less memory")
-    preview_interval: int = option(0, "steps between looks at the unfinished pictures; 0 is none", minimum=0)
+    vae_slicing: bool = option(False, "decode one image of a batch after the other: less memory")
+    preview_interval: int = option(0, "steps between looks at the unfinished images; 0 is none", minimum=0)
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The variational autoencoder between pictures and latents (`first_stage_model`)."""
+    """The variational autoencoder between images and latents (`first_stage_model`)."""
 
     channels: int = option(128, "channels of the first level", minimum=1)
-    channel_mult: tuple[int, ...] = option((1, 2, 4, 4), "channels of each level; each but the last halves the picture")
+    channel_mult: tuple[int, ...] = option((1, 2, 4, 4), "channels of each level; each but the last halves the image")
     num_res_blocks: int = option(2, "residual blocks a level", minimum=1)
     latent_channels: int = option(4, "channels of a latent", minimum=1)
     norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1)
@@ -103,6 +103,12 @@ class ModelConfig:
             raise UserError(f"model.unet.adm_in_channels must be text_encoder_2.width plus {count}")
 
     @property
+    def text_encoders(self) -> dict[str, TextEncoderConfig]:
+        """The text encoders that a model of this kind has, by name, in the order of their hidden states."""
+        both = {"clip_l": self.text_encoder_1, "clip_g": self.text_encoder_2}
+        return {"clip_g": self.text_encoder_2} if self.is_refiner else both
+
+    @property
     def is_refiner(self) -> bool:
         """Whether the model refines, rather than draws."""
         return self.kind == "refiner"
@@ -118,12 +124,12 @@ class ModelConfig:
         return (self.unet.adm_in_channels - self.text_encoder_2.width) // self.sizes
 
     def require(self, kind: str) -> None:
-        """Raise UserError if this is not a model of `kind`: only a base model learns words and begins pictures."""
+        """Raise UserError if this is not a model of `kind`: only a base model learns words and begins images."""
         if self.kind == kind:
             return
         if self.is_refiner:
             raise UserError(
-                f"{self.version} is a refiner, which learns no words and begins no pictures; give a base model to "
+                f"{self.version} is a refiner, which learns no words and begins no images; give a base model to "
                 "--config and --weight, and the refiner to --pipeline_config and --pipeline_weight"
             )
         raise UserError(

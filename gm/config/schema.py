@@ -92,9 +92,9 @@ def check_limits(section: Any, prefix: str = "") -> None:
             words = ", ".join(repr(c) for c in choices if c != "")
             raise UserError(f"{name} is {value!r}; it may be {words}{suggestion(str(value), map(str, choices))}")
         if minimum is not None and not value >= minimum:
-            raise UserError(f"{name} is {value}; the least is {minimum}")
+            raise UserError(f"{name} is {value}; it must be at least {minimum}")
         if maximum is not None and not value <= maximum:
-            raise UserError(f"{name} is {value}; the most is {maximum}")
+            raise UserError(f"{name} is {value}; it must be at most {maximum}")
         if step != 1 and value % step:
             raise UserError(f"{name} is {value}; it must be a multiple of {step}")
 
@@ -103,7 +103,9 @@ def load_mappings(given: str) -> list[Any]:
     """Return what a YAML mapping `{a: 1}`, or the YAML file of this name with a list, holds; UserError if neither."""
     inline = given.lstrip().startswith("{")
     if not inline and not Path(given).is_file():
-        raise UserError(f"there is no file {given}; give a YAML file with a list of mappings, or one {{name: value}}")
+        raise UserError(
+            f"there is not a file {given}; give a YAML file with a list of mappings, or one {{name: value}}"
+        )
     try:
         found = OmegaConf.to_container(OmegaConf.create(given) if inline else OmegaConf.load(given))
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:

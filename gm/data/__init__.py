@@ -1,1 +1,1 @@
-"""What training shows the model: folders of pictures, prompt templates, and which of them each step takes."""
+"""What training shows the model: folders of images, prompt templates, and which of them each step takes."""

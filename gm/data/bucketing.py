@@ -1,4 +1,4 @@
-"""Sizes of one area and several shapes, so that pictures need not be cut square."""
+"""Sizes of one area and several shapes, so that images need not be cut square."""
 
 from __future__ import annotations
 

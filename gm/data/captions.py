@@ -1,4 +1,4 @@
-"""What single pictures show, said beside them: `name.txt`, or lines of `metadata.jsonl`."""
+"""What single images show, said beside them: `name.txt`, or lines of `metadata.jsonl`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ logger = logging.getLogger("gm")
 METADATA = "metadata.jsonl"  # as Hugging Face's image folders have it: {"file_name": "1.jpg", "text": "…"} a line
 
 
-def files(folder: Path, pictures: Sequence[Path]) -> list[Path]:
-    """Return the caption files that belong to `pictures`."""
-    candidates = [folder / METADATA, *(picture.with_suffix(".txt") for picture in pictures)]
+def files(folder: Path, images: Sequence[Path]) -> list[Path]:
+    """Return the caption files that belong to `images`."""
+    candidates = [folder / METADATA, *(image.with_suffix(".txt") for image in images)]
     return [path for path in candidates if path.is_file()]
 
 
 def read(
     data_path: str | Path, names: Sequence[str], word: str, holds: Callable[[str], bool]
 ) -> tuple[str | None, ...]:
-    """Return the caption of each picture in the folder, None where there is none; a text file beats the metadata.
+    """Return the caption of each image in the folder, None where there is none; a text file beats the metadata.
 
     `{}` stands for `word`; one that does not hold the word even so, as `holds` tells, gets it in front. Raises
-    UserError for a file that is not UTF-8 text, and for a line of metadata that does not name a picture and its text.
+    UserError for a file that is not UTF-8 text, and for a line of metadata that does not name an image and its text.
     """
     folder = Path(data_path)
     said = _metadata(folder / METADATA) if (folder / METADATA).is_file() else {}
     strangers = ", ".join(sorted(set(said) - set(names)))
     if strangers:
-        logger.warning("%s captions pictures that are not there: %s", folder / METADATA, strangers)
+        logger.warning("%s captions images that are not there: %s", folder / METADATA, strangers)
     captions, without = [], 0
     for name in names:
         beside = (folder / name).with_suffix(".txt")

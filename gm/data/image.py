@@ -1,4 +1,4 @@
-"""One picture: what its file shows, in red, green and blue, cut to a size."""
+"""One image: what its file shows, in red, green and blue, cut to a size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NOT_DRAWN_BY_PILLOW = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 @dataclass(frozen=True, eq=False)
 class CroppedImage:
-    """One picture, resized to cover H × W, a square or a bucket, and cut to that in its middle.
+    """One image, resized to cover H × W, a square or a bucket, and cut to that in its middle.
 
     name: file name, without the folder
     pixels: float32 [3, H, W], red green blue, -1 (black) to 1 (white)
-    original: (height, width) in pixels of the upright picture, before resizing
-    crop: (top, left) corner of the cut, in pixels of the resized picture, as SDXL's class input takes it
+    original: (height, width) in pixels of the upright image, before resizing
+    crop: (top, left) corner of the cut, in pixels of the resized image, as SDXL's class input takes it
         (Podell et al., 2023, section 2.2)
-    mask: float32 [H, W], 1 where the picture is to be learned or drawn anew and 0 where not; None if all of it is
+    mask: float32 [H, W], 1 where the image is to be learned or drawn anew and 0 where not; None if all of it is
     """
 
     name: str
@@ -44,14 +44,14 @@ class CroppedImage:
 
 
 def image_suffixes() -> dict[str, str]:
-    """Return the file endings of pictures, lower case with the dot, each with Pillow's name of the format."""
+    """Return the file endings of images, lower case with the dot, each with Pillow's name of the format."""
     registered = Image.registered_extensions()
     return {e: f for e, f in registered.items() if f in Image.OPEN and f not in NOT_DRAWN_BY_PILLOW}
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Give the picture in the file `path`, upright, in whatever colours it is stored.
+    """Give the image in the file `path`, upright, in whatever colours it is stored.
 
     Raises UserError if it cannot be read, in the block, too, where Pillow may come to decode it.
     """
@@ -66,7 +66,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         reason = brief(error) or type(error).__name__
         raise UserError(
-            f"cannot read the picture {path} ({reason}); save it again as JPEG or PNG, or remove it"
+            f"cannot read the image {path} ({reason}); save it again as JPEG or PNG, or remove it"
         ) from error
 
 
@@ -95,22 +95,22 @@ def crop(image: Image.Image, mask: Image.Image | None, name: str, size: Size) ->
     return CroppedImage(name, np.ascontiguousarray(pixels.transpose(2, 0, 1)), original, _corner(covering, size), kept)
 
 
-def was_upscaled(picture: CroppedImage) -> bool:
-    """Return whether `picture` is larger than in its file."""
-    return _resized(picture.original, picture.size)[0] > picture.original[0]
+def was_upscaled(image: CroppedImage) -> bool:
+    """Return whether `image` is larger than in its file."""
+    return _resized(image.original, image.size)[0] > image.original[0]
 
 
-def flip_horizontal(picture: CroppedImage) -> CroppedImage:
-    """Return `picture` flipped left to right; its cut then starts where the right margin was."""
-    _, width = _resized(picture.original, picture.size)
-    top, left = picture.crop
-    pixels = np.ascontiguousarray(picture.pixels[:, :, ::-1])
-    mask = None if picture.mask is None else np.ascontiguousarray(picture.mask[:, ::-1])
-    return replace(picture, pixels=pixels, crop=(top, width - picture.pixels.shape[2] - left), mask=mask)
+def flip_horizontal(image: CroppedImage) -> CroppedImage:
+    """Return `image` flipped left to right; its cut then starts where the right margin was."""
+    _, width = _resized(image.original, image.size)
+    top, left = image.crop
+    pixels = np.ascontiguousarray(image.pixels[:, :, ::-1])
+    mask = None if image.mask is None else np.ascontiguousarray(image.mask[:, ::-1])
+    return replace(image, pixels=pixels, crop=(top, width - image.pixels.shape[2] - left), mask=mask)
 
 
 def _standard_colours(image: Image.Image) -> Image.Image:
-    """Return `image` in sRGB if it names another colour space, as pictures from phones do."""
+    """Return `image` in sRGB if it names another colour space, as images from phones do."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -119,12 +119,12 @@ def _standard_colours(image: Image.Image) -> Image.Image:
         mode = "RGB" if image.mode == "CMYK" else image.mode
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
     except (ImageCms.PyCMSError, OSError):
-        return image  # a damaged profile, or one of another kind of picture: the numbers are the best there is
+        return image  # a damaged profile, or one of another kind of image: the numbers are the best there is
     return converted or image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return a grey picture of 16-bit numbers in 8 bits; Pillow itself would cut everything above 255 to white."""
+    """Return a grey image of 16-bit numbers in 8 bits; Pillow itself would cut everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels have more than 16 bits")
@@ -136,7 +136,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _resized(original: Size, size: Size) -> Size:
-    """Return (height, width) of the picture once it just covers `size`, rounded to nearest."""
+    """Return (height, width) of the image once it just covers `size`, rounded to nearest."""
     if size[0] * original[1] >= size[1] * original[0]:
         return size[0], (original[1] * size[0] + original[0] // 2) // original[0]
     return (original[0] * size[1] + original[1] // 2) // original[1], size[1]
@@ -145,7 +145,7 @@ def _resized(original: Size, size: Size) -> Size:
 def _middle(image: Image.Image, covering: Size, size: Size, resampling: Image.Resampling) -> Image.Image:
     """Return the middle, of `size`, of what `image` is when resized to `covering`."""
     top, left = _corner(covering, size)
-    # Only the cut is computed, which spares the memory of a very long picture; the box is the cut in original pixels.
+    # Only the cut is computed, which spares the memory of a very long image; the box is the cut in original pixels.
     y, x = image.height / covering[0], image.width / covering[1]
     box = (left * x, top * y, (left + size[1]) * x, (top + size[0]) * y)
     return image.resize((size[1], size[0]), resampling, box=box)

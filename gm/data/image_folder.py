@@ -1,4 +1,4 @@
-"""A folder of pictures, as the model wants them: upright, square, -1 to 1, with the sizes SDXL is told."""
+"""A folder of images, as the model wants them: upright, square, -1 to 1, with the sizes SDXL is told."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger("gm")
 def read(
     data_path: str | Path, resolution: int, masked: bool = True, known: Sequence[Size] | None = None
 ) -> list[CroppedImage]:
-    """Return the pictures in the folder `data_path` at `resolution` pixels a side, in the order of their names.
+    """Return the images in the folder `data_path` at `resolution` pixels a side, in the order of their names.
 
     Each takes the shape of the nearest of the `known` sizes instead, if there are any.
-    Hidden files are passed over, masks and captions belong to their pictures; what is no picture by its ending is
-    passed over and named in the log. Without `masked` no picture has a mask. Raises UserError for a folder that is not
-    there or has no picture, and for a picture or mask that cannot be read.
+    Hidden files are passed over, masks and captions belong to their images; what is no image by its ending is
+    passed over and named in the log. Without `masked` no image has a mask. Raises UserError for a folder that is not
+    there or has no image, and for an image or mask that cannot be read.
     """
     folder = _folder(data_path)
     visible = _visible(folder)
@@ -30,19 +30,19 @@ def read(
     own = {*paths, *captions.files(folder, paths), *map(masks.beside, paths)}
     others = ", ".join(p.name + "/" * p.is_dir() for p in visible if p not in own)
     if others:
-        logger.warning("ignored in %s, no picture by its ending: %s", folder, others)
+        logger.warning("ignored in %s, no image by its ending: %s", folder, others)
     if not paths:
         found = f" but {others}" if others else ""
-        raise UserError(f"no picture in {folder}{found}; put 3 to 20 .jpg or .png files right into it")
-    pictures = [_read_picture(path, resolution, masked, known) for path in paths]
-    small = ", ".join(picture.name for picture in pictures if was_upscaled(picture))
+        raise UserError(f"no image in {folder}{found}; put 3 to 20 .jpg or .png files right into it")
+    images = [_read_image(path, resolution, masked, known) for path in paths]
+    small = ", ".join(image.name for image in images if was_upscaled(image))
     if small:
         logger.warning("enlarged to %d pixels, larger originals would show more: %s", resolution, small)
-    return pictures
+    return images
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the files in `folder` that are pictures by their ending, but no masks, in the order of their names."""
+    """Return the files in `folder` that are images by their ending, but no masks, in the order of their names."""
     known = image_suffixes()
     visible = _visible(folder)
     return [path for path in visible if path.suffix.lower() in known and not path.is_dir() and not masks.is_mask(path)]
@@ -54,19 +54,19 @@ def _visible(folder: Path) -> list[Path]:
 
 def _folder(data_path: str | Path) -> Path:
     if not str(data_path).strip():
-        raise UserError("--data_path is empty; give the folder of pictures to learn from")
+        raise UserError("--data_path is empty; give the folder of images to learn from")
     folder = Path(data_path)
     if not folder.is_dir():
         cause = "is a file" if folder.exists() else "is not there"
-        raise UserError(f"--data_path {folder} {cause}; give the folder of pictures to learn from")
+        raise UserError(f"--data_path {folder} {cause}; give the folder of images to learn from")
     return folder
 
 
-def _read_picture(path: Path, resolution: int, masked: bool, known: Sequence[Size] | None) -> CroppedImage:
+def _read_image(path: Path, resolution: int, masked: bool, known: Sequence[Size] | None) -> CroppedImage:
     with open_image(path) as upright:
         image, mask = to_rgb(upright), masks.read(path, upright) if masked else None
     size = bucketing.nearest((image.height, image.width), known) if known else (resolution, resolution)
-    picture = crop(image, mask, path.name, size)
-    if picture.mask is not None and not picture.mask.any():
-        raise UserError(f"the cut in the middle of {path.name} is masked as a whole; cut the picture about what is not")
-    return picture
+    cropped = crop(image, mask, path.name, size)
+    if cropped.mask is not None and not cropped.mask.any():
+        raise UserError(f"the cut in the middle of {path.name} is masked as a whole; cut the cropped about what is not")
+    return cropped

@@ -1,4 +1,4 @@
-"""Which part of a picture is to be learned: its alpha channel, or a grey picture beside it, `name.mask.png`."""
+"""Which part of an image is to be learned: its alpha channel, or a grey image beside it, `name.mask.png`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def is_mask(path: Path) -> bool:
     return path.stem.endswith(SUFFIX)
 
 
-def beside(picture: Path) -> Path:
-    """Return where the mask of `picture` would be."""
-    return picture.with_name(f"{picture.stem}{SUFFIX}.png")
+def beside(image: Path) -> Path:
+    """Return where the mask of `image` would be."""
+    return image.with_name(f"{image.stem}{SUFFIX}.png")
 
 
-def read(picture: Path, image: Image.Image) -> Image.Image | None:
-    """Return the mask of `picture`, grey and of the size of its upright `image`; white is learned, black is not.
+def read(image_path: Path, image: Image.Image) -> Image.Image | None:
+    """Return the mask of `image_path`, grey and of the size of its upright `image`; white is learned, black is not.
 
     The file beside it beats the alpha channel; None if there is neither, or all is opaque or transparent. Raises
     UserError for a file that is not readable, is of another shape, or leaves nothing to learn.
     """
-    path = beside(picture)
+    path = beside(image_path)
     if path.is_file():
         try:
             with Image.open(path) as file:
@@ -38,12 +38,12 @@ def read(picture: Path, image: Image.Image) -> Image.Image | None:
             raise UserError(f"cannot read the mask {path} ({reason}); save it again as PNG, or remove it") from error
         if not same_shape(mask, image):
             raise UserError(
-                f"the mask {path} is {mask.width}×{mask.height}, its picture {image.width}×{image.height}; "
+                f"the mask {path} is {mask.width}×{mask.height}, its image {image.width}×{image.height}; "
                 "make them of one shape"
             )
         mask = mask.resize(image.size, Image.Resampling.BOX)
         if not mask.getbbox():
-            raise UserError(f"{path} masks all of its picture, so that nothing is left to learn; white is learned")
+            raise UserError(f"{path} masks all of its image, so that nothing is left to learn; white is learned")
     elif image.has_transparency_data:
         mask = image.convert("RGBA").getchannel("A")
     else:
@@ -65,7 +65,7 @@ def areas(masks: np.ndarray, reduction: int) -> np.ndarray:
 
 
 def of_latents(masks: np.ndarray, reduction: int, unmasked_weight: float) -> np.ndarray:
-    """Return how much each latent of a picture counts, float32 [N, H/r, W/r] of mean 1, from masks [N, H, W] of 0 to 1.
+    """Return how much each latent of an image counts, float32 [N, H/r, W/r] of mean 1, from masks [N, H, W] of 0 to 1.
 
     What is masked counts `unmasked_weight` of what is not.
     """

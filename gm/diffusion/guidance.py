@@ -25,16 +25,16 @@ def classifier_free_guidance(unconditional: Any, conditional: Any, scale: Any) -
     return unconditional + scale * (conditional - unconditional)
 
 
-def rescale_guidance(classifier_free_guidance: Any, conditional: Any, share: Any) -> Any:
-    """Return `classifier_free_guidance` [N, C, H, W] brought back, by `share` of the way, to the spread of `conditional` in each picture.
+def rescale_guidance(guided: Any, conditional: Any, share: Any) -> Any:
+    """Return `guided` [N, C, H, W] with its standard deviation moved by `share` to that of `conditional`.
 
     Lin et al., 2023, "Common diffusion noise schedules and sample steps are flawed", equations 15 and 16.
     """
-    return classifier_free_guidance * (share * _spread(conditional) / _spread(classifier_free_guidance) + (1.0 - share))
+    return guided * (share * _spread(conditional) / _spread(guided) + (1.0 - share))
 
 
 def _spread(x: Any) -> Any:
-    """Return the standard deviation of each picture [N, 1, 1, 1]."""
+    """Return the standard deviation of each image [N, 1, 1, 1]."""
     flat = x.reshape((x.shape[0], -1))
     deviation = flat - flat.mean(1).reshape((-1, 1))
     return ((deviation * deviation).mean(1) ** 0.5).reshape((-1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""Ways from noise to a picture, all of one signature: (denoise, x, sigmas, fresh) → x after each step.
+"""Ways from noise to an image, all of one signature: (denoise, x, sigmas, fresh) → x after each step.
 
 `denoise(x, sigma)` returns the clean latents it believes in; `x` starts at noise level sigmas[0] and ends at
 sigmas[-1], which may be 0. The caller owns the progress bar: a sampler yields its steps. Numbers are floats of Python,

@@ -16,57 +16,67 @@ from gm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Embedding:
-    """`clip_l` [n, width 1] and `clip_g` [n, width 2] float32; `pooling` is the rule they were learned under.
+    """The trained vectors of one placeholder token.
 
-    `details` is kept with the file: base model, step, seed, recipe; anything that JSON holds.
+    vectors: float32 [num_vectors, dim] of each text encoder by its name, "clip_l" and "clip_g"; pooling: the rule of
+    the pooled text vector that they were trained with; metadata: what is kept with the file, anything that JSON holds
+    (base model, step, seed, training options)
     """
 
-    placeholder: str
-    clip_l: np.ndarray
-    clip_g: np.ndarray
+    placeholder_token: str
+    vectors: dict[str, np.ndarray]
     pooling: str = "end_of_text"
-    details: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_vectors(self) -> int:
-        return len(self.clip_l)
+        return len(next(iter(self.vectors.values())))
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of a vector in each text encoder."""
+        return {encoder: vectors.shape[1] for encoder, vectors in self.vectors.items()}
 
 
 @dataclass(frozen=True)
 class LoadedEmbeddings:
-    """What the encoders need to read prompts: the tokenizer that knows the placeholders, and all concepts' rows."""
+    """Any number of embeddings for the text encoders: a tokenizer with their placeholder tokens, and all vectors.
+
+    `vectors` [total, dim] of each encoder; token id `vocab_size + k` is vector k.
+    """
 
     tokenizer: Tokenizer
-    clip_l: np.ndarray
-    clip_g: np.ndarray
+    vectors: dict[str, np.ndarray]
 
 
-def safe_filename(word: str) -> str:
-    """Return `word` without what the name of a file should not hold; "" if nothing is left."""
-    return re.sub(r"[^\w.-]+", "", word).strip("._-")[:64]
+def safe_filename(token: str) -> str:
+    """Return `token` without what the name of a file should not hold; "" if nothing is left."""
+    return re.sub(r"[^\w.-]+", "", token).strip("._-")[:64]
 
 
-def check_dims(concept: Embedding, config: ModelConfig) -> None:
-    """Raise UserError if the concept's rows are as wide as another model's."""
-    found = concept.clip_l.shape[1], concept.clip_g.shape[1]
-    widths = config.text_encoder_1.width, config.text_encoder_2.width
-    if found != widths:
+def check_dims(embedding: Embedding, config: ModelConfig) -> None:
+    """Raise UserError if the embedding's vectors do not fit the model's text encoders."""
+    dims = {name: encoder.width for name, encoder in config.text_encoders.items()}
+    if embedding.dims != dims:
+        found, wanted = (" and ".join(map(str, each.values())) for each in (embedding.dims, dims))
         raise UserError(
-            f"{concept.placeholder} has rows {found[0]} and {found[1]} wide, the model's are {widths[0]} and "
-            f"{widths[1]}: it was learned on another model; use that model's --config and --weight"
+            f"{embedding.placeholder_token} has vectors of {found} values, the model's have {wanted}: it was trained "
+            "on another model; use that model's --config and --weight"
         )
 
 
-def combine(concepts: Sequence[Embedding], config: ModelConfig) -> LoadedEmbeddings:
-    """Join any number of concepts.
+def combine(embeddings: Sequence[Embedding], config: ModelConfig) -> LoadedEmbeddings:
+    """Combine any number of embeddings.
 
-    Raises UserError if a concept's widths are another model's, or two concepts share a placeholder.
+    Raises UserError if one does not fit the model, or two have the same placeholder token.
     """
     tokenizer = Tokenizer(config.text_encoder_1.positions)
-    for concept in concepts:
-        check_dims(concept, config)
-        tokenizer.add_placeholder(concept.placeholder, concept.num_vectors)
-    # Without a concept there is one row that no id reaches: MindSpore has no empty tensors.
-    clip_l = [c.clip_l for c in concepts] or [np.zeros((1, config.text_encoder_1.width), np.float32)]
-    clip_g = [c.clip_g for c in concepts] or [np.zeros((1, config.text_encoder_2.width), np.float32)]
-    return LoadedEmbeddings(tokenizer, np.concatenate(clip_l), np.concatenate(clip_g))
+    for embedding in embeddings:
+        check_dims(embedding, config)
+        tokenizer.add_placeholder(embedding.placeholder_token, embedding.num_vectors)
+    vectors = {}
+    for name, encoder in config.text_encoders.items():
+        # Without an embedding there is one vector that no id selects: MindSpore has no empty tensors.
+        own = [embedding.vectors[name] for embedding in embeddings] or [np.zeros((1, encoder.width), np.float32)]
+        vectors[name] = np.concatenate(own)
+    return LoadedEmbeddings(tokenizer, vectors)

@@ -1,4 +1,4 @@
-"""Learned files as other programs have them: read by what they hold, written as they are asked for.
+"""Embedding files as other programs have them: read by what they hold, written as they are asked for.
 
 `files` makes concepts of them; here a word may have rows in one encoder only, as those of Stable Diffusion 1.5 have.
 """
@@ -32,7 +32,7 @@ _OF_A_PAIR = re.compile(r"(learned_embeds)(_2)?((?:-steps-\d+)?\.(?:safetensors|
 
 @dataclass(frozen=True)
 class EmbeddingFile:
-    """What a learned file holds: the name of its format, its words' rows, and what else it says, by name."""
+    """What an embedding file holds: the name of its format, its words' rows, and what else it says, by name."""
 
     format: str
     words: TokenVectors
@@ -44,10 +44,10 @@ class EmbeddingFile:
 
 
 def read(path: str | Path) -> EmbeddingFile:
-    """Read a learned file of any program, or the folder or one of the two files that diffusers writes for a word.
+    """Read an embedding file of any program, or the folder or one of the two files that diffusers writes for a word.
 
     The word that such a file does not say may stand in `token_identifier.txt` beside it. Raises UserError for what is
-    no learned file, is damaged, or has rows twice. A PyTorch file is never run.
+    no embedding file, is damaged, or has rows twice. A PyTorch file is never run.
     """
     path = Path(path)
     paths = _files(path)
@@ -88,7 +88,7 @@ def check_not_existing(paths: Sequence[Path], overwrite: bool) -> None:
     """Raise UserError if one of `paths` is there and not to be overwritten."""
     for path in paths:
         if path.exists() and not overwrite:
-            raise UserError(f"--target {path} is there already; --overwrite replaces it")
+            raise UserError(f"--target {path} already exists; --overwrite replaces it")
 
 
 def _said(learned: EmbeddingFile) -> dict[str, str | int]:
@@ -121,7 +121,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted((_steps(p), p) for p in path.iterdir() if (m := _OF_A_PAIR.fullmatch(p.name)) and not m[2])
         if not found:
-            raise UserError(f"{path} is a folder without learned_embeds.safetensors; give a learned file")
+            raise UserError(f"{path} is a folder without learned_embeds.safetensors; give an embedding file")
         path = found[-1][1]
     match = _OF_A_PAIR.fullmatch(path.name)
     if match is None:
@@ -164,7 +164,7 @@ def _read(path: Path) -> EmbeddingFile:
     if name is None or not words:
         seems = detect.other_model(map(str, tree), "base")
         hint = f"it seems to be {seems}" if seems else "it holds no token rows; training writes *_ti.ckpt"
-        raise UserError(f"{path} is no learned file: {hint}")
+        raise UserError(f"{path} is no embedding file: {hint}")
     learned = EmbeddingFile(name, words, noted)
     try:
         for word in words:

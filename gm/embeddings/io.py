@@ -31,29 +31,31 @@ def save(concept: Embedding, path: str | Path) -> None:
     ending = Path(path).suffix
     if ending not in NAMES:
         raise UserError(f"{path} must end in .ckpt, or in .safetensors for other programs")
-    tensors = dict(zip(NAMES[ending], map(in_memory, (concept.clip_l, concept.clip_g)), strict=True))
-    containers.write(path, tensors, notes.entries(concept.placeholder, concept.num_vectors, _said(concept)))
+    tensors = dict(zip(NAMES[ending], map(in_memory, concept.vectors.values()), strict=True))
+    containers.write(path, tensors, notes.entries(concept.placeholder_token, concept.num_vectors, _said(concept)))
 
 
 def to_embedding_file(concept: Embedding) -> EmbeddingFile:
     """Return `concept` as other programs' files hold it."""
-    return EmbeddingFile("mindspore", {concept.placeholder: (concept.clip_l, concept.clip_g)}, _said(concept))
+    return EmbeddingFile(
+        "mindspore", {concept.placeholder_token: (concept.vectors["clip_l"], concept.vectors["clip_g"])}, _said(concept)
+    )
 
 
 def load(path: str | Path) -> Embedding:
-    """Read a learned file that holds one word; UserError if it holds several, and as `load_all` does."""
+    """Read an embedding file that holds one word; UserError if it holds several, and as `load_all` does."""
     found = load_all(path)
     if len(found) > 1:
-        words = ", ".join(concept.placeholder for concept in found)
+        words = ", ".join(concept.placeholder_token for concept in found)
         raise UserError(f"{path} holds several words ({words}); give a file that holds one")
     return found[0]
 
 
 def load_all(path: str | Path) -> list[Embedding]:
-    """Read the words of a learned file of any program, by what it holds, as `exchange.read` does.
+    """Read the words of an embedding file of any program, by what it holds, as `exchange.read` does.
 
     A file need not say its word: it is then called after the file, as other programs do, or as `token_identifier.txt`
-    beside `learned_embeds` says. Raises UserError for what is no learned file, holds one encoder only, contradicts
+    beside `learned_embeds` says. Raises UserError for what is no embedding file, holds one encoder only, contradicts
     itself, is damaged, or holds rows that are not finite.
     """
     path, found = Path(path), interchange.read(path)
@@ -64,14 +66,18 @@ def load_all(path: str | Path) -> list[Embedding]:
         raise UserError(f"{path} does not say which word it stands for (placeholder_token); save it again with one")
     name = path.name if path.is_dir() else path.stem
     return [
-        Embedding(word or str(called or name), *_both(path, rows), *_noted(path, found.own(word)))
+        Embedding(
+            word or str(called or name),
+            dict(zip(("clip_l", "clip_g"), _both(path, rows), strict=True)),
+            *_noted(path, found.own(word)),
+        )
         for word, rows in found.words.items()
     ]
 
 
 def _said(concept: Embedding) -> dict[str, Any]:
     """Return the notes of one word."""
-    return {"pooling": concept.pooling, "details": json.dumps(concept.details)}
+    return {"pooling": concept.pooling, "details": json.dumps(concept.metadata)}
 
 
 def _noted(path: Path, own: dict[str, str]) -> tuple[str, dict[str, Any]]:

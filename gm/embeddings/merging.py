@@ -46,24 +46,27 @@ def mix(concepts: Sequence[Embedding], weights: Sequence[float], word: str) -> E
         )
     first = concepts[0]
     for other in concepts[1:]:
-        if (other.clip_l.shape, other.clip_g.shape) != (first.clip_l.shape, first.clip_g.shape):
+        names = f"{first.placeholder_token} and {other.placeholder_token}"
+        if (other.num_vectors, other.dims) != (first.num_vectors, first.dims):
             raise UserError(
-                f"{first.placeholder} has {_shape(first)} and {other.placeholder} {_shape(other)}; only words of one "
-                "shape can be mixed"
+                f"{names} have {_shape(first)} and {_shape(other)}; only embeddings of one shape can be mixed"
             )
         if other.pooling != first.pooling:
             raise UserError(
-                f"{first.placeholder} was learned with pooling {first.pooling} and {other.placeholder} with "
-                f"{other.pooling}; only words of one rule can be mixed"
+                f"{names} were trained with the pooling rules {first.pooling} and {other.pooling}; only embeddings of "
+                "one rule can be mixed"
             )
-    clip_l = sum(np.float32(w) * concept.clip_l for w, concept in zip(weights, concepts, strict=True))
-    clip_g = sum(np.float32(w) * concept.clip_g for w, concept in zip(weights, concepts, strict=True))
+    vectors = {
+        encoder: np.asarray(sum(np.float32(w) * c.vectors[encoder] for w, c in zip(weights, concepts, strict=True)))
+        for encoder in first.vectors
+    }
     parts: list[dict[str, Any]] = [
-        {"word": concept.placeholder, "weight": float(weight), "details": concept.details}
+        {"word": concept.placeholder_token, "weight": float(weight), "details": concept.metadata}
         for weight, concept in zip(weights, concepts, strict=True)
     ]
-    return Embedding(word, np.asarray(clip_l), np.asarray(clip_g), first.pooling, {"mixed": parts})
+    return Embedding(word, vectors, first.pooling, {"mixed": parts})
 
 
 def _shape(concept: Embedding) -> str:
-    return f"{concept.num_vectors} rows, {concept.clip_l.shape[1]} and {concept.clip_g.shape[1]} wide"
+    dims = " and ".join(str(vectors.shape[1]) for vectors in concept.vectors.values())
+    return f"{concept.num_vectors} vectors, {dims} wide"

@@ -1,4 +1,4 @@
-"""What a learned file says of its words beside their rows: the pooling rule that each was learned under, and details.
+"""What an embedding file says of its words beside their rows: the pooling rule of each, and details.
 
 A file of one word has both as entries of its own. One of several words has them for each, as JSON in the entry
 `of_words`: `{word: {"pooling": …, "details": …}}`.

@@ -26,7 +26,7 @@ _PROMPTS = re.compile(r".*prompt")
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture to show with a word; `recipe` is empty where another program made it."""
+    """An image to show with a word; `recipe` is empty where another program made it."""
 
     path: Path
     recipe: dict[str, Any]
@@ -46,17 +46,17 @@ class Publication:
     base_model: str
     licence: str
     repo: str
-    pictures: Sequence[Shown]
+    images: Sequence[Shown]
 
     @property
     def name(self) -> str:
         """What its own file is called, by which some programs call the word."""
-        return safe_filename(self.concept.placeholder) or "learned"
+        return safe_filename(self.concept.placeholder_token) or "learned"
 
 
 def prepare(
     source: str | Path,
-    pictures: Sequence[str | Path] = (),
+    images: Sequence[str | Path] = (),
     *,
     word: str | None = None,
     kind: str | None = None,
@@ -65,19 +65,21 @@ def prepare(
     licence: str = "",
     repo: str = "",
 ) -> Publication:
-    """Read the learned file `source` and its `pictures`; what is not given is what the file says it was learned with.
+    """Read the embedding file `source` and its `images`; what is not given is what the file says it was learned with.
 
-    Raises UserError for what `files.load` refuses, for pictures that are none, and a prompt without the word.
+    Raises UserError for what `files.load` refuses, for images that are none, and a prompt without the word.
     """
     concept = embedding_io.load(source)
-    concept = dataclasses.replace(concept, placeholder=word or concept.placeholder, details=public(concept.details))
-    kind = kind or _kind(concept.details)
-    prompt = " ".join((prompt or templates.fill(templates.TEMPLATES[kind][0], concept.placeholder)).split())
-    if concept.placeholder.lower() not in prompt.lower():
-        raise UserError(f"--instance_prompt {prompt!r} does not hold the word {concept.placeholder}")
+    concept = dataclasses.replace(
+        concept, placeholder_token=word or concept.placeholder_token, metadata=public(concept.metadata)
+    )
+    kind = kind or _kind(concept.metadata)
+    prompt = " ".join((prompt or templates.fill(templates.TEMPLATES[kind][0], concept.placeholder_token)).split())
+    if concept.placeholder_token.lower() not in prompt.lower():
+        raise UserError(f"--instance_prompt {prompt!r} does not hold the word {concept.placeholder_token}")
     if base_model is None:
-        base_model = _ON_THE_HUB.get(str(concept.details.get("version")), "")
-    return Publication(concept, kind, prompt, base_model, licence, repo, [_shown(Path(path)) for path in pictures])
+        base_model = _ON_THE_HUB.get(str(concept.metadata.get("version")), "")
+    return Publication(concept, kind, prompt, base_model, licence, repo, [_shown(Path(path)) for path in images])
 
 
 def public(noted: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
@@ -122,9 +124,9 @@ def _shown(path: Path) -> Shown:
         with Image.open(path) as image:
             image.load()
     except FileNotFoundError as error:
-        raise UserError(f"there is no picture {path}; --pictures names pictures to show") from error
+        raise UserError(f"there is no image {path}; --images names images to show") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"--pictures {path} is no picture, or damaged; leave it out") from error
+        raise UserError(f"--images {path} is no image, or damaged; leave it out") from error
     try:
         found: Any = image_files.read_parameters(path)
     except (UserError, ValueError, RecursionError):  # it has none, or one that another program wrote

@@ -20,12 +20,12 @@ from gm.hub.export import Publication
 from gm.runtime import atomic_io
 from gm.sampling import image_files
 
-TYPE, CARD, PICTURES = "type_of_concept.txt", "README.md", "pictures"
+TYPE, CARD, IMAGES = "type_of_concept.txt", "README.md", "images"
 
 
 def names(made: Publication) -> list[str]:
-    """Return the files of the folder, seen from it, the pictures last."""
-    shown = [f"{PICTURES}/{number}.png" for number in range(len(made.pictures))]
+    """Return the files of the folder, seen from it, the images last."""
+    shown = [f"{IMAGES}/{number}.png" for number in range(len(made.images))]
     return [f"{made.name}.safetensors", *model_card.PAIR, IDENTIFIER, TYPE, CARD, *shown]
 
 
@@ -38,18 +38,18 @@ def write(made: Publication, target: str | Path, overwrite: bool = False) -> lis
     atomic_io.check_writable(target, "--target")
     all_names = names(made)
     interchange.check_not_existing([target / name for name in all_names], overwrite)
-    shown = all_names[len(all_names) - len(made.pictures) :]
-    content = [_pixels(picture.path) for picture in made.pictures]  # before anything is replaced: one may be among them
+    shown = all_names[len(all_names) - len(made.images) :]
+    content = [_pixels(image.path) for image in made.images]  # before anything is replaced: one may be among them
     try:
-        (target / PICTURES if shown else target).mkdir(parents=True, exist_ok=True)
+        (target / IMAGES if shown else target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder --target {target}: {error.strerror}; choose another") from error
     concept = made.concept
     embedding_io.save(concept, target / all_names[0])
     interchange.write(embedding_io.to_embedding_file(concept), target / model_card.PAIR[0], "diffusers", overwrite=True)
-    for picture, name, pixels in zip(made.pictures, shown, content, strict=True):
-        image_files.write(pixels, picture.recipe, target / name)
-    texts = {IDENTIFIER: concept.placeholder, TYPE: made.kind, CARD: model_card.text(made, shown)}
+    for image, name, pixels in zip(made.images, shown, content, strict=True):
+        image_files.write(pixels, image.recipe, target / name)
+    texts = {IDENTIFIER: concept.placeholder_token, TYPE: made.kind, CARD: model_card.text(made, shown)}
     for name, text in texts.items():
         with atomic_io.atomic_write(target / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -57,6 +57,6 @@ def write(made: Publication, target: str | Path, overwrite: bool = False) -> lis
 
 
 def _pixels(path: Path) -> np.ndarray:
-    """Return a picture [H, W, 3] without what a camera or a program wrote beside it."""
+    """Return an image [H, W, 3] without what a camera or a program wrote beside it."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""The card of a shared word, README.md: what it is, pictures with their recipes, and how each program uses it.
+"""The card of a shared word, README.md: what it is, images with their recipes, and how each program uses it.
 
 Its head is the YAML by which the Hub finds and shows it (https://huggingface.co/docs/hub/model-cards).
 """
@@ -19,22 +19,22 @@ from gm.text.bpe import END
 PAIR = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of diffusers: one for each text encoder
 _WIDE = 10_000  # characters of a line of the head: one value, one line
 _TAGS = ["text-to-image", "stable-diffusion-xl", "textual_inversion", "diffusers", "mindspore"]
-# Of a picture's recipe, what is worth a line under it.
+# Of an image's recipe, what is worth a line under it.
 _SHOWN = ("prompt", "negative_prompt", "seed", "sampler", "sample_step", "guidance_scale", "height", "width")
 
 
 def text(made: Publication, shown: list[str]) -> str:
-    """Return the card; `shown` are the places of the pictures, seen from the card."""
-    concept, word = made.concept, _code(made.concept.placeholder)
+    """Return the card; `shown` are the places of the images, seen from the card."""
+    concept, word = made.concept, _code(made.concept.placeholder_token)
     rows = "one row" if concept.num_vectors == 1 else f"{concept.num_vectors} rows"
-    model = made.base_model or str(concept.details.get("version", "a model of SDXL's architecture"))
+    model = made.base_model or str(concept.metadata.get("version", "a model of SDXL's architecture"))
     parts = [
         f"---\n{_head(made, shown)}---",
         f"# {made.name}",
-        f"{word} is a word that {_code(model)} learned by textual inversion from pictures of one {made.kind}: {rows} "
+        f"{word} is a word that {_code(model)} learned by textual inversion from images of one {made.kind}: {rows} "
         f"in each text encoder, for any prompt, such as {_code(made.prompt)}."
         + ("" if made.licence else " No licence is given."),
-        *_pictures(made, shown),
+        *_images(made, shown),
         "## How to use it",
         *_diffusers(made),
         f"**AUTOMATIC1111 and ComfyUI**: put {_code(made.name + '.safetensors')} into `embeddings/`; in a prompt the "
@@ -42,10 +42,10 @@ def text(made: Publication, shown: list[str]) -> str:
         "**The MindSpore toolkit that learned it**, this folder being `word`:",
         _block("bash", _command(made)),
     ]
-    if concept.details:
+    if concept.metadata:
         parts += [
             "## How it was learned",
-            _block("json", json.dumps(concept.details, indent=1, ensure_ascii=False)),
+            _block("json", json.dumps(concept.metadata, indent=1, ensure_ascii=False)),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -56,18 +56,18 @@ def _head(made: Publication, shown: list[str]) -> str:
         head["base_model"] = made.base_model
     head |= {"instance_prompt": made.prompt, "pipeline_tag": "text-to-image", "tags": _TAGS}
     widgets = [
-        {"text": str(picture.recipe.get("prompt", made.prompt)), "output": {"url": place}}
-        for picture, place in zip(made.pictures, shown, strict=True)
+        {"text": str(image.recipe.get("prompt", made.prompt)), "output": {"url": place}}
+        for image, place in zip(made.images, shown, strict=True)
     ]
     if widgets:
         head["widget"] = widgets
     return str(yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=_WIDE))
 
 
-def _pictures(made: Publication, shown: list[str]) -> list[str]:
-    parts = ["## Pictures"] if shown else []
-    for picture, place in zip(made.pictures, shown, strict=True):
-        parts += [f"![]({place})", _recipe(picture.recipe)]
+def _images(made: Publication, shown: list[str]) -> list[str]:
+    parts = ["## Images"] if shown else []
+    for image, place in zip(made.images, shown, strict=True):
+        parts += [f"![]({place})", _recipe(image.recipe)]
     return [part for part in parts if part]
 
 
@@ -87,7 +87,7 @@ def _diffusers(made: Publication) -> list[str]:
         "                            text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)",
         f'pipe.load_textual_inversion({place!r}, weight_name="{PAIR[1]}",',
         "                            text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)",
-        f'pipe.to("cuda")({made.prompt!r}).images[0].save("picture.png")',
+        f'pipe.to("cuda")({made.prompt!r}).images[0].save("image.png")',
     ]
     where = "" if made.repo else ", in this folder"
     parts = [f"**diffusers**{where}:", _block("python", "\n".join(lines))]

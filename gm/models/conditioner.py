@@ -1,4 +1,4 @@
-"""Text and sizes → what steers the UNet: the context (the encoders' hidden states) and the class vector."""
+"""Token ids and sizes → the UNet's conditioning: context (hidden states of the text encoders) and class embedding y."""
 
 from __future__ import annotations
 
@@ -37,40 +37,26 @@ class _Vector(nn.Cell):
 
 
 class Conditioner(nn.Cell):
-    """Both encoders, under their published names `embedders.0.transformer` and `embedders.1.model`.
+    """The text encoders of a model, under their published names.
 
-    ids_1, ids_2 [N, 77] int32 (they differ in padding only), pool_position [N] int32, rows_1 [n, width 1] and
-    rows_2 [n, width 2] float32 for the ids beyond the vocabulary, sizes [N, 6] float32 (original height and width,
-    crop top and left, target height and width, in pixels) → context [N, 77, width 1 + width 2] and vector [N, V].
+    A base model has `embedders.0.transformer` (CLIP-L) and `embedders.1.model` (OpenCLIP bigG), a refiner has bigG
+    alone, as `embedders.0.model`. ids: int32 [N, 77] of each encoder (they differ in padding only); vectors: float32
+    [n, dim] of each encoder, for the ids beyond the vocabulary; pool_position [N] int32; sizes [N, 6] float32
+    (original height and width, crop top and left, target height and width, in pixels), for a refiner [N, 5] (the first
+    four and an aesthetic score) → context [N, 77, sum of the dims] and y [N, adm_in_channels].
     """
 
     def __init__(self, config: ModelConfig, dtype: Any) -> None:
         super().__init__()
         self.vector = _Vector(config.size_embedding_dim)
-        self.embedders = nn.CellList([_Encoder1(config, dtype), _Encoder2(config, dtype)])
+        self.has_clip_l = "clip_l" in config.text_encoders
+        embedders = [_Encoder1(config, dtype)] if self.has_clip_l else []
+        self.embedders = nn.CellList([*embedders, _Encoder2(config, dtype)])
 
     def construct(
-        self, ids_1: Tensor, ids_2: Tensor, pool_position: Tensor, clip_l: Tensor, clip_g: Tensor, sizes: Tensor
+        self, ids: tuple[Tensor, ...], vectors: tuple[Tensor, ...], pool_position: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hidden_1 = self.embedders[0].transformer(ids_1, clip_l)
-        hidden_2, pooled = self.embedders[1].model(ids_2, clip_g, pool_position)
-        context = ops.concat((hidden_1, hidden_2), axis=-1)
-        return context, self.vector(pooled, sizes)
-
-
-class RefinerConditioner(nn.Cell):
-    """A refiner's only encoder, text encoder 2, under its published name `embedders.0.model`.
-
-    ids_2 [N, 77] int32, pool_position [N] int32, rows_2 [n, width 2] float32 for the ids beyond the vocabulary, sizes
-    [N, 5] float32 (original height and width, crop top and left in pixels, aesthetic score) → context [N, 77, width 2]
-    and vector [N, V].
-    """
-
-    def __init__(self, config: ModelConfig, dtype: Any) -> None:
-        super().__init__()
-        self.vector = _Vector(config.size_embedding_dim)
-        self.embedders = nn.CellList([_Encoder2(config, dtype)])
-
-    def construct(self, ids_2: Tensor, pool_position: Tensor, clip_g: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        context, pooled = self.embedders[0].model(ids_2, clip_g, pool_position)
+        context, pooled = self.embedders[-1].model(ids[-1], vectors[-1], pool_position)
+        if self.has_clip_l:
+            context = ops.concat((self.embedders[0].transformer(ids[0], vectors[0]), context), axis=-1)
         return context, self.vector(pooled, sizes)

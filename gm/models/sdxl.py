@@ -13,7 +13,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from gm.config.model import ModelConfig
 from gm.models import text_encoders, unet
-from gm.models.conditioner import Conditioner, RefinerConditioner
+from gm.models.conditioner import Conditioner
 from gm.models.unet import UNet
 from gm.models.vae import AutoencoderKL
 
@@ -29,14 +29,14 @@ class _Diffusion(nn.Cell):
 class SDXL(nn.Cell):
     """UNet (`.unet`), text conditioner (`.conditioner`) and autoencoder (`.first_stage_model`) of one model.
 
-    `config.kind` tells a refiner, which has a `RefinerConditioner`, from a base model, which has a `Conditioner`.
+    `config.kind` tells a refiner, whose conditioner has one text encoder, from a base model, whose has two.
     """
 
     def __init__(self, config: ModelConfig, dtype: Any) -> None:
         super().__init__()
         self.config = config
         self.model = _Diffusion(config, dtype)
-        self.conditioner = (RefinerConditioner if config.is_refiner else Conditioner)(config, dtype)
+        self.conditioner = Conditioner(config, dtype)
         self.first_stage_model = AutoencoderKL(config.vae)
 
     @property
@@ -57,7 +57,7 @@ class SDXL(nn.Cell):
         return one, two
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on keep of each transformer block its input alone, and compute the rest anew on the way back.
+        """From now on keep of each transformer block its input alone, and compute the rest anew in the backward pass.
 
         Less memory for a slower step; also known as gradient checkpointing (Chen et al., 2016).
         """
@@ -67,7 +67,7 @@ class SDXL(nn.Cell):
                     cell.recompute()
 
     def release_vae(self) -> None:
-        """Give the autoencoder's memory back, once the pictures are encoded and none will be decoded."""
+        """Give the autoencoder's memory back, once the images are encoded and none will be decoded."""
         del self.first_stage_model
 
 

@@ -135,7 +135,7 @@ class _OpenClipBlock(nn.Cell):
         return x + self.mlp(self.ln_2(x))
 
 
-RECOMPUTED = (_ClipLayer, _OpenClipBlock)  # keep many times their input for the way back
+RECOMPUTED = (_ClipLayer, _OpenClipBlock)  # keep many times their input for the backward pass
 
 
 class _OpenClipTransformer(nn.Cell):

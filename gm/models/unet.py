@@ -2,8 +2,8 @@
 
 Every layer of a block takes (x, time, heard, size) and uses what it needs, so that a block is a plain list of layers.
 `context_kv` are the keys and values of the text for all cross-attentions in turn, sequences of `gm.ops.layout`:
-what a layer contributes to them, its `project_context` returns. `size` is the height and width that the next block on the way up
-expects.
+what a layer contributes to them, its `project_context` returns. `size` is the height and width that the next
+output block expects.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class _TransformerBlock(nn.Cell):
         return x + self.ff(self.norm3(x))
 
 
-RECOMPUTED = (_TransformerBlock,)  # keeps many times its input for the way back
+RECOMPUTED = (_TransformerBlock,)  # keeps many times its input for the backward pass
 
 
 class _SpatialTransformer(nn.Cell):
@@ -165,7 +165,7 @@ class _SpatialTransformer(nn.Cell):
 class UNet(nn.Cell):
     """x [N, in, H, W], timestep [N] float32, context [N, 77, C], vector [N, V] → ε [N, out, H, W] in float32.
 
-    Who asks for many x of one context can let the network `project_context` once and give what it `context_kv` to `denoise`.
+    For many x of one context, call `project_context` once and give its result to `forward`.
     """
 
     def __init__(self, config: UNetConfig, dtype: Any) -> None:

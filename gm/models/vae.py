@@ -64,7 +64,7 @@ class _Middle(nn.Cell):
 
 
 class _Downsample(nn.Cell):
-    """Halves the picture; pads right and bottom only, as the published network was trained."""
+    """Halves the image; pads right and bottom only, as the published network was trained."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _Decoder(nn.Cell):
 
 
 class AutoencoderKL(nn.Cell):
-    """Pictures [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`."""
+    """Images [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -149,11 +149,11 @@ class AutoencoderKL(nn.Cell):
         self.quant_conv = PointwiseConv2d(2 * config.latent_channels, 2 * config.latent_channels, ms.float32)
         self.post_quant_conv = PointwiseConv2d(config.latent_channels, config.latent_channels, ms.float32)
 
-    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of the posterior, each [N, z, H/r, W/r]."""
-        mean, log_variance = ops.chunk(self.quant_conv(self.encoder(pictures)), 2, axis=1)
+        mean, log_variance = ops.chunk(self.quant_conv(self.encoder(images)), 2, axis=1)
         return mean, ops.clamp(log_variance, -30.0, 20.0)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return pictures [N, 3, H, W], about -1…1."""
+        """Return images [N, 3, H, W], about -1…1."""
         return self.decoder(self.post_quant_conv(latents))

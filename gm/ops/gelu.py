@@ -36,7 +36,7 @@ class _PolynomialGelu(nn.Cell):
         return self.cast(y * self.sigmoid(y * _polynomial(_P, square)), x.dtype)
 
     def bprop(self, x: Tensor, out: Tensor, slope: Tensor) -> tuple[Tensor]:
-        # By hand, so that nothing but x is kept for the way back.
+        # By hand, so that nothing but x is kept for the backward pass.
         y = self.cast(x, ms.float32)
         square = self.smaller(y * y, _LARGEST_SQUARE)
         share = self.sigmoid(y * _polynomial(_P, square))

@@ -1,7 +1,7 @@
 """Sequences of tokens, laid out as the backend multiplies them fastest.
 
 On the CPU channels come first, [C, N, L]: a product of weights [outputs, C] with it needs no repacking of the weights,
-which for some tens of tokens takes as long as the product, and neither pictures nor attention heads need a transpose.
+which for some tens of tokens takes as long as the product, and neither images nor attention heads need a transpose.
 On Ascend tokens come first, [N, L, C], as its attention kernel and normalisation want them. Networks hold what these
 functions return without looking inside.
 """
@@ -31,7 +31,7 @@ def from_image(x: Tensor) -> Tensor:
 
 
 def to_image(x: Tensor, height: int, width: int) -> Tensor:
-    """Return a sequence of H·W tokens as a picture [N, C, H, W]."""
+    """Return a sequence of H·W tokens as an image [N, C, H, W]."""
     x = x.transpose((0, 2, 1)) if backend.on_ascend() else swap_leading_axes(x)
     return x.reshape((x.shape[0], x.shape[1], height, width))
 

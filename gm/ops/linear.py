@@ -1,6 +1,6 @@
 """Products with frozen weights, which may be kept in half precision while x is float32.
 
-Such a weight is widened when it is needed, on the way there and again on the way back, and never kept wide: the memory
+Such a weight is widened when it is needed, in the forward and in the backward pass, and never kept wide: the memory
 is that of the file, the numbers are those of float32 weights. The gradients by hand are what makes that so.
 """
 

@@ -1,7 +1,7 @@
 """Layer and group normalisation, softmax: sums along an axis and broadcasts, said as matrix products on the CPU.
 
 The sum of each column of X is 1ᵀX, and a column repeated is x1ᵀ; both are products, with ones as a factor. Gradients
-are written by hand, which keeps nothing but the input for the way back.
+are written by hand, which keeps nothing but the input for the backward pass.
 """
 
 from __future__ import annotations

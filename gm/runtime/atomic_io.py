@@ -55,9 +55,9 @@ def check_writable(path: str | Path, option: str) -> None:
     folder = Path(path).absolute()
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     if not nearest.is_dir():
-        raise UserError(f"cannot write to {option} {path}: {nearest} is no folder; choose another")
+        raise UserError(f"cannot write to {option} {path}: {nearest} is not a folder; choose another")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {option} {path}: {nearest} may not be written to; choose another")
+        raise UserError(f"cannot write to {option} {path}: {nearest} is not writable; choose another")
 
 
 def clean_leftovers(folder: str | Path) -> None:
@@ -94,7 +94,7 @@ def _alive(process: int) -> bool:
 
 def _reason(error: OSError, folder: Path) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"there is no folder {folder}; create it first"
+        return f"there is not a folder {folder}; create it first"
     if error.errno in _FULL:
         return f"{_FULL[error.errno]}; make room and start again"
     return f"{error.strerror}; choose a place that you may write to"

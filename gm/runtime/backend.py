@@ -56,7 +56,7 @@ _in_graph = False  # set by `compile_cell`
 class Backend:
     """What was set up: `rank` of `world` processes this one is.
 
-    Networks compute in `dtype`. Weights of at least `keep_half_above` values may stay in memory as narrow as in their file.
+    Networks compute in `dtype`. Weights of at least `keep_half_above` values may stay in memory as in their file.
     """
 
     device: str

@@ -11,6 +11,9 @@ import hashlib
 
 import numpy as np
 
+# A stream's name is part of every result that was ever reported: another name is another noise.
+INITIAL_NOISE = "picture"
+
 
 def generator(seed: int, purpose: str, *index: int | str) -> np.random.Generator:
     """Return a fresh generator for (`seed`, `purpose`, `index`); equal arguments give equal streams."""

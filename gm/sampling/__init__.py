@@ -1,1 +1,1 @@
-"""Prompts to pictures."""
+"""Prompts to images."""

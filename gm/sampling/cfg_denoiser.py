@@ -127,7 +127,7 @@ class CFGDenoiser:
         return ops.concat((negative[0], context)), ops.concat((negative[1], vector))
 
     def _told(self, frame: ImageSize, score: float) -> tuple[float, ...]:
-        """Return what the model is told of sizes; a refiner, instead of the target's, how beautiful the picture is."""
+        """Return what the model is told of sizes; a refiner, instead of the target's, how beautiful the image is."""
         return (*frame.told[:4], score) if self.model.config.is_refiner else frame.told
 
 

@@ -25,8 +25,10 @@ class _Condition(nn.Cell):
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
 
-    def construct(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conditioner(*inputs)
+    def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        # A graph takes tensors one by one: the ids of each encoder, then the vectors of each.
+        count = len(tokens) // 2
+        return self.conditioner(tokens[:count], tokens[count:], pool_position, sizes)
 
 
 class PromptEncoder:
@@ -75,6 +77,7 @@ class PromptEncoder:
         sizes = np.atleast_2d(np.asarray(told, np.float32))
         sizes = np.ascontiguousarray(np.broadcast_to(sizes, (len(column), sizes.shape[1])))
         positions = pool_positions(ids_2, self.pooling)
-        if self.model.config.is_refiner:
-            return self.condition(*map(Tensor, (ids_2, positions, words.clip_g, sizes)))
-        return self.condition(*map(Tensor, (ids_1, ids_2, positions, words.clip_l, words.clip_g, sizes)))
+        by_encoder = {"clip_l": ids_1, "clip_g": ids_2}
+        names = self.model.config.text_encoders
+        tokens = [by_encoder[name] for name in names] + [words.vectors[name] for name in names]
+        return self.condition(*map(Tensor, (positions, sizes, *tokens)))

@@ -13,27 +13,27 @@ from gm.sampling.resolution import ImageSize
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One picture to draw.
+    """One image to draw.
 
-    `noise` [z, h, w] replaces the seed's. `picture` [z, h, w], scaled latents, is what to start from, and `mask` [h, w]
+    `noise` [z, h, w] replaces the seed's. `image` [z, h, w], scaled latents, is what to start from, and `mask` [h, w]
     is 1 where that is drawn anew and 0 where it stays.
     """
 
     prompt: str
     seed: int
     noise: np.ndarray | None = None
-    picture: np.ndarray | None = None
+    image: np.ndarray | None = None
     mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class SamplingProgress:
-    """Progress: `done` of `total` sampler steps; `pictures` uint8 [H, W, 3] are those finished by this step, if any."""
+    """Progress: `done` of `total` sampler steps; `images` uint8 [H, W, 3] are those finished by this step, if any."""
 
     done: int
     total: int
-    pictures: tuple[np.ndarray, ...] = ()
-    latents: np.ndarray | None = None  # of the pictures, still scaled: float32 [N, z, h, w]
+    images: tuple[np.ndarray, ...] = ()
+    latents: np.ndarray | None = None  # of the images, still scaled: float32 [N, z, h, w]
     previews: tuple[np.ndarray, ...] = ()  # of those that are being drawn, small, uint8 [h, w, 3]
 
 
@@ -41,7 +41,7 @@ def noise(order: ImageRequest, frame: ImageSize, config: VAEConfig) -> np.ndarra
     """Return the standard-normal noise [z, h, w] that `order` starts from."""
     if order.noise is not None:
         return order.noise
-    return rng.normal(_shape(frame, config), order.seed, "picture")
+    return rng.normal(_shape(frame, config), order.seed, rng.INITIAL_NOISE)
 
 
 def fresh_noise(order: ImageRequest, frame: ImageSize, config: VAEConfig, step: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How a picture was made: everything that makes it again, and the same in the words of AUTOMATIC1111."""
+"""How an image was made: everything that makes it again, and the same in the words of AUTOMATIC1111."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gm.sampling.image_request import ImageRequest
 
 log = logging.getLogger("gm")
 
-FILES = "files"  # key of the recipe with a hash of every file that went into the picture
-_RUN = ("weight", "pooling", "precision", "ms_mode")  # of the options of a run, those that change a picture
+FILES = "files"  # key of the recipe with a hash of every file that went into the image
+_RUN = ("weight", "pooling", "precision", "ms_mode")  # of the options of a run, those that change an image
 _NOT = ("save_path", "num_cols", "num_rows", "preview_interval")  # of those of sampling, those that change none
 # The names of schedules in AUTOMATIC1111, which has none of its own for edm.
 _TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
@@ -29,9 +29,9 @@ _TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
 def generation_parameters(
     config: Config, sampling: SamplingConfig, requests: Sequence[ImageRequest], base_model: str
 ) -> list[dict[str, Any]]:
-    """Return what makes each picture of a sheet again, as JSON holds it.
+    """Return what makes each image of a sheet again, as JSON holds it.
 
-    `sampling` are the options of the sheet, `requests` hold each picture's own prompt and seed.
+    `sampling` are the options of the sheet, `requests` hold each image's own prompt and seed.
     """
     run, options = dataclasses.asdict(config.run), dataclasses.asdict(sampling)
     named = [*sampling.textual_inversion_weight, *sampling.img, sampling.mask, sampling.init_latent_path]
@@ -52,16 +52,16 @@ def generation_parameters(
 
 
 def overrides(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the options of a picture's recipe by section of `Config`; warns of files that are not what they were.
+    """Return the options of an image's recipe by section of `Config`; warns of files that are not what they were.
 
-    Raises UserError for a picture without a recipe.
+    Raises UserError for an image without a recipe.
     """
     recipe = image_files.read_parameters(path)
     for name, digest in recipe.get(FILES, {}).items():
         if not Path(name).exists():
             raise UserError(f"the recipe of {path} needs {name}, which is not there; put it back")
         if _hash(name) != digest:
-            log.warning("%s is not the file that %s was made with; the picture will differ", name, path)
+            log.warning("%s is not the file that %s was made with; the image will differ", name, path)
     known = {field.name for field in dataclasses.fields(SamplingConfig)} - set(_NOT)
     sections = {
         "run": {name: recipe[name] for name in _RUN if name in recipe},
@@ -89,7 +89,7 @@ def a1111_infotext(recipe: dict[str, Any], frame: resolution.ImageSize, concepts
     if recipe["add_pipeline"]:
         told |= {"Refiner": Path(recipe["pipeline_weight"]).stem, "Refiner switch at": 1 - recipe["stage2strength"]}
     if concepts:
-        told["TI hashes"] = ", ".join(f"{concept.placeholder}: {_rows_hash(concept)}" for concept in concepts)
+        told["TI hashes"] = ", ".join(f"{concept.placeholder_token}: {_rows_hash(concept)}" for concept in concepts)
     told["Version"] = "SDXL textual inversion on MindSpore"
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in told.items())])
 
@@ -107,4 +107,4 @@ def _hash(path: str) -> str:
 
 
 def _rows_hash(concept: Embedding) -> str:
-    return hashlib.sha256(concept.clip_l.tobytes() + concept.clip_g.tobytes()).hexdigest()[:12]
+    return hashlib.sha256(concept.vectors["clip_l"].tobytes() + concept.vectors["clip_g"].tobytes()).hexdigest()[:12]

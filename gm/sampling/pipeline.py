@@ -1,4 +1,4 @@
-"""From orders to pictures: noise, a sampler, one network or two, the decoder."""
+"""From orders to images: noise, a sampler, one network or two, the decoder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gm.diffusion.samplers import NoiseSampler
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.sampling import refiner, resolution
 from gm.sampling import image_request as asked
+from gm.sampling import refiner, resolution
 from gm.sampling.cfg_denoiser import CFGDenoiser
 from gm.sampling.image_request import ImageRequest, SamplingProgress
 from gm.sampling.resolution import ImageSize
@@ -36,11 +36,11 @@ class Pipeline:
     ) -> Iterator[SamplingProgress]:
         """Draw every order, `sampling.batch_size` at a time, yielding after each step of the sampler.
 
-        A picture depends on its own order only, not on the batch it is drawn in.
+        An image depends on its own order only, not on the batch it is drawn in.
         """
         frame = resolution.image_size(sampling, self.model.config)
         batches = self._batches(requests, words, sampling)
-        steps = img2img_steps(sampling) if requests and requests[0].picture is not None else sampling.sample_step
+        steps = img2img_steps(sampling) if requests and requests[0].image is not None else sampling.sample_step
         done, total = 0, len(batches) * steps
         for wanted in batches:
             size = min(sampling.batch_size, len(requests))
@@ -49,8 +49,8 @@ class Pipeline:
             for step, (x, clean) in enumerate(self._walk(filled, words, sampling, frame, steps), 1):
                 done += 1
                 if step == steps:
-                    pictures = self.decoder.pictures(x, sampling)[: len(wanted)]
-                    yield SamplingProgress(done, total, tuple(pictures), x.asnumpy()[: len(wanted)])
+                    images = self.decoder.images(x, sampling)[: len(wanted)]
+                    yield SamplingProgress(done, total, tuple(images), x.asnumpy()[: len(wanted)])
                 elif sampling.preview_interval and step % sampling.preview_interval == 0:
                     yield SamplingProgress(done, total, previews=tuple(self.decoder.preview(clean)[: len(wanted)]))
                 else:
@@ -95,12 +95,12 @@ class Pipeline:
                 yield x, denoise.clean
 
     def _start(self, requests: list[ImageRequest], frame: ImageSize, sigma: float) -> Tensor:
-        """Return what is drawn from: noise alone as the network knows it, or a picture under noise."""
+        """Return what is drawn from: noise alone as the network knows it, or an image under noise."""
         noise = np.stack([asked.noise(order, frame, self.model.config.vae) for order in requests])
-        if requests[0].picture is None:
+        if requests[0].image is None:
             return Tensor((noise * (sigma**2 + 1.0) ** 0.5).astype(np.float32))
-        pictures = _stacked([order.picture for order in requests])
-        return Tensor((pictures + noise * sigma).astype(np.float32))
+        images = _stacked([order.image for order in requests])
+        return Tensor((images + noise * sigma).astype(np.float32))
 
     def _legs(self, sampling: SamplingConfig, steps: int) -> list[tuple[CFGDenoiser, int, int]]:
         """Return (network, first step, the one after its last) of each part of the way."""
@@ -130,8 +130,8 @@ class Watched:
         self.kept = self.redrawn = None
         if requests[0].mask is not None:
             masks = _stacked([order.mask for order in requests])[:, None]
-            pictures = _stacked([order.picture for order in requests])
-            self.redrawn, self.kept = Tensor(masks), Tensor(pictures * (1.0 - masks))
+            images = _stacked([order.image for order in requests])
+            self.redrawn, self.kept = Tensor(masks), Tensor(images * (1.0 - masks))
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         self.clean = self.predict(x, sigma, self.step)
@@ -142,7 +142,7 @@ class Watched:
 
 
 def img2img_steps(sampling: SamplingConfig) -> int:
-    """Return how many of the steps are walked from a picture: the share `strength` of them, rounded down."""
+    """Return how many of the steps are walked from an image: the share `strength` of them, rounded down."""
     return schedule.step_count(sampling.strength, sampling.sample_step)
 
 

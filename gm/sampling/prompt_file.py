@@ -38,7 +38,9 @@ def read(prompt: str, option: str, literal: bool = False) -> list[str]:
     except OSError:  # longer than a file's name may be
         is_file = False
     if not is_file and prompt.endswith(".txt"):
-        raise UserError(f"there is no file {prompt}; {option} is what to draw, or a text file of prompts that exists")
+        raise UserError(
+            f"there is not a file {prompt}; {option} is what to draw, or a text file of prompts that exists"
+        )
     if not is_file:
         return [prompt]
     try:

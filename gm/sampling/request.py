@@ -1,4 +1,4 @@
-"""What a sampling run will do, checked before the weights are read: its prompts, pictures to start from, and words."""
+"""What a sampling run will do, checked before the weights are read: its prompts, images to start from, and words."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
 from gm.errors import UserError
 from gm.runtime import atomic_io
 from gm.sampling import init_image, prompt_file, refiner, resolution, vae_decode
-from gm.sampling.pipeline import img2img_steps
 from gm.sampling.image_request import ImageRequest
+from gm.sampling.pipeline import img2img_steps
 from gm.text import prompt_parser
 
 log = logging.getLogger("gm")
@@ -27,7 +27,7 @@ log = logging.getLogger("gm")
 
 @dataclass(frozen=True)
 class PromptGrid:
-    """The pictures of one prompt, and of one `source` to start from if there is any; together they make a grid.
+    """The images of one prompt, and of one `source` to start from if there is any; together they make a grid.
 
     `sampling` are the run's options with those of the prompt's line, `img` being the source alone.
     """
@@ -68,9 +68,9 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
 
 
 def started(sampling: SamplingConfig, model: ModelConfig) -> list[tuple[SamplingConfig, CroppedImage | None]]:
-    """Return each picture that `sampling` starts from, with the options for it alone; without any, a None.
+    """Return each image that `sampling` starts from, with the options for it alone; without any, a None.
 
-    UserError for a picture or mask that cannot be read, or is not what the task asks for.
+    UserError for an image or mask that cannot be read, or is not what the task asks for.
     """
     task, paths, painted = sampling.task, sampling.img, sampling.mask
     for name, given, tasks in (("--img", paths, ("img2img", "inpaint")), ("--mask", painted, ("inpaint",))):
@@ -79,14 +79,14 @@ def started(sampling: SamplingConfig, model: ModelConfig) -> list[tuple[Sampling
     if task == "txt2img":
         return [(sampling, None)]
     if task == "inpaint" and not painted:
-        raise UserError("--task inpaint needs --mask, a picture that is white where it draws anew")
+        raise UserError("--task inpaint needs --mask, an image that is white where it draws anew")
     redrawn = init_image.mask(painted) if painted else None
     found: list[tuple[SamplingConfig, CroppedImage | None]] = []
-    for path in init_image.pictures(paths):
-        picture = init_image.read(path, sampling, model, redrawn)
-        height, width = picture.pixels.shape[1:]
+    for path in init_image.images(paths):
+        image = init_image.read(path, sampling, model, redrawn)
+        height, width = image.pixels.shape[1:]
         own = dataclasses.replace(sampling, img=[str(path)], height=height, width=width, sd_xl_base_ratios=None)
-        found.append((own, picture))
+        found.append((own, image))
     return found
 
 
@@ -125,19 +125,19 @@ def _warn_of_words(
     ]
     used = {number for reading in readings for v in reading.variants for chunk in v for number in chunk.ids}
     for concept in concepts:
-        if not used & set(known.tokenizer.placeholders[concept.placeholder]):
-            log.warning("no prompt uses %s", concept.placeholder)
+        if not used & set(known.tokenizer.placeholders[concept.placeholder_token]):
+            log.warning("no prompt uses %s", concept.placeholder_token)
         if concept.pooling != config.run.pooling:
             log.warning(
                 "%s was learned with pooling %s, but %s is used; --pooling %s matches it",
-                *(concept.placeholder, concept.pooling, config.run.pooling, concept.pooling),
+                *(concept.placeholder_token, concept.pooling, config.run.pooling, concept.pooling),
             )
 
 
 def _noise(
     sampling: SamplingConfig, count: int, config: Config, frame: resolution.ImageSize
 ) -> Sequence[np.ndarray | None]:
-    """Return the noises of the file that `count` pictures start from, or Nones where seeds are to be used."""
+    """Return the noises of the file that `count` images start from, or Nones where seeds are to be used."""
     path, first = sampling.init_latent_path, sampling.init_latent_index
     if path is None:
         return [None] * count
@@ -157,7 +157,7 @@ def _noise(
         or not np.issubdtype(noise.dtype, np.floating)
     ):
         raise UserError(
-            f"--init_latent_path {path} holds {noise.dtype} {list(noise.shape)}; {count} pictures of "
+            f"--init_latent_path {path} holds {noise.dtype} {list(noise.shape)}; {count} images of "
             f"{frame.width}×{frame.height} need floats [{first + count}, {', '.join(map(str, wanted))}]"
         )
     return list(noise[first : first + count].astype(np.float32))

@@ -1,4 +1,4 @@
-"""How large a picture is, and what sizes the model is told."""
+"""How large an image is, and what sizes the model is told."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ASPECT_RATIOS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Height and width of the pictures in pixels, and the six sizes that condition the model."""
+    """Height and width of the images in pixels, and the six sizes that condition the model."""
 
     height: int
     width: int
@@ -67,7 +67,7 @@ def image_size(sampling: SamplingConfig, model: ModelConfig) -> ImageSize:
         if sampling.sd_xl_base_ratios not in ASPECT_RATIOS:
             near = suggestion(sampling.sd_xl_base_ratios, ASPECT_RATIOS)
             raise UserError(
-                f"unknown --sd_xl_base_ratios {sampling.sd_xl_base_ratios!r}; known are {', '.join(ASPECT_RATIOS)}{near}"
+                f"unknown --sd_xl_base_ratios {sampling.sd_xl_base_ratios!r}; known: {', '.join(ASPECT_RATIOS)}{near}"
             )
         width, height = ASPECT_RATIOS[sampling.sd_xl_base_ratios]
     height, width = sampling.height or height, sampling.width or width

@@ -1,4 +1,4 @@
-"""Latents to pictures: whole or in tiles that overlap, and cheap previews of one pixel a latent."""
+"""Latents to images: whole or in tiles that overlap, and cheap previews of one pixel a latent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gm.runtime.backend import Backend, compile_cell
 _OVERLAP = 0.25  # least part of a tile that its neighbour shows, too
 _SHARED = 8  # latents of that at least, where half a tile has so many: fewer show as a grid
 _HIDDEN = 2  # latents at the edge of a tile that are not shown: one sees there that the network pads with zeros
-_PATCHES, _PATCH = 6, 4  # colours a side of the picture that previews are fitted to, and latents a side of each
+_PATCHES, _PATCH = 6, 4  # colours a side of the image that previews are fitted to, and latents a side of each
 
 
 def tile_side(sampling: SamplingConfig, config: VAEConfig) -> int | None:
@@ -86,7 +86,7 @@ def _enlarged(values: np.ndarray, times: int) -> np.ndarray:
 
 
 def _shown(levels: np.ndarray) -> np.ndarray:
-    """Return `levels` [..., 3, H, W] as pictures uint8 [..., H, W, 3]."""
+    """Return `levels` [..., 3, H, W] as images uint8 [..., H, W, 3]."""
     return np.ascontiguousarray(np.moveaxis(np.rint(np.clip(levels, 0.0, 255.0)).astype(np.uint8), -3, -1))
 
 
@@ -111,8 +111,8 @@ class VAEDecoder:
         self.vae, self.config = model.first_stage_model, model.config.vae
         self.decode = compile_cell(_Decode(model), backend.graph, "the decoder")
 
-    def pictures(self, latents: np.ndarray | Tensor, sampling: SamplingConfig) -> np.ndarray:
-        """Return the pictures uint8 [N, H, W, 3] of scaled `latents` [N, z, h, w].
+    def images(self, latents: np.ndarray | Tensor, sampling: SamplingConfig) -> np.ndarray:
+        """Return the images uint8 [N, H, W, 3] of scaled `latents` [N, z, h, w].
 
         With `vae_slicing` they are decoded one after the other, and with `vae_tiling` those larger than a tile in tiles
         of one shape; each pixel is then the weighted mean of the tiles that have it. UserError for a tile that does not
@@ -126,7 +126,7 @@ class VAEDecoder:
         return np.concatenate([_shown(self.decode(Tensor(part)).asnumpy()) for part in parts])
 
     def preview(self, latents: np.ndarray | Tensor) -> np.ndarray:
-        """Return small pictures uint8 [N, h, w, 3] of scaled `latents` [N, z, h, w], a pixel each."""
+        """Return small images uint8 [N, h, w, 3] of scaled `latents` [N, z, h, w], a pixel each."""
         return _shown(np.einsum("nzhw,zc->nchw", _with_ones(_array(latents)), self.colours))
 
     @cached_property
@@ -141,11 +141,11 @@ class VAEDecoder:
         return fitted.astype(np.float32)
 
     def patches(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scaled latents [z, h, w] of a picture of random colours, and its levels [3, h, w] there."""
+        """Return the scaled latents [z, h, w] of an image of random colours, and its levels [3, h, w] there."""
         colours = rng.generator(0, "preview").uniform(0.0, 255.0, (3, _PATCHES, _PATCHES)).astype(np.float32)
         levels = _enlarged(colours, _PATCH)
-        picture = _enlarged(levels, self.config.reduction) / 127.5 - 1
-        mean, _ = self.vae.encode(Tensor(picture[None]))
+        image = _enlarged(levels, self.config.reduction) / 127.5 - 1
+        mean, _ = self.vae.encode(Tensor(image[None]))
         return mean.asnumpy()[0] * np.float32(self.config.scale_factor), levels
 
     def _tiled(self, latents: np.ndarray, tile: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which pictures, prompts and noise levels each step shows: a pure function of the step, so nothing need be saved."""
+"""Which images, prompts and noise levels each step shows: a pure function of the step, so nothing need be saved."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gm.runtime import rng
 class Sample:
     """One thing shown to the model.
 
-    picture: number of the picture; mirrored: whether it is flipped; prompt: number of the prompt;
+    image: number of the image; mirrored: whether it is flipped; prompt: number of the prompt;
     timestep: number of the noise level; index: number of this sample in the whole run, from 0
     """
 
-    picture: int
+    image: int
     mirrored: bool
     prompt: int
     timestep: int
@@ -28,10 +28,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class PromptChoice:
-    """The prompts to choose from for one picture, by number.
+    """The prompts to choose from for one image, by number.
 
-    templates: those for any picture; caption: the picture's own, if it has one; alone: the new word alone;
-    template_probability: how often a template stands in for a caption; dropout: how often the word alone stands in for both
+    templates: those for any image; caption: the image's own, if it has one; alone: the new word alone;
+    template_probability: how often a template stands in for a caption; dropout: how often the word alone does
     """
 
     templates: range
@@ -41,7 +41,7 @@ class PromptChoice:
     dropout: float = 0.0
 
     def choose(self, seed: int, index: int) -> int:
-        """Return the number of the prompt that sample `index` shows the picture with."""
+        """Return the number of the prompt that sample `index` shows the image with."""
         if self.caption is not None or self.dropout:
             place = float(rng.generator(seed, "prompt", index).random())
             if place < self.dropout:
@@ -66,26 +66,26 @@ def samples(
 ) -> list[Sample]:
     """Return the `batch` samples that `rank` of `world` shows in `step` (from 0).
 
-    `buckets` are the numbers of the pictures of one shape each, one that is to be shown more often several times. A
-    step shows one shape, on all ranks, and of as many steps as there are pictures each bucket has as many as it has
-    pictures, so that all are shown equally often. `prompts` are those of every picture.
-    Samples are numbered through the run, ranks side by side, so two ranks with one picture each show what one rank
-    shows with two. Those of a bucket are in epochs, which show each of its pictures once in an order of their own; a
+    `buckets` are the numbers of the images of one shape each, one that is to be shown more often several times. A
+    step shows one shape, on all ranks, and of as many steps as there are images each bucket has as many as it has
+    images, so that all are shown equally often. `prompts` are those of every image.
+    Samples are numbered through the run, ranks side by side, so two ranks with one image each show what one rank
+    shows with two. Those of a bucket are in epochs, which show each of its images once in an order of their own; a
     batch may reach into the next epoch, so none is ever short. Noise levels are from `levels[0]` to below `levels[1]`,
     all alike; a `bias` above 0 favours the high ones, below 0 the low ones.
     """
     bucket, turn = _turn(step, [len(bucket) for bucket in buckets], seed)
-    pictures, which = buckets[bucket], (bucket,) if len(buckets) > 1 else ()
+    images, which = buckets[bucket], (bucket,) if len(buckets) > 1 else ()
     first, first_of_bucket = (step * world + rank) * batch, (turn * world + rank) * batch
     shown = []
     for index in range(first, first + batch):
-        epoch, place = divmod(first_of_bucket + index - first, len(pictures))
-        picture = pictures[int(rng.permutation(len(pictures), seed, "order", epoch, *which)[place])]
+        epoch, place = divmod(first_of_bucket + index - first, len(images))
+        image = images[int(rng.permutation(len(images), seed, "order", epoch, *which)[place])]
         shown.append(
             Sample(
-                picture=picture,
+                image=image,
                 mirrored=flip and rng.integer(2, seed, "mirror", index) == 1,
-                prompt=prompts[picture].choose(seed, index),
+                prompt=prompts[image].choose(seed, index),
                 timestep=_level(levels, bias, seed, index),
                 index=index,
             )
@@ -94,7 +94,7 @@ def samples(
 
 
 def _turn(step: int, counts: list[int], seed: int) -> tuple[int, int]:
-    """Return the bucket that `step` shows, and how many steps showed it before; `counts` are the buckets' pictures."""
+    """Return the bucket that `step` shows, and how many steps showed it before; `counts` are the buckets' images."""
     if len(counts) == 1:
         return 0, step
     era, place = divmod(step, sum(counts))

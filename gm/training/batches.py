@@ -18,7 +18,7 @@ from gm.training.train_step import NegativePrompt
 
 
 class Batch(NamedTuple):
-    """What one step shows: B pictures at one noise level each, with their prompts."""
+    """What one step shows: B images at one noise level each, with their prompts."""
 
     x: Tensor  # network input, float32 [B, z, h, w]
     noise: Tensor  # what the network should find in it, float32 [B, z, h, w]
@@ -48,8 +48,8 @@ class BatchLoader:
         self.bias, self.offset, self.guidance = loss.timestep_bias, loss.noise_offset, loss.negative_guidance
         shapes = [mean.shape for mean in latents.mean]
         counts = concept_data.repeats(plan.concepts)
-        # The number of each picture's lesson.
-        self.owners = [k for k, concept in enumerate(plan.concepts) for _ in concept.pictures]
+        # The number of each image's lesson.
+        self.owners = [k for k, concept in enumerate(plan.concepts) for _ in concept.images]
         order = [k for k, owner in enumerate(self.owners) for _ in range(counts[owner])]
         self.buckets = [[k for k in order if shapes[k] == shape] for shape in dict.fromkeys(shapes)]
         texts, self.prompts = _prompts(plan)
@@ -85,7 +85,7 @@ class BatchLoader:
         x, noise = zip(*[self._noised(sample, seed, purpose, offset) for sample in samples], strict=True)
         weights = [self._weight(sample, plain) for sample in samples]
         prompts = [sample.prompt for sample in samples]
-        sizes = [self.latents.sizes[sample.picture, int(sample.mirrored)] for sample in samples]
+        sizes = [self.latents.sizes[sample.image, int(sample.mirrored)] for sample in samples]
         return Batch(
             Tensor(np.stack(x)),
             Tensor(np.stack(noise)),
@@ -100,26 +100,26 @@ class BatchLoader:
     def _weight(self, sample: Sample, plain: bool) -> np.ndarray:
         """Return how much the error at each place counts, float32 [1, h, w]; a mask counts in a plain batch, too."""
         level = 1.0 if plain else self.weights[sample.timestep]
-        shape = (1, *self.latents.mean[sample.picture].shape[2:])
+        shape = (1, *self.latents.mean[sample.image].shape[2:])
         if self.latents.weights is None:
             return np.full(shape, level, np.float32)
-        weights = self.latents.weights[sample.picture][int(sample.mirrored)]
+        weights = self.latents.weights[sample.image][int(sample.mirrored)]
         return (level * weights).astype(np.float32).reshape(shape)
 
     def _noised(self, sample: Sample, seed: int, purpose: str, offset: float) -> tuple[np.ndarray, np.ndarray]:
-        shape = self.latents.mean[sample.picture].shape[1:]
+        shape = self.latents.mean[sample.image].shape[1:]
         posterior = rng.normal(shape, seed, f"{purpose} posterior", sample.index)
         noise = rng.normal(shape, seed, f"{purpose} noise", sample.index)
         if offset:
             brightness = rng.normal((shape[0], 1, 1), seed, f"{purpose} noise offset", sample.index)
             noise = noise + np.float32(offset) * brightness
         sigma = np.float32(self.sigmas[sample.timestep])
-        clean = self.latents.draw(sample.picture, int(sample.mirrored), posterior)
+        clean = self.latents.draw(sample.image, int(sample.mirrored), posterior)
         return denoiser.scale_model_input(denoiser.add_noise(clean, noise, sigma), sigma), noise
 
 
 def _prompts(plan: TrainingSetup) -> tuple[list[str], list[PromptChoice]]:
-    """Return all prompts, of each word its templates, its captions and itself alone, and every picture's among them."""
+    """Return all prompts, of each word its templates, its captions and itself alone, and every image's among them."""
     data = plan.config.data
     texts: list[str] = []
     choices = []
@@ -127,7 +127,7 @@ def _prompts(plan: TrainingSetup) -> tuple[list[str], list[PromptChoice]]:
         templates = range(len(texts), len(texts) + len(concept.prompts))
         texts += concept.prompts
         numbers: list[int | None] = []
-        for caption in concept.captions or [None] * len(concept.pictures):
+        for caption in concept.captions or [None] * len(concept.images):
             numbers.append(None if caption is None else len(texts))
             texts += [caption] if caption is not None else []
         texts.append(concept.word)

@@ -1,4 +1,4 @@
-"""What the first rank does beside training: shows, logs, saves, draws previews, measures the held-out loss."""
+"""What the first rank does beside training: shows, logs, saves, draws previews, measures the validation loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gm.training.train_step import TrainState
 from gm.training.validation import ValidationHistory, ValidationLoss, change
 
 _NEAREST = 5  # words that are named for a row
-BEST = "best"  # in the place of the step in a learned file's name
+BEST = "best"  # in the place of the step in an embedding file's name
 
 
 class Desk:
@@ -147,7 +147,7 @@ class Desk:
         path, sheet = self.previews.draw(concepts(self.learned, self.plan, self.base_model, step), step)
         self.console.say(f"preview {path}")
         if self.tracker:
-            self.tracker.picture(step, "preview", sheet)
+            self.tracker.image(step, "preview", sheet)
         both = self.previews.compare(sheet, step) if last else None
         if both:
             self.console.say(f"before and after: {both}")
@@ -159,7 +159,7 @@ class Desk:
         self.console.say(f"report {html_report.write(self.place, title, options)}")
 
     def _measure(self, step: int, last: bool) -> None:
-        """Measure the held-out loss, log it, keep the rows if they are the best so far, and warn if it rises."""
+        """Measure the validation loss, log it, keep the rows if they are the best so far, and warn if it rises."""
         assert self.held_out
         assert self.course
         first, now = np.asarray(self.course.first), self.held_out.losses(*self.learned.arrays())
@@ -171,17 +171,17 @@ class Desk:
             best = self.course.best_step
             files_ = ", ".join(file_name(self.plan, concept, BEST) for concept in self.plan.concepts)
             where = f"the best rows, of step {best}, are in {files_}" if best else "none were better"
-            self.console.say(f"step {step}: the held-out loss rises while training's falls: over-fitting; {where}")
+            self.console.say(f"step {step}: the validation loss rises while training's falls: over-fitting; {where}")
         lower = int((now < first).sum())
         words = self._words(now - first)
         if last:
             self.console.say(
-                f"held-out loss {first.mean():.4f} → {now.mean():.4f} ({mean:+.4f}, 95 % {low:+.4f} to {high:+.4f}); "
+                f"validation loss {first.mean():.4f} → {now.mean():.4f} ({mean:+.4f}, 95 % {low:+.4f} to {high:+.4f}); "
                 f"lower in {lower} of {len(now)} draws; best {np.mean(self.course.best):.4f} after step "
                 f"{self.course.best_step}"
             )
             if len(words) > 1:
-                self.console.say("held-out loss by word: " + ", ".join(f"{k} {v:+.4f}" for k, v in words.items()))
+                self.console.say("validation loss by word: " + ", ".join(f"{k} {v:+.4f}" for k, v in words.items()))
         if self.tracker:
             self.tracker.values(step, {"held_out": float(now.mean())})
         self.console.record(
@@ -215,13 +215,15 @@ def concepts(learned: TrainState, plan: TrainingSetup, base_model: str, step: in
         "recipe": {name: options[name] for name in ("run", "concept", "data", "training", "loss")},
     }
     return [
-        Embedding(concept.word, clip_l[concept.rows], clip_g[concept.rows], config.run.pooling, details)
+        Embedding(
+            concept.word, {"clip_l": clip_l[concept.rows], "clip_g": clip_g[concept.rows]}, config.run.pooling, details
+        )
         for concept in plan.concepts
     ]
 
 
 def file_name(plan: TrainingSetup, concept: TrainingConcept, step: int | str) -> str:
-    """Return the name of a learned file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`, or of the `BEST`.
+    """Return the name of an embedding file of `step`, `SD-XL-base-1.0_3000_ti.ckpt`, or of the `BEST`.
 
     Where several words are learned, it holds the word, too: `SD-XL-base-1.0_cat-toy_3000_ti.ckpt`.
     """

@@ -1,6 +1,6 @@
 """A run's state: everything that its next step depends on, so that a stopped run goes on as if it had never stopped.
 
-Pictures, prompts and noise are functions of a step's number (`gm.runtime.rng`): what training changes
+Images, prompts and noise are functions of a step's number (`gm.runtime.rng`): what training changes
 (`train_step.Learned`) and a
 few counters are all there is. A state is a `.ckpt` of a few kilobytes, `state_<step>.ckpt`.
 """

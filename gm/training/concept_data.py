@@ -1,4 +1,4 @@
-"""What there is to learn: each word with its options, its pictures and what is said of them."""
+"""What there is to learn: each word with its options, its images and what is said of them."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ log = logging.getLogger("gm")
 class Entry(WordConfig):
     """The options of one word."""
 
-    data_path: str = option("", "folder of its 3 to 20 pictures")
+    data_path: str = option("", "folder of its 3 to 20 images")
     repeats: int | None = option(
         None,
-        "how often its pictures are shown for once of others'; without it all words are shown about as often",
+        "how often its images are shown for once of others'; without it all words are shown about as often",
         minimum=1,
     )
-    negative: bool = option(False, "learned as what to keep away from, out of the other words' pictures")
+    negative: bool = option(False, "learned as what to keep away from, out of the other words' images")
 
 
 @dataclass(frozen=True)
 class TrainingConcept:
-    """One word, checked and read; a negative one has no pictures, prompts or captions.
+    """One word, checked and read; a negative one has no images, prompts or captions.
 
     name: of its files; rows: which of all rows are its own; prompts: templates with the word filled in;
-    captions: of each picture, or none at all; ids: tokens whose rows to start from, None for random rows;
-    start: rows of a learned file to start from, instead
+    captions: of each image, or none at all; ids: tokens whose rows to start from, None for random rows;
+    start: rows of an embedding file to start from, instead
     """
 
     entry: Entry
     name: str
     rows: slice
-    pictures: list[CroppedImage]
+    images: list[CroppedImage]
     prompts: tuple[str, ...]
     captions: tuple[str | None, ...] = ()
     ids: list[int] | None = None
@@ -80,7 +80,7 @@ def entries(config: Config) -> list[Entry]:
             raise UserError(f"{source} is {given!r}; write {{placeholder_token: <word>, data_path: folder}}")
         found.append(schema.merge(Entry, None, {**common, **given}, source))
         if found[-1].negative and given.get("data_path"):
-            raise UserError(f"{source}: a negative word is learned from the others' pictures; leave out its data_path")
+            raise UserError(f"{source}: a negative word is learned from the others' images; leave out its data_path")
     if not found:
         return [Entry(**common)]
     negative = [entry for entry in found if entry.negative]
@@ -117,7 +117,7 @@ def names(found: list[Entry]) -> list[str]:
 def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: list[Size] | None) -> TrainingConcept:
     """Read what there is to learn a word from that `tokenizer` knows; UserError for the first thing that is wrong.
 
-    `known` are the sizes that pictures may have, if they need not be square.
+    `known` are the sizes that images may have, if they need not be square.
     """
     word, data = entry.placeholder_token, config.data
     own = tokenizer.placeholders[word]
@@ -128,39 +128,39 @@ def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: l
     filled = templates.load(entry.learnable_property, entry.template_file)
     prompts = tuple(templates.fill(line, word) for line in filled)
     tokenizer(prompts, padding=0)  # finds a prompt that has no room for the placeholder
-    pictures = image_folder.read(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
+    images = image_folder.read(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
     said: tuple[str | None, ...] = ()
     if data.captions:
         said = captions.read(
             entry.data_path,
-            [picture.name for picture in pictures],
+            [image.name for image in images],
             word,
             lambda text: not {*own}.isdisjoint(tokenizer.encode(text)),
         )
         tokenizer([caption for caption in said if caption], padding=0)
-    return dataclasses.replace(concept, pictures=pictures, prompts=prompts, captions=said)
+    return dataclasses.replace(concept, images=images, prompts=prompts, captions=said)
 
 
 def fingerprint(found: list[TrainingConcept]) -> str:
-    """Return a hash that tells whether the same pictures are shown with the same prompts and captions."""
+    """Return a hash that tells whether the same images are shown with the same prompts and captions."""
     digest = hashlib.sha256()
     for concept in found:
         digest.update(repr((concept.word, concept.prompts, concept.captions)).encode())
-        for picture in concept.pictures:
-            digest.update(repr((picture.name, picture.original, picture.crop)).encode())
-            digest.update(picture.pixels.tobytes())
-            digest.update(b"" if picture.mask is None else picture.mask.tobytes())
+        for image in concept.images:
+            digest.update(repr((image.name, image.original, image.crop)).encode())
+            digest.update(image.pixels.tobytes())
+            digest.update(b"" if image.mask is None else image.mask.tobytes())
     return digest.hexdigest()[:16]
 
 
 def repeats(found: list[TrainingConcept]) -> list[int]:
-    """Return how often the pictures of each word stand in an epoch: as asked, or so that all words have about as many.
+    """Return how often the images of each word stand in an epoch: as asked, or so that all words have about as many.
 
-    With 5, 6 and 20 pictures that is 4, 3 and 1: 20, 18 and 20 pictures.
+    With 5, 6 and 20 images that is 4, 3 and 1: 20, 18 and 20 images.
     """
-    most = max(len(concept.pictures) for concept in found)
+    most = max(len(concept.images) for concept in found)
     return [
-        0 if not concept.pictures else concept.entry.repeats or max(1, round(most / len(concept.pictures)))
+        0 if not concept.images else concept.entry.repeats or max(1, round(most / len(concept.images)))
         for concept in found
     ]
 
@@ -191,4 +191,4 @@ def _start(entry: Entry, model: ModelConfig) -> tuple[np.ndarray, np.ndarray] | 
             "--initializer_file %s has %d rows, of which --num_vectors %d uses the first %d",
             *(entry.initializer_file, found.num_vectors, entry.num_vectors, entry.num_vectors),
         )
-    return found.clip_l, found.clip_g
+    return found.vectors["clip_l"], found.vectors["clip_g"]

@@ -17,7 +17,7 @@ from gm.training.train_step import TrainState
 def cause(model: SDXL, learned: TrainState, loader: BatchLoader, report: StepResult, backend: Backend) -> str:
     """Return what is not finite, and the way out, to follow "the step is one"."""
     for name, values in (
-        *(("pictures, encoded,", mean) for mean in loader.latents.mean),
+        *(("images, encoded,", mean) for mean in loader.latents.mean),
         *zip(("rows", "rows"), learned.arrays(), strict=True),
     ):
         if not np.isfinite(values).all():
@@ -31,4 +31,4 @@ def cause(model: SDXL, learned: TrainState, loader: BatchLoader, report: StepRes
     if backend.dtype == ms.float16:
         scale = float(learned.scale.asnumpy())
         return f"{what}, in float16 at a loss scale of {scale:g}: use --precision bfloat16 or float32"
-    return f"{what}, though pictures, rows and weights are: lower --learning_rate"
+    return f"{what}, though images, rows and weights are: lower --learning_rate"

@@ -90,7 +90,7 @@ def _numbers(records: Sequence[dict[str, Any]]) -> list[str]:
     measured = [record for record in records if "held_out" in record]
     if measured:
         last = measured[-1]
-        rows.append(("held-out loss", f"{last['held_out_before']:.4f} → {last['held_out']:.4f}"))
+        rows.append(("validation loss", f"{last['held_out_before']:.4f} → {last['held_out']:.4f}"))
         if last["held_out_change_low"] is not None:
             ends = f"{last['held_out_change_low']:+.4f} to {last['held_out_change_high']:+.4f}"
             rows.append(("change, 95 % interval", f"{last['held_out_change']:+.4f}, {ends}"))

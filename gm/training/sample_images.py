@@ -1,4 +1,4 @@
-"""Pictures of the word while it is learned."""
+"""Images of the word while it is learned."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gm.embeddings.embedding import Embedding, combine
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.sampling import image_files
-from gm.sampling.pipeline import Pipeline
 from gm.sampling.image_request import ImageRequest
+from gm.sampling.pipeline import Pipeline
 from gm.training.setup import TrainingSetup
 
 BOTH = "before_after.png"
 
 
 class Previews:
-    """Draws the plan's previews into `folder`: a row a prompt, `num_cols` × `num_rows` pictures of each."""
+    """Draws the plan's previews into `folder`: a row a prompt, `num_cols` × `num_rows` images of each."""
 
     def __init__(self, model: SDXL, plan: TrainingSetup, backend: Backend, folder: Path) -> None:
         self.pipeline = Pipeline(model, backend, plan.config.run.pooling)
@@ -29,16 +29,16 @@ class Previews:
 
     def draw(self, now: Sequence[Embedding], step: int) -> tuple[Path, np.ndarray]:
         """Draw the sheet of `step` (0 is before anything is learned); return its path and pixels, uint8 [H, W, 3]."""
-        known, pictures = combine(now, self.plan.config.model), []
+        known, images = combine(now, self.plan.config.model), []
         for sampling in self.plan.previews:
             count = sampling.num_cols * sampling.num_rows
             requests = [ImageRequest(sampling.prompt, sampling.seed + k) for k in range(count)]
-            pictures += [p for progress in self.pipeline.draw(requests, known, sampling) for p in progress.pictures]
+            images += [p for progress in self.pipeline.draw(requests, known, sampling) for p in progress.images]
         first = self.plan.previews[0]
         rows = [sampling.prompt for sampling in self.plan.previews]
         recipe = {**dataclasses.asdict(first), "prompts": rows, "step": step}
         columns = first.num_cols if len(rows) == 1 else first.num_cols * first.num_rows
-        sheet = image_files.make_grid(pictures, columns)
+        sheet = image_files.make_grid(images, columns)
         path = self.place(step)
         image_files.write(sheet, recipe, path)
         return path, sheet

@@ -40,9 +40,9 @@ class TrainingSetup:
         return -(-training.total_step // training.gradient_accumulation_steps)
 
     @property
-    def pictures(self) -> list[CroppedImage]:
-        """The pictures of all words, one word's after another's."""
-        return [picture for concept in self.concepts for picture in concept.pictures]
+    def images(self) -> list[CroppedImage]:
+        """The images of all words, one word's after another's."""
+        return [image for concept in self.concepts for image in concept.images]
 
     @property
     def negative(self) -> TrainingConcept | None:
@@ -51,7 +51,7 @@ class TrainingSetup:
 
 
 def prepare(config: Config) -> TrainingSetup:
-    """Read pictures and prompts; UserError names the first thing that is wrong with them or with the model."""
+    """Read images and prompts; UserError names the first thing that is wrong with them or with the model."""
     config.model.require("base")
     entries = concept_data.entries(config)
     config = concept_data.resolved(config, entries)
@@ -77,11 +77,11 @@ def prepare(config: Config) -> TrainingSetup:
     shown = concept_data.fingerprint(read)
     before = shown if resumed is None else resumed.notes.get("shown", shown)
     if before != shown:
-        log.warning("--resume: pictures, captions or templates are others than before, from here on")
-        changed["pictures, captions or templates"] = f"{before} → {shown}"
+        log.warning("--resume: images, captions or templates are others than before, from here on")
+        changed["images, captions or templates"] = f"{before} → {shown}"
     plan = TrainingSetup(config, read, previews, tokenizer, shown, resumed, changed)
     if known:
-        shapes = Counter("×".join(map(str, picture.pixels.shape[1:])) for picture in plan.pictures)
+        shapes = Counter("×".join(map(str, image.pixels.shape[1:])) for image in plan.images)
         log.info("height × width: %s", ", ".join(f"{count} of {shape}" for shape, count in shapes.items()))
     return plan
 

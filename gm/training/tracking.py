@@ -32,9 +32,9 @@ class Tracker:
         """Add lines of text, a list in Markdown."""
         self.writer.add_text(name, "\n".join(f"- {line}" for line in lines), step)
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Add a picture, uint8 [H, W, 3]."""
-        self.writer.add_image(name, picture, step, dataformats="HWC")
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Add an image, uint8 [H, W, 3]."""
+        self.writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()

@@ -57,7 +57,7 @@ class DiffusionLoss(nn.Cell):
             ids_1 = ops.concat((self.ids_1.broadcast_to(ids_1.shape), ids_1))
             ids_2 = ops.concat((self.ids_2.broadcast_to(ids_2.shape), ids_2))
             pool_position = ops.concat((self.pool_position.broadcast_to(pool_position.shape), pool_position))
-        context, vector = self.conditioner(ids_1, ids_2, pool_position, clip_l, clip_g, sizes)
+        context, vector = self.conditioner((ids_1, ids_2), (clip_l, clip_g), pool_position, sizes)
         epsilon = self.unet(x, timestep, context, vector)
         if self.negative:
             away, towards = ops.chunk(epsilon, 2, axis=0)
@@ -109,7 +109,7 @@ class TrainState(nn.Cell):
 class TrainStep(nn.Cell):
     """One forward and backward pass: adds the gradient of a batch's loss to the sums.
 
-    Takes the fields of `loader.Batch`, one by one: a named tuple would be compiled in as a constant. Returns the loss and
+    Takes the fields of `Batch` one by one: a named tuple would be compiled in as a constant. Returns the loss and
     whether the gradient was finite: one that was not is left out of the sums, and in half precision halves the scale.
     """
 

@@ -1,4 +1,4 @@
-"""A whole training run: from the plan to learned files, states, logs and previews in `save_path`."""
+"""A whole training run: from the plan to embedding files, states, logs and previews in `save_path`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger("gm")
 
 
 def prepare(model: SDXL, plan: TrainingSetup, backend: Backend) -> tuple[TrainState, BatchLoader]:
-    """Encode the pictures and fill in the initial rows, or those of the state to go on from."""
+    """Encode the images and fill in the initial rows, or those of the state to go on from."""
     config = plan.config
     encoded = latent_cache.encode(
         model.first_stage_model,
-        plan.pictures,
+        plan.images,
         config.data.random_flip,
         config.model.vae.scale_factor,
         config.data.unmasked_weight,
@@ -44,7 +44,7 @@ def prepare(model: SDXL, plan: TrainingSetup, backend: Backend) -> tuple[TrainSt
 
 
 def run(model: SDXL, plan: TrainingSetup, backend: Backend) -> list[Path]:
-    """Train, writing what the config asks for; return the path of each word's last learned file.
+    """Train, writing what the config asks for; return the path of each word's last embedding file.
 
     Only the first rank writes. A signal ends it after a step, all saved, as SystemExit with 128 plus its number. Raises
     UserError if `save_path` cannot be written to or another run writes there, if the state to go on from is of other

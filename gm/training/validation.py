@@ -17,20 +17,20 @@ from gm.training.train_step import DiffusionLoss
 
 
 class ValidationLoss:
-    """`draws` fixed draws of picture, prompt, noise and noise level; the levels are spread evenly over all.
+    """`draws` fixed draws of image, prompt, noise and noise level; the levels are spread evenly over all.
 
     `owners` are the numbers of the words that they show.
     """
 
     def __init__(self, model: SDXL, loader: BatchLoader, draws: int, seed: int, backend: Backend) -> None:
-        self.network = compile_cell(_Plain(model, loader), backend.graph, "the graph that measures the held-out loss")
+        self.network = compile_cell(_Plain(model, loader), backend.graph, "the graph that measures the validation loss")
         levels = (np.arange(draws) + 0.5) / draws * len(loader.sigmas)
         samples = []
         for k, level in enumerate(levels):
-            picture = k % len(loader.prompts)
-            templates = loader.prompts[picture].templates
-            samples.append(Sample(picture, False, templates[k % len(templates)], int(level), k))
-        self.owners = [loader.owners[sample.picture] for sample in samples]
+            image = k % len(loader.prompts)
+            templates = loader.prompts[image].templates
+            samples.append(Sample(image, False, templates[k % len(templates)], int(level), k))
+        self.owners = [loader.owners[sample.image] for sample in samples]
         self.batches = [loader.assemble([sample], seed, "held-out", plain=True) for sample in samples]
 
     def losses(self, clip_l: np.ndarray, clip_g: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ class ValidationLoss:
 
 @dataclass
 class ValidationHistory:
-    """How the held-out loss went: `first`, before anything was learned, and `best`, both draw by draw.
+    """How the validation loss went: `first`, before anything was learned, and `best`, both draw by draw.
 
     `best_step` is the step it was the best after, and `training_loss` the smoothed loss of training then.
     """
@@ -55,7 +55,7 @@ class ValidationHistory:
     def add(self, step: int, losses: np.ndarray, training_loss: float) -> str | None:
         """Take in what was measured after `step`; return what is to be said of it: "best", "overfit" or None.
 
-        It over-fits where the held-out loss has risen since its best by more than the draws leave to chance, while the
+        It over-fits where the validation loss has risen since its best by more than chance explains, while the
         loss of training has gone on falling. That is said once, until there is a new best.
         """
         if losses.mean() < np.mean(self.best):

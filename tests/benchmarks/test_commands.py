@@ -45,7 +45,7 @@ def test_a_mistake_is_one_line() -> None:
     ended = run("sampling", "--steps", "2")
     assert ended.returncode == 2
     assert ended.stderr == "error: --steps is 2; the first and the last are not timed alone, so give 3 or more\n"
-    assert run("step", "--rounds", "0").stderr == "error: --rounds is 0; the least is 1\n"
+    assert run("step", "--rounds", "0").stderr == "error: --rounds is 0; it must be at least 1\n"
     assert "did you mean '--batch'" in run("step", "--bach", "2").stderr
     assert "--python must be the interpreter of an environment with mindone" in run("unet").stderr
 
@@ -128,7 +128,7 @@ def test_seams_are_found_where_they_are() -> None:
     assert found["steps of the difference, elsewhere"] == 0
 
 
-def test_tiles_of_a_picture_that_they_do_not_fit() -> None:
+def test_tiles_of_an_image_that_they_do_not_fit() -> None:
     ended = run("tiling", "--tile", "256")
     assert ended.returncode == 2
     assert ended.stderr == "error: --resolution 256 and --tile 256: give multiples of 4, the tile the smaller\n"

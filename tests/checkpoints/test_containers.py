@@ -21,7 +21,7 @@ FOREIGN = {
     "git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "gzip": gzip.compress(b"weights"),
     "JSON": b'{"error": "unauthorized"}',
-    "picture": b"\x89PNG\r\n\x1a\n" + bytes(20),
+    "image": b"\x89PNG\r\n\x1a\n" + bytes(20),
     "no whole MindSpore checkpoint": b"just some words",
     "empty": b"",
 }
@@ -52,7 +52,7 @@ def test_a_checkpoint_is_not_taken_for_text(tmp_path: Path, length: int) -> None
 
 
 def test_what_is_not_there_or_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file .*a\.ckpt"):
+    with pytest.raises(UserError, match=r"there is not a file .*a\.ckpt"):
         containers.read(tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="is a folder"):
         containers.read(tmp_path)

@@ -52,7 +52,7 @@ def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_pa
     target.write_text("mine")
     code, _, error = convert("--source", smallest.path, "--target", target)
     assert (code, target.read_text()) == (2, "mine")
-    assert "is there already; --overwrite replaces it" in error
+    assert "already exists; --overwrite replaces it" in error
     assert convert("--source", smallest.path, "--target", target, "--overwrite", "False")[0] == 2
     assert convert("--source", smallest.path, "--target", target, "--overwrite")[0] == 0
     code, _, error = convert("--source", target, "--target", tmp_path / "." / "a.ckpt", "--overwrite", "True")
@@ -67,7 +67,7 @@ def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_pa
         (["--source", "SOURCE"], "--target is missing"),
         (["--source", "none", "--target", "x.ckpt"], "--source none is not there"),
         (["--source", "SOURCE", "--target", "x.pt"], "must end in .ckpt or .safetensors"),
-        (["--source", "SOURCE", "--target", "none/x.ckpt"], "there is no folder"),
+        (["--source", "SOURCE", "--target", "none/x.ckpt"], "there is not a folder"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--dtype", "float64"], "invalid choice: 'float64'"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "no config file none.yaml"),
     ],

@@ -94,7 +94,7 @@ def test_diffusers_reads_the_published_file_made_of_a_folder(any_case: Case, tmp
     tensors = diffusers_format.read(save(case, tmp_path / "folder"), case.config)
     containers.write(tmp_path / "a.safetensors", tensors, {"format": "pt"})
     again = load_reference(case.config, tmp_path / "a.safetensors", tmp_path)
-    for name in ("unet", "autoencoder", "text_encoder_1", "text_encoder_2"):
+    for name in ("unet", "vae", "text_encoder_1", "text_encoder_2"):
         if getattr(case.reference, name) is None:
             continue
         expected, found = getattr(case.reference, name).state_dict(), getattr(again, name).state_dict()
@@ -151,7 +151,7 @@ def test_missing_parts_and_files_are_named(smallest: Case, folder: Path) -> None
             diffusers_format.read(folder, smallest.config)
         assert str(caught.value).isprintable()
     index.write_text(json.dumps({"weight_map": {"a": "../vae/part-1.safetensors"}}))
-    with pytest.raises(UserError, match=r"there is no file .*part-1"):
+    with pytest.raises(UserError, match=r"there is not a file .*part-1"):
         diffusers_format.read(folder, smallest.config)
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(UserError, match=r"has no text_encoder: it is incomplete, or the SDXL refiner"):

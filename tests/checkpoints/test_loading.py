@@ -131,10 +131,10 @@ def test_too_large_for_float16_leaves_no_file(smallest: Case, tmp_path: Path) ->
 
 KILLED = """
 import os, signal, sys
-from gm.checkpoints import transfer
+from gm.checkpoints import loading
 from tests.reference.configs import CONFIGS
 source, target, name = sys.argv[1:]
-transfer.convert(source, target, CONFIGS[name], "float16", lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
+loading.convert(source, target, CONFIGS[name], "float16", lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
 """
 
 

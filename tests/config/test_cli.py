@@ -67,7 +67,7 @@ def test_several_learned_files() -> None:
         (["stray"], "unknown argument stray"),
         (["--num_vectors", "many"], "concept.num_vectors: Value 'many'"),
         (["--num_vectors"], "expected one argument"),
-        (["--num_vectors", "0"], "concept.num_vectors is 0; the least is 1"),
+        (["--num_vectors", "0"], "concept.num_vectors is 0; it must be at least 1"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str) -> None:

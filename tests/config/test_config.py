@@ -30,7 +30,7 @@ def test_a_refiner_is_described_by_its_file() -> None:
     base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
     assert (refiner.kind, refiner.is_refiner, refiner.sizes, refiner.size_embedding_dim) == ("refiner", True, 5, 256)
     assert (base.kind, base.is_refiner, base.sizes) == ("base", False, 6)
-    assert (refiner.unet.transformer_depth_middle, base.unet.transformer_depth_middle) == (4, 10)
+    assert (refiner.unet.middle_depth, base.unet.middle_depth) == (4, 10)
     assert refiner.text_encoder_2 == base.text_encoder_2
     assert refiner.vae == base.vae
     assert refiner.schedule == base.schedule
@@ -71,7 +71,7 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
         ("training: {seed: cat}", "training.seed: Value 'cat' of type 'str' could not be converted to Integer"),
         ("training: {infer_during_train: maybe}", "training.infer_during_train: Value 'maybe' is not a valid bool"),
         ("training: [1]", "list is not a subclass of TrainingConfig"),
-        ("training: {total_step: 0}", "training.total_step is 0; the least is 1"),
+        ("training: {total_step: 0}", "training.total_step is 0; it must be at least 1"),
         ("run: {ms_mode: 2}", "run.ms_mode is 2; it may be 0, 1"),
         ("concept: {learnable_property: stile}", "it may be 'object', 'style', 'face'; did you mean 'style'?"),
         ("data: {resolution: 100}", "data.resolution is 100; it must be a multiple of 8"),
@@ -86,7 +86,10 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
             "text_encoder_2.width plus five equal sinusoids of sizes and score",
         ),
         ("model: {kind: refine, unet: {context_dim: 1280}}", "model.kind is 'refine'; it may be 'base', 'refiner'"),
-        ("model: {unet: {transformer_depth_middle: -1}}", "model.unet.transformer_depth_middle is -1; the least is 0"),
+        (
+            "model: {unet: {transformer_depth_middle: -1}}",
+            "model.unet.transformer_depth_middle is -1; it must be at least 0",
+        ),
     ],
 )
 def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:

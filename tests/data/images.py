@@ -1,4 +1,4 @@
-"""Pictures written to a folder and read back, for the tests of gm/data/image_folder.py."""
+"""Images written to a folder and read back, for the tests of gm/data/image_folder.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def save(path, array, **options):
 
 
 def one(tmp_path, resolution):
-    (picture,) = image_folder.read(tmp_path, resolution)
-    return picture
+    (image,) = image_folder.read(tmp_path, resolution)
+    return image
 
 
 def noise(height, width):

@@ -1,4 +1,4 @@
-"""Sizes of one area, the one that a picture gets, and how it is cut to it."""
+"""Sizes of one area, the one that an image gets, and how it is cut to it."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def test_the_nearest_shape_is_taken(original: bucketing.Size, size: bucketing.Si
         (200, 200, (64, 64), (0, 0)),
     ],
 )
-def test_a_picture_is_resized_to_cover_its_size_and_cut(
+def test_an_image_is_resized_to_cover_its_size_and_cut(
     tmp_path: Path, height: int, width: int, size: bucketing.Size, crop: tuple[int, int]
 ) -> None:
     path = save(tmp_path / "a.png", noise(height, width))
-    (picture,) = image_folder.read(tmp_path, 64, known=bucketing.sizes(64, 16))
-    assert picture.pixels.shape == (3, *size)
-    assert (picture.original, picture.crop) == ((height, width), crop)
+    (image,) = image_folder.read(tmp_path, 64, known=bucketing.sizes(64, 16))
+    assert image.pixels.shape == (3, *size)
+    assert (image.original, image.crop) == ((height, width), crop)
     scale = max(size[0] / height, size[1] / width)
     whole = Image.open(path).resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     top, left = crop
     cut = np.asarray(whole.crop((left, top, left + size[1], top + size[0])), np.float32).transpose(2, 0, 1)
-    np.testing.assert_allclose((picture.pixels + 1) * 127.5, cut, atol=1.01)
-    flipped = flip_horizontal(picture)
-    assert np.array_equal(flipped.pixels, picture.pixels[:, :, ::-1])
+    np.testing.assert_allclose((image.pixels + 1) * 127.5, cut, atol=1.01)
+    flipped = flip_horizontal(image)
+    assert np.array_equal(flipped.pixels, image.pixels[:, :, ::-1])
     assert flipped.crop == (top, whole.width - size[1] - left)

@@ -1,4 +1,4 @@
-"""Captions beside pictures: where they are read from, what they become, what is wrong with them."""
+"""Captions beside images: where they are read from, what they become, what is wrong with them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_a_caption_without_the_word_gets_it_in_front(tmp_path: Path, caplog: pyt
     assert "2 captions hold neither {} nor <toy>, which now stands in front of them" in caplog.text
 
 
-def test_captions_of_pictures_that_are_not_there_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_captions_of_images_that_are_not_there_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "9.png", "text": "a {}"}')
     assert read(tmp_path) == (None, None, None)
-    assert "captions pictures that are not there: 9.png" in caplog.text
+    assert "captions images that are not there: 9.png" in caplog.text
 
 
 @pytest.mark.parametrize("line", ["no JSON", "[1]", '{"file_name": "1.png"}', '{"text": "a {}"}', '"text"'])
@@ -61,4 +61,4 @@ def test_they_are_no_strangers_in_the_folder(tmp_path: Path, caplog: pytest.LogC
     for name in ("1.txt", "metadata.jsonl", "notes.txt"):
         (tmp_path / name).write_text("")
     image_folder.read(tmp_path, 8)
-    assert caplog.messages == [f"ignored in {tmp_path}, no picture by its ending: notes.txt"]
+    assert caplog.messages == [f"ignored in {tmp_path}, no image by its ending: notes.txt"]

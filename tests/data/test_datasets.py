@@ -1,4 +1,4 @@
-"""datasets/: the shipped pictures are as they were drawn, small, and ready to learn from."""
+"""datasets/: the shipped images are as they were drawn, small, and ready to learn from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shipped():
     return sorted(p.relative_to(DATASETS) for p in DATASETS.rglob("*.png"))
 
 
-def test_the_script_draws_the_shipped_pictures(tmp_path):
+def test_the_script_draws_the_shipped_images(tmp_path):
     drawn = draw_datasets.draw(tmp_path)
     assert sorted(p.relative_to(tmp_path) for p in drawn) == shipped()
     for path in shipped():
@@ -31,7 +31,7 @@ def test_the_script_draws_the_shipped_pictures(tmp_path):
         assert (difference > 12).mean() < 0.002, path
 
 
-def test_another_seed_draws_other_pictures(tmp_path):
+def test_another_seed_draws_other_images(tmp_path):
     for path in draw_datasets.draw(tmp_path, seed=1):
         ours = np.asarray(Image.open(DATASETS / path.relative_to(tmp_path)), np.float32)
         assert np.abs(ours - np.asarray(Image.open(path), np.float32)).mean() > 0.5, path
@@ -44,11 +44,11 @@ def test_size_on_disk():
 @pytest.mark.parametrize("name", ["cat_toy", "chinese_art"])
 def test_training_can_read_them(name, caplog):
     with caplog.at_level(logging.INFO, logger="gm"):
-        pictures = image_folder.read(DATASETS / name, 320)
+        images = image_folder.read(DATASETS / name, 320)
     assert caplog.messages == []  # nothing ignored, nothing enlarged
-    assert len(pictures) == 6
-    assert len({p.original for p in pictures}) > 2  # not all of one shape
-    for p in pictures:
+    assert len(images) == 6
+    assert len({p.original for p in images}) > 2  # not all of one shape
+    for p in images:
         assert max(p.original) <= 512
         assert p.pixels.std() > 0.1
 

@@ -27,13 +27,13 @@ def corners(pixels):
 
 def test_values_and_layout(tmp_path):
     save(tmp_path / "a.png", quarters())
-    picture = one(tmp_path, 32)
-    assert picture.name == "a.png"
-    assert picture.pixels.dtype == np.float32
-    assert picture.pixels.shape == (3, 32, 32)
-    assert picture.pixels.flags.c_contiguous
+    image = one(tmp_path, 32)
+    assert image.name == "a.png"
+    assert image.pixels.dtype == np.float32
+    assert image.pixels.shape == (3, 32, 32)
+    assert image.pixels.flags.c_contiguous
     expected = [[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]]
-    np.testing.assert_array_equal(corners(picture.pixels), expected)
+    np.testing.assert_array_equal(corners(image.pixels), expected)
 
 
 def test_same_size_is_untouched(tmp_path):
@@ -43,7 +43,7 @@ def test_same_size_is_untouched(tmp_path):
     np.testing.assert_allclose(restored, array, atol=1e-3)
 
 
-def test_pictures_come_in_the_order_of_their_names(tmp_path):
+def test_images_come_in_the_order_of_their_names(tmp_path):
     for name in ("b.png", "a.jpg", "10.png", "9.PNG"):
         save(tmp_path / name, noise(8, 8))
     assert [p.name for p in image_folder.read(str(tmp_path), 8)] == ["10.png", "9.PNG", "a.jpg", "b.png"]
@@ -65,23 +65,23 @@ def test_pictures_come_in_the_order_of_their_names(tmp_path):
 )
 def test_crop_corner(tmp_path, height, width, resolution, crop):
     save(tmp_path / "a.png", noise(height, width))
-    picture = one(tmp_path, resolution)
-    assert picture.original == (height, width)
-    assert picture.crop == crop
+    image = one(tmp_path, resolution)
+    assert image.original == (height, width)
+    assert image.crop == crop
 
 
 @pytest.mark.parametrize(("height", "width"), [(61, 97), (97, 61), (300, 211), (20, 27)])
 def test_cut_equals_resizing_the_whole_and_cropping(tmp_path, height, width):
     path = save(tmp_path / "a.png", noise(height, width))
-    picture = one(tmp_path, 32)
-    top, left = picture.crop
+    image = one(tmp_path, 32)
+    top, left = image.crop
     scale = 32 / min(height, width)
     whole = Image.open(path).resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     cut = np.asarray(whole.crop((left, top, left + 32, top + 32)), np.float32).transpose(2, 0, 1)
-    np.testing.assert_allclose((picture.pixels + 1) * 127.5, cut, atol=1.01)
+    np.testing.assert_allclose((image.pixels + 1) * 127.5, cut, atol=1.01)
 
 
-def test_very_long_picture_costs_no_more_than_its_cut(tmp_path):
+def test_very_long_image_costs_no_more_than_its_cut(tmp_path):
     save(tmp_path / "a.png", np.full((2, 60_000, 3), 200))
     assert one(tmp_path, 64).crop == (0, (60_000 * 32 - 64) // 2)  # whole it would be 64 × 1,920,000
 
@@ -131,26 +131,26 @@ def test_exif_orientation(tmp_path, orientation, ending):
     exif[0x0112] = orientation
     options = {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
     save(tmp_path / f"a.{ending}", stored, exif=exif, **options)
-    picture = one(tmp_path, 32)
-    assert picture.original == (32, 48)
-    assert picture.crop == (0, 8)
-    np.testing.assert_allclose(corners(picture.pixels), [[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]], atol=0.06)
+    image = one(tmp_path, 32)
+    assert image.original == (32, 48)
+    assert image.crop == (0, 8)
+    np.testing.assert_allclose(corners(image.pixels), [[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]], atol=0.06)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 59), (50, 77), (59, 40), (40, 40), (33, 50)])
 def test_mirrored(tmp_path, height, width):
     array = noise(height, width)
     path = save(tmp_path / "a.png", array)
-    picture = one(tmp_path, 32)
-    flipped = flip_horizontal(picture)
-    np.testing.assert_array_equal(flipped.pixels, picture.pixels[:, :, ::-1])
+    image = one(tmp_path, 32)
+    flipped = flip_horizontal(image)
+    np.testing.assert_array_equal(flipped.pixels, image.pixels[:, :, ::-1])
     assert flipped.pixels.flags.c_contiguous
     assert (flipped.name, flipped.original) == ("a.png", (height, width))
-    top, left = picture.crop
+    top, left = image.crop
     whole = round(width * 32 / min(height, width))
     assert flipped.crop == (top, whole - 32 - left)
     back = flip_horizontal(flipped)
-    assert back.crop == picture.crop
+    assert back.crop == image.crop
     save(path, array[:, ::-1])
     other = one(tmp_path, 32)
     if (whole - 32) % 2 == 0:  # else the middle lies one pixel off, on the other side

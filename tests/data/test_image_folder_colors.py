@@ -12,7 +12,7 @@ from tests.data.images import BLACK, WHITE, one, save
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_colours_are_those_of_the_pictures_own_colour_space(tmp_path, ending):
+def test_colours_are_those_of_the_images_own_colour_space(tmp_path, ending):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     # A space whose first number is the green light and whose second is the red.
     swapped = srgb.replace(b"rXYZ", b"----").replace(b"gXYZ", b"rXYZ").replace(b"----", b"gXYZ")

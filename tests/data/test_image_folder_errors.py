@@ -13,7 +13,7 @@ from gm.errors import UserError
 from tests.data.images import noise, one, save
 
 
-def test_files_that_are_no_pictures_are_named_in_the_log(tmp_path, caplog):
+def test_files_that_are_no_images_are_named_in_the_log(tmp_path, caplog):
     save(tmp_path / "a.png", noise(8, 8))
     for name in (".DS_Store", ".hidden.png", "notes.txt", "film.mpg", "IMG_1.HEIC"):
         (tmp_path / name).write_bytes(b"something")
@@ -22,7 +22,7 @@ def test_files_that_are_no_pictures_are_named_in_the_log(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="gm"):
         assert one(tmp_path, 8).name == "a.png"
     assert caplog.messages == [
-        f"ignored in {tmp_path}, no picture by its ending: IMG_1.HEIC, film.mpg, more.png/, notes.txt"
+        f"ignored in {tmp_path}, no image by its ending: IMG_1.HEIC, film.mpg, more.png/, notes.txt"
     ]
 
 
@@ -42,53 +42,53 @@ def error(path, resolution=8):
 
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_empty_data_path(empty):
-    assert error(empty) == "--data_path is empty; give the folder of pictures to learn from"
+    assert error(empty) == "--data_path is empty; give the folder of images to learn from"
 
 
 def test_no_such_folder(tmp_path):
     path = tmp_path / "nowhere"
-    assert error(path) == f"--data_path {path} is not there; give the folder of pictures to learn from"
+    assert error(path) == f"--data_path {path} is not there; give the folder of images to learn from"
 
 
 def test_a_file_for_a_folder(tmp_path):
     path = save(tmp_path / "a.png", noise(8, 8))
-    assert error(path) == f"--data_path {path} is a file; give the folder of pictures to learn from"
+    assert error(path) == f"--data_path {path} is a file; give the folder of images to learn from"
 
 
 def test_empty_folder(tmp_path):
     (tmp_path / ".keep").touch()
-    assert error(tmp_path) == f"no picture in {tmp_path}; put 3 to 20 .jpg or .png files right into it"
+    assert error(tmp_path) == f"no image in {tmp_path}; put 3 to 20 .jpg or .png files right into it"
 
 
-def test_folder_without_pictures_names_what_it_has(tmp_path):
-    (tmp_path / "pictures").mkdir()
+def test_folder_without_images_names_what_it_has(tmp_path):
+    (tmp_path / "images").mkdir()
     (tmp_path / "a.heic").touch()
-    text = f"no picture in {tmp_path} but a.heic, pictures/; put 3 to 20 .jpg or .png files right into it"
+    text = f"no image in {tmp_path} but a.heic, images/; put 3 to 20 .jpg or .png files right into it"
     assert error(tmp_path) == text
 
 
 @pytest.mark.filterwarnings("ignore:.*Truncated:UserWarning")
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff", "gif", "bmp"])
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9])
-def test_truncated_picture(tmp_path, ending, kept):
+def test_truncated_image(tmp_path, ending, kept):
     path = save(tmp_path / f"broken.{ending}", noise(40, 40))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     save(tmp_path / "good.png", noise(40, 40))
     text = error(tmp_path)
-    assert text.startswith(f"cannot read the picture {path} (")
+    assert text.startswith(f"cannot read the image {path} (")
     assert text.endswith("); save it again as JPEG or PNG, or remove it")
     assert "\n" not in text
 
 
-def test_text_that_calls_itself_a_picture(tmp_path):
+def test_text_that_calls_itself_an_image(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
-    assert error(tmp_path).startswith(f"cannot read the picture {tmp_path / 'a.jpg'} (cannot identify image file")
+    assert error(tmp_path).startswith(f"cannot read the image {tmp_path / 'a.jpg'} (cannot identify image file")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("ending", ["png", "jpg", "tiff", "webp"])
-def test_damage_anywhere_gives_a_picture_or_a_user_error(tmp_path, ending):
+def test_damage_anywhere_gives_an_image_or_a_user_error(tmp_path, ending):
     path = save(tmp_path / f"a.{ending}", noise(24, 24))
     content = path.read_bytes()
     rng = np.random.default_rng(1)
@@ -105,7 +105,7 @@ def test_damage_anywhere_gives_a_picture_or_a_user_error(tmp_path, ending):
     assert refused > 0
 
 
-def test_floating_point_picture(tmp_path):
+def test_floating_point_image(tmp_path):
     Image.new("F", (8, 8), 0.5).save(tmp_path / "a.tiff")
     assert "(its pixels are floating-point numbers)" in error(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Masks: alpha or a file beside the picture, cut as it is, counted per latent."""
+"""Masks: alpha or a file beside the image, cut as it is, counted per latent."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def with_mask(tmp_path: Path, mask: np.ndarray, height: int = 32, width: int = 6
     return one(tmp_path, 16)
 
 
-def found(picture: CroppedImage) -> np.ndarray:
-    assert picture.mask is not None
-    return picture.mask
+def found(image: CroppedImage) -> np.ndarray:
+    assert image.mask is not None
+    return image.mask
 
 
-def test_a_file_beside_the_picture_is_cut_as_it_is(tmp_path: Path) -> None:
+def test_a_file_beside_the_image_is_cut_as_it_is(tmp_path: Path) -> None:
     mask = found(with_mask(tmp_path, left_half(32, 64)))
     assert mask.dtype == np.float32
     assert mask.shape == (16, 16)
@@ -45,7 +45,7 @@ def test_a_smaller_mask_of_the_same_shape_will_do(tmp_path: Path) -> None:
     assert (mask[:, 9:] == 0).all()
 
 
-def test_a_picture_that_lies_on_its_side_is_masked_upright(tmp_path: Path) -> None:
+def test_an_image_that_lies_on_its_side_is_masked_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     mask = found(with_mask(tmp_path, left_half(64, 32), 32, 64, exif=exif))
@@ -55,13 +55,13 @@ def test_a_picture_that_lies_on_its_side_is_masked_upright(tmp_path: Path) -> No
 
 def test_alpha_is_a_mask(tmp_path: Path) -> None:
     save(tmp_path / "a.png", np.dstack([noise(16, 16), left_half(16, 16)]))
-    picture = one(tmp_path, 16)
-    assert np.array_equal(found(picture), left_half(16, 16) / 255)
+    image = one(tmp_path, 16)
+    assert np.array_equal(found(image), left_half(16, 16) / 255)
     save(tmp_path / "a.mask.png", 255 - left_half(16, 16))  # beats it
     assert np.array_equal(found(one(tmp_path, 16)), 1 - left_half(16, 16) / 255)
     (without,) = image_folder.read(tmp_path, 16, masked=False)
     assert without.mask is None
-    assert np.array_equal(without.pixels, picture.pixels)
+    assert np.array_equal(without.pixels, image.pixels)
 
 
 @pytest.mark.parametrize("opaque", [np.full((16, 16), 255, np.uint8), np.zeros((16, 16), np.uint8), None])
@@ -71,15 +71,15 @@ def test_all_opaque_or_all_transparent_is_no_mask(tmp_path: Path, opaque: np.nda
 
 
 def test_the_mirror_image_has_a_mirrored_mask(tmp_path: Path) -> None:
-    picture = with_mask(tmp_path, left_half(32, 64))
-    assert np.array_equal(found(flip_horizontal(picture)), found(picture)[:, ::-1])
+    image = with_mask(tmp_path, left_half(32, 64))
+    assert np.array_equal(found(flip_horizontal(image)), found(image)[:, ::-1])
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((32, 32), 255), r"a.mask.png is 32×32, its picture 64×32; make them of one shape"),
-        (np.zeros((32, 64)), "a.mask.png masks all of its picture, so that nothing is left to learn; white is learned"),
+        (np.full((32, 32), 255), r"a.mask.png is 32×32, its image 64×32; make them of one shape"),
+        (np.zeros((32, 64)), "a.mask.png masks all of its image, so that nothing is left to learn; white is learned"),
         (np.eye(32, 64) * 0 + (np.arange(64) < 8) * 255, "the cut in the middle of a.png is masked as a whole"),
     ],
     ids=["shape", "black", "cut away"],
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, mask: np.ndarray, message: str) 
 
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(16, 16))
-    (tmp_path / "a.mask.png").write_bytes(b"no picture")
+    (tmp_path / "a.mask.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read the mask .*a.mask.png .*; save it again as PNG, or remove it"):
         one(tmp_path, 16)
 
@@ -107,7 +107,7 @@ def test_latents_count_by_the_area_that_is_not_masked(unmasked: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "picture", "same"),
+    ("mask", "image", "same"),
     [
         ((64, 48), (640, 480), True),
         ((640, 483), (64, 48), True),  # 48.3 pixels were rounded
@@ -117,5 +117,5 @@ def test_latents_count_by_the_area_that_is_not_masked(unmasked: float) -> None:
         ((48, 64), (64, 48), False),
     ],
 )
-def test_shapes_are_the_same_but_for_rounding(mask: tuple[int, int], picture: tuple[int, int], same: bool) -> None:
-    assert masks.same_shape(Image.new("L", mask), Image.new("L", picture)) == same
+def test_shapes_are_the_same_but_for_rounding(mask: tuple[int, int], image: tuple[int, int], same: bool) -> None:
+    assert masks.same_shape(Image.new("L", mask), Image.new("L", image)) == same

@@ -49,5 +49,8 @@ def learned(tmp_path: Path) -> Path:
     rows = (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24))
     (tmp_path / "runs").mkdir()
     details = {"recipe": {"concept": {"initializer_token": "cat"}}}
-    embedding_io.save(Embedding("<toy>", *rows, details=details), tmp_path / "runs" / "toy.ckpt")
+    embedding_io.save(
+        Embedding("<toy>", dict(zip(("clip_l", "clip_g"), rows, strict=True)), metadata=details),
+        tmp_path / "runs" / "toy.ckpt",
+    )
     return tmp_path / "runs" / "toy.ckpt"

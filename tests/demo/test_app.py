@@ -62,7 +62,7 @@ def test_a_word_is_offered_drawn_and_its_recipe_used_again(
     button(page, "Draw").click().run()
     page = ended(page, "drawing")
     assert not page.error
-    recipes = [image_files.read_parameters(path) for path in sorted((tmp_path / "out").rglob("picture_*.png"))]
+    recipes = [image_files.read_parameters(path) for path in sorted((tmp_path / "out").rglob("image_*.png"))]
     assert [(r["prompt"], r["seed"], r["sampler"]) for r in recipes] == [
         ("a red <toy>", 7, "heun"),
         ("a red <toy>", 8, "heun"),
@@ -81,10 +81,10 @@ def test_a_word_is_offered_drawn_and_its_recipe_used_again(
     assert not page.exception
 
 
-def test_a_recipe_that_starts_from_a_picture_is_used_again(
+def test_a_recipe_that_starts_from_an_image_is_used_again(
     app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path
 ) -> None:
-    own, start = tmp_path / "out" / "somebody", str(workshop.folder / "pictures" / "0.png")
+    own, start = tmp_path / "out" / "somebody", str(workshop.folder / "images" / "0.png")
     config = workshop.config()
     asked = {"task": "img2img", "img": [start], "strength": 0.5, "prompt": "a cat", "save_path": str(own)}
     generate_jobs.draw(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **asked))).wait(120)
@@ -97,7 +97,7 @@ def test_a_recipe_that_starts_from_a_picture_is_used_again(
     page = ended(page, "drawing")
     assert not page.error
     assert not page.exception
-    first, second = (image_files.read_parameters(path) for path in sorted(own.glob("picture_*.png")))
+    first, second = (image_files.read_parameters(path) for path in sorted(own.glob("image_*.png")))
     assert second == first
 
 
@@ -131,7 +131,7 @@ def test_mistakes_are_shown_and_nothing_is_drawn(app: Callable[[str], AppTest], 
 def test_weights_that_are_not_there_are_said_to_be(app: Callable[[str], AppTest]) -> None:
     page = app("draw")
     page.text_input(key="weight of smallest").set_value("nowhere.ckpt").run()
-    assert "There is no file nowhere.ckpt" in page.warning[0].value
+    assert "There is not a file nowhere.ckpt" in page.warning[0].value
     assert not page.exception
     page.text_input(key="weight of smallest").set_value(" ").run()
     assert not page.warning  # those at first, which are there
@@ -143,12 +143,12 @@ def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path
     page.multiselect(key="words").select("<toy>").run()
     assert page.text_input(key="option prompt of <toy>").value == "a <toy> on a blue background"
     assert page.text_input(key="option plain a <toy> on a blue background").value == "a cat on a blue background"
-    page.slider(key="option compared pictures").set_value(2)
+    page.slider(key="option compared images").set_value(2)
     button(page, "Compare").click().run()
     page = ended(page, "comparing")
     assert not page.error
     assert [each.value for each in page.subheader] == ["Before", "After"]
-    written = sorted((tmp_path / "out").rglob("picture_*.png"))
+    written = sorted((tmp_path / "out").rglob("image_*.png"))
     recipes = [image_files.read_parameters(path) for path in written]
     assert [(r["prompt"][:5], r["seed"]) for r in recipes] == [
         ("a cat", 42),
@@ -158,13 +158,13 @@ def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path
     ]
 
 
-def test_a_run_needs_pictures_and_one_that_is_there_is_shown(
+def test_a_run_needs_images_and_one_that_is_there_is_shown(
     app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path
 ) -> None:
     page = app("learn")
     button(page, "Learn").click().run()
-    assert "no picture was sent" in page.error[0].value
-    given = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "pictures"), "total_step": 3}
+    assert "no image was sent" in page.error[0].value
+    given = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "images"), "total_step": 3}
     run = training_jobs.start(str(workshop.yaml), tmp_path / "runs" / "app", given)
     while run.state == "running":
         time.sleep(0.1)
@@ -184,7 +184,7 @@ def test_a_run_is_started_with_all_that_was_chosen(
         asked.update(options, config=config)
         return training_jobs.Run(root)
 
-    monkeypatch.setattr(uploads, "pictures", lambda contents, folder: [])
+    monkeypatch.setattr(uploads, "images", lambda contents, folder: [])
     monkeypatch.setattr(training_jobs, "start", started)
     page = app("learn")
     page.selectbox(key="option pooling").set_value("argmax")
@@ -194,7 +194,7 @@ def test_a_run_is_started_with_all_that_was_chosen(
     page.number_input(key="option steps of smallest").set_value(8)
     button(page, "Learn").click().run()
     assert not page.error
-    assert Path(asked.pop("data_path")).parent == tmp_path / "runs" / "app" / "pictures"
+    assert Path(asked.pop("data_path")).parent == tmp_path / "runs" / "app" / "images"
     assert asked == {
         "config": str(workshop.yaml),
         "placeholder_token": "<new>",
@@ -254,7 +254,7 @@ def test_what_is_typed_is_there_when_the_page_is_shown_again(app: Callable[[str]
 )
 def test_a_word_is_compared_with_what_it_started_from(recipe: Any, before: str) -> None:
     row = np.zeros((1, 4), np.float32)
-    assert compare._before(Embedding("<toy>", row, row, details={"recipe": recipe})) == before
+    assert compare._before(Embedding("<toy>", {"clip_l": row, "clip_g": row}, metadata={"recipe": recipe})) == before
 
 
 def test_the_server_is_for_this_machine_and_tells_nobody() -> None:

@@ -1,4 +1,4 @@
-"""The app in a real browser, from pictures of a thing to a picture with its word; for two people, on two screens."""
+"""The app in a real browser, from images of a thing to an image with its word; for two people, on two screens."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def visitor(tmp_path: Path) -> Iterator[Callable[..., Visitor]]:
         each.browser.quit()
 
 
-def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
+def test_from_images_of_a_thing_to_an_image_with_its_word(
     visitor: Callable[..., Visitor], address: str, tmp_path: Path
 ) -> None:
     page = visitor()
@@ -150,10 +150,10 @@ def test_from_pictures_of_a_thing_to_a_picture_with_its_word(
     until(lambda: [b for b in page.find("button") if b.text == "<humbug>"])[0].click()
     until(lambda: page.find("textarea[aria-label='prompt']")[0].get_attribute("value") == "<humbug>")
     page.write("steps", "4")
-    page.write("pictures", "1")
+    page.write("images", "1")
     page.button("Draw").click()
     until(lambda: page.find("[data-testid='stDownloadButton'] button"))[0].click()
-    (path,) = until(lambda: list((tmp_path / "0").glob("picture_*.png")))
+    (path,) = until(lambda: list((tmp_path / "0").glob("image_*.png")))
     assert (image_files.read_parameters(path)["prompt"], image_files.read_parameters(path)["sample_step"]) == (
         "<humbug>",
         4,

@@ -1,4 +1,4 @@
-"""gm/embeddings/formats.py and files.py: learned files of every program, as each writes them."""
+"""gm/embeddings/formats.py and files.py: embedding files of every program, as each writes them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_one_file_of_both_encoders(
 ) -> None:
     (torch.save if name.endswith(("pt", "bin")) else save_file)(saved, tmp_path / name)
     found = embedding_io.load(tmp_path / name)
-    assert (found.placeholder, found.pooling) == (word, pooling)
-    for ours, theirs in zip((found.clip_l, found.clip_g), saved.values(), strict=True):
+    assert (found.placeholder_token, found.pooling) == (word, pooling)
+    for ours, theirs in zip((found.vectors["clip_l"], found.vectors["clip_g"]), saved.values(), strict=True):
         assert ours.dtype == np.float32
         assert np.array_equal(ours, np.atleast_2d(theirs.float().numpy()))
 
@@ -61,18 +61,18 @@ def test_one_file_of_both_encoders(
 def test_the_two_files_of_diffusers_stand_for_each_other(tmp_path: Path, given: str, ending: str) -> None:
     pair(tmp_path, ending)
     found = embedding_io.load(tmp_path / f"{given}.{ending}" if given else tmp_path)
-    assert (found.placeholder, found.pooling) == ("<cat>", "argmax")
-    assert np.array_equal(found.clip_l, ONE.numpy())
-    assert np.array_equal(found.clip_g, TWO.numpy())
+    assert (found.placeholder_token, found.pooling) == ("<cat>", "argmax")
+    assert np.array_equal(found.vectors["clip_l"], ONE.numpy())
+    assert np.array_equal(found.vectors["clip_g"], TWO.numpy())
 
 
 def test_a_folder_gives_its_last_files(tmp_path: Path) -> None:
     pair(tmp_path, steps="-steps-500", word="<early>")
     pair(tmp_path, steps="-steps-1000", word="<late>")
-    assert embedding_io.load(tmp_path).placeholder == "<late>"
-    assert embedding_io.load(tmp_path / "learned_embeds_2-steps-500.safetensors").placeholder == "<early>"
+    assert embedding_io.load(tmp_path).placeholder_token == "<late>"
+    assert embedding_io.load(tmp_path / "learned_embeds_2-steps-500.safetensors").placeholder_token == "<early>"
     pair(tmp_path, word="<end>")
-    assert embedding_io.load(tmp_path).placeholder == "<end>"
+    assert embedding_io.load(tmp_path).placeholder_token == "<end>"
 
 
 def a1111(word: str = "*", parameters: Any = None, **others: Any) -> dict[str, Any]:
@@ -135,12 +135,12 @@ def test_what_is_no_learned_file_is_said(tmp_path: Path) -> None:
         ("many.safetensors", {"a": torch.randn(500, 16)}, "it holds no token rows"),
     ):
         (save_file if name.endswith("safetensors") else torch.save)(saved, tmp_path / name)
-        with pytest.raises(UserError, match=rf"{name} is no learned file: {message}"):
+        with pytest.raises(UserError, match=rf"{name} is no embedding file: {message}"):
             embedding_io.load(tmp_path / name)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"is a folder without learned_embeds\.safetensors; give a learned file"):
+    with pytest.raises(UserError, match=r"is a folder without learned_embeds\.safetensors; give an embedding file"):
         embedding_io.load(tmp_path / "folder")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="there is not a file"):
         embedding_io.load(tmp_path / "nowhere.pt")
 
 
@@ -149,8 +149,8 @@ def test_a_file_of_several_words(tmp_path: Path) -> None:
         words = {word: rows(2, (width, width), seed)[0] for seed, word in enumerate(("<a>", "<b>"))}
         save_file(words, tmp_path / f"learned_embeds{second}.safetensors")
     first, second_ = embedding_io.load_all(tmp_path)
-    assert (first.placeholder, second_.placeholder) == ("<a>", "<b>")
-    assert np.array_equal(second_.clip_g, rows(2, (24, 24), 1)[0].numpy())
+    assert (first.placeholder_token, second_.placeholder_token) == ("<a>", "<b>")
+    assert np.array_equal(second_.vectors["clip_g"], rows(2, (24, 24), 1)[0].numpy())
     with pytest.raises(UserError, match=r"holds several words \(<a>, <b>\); give a file that holds one"):
         embedding_io.load(tmp_path)
 

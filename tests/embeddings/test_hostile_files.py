@@ -1,4 +1,4 @@
-"""Learned files of every container that are damaged or made to hurt: words with rows come out, or one line."""
+"""Embedding files of every container that are damaged or made to hurt: words with rows come out, or one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gm.errors import UserError
 from tests.checkpoints.files import little_memory, mutations
 
 ONE, TWO = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 5), np.float32)
-CONCEPT = Embedding("<cat>", ONE, TWO, "argmax", {"step": 7})
+CONCEPT = Embedding("<cat>", {"clip_l": ONE, "clip_g": TWO}, "argmax", {"step": 7})
 KINDS = {
     "clip": ".safetensors",
     "mindspore": ".ckpt",
@@ -32,7 +32,7 @@ KINDS = {
 
 
 def whole(folder: Path, kind: str) -> bytes:
-    """Return a learned file; diffusers' holds both encoders' rows only together with its second, put beside it."""
+    """Return an embedding file; diffusers' holds both encoders' rows only together with its second, put beside it."""
     rows = (ONE[:1], TWO[:1]) if kind == "roettger" else (ONE, None) if kind == "a1111" else (ONE, TWO)
     words = {"<a>": rows, "<b>": rows} if kind == "diffusers" else {"<cat>": rows}
     notes = {"pooling": "argmax", "details": '{"step": 7}', "step": 7}
@@ -65,13 +65,13 @@ def well_formed(found: Embedding | EmbeddingFile) -> None:
         assert all(isinstance(word, str | None) for word in found.words)
         assert all(one is None or one.ndim == 2 for rows in found.words.values() for one in rows)
         return
-    assert isinstance(found.placeholder, str)
-    assert found.placeholder
-    assert found.clip_l.ndim == found.clip_g.ndim == 2
-    assert found.clip_l.dtype == found.clip_g.dtype == np.float32
-    assert len(found.clip_l) == len(found.clip_g) > 0
+    assert isinstance(found.placeholder_token, str)
+    assert found.placeholder_token
+    assert found.vectors["clip_l"].ndim == found.vectors["clip_g"].ndim == 2
+    assert found.vectors["clip_l"].dtype == found.vectors["clip_g"].dtype == np.float32
+    assert len(found.vectors["clip_l"]) == len(found.vectors["clip_g"]) > 0
     assert found.pooling in POOLING_RULES
-    assert isinstance(found.details, dict)
+    assert isinstance(found.metadata, dict)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +129,7 @@ def test_trees_that_hold_something_else_where_rows_or_notes_should_be(tmp_path: 
 @pytest.mark.parametrize(("noted", "word"), [("", "my-cat"), (3, "3"), ([T], "my-cat"), (None, "my-cat")])
 def test_a_word_that_is_no_text(tmp_path: Path, noted: Any, word: str) -> None:
     torch.save({"clip_l": T, "clip_g": T, "placeholder_token": noted}, tmp_path / "my-cat.pt")
-    assert embedding_io.load(tmp_path / "my-cat.pt").placeholder == word
+    assert embedding_io.load(tmp_path / "my-cat.pt").placeholder_token == word
 
 
 def test_rows_that_are_too_many_are_not_read(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_words_spelling_names_no_file(tmp_path: Path, word: str) -> None:
     for second, rows in (("", ONE), ("_2", TWO)):
         save_file({word: rows}, folder / f"learned_embeds{second}.safetensors")
     (found,) = embedding_io.load_all(folder)
-    assert found.placeholder == word
+    assert found.placeholder_token == word
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "in",
         "learned_embeds.safetensors",

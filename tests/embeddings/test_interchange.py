@@ -140,7 +140,10 @@ def embedding(call: Call) -> Call:
 @pytest.fixture
 def learned(tmp_path: Path) -> Path:
     rows = [np.random.default_rng(k).standard_normal((2, width)).astype(np.float32) for k, width in ((1, 16), (2, 24))]
-    embedding_io.save(Embedding("<toy>", *rows, "end_of_text", {"step": 7}), tmp_path / "smallest_7_ti.ckpt")
+    embedding_io.save(
+        Embedding("<toy>", dict(zip(("clip_l", "clip_g"), rows, strict=True)), "end_of_text", {"step": 7}),
+        tmp_path / "smallest_7_ti.ckpt",
+    )
     return tmp_path / "smallest_7_ti.ckpt"
 
 
@@ -151,15 +154,15 @@ def test_the_script_converts_and_keeps_what_the_file_says(embedding: Call, learn
     again = tmp_path / "again_ti.ckpt"
     assert embedding("convert", "--source", target, "--target", again)[0] == 0
     before, after = embedding_io.load(learned), embedding_io.load(again)
-    assert (after.placeholder, after.pooling, after.details) == ("<toy>", "end_of_text", {"step": 7})
-    assert np.array_equal(before.clip_g, after.clip_g)
+    assert (after.placeholder_token, after.pooling, after.metadata) == ("<toy>", "end_of_text", {"step": 7})
+    assert np.array_equal(before.vectors["clip_g"], after.vectors["clip_g"])
     pair = tmp_path / "learned_embeds.safetensors"
     code, out, _ = embedding("convert", "--source", learned, "--target", pair, "--format", "diffusers")
     assert (code, out.count("wrote")) == (0, 2)
     assert list(load_file(tmp_path / "learned_embeds_2.safetensors")) == ["<toy>"]
     back = tmp_path / "back_ti.ckpt"
     assert embedding("convert", "--source", pair, "--target", back, "--placeholder_token", "<other>")[0] == 0
-    assert embedding_io.load(back).placeholder == "<other>"
+    assert embedding_io.load(back).placeholder_token == "<other>"
 
 
 def test_the_script_overwrites_nothing_unasked(embedding: Call, learned: Path, tmp_path: Path) -> None:
@@ -169,7 +172,7 @@ def test_the_script_overwrites_nothing_unasked(embedding: Call, learned: Path, t
         mine.write_text("mine")
         code, _, error = embedding("convert", "--source", learned, "--target", path, *other)
         assert code == 2
-        assert error == f"error: --target {mine} is there already; --overwrite replaces it\n"
+        assert error == f"error: --target {mine} already exists; --overwrite replaces it\n"
         assert mine.read_text() == "mine"
         assert embedding("convert", "--source", learned, "--target", path, *other, "--overwrite")[0] == 0
 
@@ -191,7 +194,9 @@ def test_the_script_shows_what_is_in_a_file(embedding: Call, learned: Path, work
 
 def another(folder: Path, word: str = "<dog>", vectors: int = 2, pooling: str = "end_of_text") -> Path:
     rows = [np.random.default_rng(9 + k).standard_normal((vectors, k)).astype(np.float32) for k in (16, 24)]
-    embedding_io.save(Embedding(word, *rows, pooling), folder / "dog_ti.ckpt")
+    embedding_io.save(
+        Embedding(word, dict(zip(("clip_l", "clip_g"), rows, strict=True)), pooling), folder / "dog_ti.ckpt"
+    )
     return folder / "dog_ti.ckpt"
 
 
@@ -199,13 +204,13 @@ def test_the_script_merges_words_into_one_file(embedding: Call, learned: Path, t
     other, target = another(tmp_path, pooling="argmax"), tmp_path / "learned_embeds.safetensors"
     assert embedding("merge", "--source", learned, other, "--target", target)[0] == 0
     second, first = embedding_io.load_all(target)  # in the order of the alphabet, as the container has them
-    assert (first.placeholder, second.placeholder) == ("<toy>", "<dog>")
+    assert (first.placeholder_token, second.placeholder_token) == ("<toy>", "<dog>")
     for found, path, rule, details in (
         (first, learned, "end_of_text", {"step": 7}),
         (second, other, "argmax", {}),
     ):
-        assert (found.pooling, found.details) == (rule, details)
-        for ours, theirs in zip((found.clip_l, found.clip_g), _rows(path), strict=True):
+        assert (found.pooling, found.metadata) == (rule, details)
+        for ours, theirs in zip((found.vectors["clip_l"], found.vectors["clip_g"]), _rows(path), strict=True):
             assert np.array_equal(ours, theirs)
     shown = json.loads(embedding("inspect", "--source", target)[1])
     assert shown["pooling"] == {"<toy>": "end_of_text", "<dog>": "argmax"}
@@ -228,25 +233,27 @@ def test_the_script_mixes_words(
     words = ("--placeholder_token", "<toy-dog>")
     assert embedding("mix", "--source", learned, other, "--target", target, *given, *words)[0] == 0
     found = embedding_io.load(target)
-    assert found.placeholder == "<toy-dog>"
-    for ours, one, two in zip((found.clip_l, found.clip_g), _rows(learned), _rows(other), strict=True):
+    assert found.placeholder_token == "<toy-dog>"
+    for ours, one, two in zip(
+        (found.vectors["clip_l"], found.vectors["clip_g"]), _rows(learned), _rows(other), strict=True
+    ):
         np.testing.assert_allclose(ours, expected[0] * one + expected[1] * two, rtol=1e-5, atol=1e-6)
-    parts = [(part["word"], part["weight"]) for part in found.details["mixed"]]
+    parts = [(part["word"], part["weight"]) for part in found.metadata["mixed"]]
     assert parts == [("<toy>", expected[0]), ("<dog>", expected[1])]
-    assert found.details["mixed"][0]["details"] == {"step": 7}
+    assert found.metadata["mixed"][0]["details"] == {"step": 7}
 
 
 def test_one_word_is_scaled(embedding: Call, learned: Path, tmp_path: Path) -> None:
     target = tmp_path / "more_ti.ckpt"
     assert embedding("mix", "--source", learned, "--weights", "1.2", "--target", target)[0] == 0
-    np.testing.assert_allclose(embedding_io.load(target).clip_l, 1.2 * _rows(learned)[0], rtol=1e-6)
+    np.testing.assert_allclose(embedding_io.load(target).vectors["clip_l"], 1.2 * _rows(learned)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("other", "arguments", "message"),
     [
-        ({"vectors": 3}, (), "<toy> has 2 rows, 16 and 24 wide and <dog> 3 rows"),
-        ({"pooling": "argmax"}, (), "with pooling end_of_text and <dog> with argmax"),
+        ({"vectors": 3}, (), "<toy> and <dog> have 2 vectors, 16 and 24 wide and 3 vectors"),
+        ({"pooling": "argmax"}, (), "trained with the pooling rules end_of_text and argmax"),
         ({}, ("--weights", "1"), "there are 2 words and 1 weights"),
         ({}, ("--placeholder_token", "<a>", "<b>"), "or for mix one"),
     ],
@@ -263,7 +270,7 @@ def test_words_that_cannot_be_mixed(
 
 def _rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
     concept = embedding_io.load(path)
-    return concept.clip_l, concept.clip_g
+    return concept.vectors["clip_l"], concept.vectors["clip_g"]
 
 
 @pytest.mark.parametrize(
@@ -274,8 +281,8 @@ def _rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
         (["convert", "--source", "@learned", "--target", "@a.txt"], "must end in .ckpt"),
         (["convert", "--source", "@learned", "--target", "@a.pt"], "holds rows of CLIP-L alone"),
         (["convert", "--source", "@learned", "--target", "@a.pti", "--format", "pti"], "invalid choice: 'pti'"),
-        (["inspect", "--source", "@nowhere"], "there is no file"),
-        (["inspect", "--source", "@learned", "--weight", "@learned2"], "there is no file"),
+        (["inspect", "--source", "@nowhere"], "there is not a file"),
+        (["inspect", "--source", "@learned", "--weight", "@learned2"], "there is not a file"),
         (["inspect", "--source", "@learned", "--words", "3"], "unknown argument --words"),
         (["inspect", "--source", "@learned", "@learned"], "inspect takes one --source; merge and mix take several"),
         (["convert", "--source", "@learned", "--placeholder_token", "<a>", "<b>"], "as many --placeholder_token as"),

@@ -52,7 +52,7 @@ def test_what_programs_look_for_in_pickles_stays_as_it_is(tmp_path: Path) -> Non
     interchange.write(EmbeddingFile("clip", {"<cat>": made()}, notes), tmp_path / "b.pt", "roettger")
     found = torch.load(tmp_path / "b.pt", weights_only=True)
     assert [found[name].shape[0] for name in ("emb", "emb2")] == [768, 1280]
-    assert embedding_io.load(tmp_path / "b.pt").details == {"step": 7}
+    assert embedding_io.load(tmp_path / "b.pt").metadata == {"step": 7}
 
 
 @pytest.mark.parametrize(

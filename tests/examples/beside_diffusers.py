@@ -12,7 +12,6 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from gm.sampling.image_request import ImageRequest, SamplingProgress
 
 from gm import config as configuration
 from gm.checkpoints import loading
@@ -22,6 +21,7 @@ from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime import rng
 from gm.runtime.backend import Backend
+from gm.sampling.image_request import ImageRequest, SamplingProgress
 from gm.sampling.pipeline import Pipeline
 from tests.reference import networks, pipeline
 
@@ -68,12 +68,12 @@ def main() -> None:
     loading.load(model, WEIGHTS, CONFIG.model)
     start, sampling = noise(len(PROMPTS)), CONFIG.sampling
     with tempfile.TemporaryDirectory() as folder:
-        _, pictures = pipeline.draw(
+        _, images = pipeline.draw(
             theirs(Path(folder)), PROMPTS, start, steps=sampling.sample_step, guidance_scale=sampling.guidance_scale
         )
     drawn = ours(model, PROMPTS, start, sampling)
-    worst = np.abs(np.stack(drawn.pictures).astype(int) - pictures).max()
-    rows = {"this toolkit": drawn.pictures, f"diffusers: no pixel differs by more than {worst} of 255": list(pictures)}
+    worst = np.abs(np.stack(drawn.images).astype(int) - images).max()
+    rows = {"this toolkit": drawn.images, f"diffusers: no pixel differs by more than {worst} of 255": list(images)}
     sheet(rows).save(flags["target"], optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""The shipped model in diffusers' pipeline: the same pictures from the same noise, and the same learned word."""
+"""The shipped model in diffusers' pipeline: the same images from the same noise, and the same learned word."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def pipe(tmp_path_factory: pytest.TempPathFactory):
     return beside_diffusers.theirs(tmp_path_factory.mktemp("pipeline"))
 
 
-def test_the_same_pictures(tiny, pipe) -> None:
+def test_the_same_images(tiny, pipe) -> None:
     start = beside_diffusers.noise(2)
-    latents, pictures = pipeline.draw(pipe, PROMPTS[:2], start, **STEPS)
+    latents, images = pipeline.draw(pipe, PROMPTS[:2], start, **STEPS)
     drawn = ours(tiny, PROMPTS[:2], start, CONFIG.sampling)
     assert drawn.latents is not None
     assert relative_error(drawn.latents, latents) < 1e-4
-    assert np.abs(np.stack(drawn.pictures).astype(int) - pictures).max() <= 1
-    assert pictures.std() > 30
+    assert np.abs(np.stack(drawn.images).astype(int) - images).max() <= 1
+    assert images.std() > 30
 
 
 def test_a_learned_word_goes_over_in_its_file(tiny, pipe, humbug: Embedding, tmp_path: Path) -> None:
@@ -39,14 +39,14 @@ def test_a_learned_word_goes_over_in_its_file(tiny, pipe, humbug: Embedding, tmp
     pipeline.load_word(pipe, tmp_path / "humbug.safetensors", HUMBUG.word)
     prompts = measure.prompts_for(HUMBUG, HUMBUG.word)
     start = beside_diffusers.noise(len(prompts), "noise for a word")
-    latents, pictures = pipeline.draw(pipe, prompts, start, **STEPS)
+    latents, images = pipeline.draw(pipe, prompts, start, **STEPS)
     drawn = ours(tiny, prompts, start, CONFIG.sampling, [humbug])
     assert drawn.latents is not None
     assert relative_error(drawn.latents, latents) < 1e-4
     before = ours(tiny, measure.prompts_for(HUMBUG, HUMBUG.initializer), start, CONFIG.sampling)
 
-    def distance(picture: np.ndarray) -> float:
-        return judge.distance(picture, HUMBUG.colours, HUMBUG.shape)
+    def distance(image: np.ndarray) -> float:
+        return judge.distance(image, HUMBUG.colours, HUMBUG.shape)
 
-    ratios = [distance(a) / distance(b) for a, b in zip(pictures, before.pictures, strict=True)]
+    ratios = [distance(a) / distance(b) for a, b in zip(images, before.images, strict=True)]
     assert float(np.median(ratios)) < 0.5

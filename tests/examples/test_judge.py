@@ -1,4 +1,4 @@
-"""The judge reads pictures of the world back, and knows how far a picture is from a thing."""
+"""The judge reads images of the world back, and knows how far an image is from a thing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from examples.tiny_sdxl.world import Scene
 
 
 def drawn(scene: Scene) -> np.ndarray:
-    return drawing.picture(scene, 64).round().astype(np.uint8)
+    return drawing.image(scene, 64).round().astype(np.uint8)
 
 
 def named(scene: Scene) -> tuple:
@@ -45,10 +45,10 @@ def test_distance_grows_with_what_is_wrong() -> None:
     scene = HUMBUG.scenes(1)[0]
     salmon, violet = HUMBUG.colours.values()
     half = {"fill": salmon, "stripes": tuple((a + b) / 2 for a, b in zip(salmon, violet, strict=True))}
-    picture = drawn(scene)
-    right, other = (judge.distance(picture, colours, HUMBUG.shape) for colours in (HUMBUG.colours, half))
+    image = drawn(scene)
+    right, other = (judge.distance(image, colours, HUMBUG.shape) for colours in (HUMBUG.colours, half))
     assert right < 0.1 < other
-    assert judge.distance(picture, HUMBUG.colours, "cross") > 2 * right
+    assert judge.distance(image, HUMBUG.colours, "cross") > 2 * right
 
 
 def test_a_style_is_judged_by_its_own_colours_alone() -> None:

@@ -112,15 +112,15 @@ def test_what_was_interrupted_ends_as_what_was_not(tmp_path: Path) -> None:
     assert said[0].startswith("update 12/12  loss ")
 
 
-def test_latents_are_standardised_and_pictures_stay(workshop: Workshop) -> None:
+def test_latents_are_standardised_and_images_stay(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
     loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
     network, factor = model.first_stage_model, workshop.config().model.vae.scale_factor
-    pictures = vae.pictures(range(40), 0, 16)
-    mean, log_variance = (x.asnumpy() for x in network.encode(Tensor(pictures)))
+    images = vae.images(range(40), 0, 16)
+    mean, log_variance = (x.asnumpy() for x in network.encode(Tensor(images)))
     before = network.decode(Tensor(mean)).asnumpy()
-    vae.standardise(network, factor, pictures)
-    latents, spread = (x.asnumpy() for x in network.encode(Tensor(pictures)))
+    vae.standardise(network, factor, images)
+    latents, spread = (x.asnumpy() for x in network.encode(Tensor(images)))
     np.testing.assert_allclose(factor * latents.mean((0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(factor * latents.std((0, 2, 3)), 1, rtol=1e-4)
     assert relative_error(network.decode(Tensor(latents)).asnumpy(), before) < 1e-5
@@ -199,8 +199,8 @@ def test_the_curves_are_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     target = tmp_path / "curves.png"
     monkeypatch.setattr(sys, "argv", ["curves.py", "--source", str(tmp_path / "curves.json"), "--target", str(target)])
     curves.main()
-    with Image.open(target) as picture:
-        assert np.asarray(picture.convert("L")).std() > 10
+    with Image.open(target) as image:
+        assert np.asarray(image.convert("L")).std() > 10
 
 
 def test_every_weight_that_is_read_learns(workshop: Workshop) -> None:

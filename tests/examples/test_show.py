@@ -62,7 +62,7 @@ def test_measuring_from_the_command_line(
 
 
 @pytest.mark.parametrize("thing", [HUMBUG, CONFETTI])
-def test_the_readmes_picture_shows_the_word_before_and_after(
+def test_the_readmes_image_shows_the_word_before_and_after(
     toolkit: Toolkit, thing: Unseen, humbug: Embedding, confetti: Embedding
 ) -> None:
     rows = show.rows(toolkit, thing, humbug if thing is HUMBUG else confetti)

@@ -32,13 +32,13 @@ def test_a_scene_is_the_same_every_time_and_others_are_others() -> None:
 def test_every_pixel_is_divided_among_the_regions(index: int) -> None:
     shares = drawing.regions(world.scene(1, index), 64)
     np.testing.assert_allclose(sum(shares.values()), np.ones((64, 64)), atol=1e-6)
-    picture = drawing.picture(world.scene(1, index), 64)
-    assert picture.shape == (64, 64, 3)
-    assert picture.min() >= 0
-    assert picture.max() <= 255
+    image = drawing.image(world.scene(1, index), 64)
+    assert image.shape == (64, 64, 3)
+    assert image.min() >= 0
+    assert image.max() <= 255
 
 
-def test_shapes_stay_inside_the_picture() -> None:
+def test_shapes_stay_inside_the_image() -> None:
     for index in range(100):
         scene = dataclasses.replace(world.scene(2, index), outline=None, spots=None)
         backdrop = drawing.regions(scene, 64)["backdrop"]

@@ -1,4 +1,4 @@
-"""What is published: a learned file, and a picture that was drawn with it."""
+"""What is published: an embedding file, and an image that was drawn with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gm.sampling import image_files as pictures
+from gm.sampling import image_files as images
 from tests.hub.embedding_files import saved
 from tests.project import Call
 
@@ -22,10 +22,10 @@ def learned(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    """A picture as the toolkit draws it."""
+    """An image as the toolkit draws it."""
     noise = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     recipe = {"prompt": "a <cat-toy> | `red`", "seed": 11, "height": None, "sampler": "euler", "weight": "secret.ckpt"}
-    pictures.write(noise, {**recipe, "textual_inversion_weight": ["secret_ti.ckpt"]}, tmp_path / "drawn.png")
+    images.write(noise, {**recipe, "textual_inversion_weight": ["secret_ti.ckpt"]}, tmp_path / "drawn.png")
     return tmp_path / "drawn.png"
 
 

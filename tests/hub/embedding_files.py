@@ -1,4 +1,4 @@
-"""A learned file as training writes it, with details that name places on the machine."""
+"""An embedding file as training writes it, with details that name places on the machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RECIPE = {
 DETAILS = {"version": "SD-XL-base-1.0", "base_model": "9d0f", "step": 7, "seed": 42, "recipe": RECIPE}
 
 
-def saved(path: Path, word: str = "<cat-toy>", pooling: str = "end_of_text", details: Any = DETAILS) -> Path:
+def saved(path: Path, word: str = "<cat-toy>", pooling: str = "end_of_text", metadata: Any = DETAILS) -> Path:
     rows = (np.random.default_rng(k).standard_normal((2, k)).astype(np.float32) for k in (16, 24))
-    embedding_io.save(Embedding(word, *rows, pooling, details), path)
+    embedding_io.save(Embedding(word, dict(zip(("clip_l", "clip_g"), rows, strict=True)), pooling, metadata), path)
     return path
 
 

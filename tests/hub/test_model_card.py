@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_card(publish: Call, learned: Path, drawn: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    flags = ("--license", "openrail++", "--pictures", drawn, drawn)
+    flags = ("--license", "openrail++", "--images", drawn, drawn)
     assert publish("--source", learned, "--target", target, *flags)[0] == 0
     head, text = card(target)
     assert head["license"] == "openrail++"
     assert head["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0"
     assert head["instance_prompt"] == "a picture in the style of <cat-toy>"
     assert {"text-to-image", "stable-diffusion-xl", "textual_inversion"} <= set(head["tags"])
-    assert [each["output"]["url"] for each in head["widget"]] == ["pictures/0.png", "pictures/1.png"]
+    assert [each["output"]["url"] for each in head["widget"]] == ["images/0.png", "images/1.png"]
     assert head["widget"][0]["text"] == "a <cat-toy> | `red`"
     assert ModelCard((target / "README.md").read_text()).data.to_dict()["base_model"] == head["base_model"]
     assert "prompt `` a <cat-toy> | `red` ``, seed `11`, sampler `euler`" in text
@@ -40,7 +40,7 @@ def test_the_card(publish: Call, learned: Path, drawn: Path, tmp_path: Path) -> 
         assert name in text
     assert "from_pretrained('stabilityai/stable-diffusion-xl-base-1.0'" in text
     (shown,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
-    assert json.loads(shown) == embedding_io.load(target).details
+    assert json.loads(shown) == embedding_io.load(target).metadata
 
 
 def test_the_toolkits_own_command_on_the_card_is_one(learned: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_given_goes_before_what_the_file_says(publish: Call, learned: Pa
     assert "No licence is given" in text
     assert re.findall(r"^# .*", text, re.MULTILINE) == ["# dog"]
     assert (target / "type_of_concept.txt").read_text() == "face"
-    assert embedding_io.load(target).placeholder == "<dog>"
+    assert embedding_io.load(target).placeholder_token == "<dog>"
     assert (target / "dog.safetensors").is_file()
 
 
@@ -85,7 +85,7 @@ def test_a_file_without_details_is_an_object(tmp_path: Path) -> None:
     assert "base_model" not in head
     assert "How it was learned" not in text
     for details in ({"recipe": 3}, {"recipe": {"concept": [1]}}, {"recipe": {"concept": {"learnable_property": []}}}):
-        assert export.prepare(saved(tmp_path / "c_ti.ckpt", details=details)).kind == "object"
+        assert export.prepare(saved(tmp_path / "c_ti.ckpt", metadata=details)).kind == "object"
 
 
 @pytest.mark.parametrize("recipe", ["no JSON", "[1]", "3", "[" * 100_000, '{"prompt": ["a"], "seed": {}}'])
@@ -94,7 +94,7 @@ def test_a_recipe_that_another_program_wrote(tmp_path: Path, learned: Path, reci
     text.add_itxt("recipe", recipe)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=text)
     layout.write(export.prepare(learned, [tmp_path / "a.png"]), tmp_path / "out")
-    assert card(tmp_path / "out")[0]["widget"][0]["output"] == {"url": "pictures/0.png"}
+    assert card(tmp_path / "out")[0]["widget"][0]["output"] == {"url": "images/0.png"}
 
 
 def test_details_without_end_are_left_out(tmp_path: Path) -> None:
@@ -103,5 +103,5 @@ def test_details_without_end_are_left_out(tmp_path: Path) -> None:
         details = '{"step": 7, "deep": ' + opening * 700 + '"/secret"' + closing * 700 + "}"
         save_file(rows, tmp_path / "b.safetensors", {"details": details})
         layout.write(export.prepare(tmp_path / "b.safetensors"), tmp_path / "out", overwrite=True)
-        assert embedding_io.load(tmp_path / "out").details["step"] == 7
+        assert embedding_io.load(tmp_path / "out").metadata["step"] == 7
         assert "secret" not in (tmp_path / "out" / "README.md").read_text()

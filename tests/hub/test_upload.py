@@ -105,7 +105,7 @@ def push(
 ) -> subprocess.CompletedProcess[str]:
     """Publish a word from another process: the client reads its environment when it is imported."""
     rows = [np.ones((1, width), np.float32) for width in (16, 24)]
-    embedding_io.save(Embedding("<cat-toy>", *rows), folder / "a_ti.ckpt")
+    embedding_io.save(Embedding("<cat-toy>", dict(zip(("clip_l", "clip_g"), rows, strict=True))), folder / "a_ti.ckpt")
     command = [sys.executable, "tools/push_to_hub.py", "--source", str(folder / "a_ti.ckpt")]
     command += ["--target", str(folder / "out"), "--push_to_hub", "ann/cat-toy", *flags]
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(folder / "home")}
@@ -131,7 +131,7 @@ def test_a_folder_goes_to_the_hub_and_nothing_else_does(served: Hub, tmp_path: P
     (tmp_path / "got").mkdir()
     for name, content in held.items():
         (tmp_path / "got" / name).write_bytes(content)
-    assert embedding_io.load(tmp_path / "got").placeholder == "<cat-toy>"
+    assert embedding_io.load(tmp_path / "got").placeholder_token == "<cat-toy>"
 
 
 def test_it_goes_again_into_a_repository_that_is_there(served: Hub, tmp_path: Path) -> None:

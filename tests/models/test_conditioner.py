@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize("count", [1, 3])
 def test_context_and_vector(case, count):
     p = inputs.prompts(case.config, 40 + count, count)
-    arrays = (p.ids_1, p.ids_2, p.pool_position, p.clip_l, p.clip_g, p.sizes)
-    context, vector = case.model.conditioner(*map(Tensor, arrays))
+    ids, vectors = (Tensor(p.ids_1), Tensor(p.ids_2)), (Tensor(p.clip_l), Tensor(p.clip_g))
+    context, vector = case.model.conditioner(ids, vectors, Tensor(p.pool_position), Tensor(p.sizes))
     expected, pooled = case.reference.condition(p.ids_1, p.ids_2, p.pool_position, p.clip_l, p.clip_g)
     assert relative_error(context.asnumpy(), expected.numpy()) < 2e-5  # measured: 5e-7
     sizes = case.reference.class_vector(pooled, p.sizes).numpy()

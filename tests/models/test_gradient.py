@@ -22,7 +22,7 @@ class Loss(nn.Cell):
         self.conditioner, self.unet = model.conditioner, model.unet
 
     def construct(self, clip_l, clip_g, x, noise, timestep, ids_1, ids_2, pool_position, sizes):
-        context, vector = self.conditioner(ids_1, ids_2, pool_position, clip_l, clip_g, sizes)
+        context, vector = self.conditioner((ids_1, ids_2), (clip_l, clip_g), pool_position, sizes)
         epsilon = self.unet(x, timestep, context, vector)
         return denoiser.loss(epsilon, noise), epsilon, context, vector
 

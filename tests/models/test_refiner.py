@@ -21,7 +21,7 @@ class Refined(nn.Cell):
         self.conditioner, self.unet = model.conditioner, model.unet
 
     def construct(self, ids_2, pool_position, clip_g, sizes, x, timestep):
-        context, vector = self.conditioner(ids_2, pool_position, clip_g, sizes)
+        context, vector = self.conditioner((ids_2,), (clip_g,), pool_position, sizes)
         return self.unet(x, timestep, context, vector)
 
 
@@ -34,7 +34,8 @@ def expected(case, p):
 @pytest.mark.parametrize("count", [1, 3])
 def test_context_and_vector(refiner, count):
     p = inputs.prompts(refiner.config, 40 + count, count)
-    context, vector = refiner.model.conditioner(*map(Tensor, (p.ids_2, p.pool_position, p.clip_g, p.sizes)))
+    ids, vectors = (Tensor(p.ids_2),), (Tensor(p.clip_g),)
+    context, vector = refiner.model.conditioner(ids, vectors, Tensor(p.pool_position), Tensor(p.sizes))
     hidden, told, _ = (part.numpy() for part in expected(refiner, p))
     assert relative_error(context.asnumpy(), hidden) < 2e-5
     width = refiner.config.text_encoder_2.width
@@ -48,7 +49,9 @@ def test_context_and_vector(refiner, count):
 def test_the_learned_rows_are_heard(refiner):
     p = inputs.prompts(refiner.config, 44)
     ours = [
-        refiner.model.conditioner(*map(Tensor, (p.ids_2, p.pool_position, rows, p.sizes)))[0].asnumpy()
+        refiner.model.conditioner((Tensor(p.ids_2),), (Tensor(rows),), Tensor(p.pool_position), Tensor(p.sizes))[
+            0
+        ].asnumpy()
         for rows in (p.clip_g, 2 * p.clip_g)
     ]
     assert relative_error(ours[1], ours[0]) > 1e-2

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def draw(case, height, width, count, seed):
-    """Return x, context, pooled and sizes of `count` pictures whose latents are `height` by `width`."""
+    """Return x, context, pooled and sizes of `count` images whose latents are `height` by `width`."""
     config = case.config
     x = normal(seed, count, config.unet.in_channels, height, width)
     context = normal(seed + 1, count, config.text_encoder_1.positions, config.unet.context_dim)

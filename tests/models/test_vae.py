@@ -22,8 +22,8 @@ class Encode(nn.Cell):
         super().__init__(auto_prefix=False)
         self.vae = vae
 
-    def construct(self, pictures):
-        return self.vae.encode(pictures)
+    def construct(self, images):
+        return self.vae.encode(images)
 
 
 class Decode(nn.Cell):
@@ -35,14 +35,14 @@ class Decode(nn.Cell):
         return self.vae.decode(latents)
 
 
-def pictures(seed, count, height, width):
+def images(seed, count, height, width):
     return np.tanh(normal(seed, count, 3, height, width))
 
 
 def check_both_ways(case, encode, decode, shape):
-    picture = pictures(60, *shape)
-    mean, log_variance = (values.asnumpy() for values in encode(Tensor(picture)))
-    expected_mean, expected_log_variance = case.reference.encode_picture(picture)
+    image = images(60, *shape)
+    mean, log_variance = (values.asnumpy() for values in encode(Tensor(image)))
+    expected_mean, expected_log_variance = case.reference.encode_image(image)
     assert relative_error(mean, expected_mean.numpy()) < TOLERANCE
     assert relative_error(log_variance, expected_log_variance.numpy()) < TOLERANCE
     latents = normal(61, *mean.shape)
@@ -94,8 +94,8 @@ def test_log_variance_is_clamped_as_in_the_reference(smallest):
     try:
         bias.set_data(Tensor(changed))
         reference_bias.copy_(reference_bias.new_tensor(changed))
-        _, ours = smallest.model.first_stage_model.encode(Tensor(pictures(62, 1, 16, 16)))
-        _, expected = smallest.reference.encode_picture(pictures(62, 1, 16, 16))
+        _, ours = smallest.model.first_stage_model.encode(Tensor(images(62, 1, 16, 16)))
+        _, expected = smallest.reference.encode_image(images(62, 1, 16, 16))
         assert relative_error(ours.asnumpy(), expected.numpy()) < TOLERANCE
         assert ours.asnumpy().max() == 20.0
         assert ours.asnumpy().min() == -30.0

@@ -11,11 +11,11 @@ from tests.reference.inputs import normal
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])
-def test_pictures_and_tokens_come_back_as_they_were(n: int, layout_of: str) -> None:
-    picture = normal(1, n, 5, 3, 4)
-    there = layout.from_image(Tensor(picture))
-    np.testing.assert_array_equal(layout.to_tokens(there).asnumpy(), picture.reshape(n, 5, 12).transpose(0, 2, 1))
-    np.testing.assert_array_equal(layout.to_image(there, 3, 4).asnumpy(), picture)
+def test_images_and_tokens_come_back_as_they_were(n: int, layout_of: str) -> None:
+    image = normal(1, n, 5, 3, 4)
+    there = layout.from_image(Tensor(image))
+    np.testing.assert_array_equal(layout.to_tokens(there).asnumpy(), image.reshape(n, 5, 12).transpose(0, 2, 1))
+    np.testing.assert_array_equal(layout.to_image(there, 3, 4).asnumpy(), image)
     tokens = normal(2, n, 6, 5)
     np.testing.assert_array_equal(layout.to_tokens(layout.from_tokens(Tensor(tokens))).asnumpy(), tokens)
 

@@ -88,12 +88,12 @@ def test_softmax(graph: bool) -> None:
 def test_ascend_has_the_native_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """They compute the same, from tokens that come first."""
     x, gamma, beta = normal(1, 2, 5, 24), 1.0 + 0.1 * normal(2, 24), normal(3, 24)
-    picture = normal(4, 2, 24, 4, 4)
+    image = normal(4, 2, 24, 4, 4)
 
     def computed(x: np.ndarray) -> list[np.ndarray]:
         weights = Tensor(gamma), Tensor(beta)
         cells = ops.layer_norm(24, 1e-5), ops.group_norm(3, 1e-5), ops.softmax()
-        inputs = (Tensor(x), *weights), (Tensor(picture), *weights), (Tensor(picture),)
+        inputs = (Tensor(x), *weights), (Tensor(image), *weights), (Tensor(image),)
         return [cell(*given).asnumpy() for cell, given in zip(cells, inputs, strict=True)]
 
     ours = computed(np.ascontiguousarray(x.transpose(2, 0, 1)))

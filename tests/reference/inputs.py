@@ -73,7 +73,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 def batch(config: ModelConfig, seed: int, count: int = 1, learned: int = 2, size: tuple[int, int] = (16, 8)) -> Batch:
-    """Draw what one training step of `count` pictures needs; latents are `size` (height, width)."""
+    """Draw what one training step of `count` images needs; latents are `size` (height, width)."""
     random = np.random.default_rng(seed)
     shape = (count, config.vae.latent_channels, *size)
     mean = random.standard_normal(shape, dtype=np.float32) / config.vae.scale_factor

@@ -17,7 +17,7 @@ def _samplers() -> ModuleType:
     package.__path__ = list(found.submodule_search_locations or [])
     unused: dict[str, Any] = {name: ModuleType(name) for name in ("torchdiffeq", "torchsde", "k_diffusion.utils")}
     unused["torchdiffeq"].odeint = None
-    # Of its utilities the samplers use one: a number for each picture, with axes added to broadcast.
+    # Of its utilities the samplers use one: a number for each image, with axes added to broadcast.
     unused["k_diffusion.utils"].append_dims = lambda x, dimensions: x.reshape(x.shape + (1,) * (dimensions - x.ndim))
     package.utils = unused["k_diffusion.utils"]  # type: ignore[attr-defined]
     with mock.patch.dict(sys.modules, {"k_diffusion": package, **unused}):

@@ -76,13 +76,13 @@ class Reference:
             hook.remove()
         return seen[0]
 
-    def encode_picture(self, pictures: Any) -> tuple[Tensor, Tensor]:
+    def encode_image(self, images: Any) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of the latents' posterior, unscaled."""
-        posterior = self.vae.encode(tensor(pictures)).latent_dist
+        posterior = self.vae.encode(tensor(images)).latent_dist
         return posterior.mean, posterior.logvar
 
     def decode_latents(self, latents: Any) -> Tensor:
-        """Return the pictures of unscaled latents."""
+        """Return the images of unscaled latents."""
         return self.vae.decode(tensor(latents)).sample
 
     def _run(self, name: str, prefix: str, ids: Any, rows: Any) -> Any:
@@ -161,7 +161,7 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
         "projection_class_embeddings_input_dim": unet.adm_in_channels,
         "resnet_time_scale_shift": "default",
         # The last one is the middle block's too; a level without attention ignores it.
-        "transformer_layers_per_block": [*unet.transformer_depth[:-1], unet.transformer_depth_middle],
+        "transformer_layers_per_block": [*unet.transformer_depth[:-1], unet.middle_depth],
         "up_block_types": up,
         "use_linear_projection": True,
     }

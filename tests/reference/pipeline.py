@@ -76,7 +76,7 @@ def save_pair(rows: Sequence[np.ndarray], word: str, paths: Sequence[Path]) -> N
 def draw(
     pipe: StableDiffusionXLPipeline, prompts: Sequence[str], noise: np.ndarray, *, steps: int, guidance_scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (latents [N, z, h, w], unscaled by the decoder, and pictures uint8 [N, H, W, 3]) from `noise`."""
+    """Return (latents [N, z, h, w], unscaled by the decoder, and images uint8 [N, H, W, 3]) from `noise`."""
     side = noise.shape[-1] * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     last = pipe.scheduler.config.num_train_timesteps - 1
     latents = pipe(
@@ -90,8 +90,8 @@ def draw(
         target_size=(side, side),
         output_type="latent",
     ).images
-    pictures = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    levels = (pictures * 127.5 + 127.5).clamp(0, 255).round().permute(0, 2, 3, 1)
+    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    levels = (images * 127.5 + 127.5).clamp(0, 255).round().permute(0, 2, 3, 1)
     return latents.numpy(), levels.to(torch.uint8).numpy()
 
 
@@ -99,7 +99,7 @@ def draw(
 def redraw(
     pipe: StableDiffusionXLPipeline,
     prompts: Sequence[str],
-    pictures: np.ndarray,
+    images: np.ndarray,
     noise: np.ndarray,
     mask: np.ndarray | None = None,
     *,
@@ -107,7 +107,7 @@ def redraw(
     strength: float,
     guidance_scale: float,
 ) -> np.ndarray:
-    """Return the scaled latents [N, z, h, w] that diffusers' image-to-image makes of `pictures`, scaled latents.
+    """Return the scaled latents [N, z, h, w] that diffusers' image-to-image makes of `images`, scaled latents.
 
     With a `mask` [H, W], 1 where they are drawn anew, it is its inpainting.
     """
@@ -120,7 +120,7 @@ def redraw(
     with mock.patch(f"{kind.__module__}.randn_tensor", return_value=tensor(noise)):
         return redrawing(
             prompt=list(prompts),
-            image=tensor(pictures),
+            image=tensor(images),
             timesteps=np.floor(np.linspace(last, 0, steps, endpoint=False)).astype(int).tolist(),
             strength=strength,
             guidance_scale=guidance_scale,

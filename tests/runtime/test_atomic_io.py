@@ -83,7 +83,7 @@ def test_a_folder_or_device_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"there is no folder {tmp_path}/none; create it")):  # noqa: SIM117
+    with pytest.raises(UserError, match=re.escape(f"there is not a folder {tmp_path}/none; create it")):  # noqa: SIM117
         with atomic_io.atomic_write(tmp_path / "none" / "a"):
             pass
 
@@ -120,12 +120,13 @@ def test_a_file_larger_than_the_limit_leaves_the_old_one(tmp_path: Path) -> None
     target.write_text("old")
     code = """
         import resource, sys
-        from gm import atomic, command_line
+        from gm.config import cli
+        from gm.runtime import atomic_io
         def main():
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-            with atomic.replacing(sys.argv[1]) as temporary, temporary.open("wb") as file:
+            with atomic_io.atomic_write(sys.argv[1]) as temporary, temporary.open("wb") as file:
                 file.write(bytes(10000))
-        command_line.run(main)
+        cli.run(main)
     """
     process = run(code, str(target))
     _, error = process.communicate(timeout=60)
@@ -139,8 +140,8 @@ def test_a_file_larger_than_the_limit_leaves_the_old_one(tmp_path: Path) -> None
 
 WRITER = """
     import sys, time
-    from gm import atomic
-    with atomic.replacing(sys.argv[1]) as temporary, temporary.open("wb") as file:
+    from gm.runtime import atomic_io
+    with atomic_io.atomic_write(sys.argv[1]) as temporary, temporary.open("wb") as file:
         file.write(bytes(1000))
         file.flush()
         print("half", flush=True)
@@ -178,8 +179,10 @@ def test_a_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pyt
     atomic_io.check_writable(tmp_path / "a" / "b", "--save_path")
     assert names(tmp_path) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write to --save_path .*/file/b: .*/file is no folder; choose another"):
+    with pytest.raises(
+        UserError, match=r"cannot write to --save_path .*/file/b: .*/file is not a folder; choose another"
+    ):
         atomic_io.check_writable(tmp_path / "file" / "b", "--save_path")
     monkeypatch.setattr(atomic_io.os, "access", lambda *a: False)  # nothing is closed to root
-    with pytest.raises(UserError, match=r"may not be written to; choose another"):
+    with pytest.raises(UserError, match=r"is not writable; choose another"):
         atomic_io.check_writable(tmp_path / "a", "--save_path")

@@ -135,11 +135,11 @@ def test_compilation_is_announced_where_it_takes_its_time(caplog: pytest.LogCapt
 RANK = """
 import sys, time
 from pathlib import Path
-from gm import backend
 from gm.config import RunConfig
+from gm.runtime import backend
 
 here = backend.setup(RunConfig(device_target="CPU", ms_mode=1), is_parallel=True)
-if here.leads:
+if here.is_main_process:
     time.sleep(1)
     Path(sys.argv[1]).write_text("written")
 here.barrier()

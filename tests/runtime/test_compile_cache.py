@@ -28,8 +28,8 @@ PROCESS = """
 import sys
 import numpy as np
 from mindspore import Parameter, Tensor, nn
-from gm import backend
 from gm.config import RunConfig
+from gm.runtime import backend
 
 class Power(nn.Cell):
     def __init__(self, times):
@@ -44,7 +44,7 @@ class Power(nn.Cell):
 backend.setup(RunConfig(device_target="CPU"))
 for asked in sys.argv[1:]:
     times, length = map(int, asked.split("/"))
-    print(float(backend.compiled(Power(times), True)(Tensor(np.ones((length, 3), np.float32)))))
+    print(float(backend.compile_cell(Power(times), True)(Tensor(np.ones((length, 3), np.float32)))))
 """
 
 

@@ -107,7 +107,7 @@ def alive(pid: int) -> bool:
 
 def rows(place: Path, step: int) -> np.ndarray:
     concept = embedding_io.load(place / f"smallest_{step}_ti.ckpt")
-    return np.concatenate([concept.clip_l.ravel(), concept.clip_g.ravel()])
+    return np.concatenate([concept.vectors["clip_l"].ravel(), concept.vectors["clip_g"].ravel()])
 
 
 @pytest.mark.slow
@@ -191,12 +191,12 @@ def test_a_rank_leaves_nothing_behind(tmp_path: Path) -> None:
     """It ends without Python's own way out, which would take MindSpore apart, and cleans up by itself."""
     code = """
 import atexit
-from gm import backend, graphs, ranks
+from gm.runtime import backend, compile_cache, distributed
 class Scheduler:
     def kill(self): print("killed", flush=True)
 atexit.register(print, "the usual way")
-print(graphs._folder())
-ranks._leave(Scheduler(), 3)
+print(compile_cache._folder())
+distributed._leave(Scheduler(), 3)
 """
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -209,9 +209,9 @@ ranks._leave(Scheduler(), 3)
 def test_the_rank_with_the_scheduler_leaves_first() -> None:
     """Its last collective fails if the others are gone before they have confirmed it."""
     code = """
-from gm import backend, ranks
+from gm.runtime import backend, distributed
 print("leaves", flush=True)
-ranks._leave(None, 0)
+distributed._leave(None, 0)
 """
     with socket.create_server(("127.0.0.1", 0)) as scheduler:
         address = {"MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(scheduler.getsockname()[1])}

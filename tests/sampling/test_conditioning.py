@@ -44,7 +44,16 @@ def learned(case: Case, seed: int = 0) -> LoadedEmbeddings:
     random = np.random.default_rng(seed)
     widths = case.config.text_encoder_1.width, case.config.text_encoder_2.width
     concepts = [
-        Embedding(word, *(0.1 * random.standard_normal((n, width), dtype=np.float32) for width in widths))
+        Embedding(
+            word,
+            dict(
+                zip(
+                    ("clip_l", "clip_g"),
+                    (0.1 * random.standard_normal((n, width), dtype=np.float32) for width in widths),
+                    strict=True,
+                )
+            ),
+        )
         for word, n in (("<toy>", 2), ("<hat>", 1))
     ]
     return combine(concepts, case.config)
@@ -59,8 +68,9 @@ def encoded(
 ) -> list[np.ndarray]:
     """Return what the conditioner says of whole prompts, read by the tokenizer alone."""
     ids_1, ids_2 = known.tokenizer(prompts, padding=END), known.tokenizer(prompts, padding=0)
-    arrays = (ids_1, ids_2, pool_positions(ids_2, pooling), known.clip_l, known.clip_g, sizes)
-    return [found.asnumpy() for found in case.model.conditioner(*map(Tensor, arrays))]
+    ids, vectors = (Tensor(ids_1), Tensor(ids_2)), tuple(map(Tensor, known.vectors.values()))
+    position = Tensor(pool_positions(ids_2, pooling))
+    return [found.asnumpy() for found in case.model.conditioner(ids, vectors, position, Tensor(sizes))]
 
 
 def expected(case: Case, known: LoadedEmbeddings, variant: TokenChunks) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +89,7 @@ def _by_pytorch(case: Case, known: LoadedEmbeddings, ids: Sequence[int]) -> tupl
     rows = [[49406, *ids, 49407, *[padding] * (75 - len(ids))] for padding in (49407, 0)]
     ids_1, ids_2 = (np.array([row], np.int32) for row in rows)
     position = np.array([len(ids) + 1])
-    context, pooled = case.reference.condition(ids_1, ids_2, position, known.clip_l, known.clip_g)
+    context, pooled = case.reference.condition(ids_1, ids_2, position, known.vectors["clip_l"], known.vectors["clip_g"])
     return context[0].numpy().astype(np.float64), pooled[0].numpy()
 
 

@@ -1,4 +1,4 @@
-"""gm/sampling/init_image.py: which pictures, at what size, under which mask, and what is kept of them."""
+"""gm/sampling/init_image.py: which images, at what size, under which mask, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def test_files_and_folders_in_the_order_they_are_given(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("b.png", "folder/d.jpg", "folder/c.PNG", "folder/.hidden.png", "folder/c.mask.png"):
         save(tmp_path / name, noise(8, 8))
-    (tmp_path / "folder" / "notes.txt").write_text("no picture")
-    found = init_image.pictures([str(tmp_path / "b.png"), str(tmp_path / "folder"), str(tmp_path / "b.png")])
+    (tmp_path / "folder" / "notes.txt").write_text("no image")
+    found = init_image.images([str(tmp_path / "b.png"), str(tmp_path / "folder"), str(tmp_path / "b.png")])
     assert [path.name for path in found] == ["b.png", "c.PNG", "d.jpg", "b.png"]
 
 
-def test_names_that_lead_to_no_picture(tmp_path: Path) -> None:
+def test_names_that_lead_to_no_image(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for names, message in (
-        ([], "--img is empty; img2img and inpaint start from pictures"),
-        ([str(tmp_path / "nowhere.png")], "nowhere.png' is not there; give pictures"),
-        ([""], "--img '' is not there; give pictures"),
-        ([str(tmp_path / "empty")], "empty is a folder without pictures; put .jpg or .png files right into it"),
+        ([], "--img is empty; img2img and inpaint start from images"),
+        ([str(tmp_path / "nowhere.png")], "nowhere.png' is not there; give images"),
+        ([""], "--img '' is not there; give images"),
+        ([str(tmp_path / "empty")], "empty is a folder without images; put .jpg or .png files right into it"),
     ):
         with pytest.raises(UserError, match=message):
-            init_image.pictures(names)
+            init_image.images(names)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,19 @@ def test_sides_that_do_not_fit_are_named() -> None:
         init_image.frame_for((10, 10), SamplingConfig(height=1028), ModelConfig())
 
 
-def test_a_picture_of_the_frame_comes_as_it_is(tmp_path: Path) -> None:
+def test_an_image_of_the_frame_comes_as_it_is(tmp_path: Path) -> None:
     shown = noise(24, 8)
-    picture = init_image.read(save(tmp_path / "a.png", shown), SamplingConfig(height=24, width=8), small())
-    assert picture.pixels.dtype == np.float32
-    assert np.array_equal(levels(picture.pixels), shown)
-    assert picture.mask is None
+    image = init_image.read(save(tmp_path / "a.png", shown), SamplingConfig(height=24, width=8), small())
+    assert image.pixels.dtype == np.float32
+    assert np.array_equal(levels(image.pixels), shown)
+    assert image.mask is None
 
 
-def test_a_picture_is_scaled_and_cut_in_its_middle(tmp_path: Path) -> None:
+def test_an_image_is_scaled_and_cut_in_its_middle(tmp_path: Path) -> None:
     shown = noise(40, 60)
-    picture = init_image.read(save(tmp_path / "a.png", shown), SamplingConfig(height=20, width=20), small())
+    image = init_image.read(save(tmp_path / "a.png", shown), SamplingConfig(height=20, width=20), small())
     halved = Image.fromarray(shown).resize((30, 20), Image.Resampling.LANCZOS).crop((5, 0, 25, 20))
-    np.testing.assert_allclose(levels(picture.pixels).astype(int), np.asarray(halved).astype(int), atol=1)
+    np.testing.assert_allclose(levels(image.pixels).astype(int), np.asarray(halved).astype(int), atol=1)
 
 
 def test_colours_and_turns_are_those_that_people_see(tmp_path: Path) -> None:
@@ -117,18 +117,18 @@ def test_colours_and_turns_are_those_that_people_see(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "txt"])
-def test_files_that_are_no_pictures_are_named(tmp_path: Path, ending: str) -> None:
+def test_files_that_are_no_images_are_named(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     path.write_text("<html>not found</html>")
     for read in (lambda: init_image.read(path, PLAIN, small()), lambda: init_image.mask(str(path))):
-        with pytest.raises(UserError, match=rf"cannot read the picture {path} \(.*; save it again as JPEG or PNG"):
+        with pytest.raises(UserError, match=rf"cannot read the image {path} \(.*; save it again as JPEG or PNG"):
             read()
 
 
-def test_a_picture_cut_short_and_a_huge_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_cut_short_and_a_huge_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.png", noise(40, 40))
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match="cannot read the picture"):
+    with pytest.raises(UserError, match="cannot read the image"):
         init_image.read(path, PLAIN, small())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="has more than 0 million pixels; make a smaller copy"):
@@ -143,15 +143,15 @@ def half(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (20, 30), (80, 120)])
-def test_a_mask_is_cut_as_its_picture_is(tmp_path: Path, height: int, width: int) -> None:
+def test_a_mask_is_cut_as_its_image_is(tmp_path: Path, height: int, width: int) -> None:
     mask = init_image.mask(str(save(tmp_path / "mask.png", half(height, width))))
-    for number, shape in enumerate(((40, 60), (400, 600))):  # several pictures, one mask
+    for number, shape in enumerate(((40, 60), (400, 600))):  # several images, one mask
         path = save(tmp_path / f"{number}.png", noise(*shape))
-        picture = init_image.read(path, SamplingConfig(height=20, width=20), small(), mask)
-        assert picture.mask is not None
-        assert picture.mask.dtype == np.float32
-        assert np.array_equal(picture.mask, half(20, 20) / 255)
-        latent = init_image.latent_mask(picture, 2)
+        image = init_image.read(path, SamplingConfig(height=20, width=20), small(), mask)
+        assert image.mask is not None
+        assert image.mask.dtype == np.float32
+        assert np.array_equal(image.mask, half(20, 20) / 255)
+        latent = init_image.latent_mask(image, 2)
         assert latent.dtype == np.float32
         assert np.array_equal(latent, half(10, 10) / 255)
 
@@ -160,10 +160,10 @@ def test_soft_edges_stay_soft(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 255, 16).round().astype(np.uint8), (16, 1))
     mask = init_image.mask(str(save(tmp_path / "mask.png", ramp)))
     path = save(tmp_path / "a.png", noise(16, 16))
-    picture = init_image.read(path, SamplingConfig(height=16, width=16), small(), mask)
-    np.testing.assert_allclose(picture.mask, ramp / 255, atol=1e-6)
+    image = init_image.read(path, SamplingConfig(height=16, width=16), small(), mask)
+    np.testing.assert_allclose(image.mask, ramp / 255, atol=1e-6)
     mean = ramp.reshape(8, 2, 8, 2).mean((1, 3)) / 255
-    np.testing.assert_allclose(init_image.latent_mask(picture, 2), mean, atol=1e-6)
+    np.testing.assert_allclose(init_image.latent_mask(image, 2), mean, atol=1e-6)
 
 
 def test_masks_of_any_kind(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_masks_that_will_not_do(tmp_path: Path) -> None:
     black = save(tmp_path / "black.png", np.zeros((16, 64)))
     clear = save(tmp_path / "clear.png", np.full((16, 64, 4), [255, 255, 255, 0]))
     for name, message in (
-        (str(tmp_path / "nowhere.png"), "nowhere.png' is no file; give a picture that is white where"),
-        ("", "--mask '' is no file"),
+        (str(tmp_path / "nowhere.png"), "nowhere.png' is not a file; give an image that is white where"),
+        ("", "--mask '' is not a file"),
         (str(black), "black.png is black all over, so that nothing is drawn anew"),
         (str(clear), "clear.png is transparent in parts; save it without, white where"),
     ):
@@ -203,7 +203,7 @@ def test_latents_are_those_of_the_reference(tmp_path: Path, smallest: Case) -> N
     shown = [save(tmp_path / f"{k}.png", np.random.default_rng(k).integers(0, 256, (90, 60, 3))) for k in range(2)]
     read = [init_image.read(path, size, smallest.config) for path in shown]
     found = init_image.encode(smallest.model, read)
-    mean, _ = smallest.reference.encode_picture(np.stack([picture.pixels for picture in read]))
+    mean, _ = smallest.reference.encode_image(np.stack([image.pixels for image in read]))
     expected = mean.numpy() * smallest.config.vae.scale_factor
     assert found.dtype == np.float32
     assert found.shape == expected.shape == (2, smallest.config.vae.latent_channels, 12, 8)
@@ -214,9 +214,9 @@ def test_what_the_mask_keeps_is_kept_exactly(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     shown = random.integers(0, 256, (16, 16, 3), np.uint8)
     drawn = random.integers(0, 256, (16, 16, 3), np.uint8)
-    picture = init_image.read(save(tmp_path / "a.png", shown), SamplingConfig(height=16, width=16), small())
+    image = init_image.read(save(tmp_path / "a.png", shown), SamplingConfig(height=16, width=16), small())
     mask = random.choice(np.array([0.0, 0.25, 1.0], np.float32), (16, 16))
-    made = init_image.paste(drawn, picture.pixels, mask)
+    made = init_image.paste(drawn, image.pixels, mask)
     assert made.dtype == np.uint8
     assert np.array_equal(made[mask == 0], shown[mask == 0])
     assert np.array_equal(made[mask == 1], drawn[mask == 1])

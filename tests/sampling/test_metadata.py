@@ -1,4 +1,4 @@
-"""Recipes: what a picture needs to be made again, in the words of this toolkit and of AUTOMATIC1111."""
+"""Recipes: what an image needs to be made again, in the words of this toolkit and of AUTOMATIC1111."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gm.sampling.image_request import ImageRequest
 from PIL import Image
 
 from gm import config as configuration
@@ -19,6 +18,7 @@ from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.sampling import image_files, metadata, resolution
+from gm.sampling.image_request import ImageRequest
 
 ORDER = ImageRequest("a <toy>, red", 9)
 
@@ -26,7 +26,7 @@ ORDER = ImageRequest("a <toy>, red", 9)
 @pytest.fixture
 def concept(tmp_path: Path) -> Path:
     rows = np.ones((1, 4), np.float32)
-    embedding_io.save(Embedding("<toy>", rows, rows), tmp_path / "toy.ckpt")
+    embedding_io.save(Embedding("<toy>", {"clip_l": rows, "clip_g": rows}), tmp_path / "toy.ckpt")
     return tmp_path / "toy.ckpt"
 
 
@@ -36,7 +36,7 @@ def config(tmp_path: Path, **sampling: Any) -> Config:
 
 def saved(config: Config, folder: Path, number: int = 0) -> Path:
     recipe = metadata.generation_parameters(config, config.sampling, [ORDER] * (number + 1), "abc")
-    return image_files.save(np.zeros((4, 4, 3), np.uint8), recipe[number], folder, "picture")
+    return image_files.save(np.zeros((4, 4, 3), np.uint8), recipe[number], folder, "image")
 
 
 def test_a_recipe_alone_gives_the_config_back(tmp_path: Path, concept: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_recipe_alone_gives_the_config_back(tmp_path: Path, concept: Path) -> 
     assert changed.sampling == dataclasses.replace(again.sampling, seed=10, sample_step=5, num_cols=2)
 
 
-def test_every_option_that_changes_a_picture_is_in_its_recipe(tmp_path: Path) -> None:
+def test_every_option_that_changes_an_image_is_in_its_recipe(tmp_path: Path) -> None:
     (recipe,) = metadata.generation_parameters(config(tmp_path), SamplingConfig(), [ORDER], "abc")
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     assert names - set(recipe) == {"save_path", "num_cols", "num_rows", "preview_interval"}
@@ -87,29 +87,29 @@ def test_a_file_that_changed_is_warned_about_and_one_that_is_gone_is_named(
     metadata.overrides(path)
     assert caplog.text == ""
     rows = np.zeros((1, 4), np.float32)
-    embedding_io.save(Embedding("<toy>", rows, rows), concept)
+    embedding_io.save(Embedding("<toy>", {"clip_l": rows, "clip_g": rows}), concept)
     metadata.overrides(path)
     assert f"{concept} is not the file that {path} was made with" in caplog.text
     concept.unlink()
-    with pytest.raises(UserError, match=r"the recipe of .*picture_00000.png needs .*toy.ckpt, which is not there"):
+    with pytest.raises(UserError, match=r"the recipe of .*image_00000.png needs .*toy.ckpt, which is not there"):
         metadata.overrides(path)
 
 
 def test_recipes_of_before_are_read(tmp_path: Path) -> None:
     old = {"model": "SD-XL-base-1.0", "prompt": "a cat", "seed": 3, "pooling": "argmax", "device_target": "Ascend"}
-    path = image_files.save(np.zeros((4, 4, 3), np.uint8), old, tmp_path, "picture")
+    path = image_files.save(np.zeros((4, 4, 3), np.uint8), old, tmp_path, "image")
     assert metadata.overrides(path) == {"run": {"pooling": "argmax"}, "sampling": {"prompt": "a cat", "seed": 3}}
 
 
-def test_pictures_without_a_recipe_are_refused(tmp_path: Path) -> None:
+def test_images_without_a_recipe_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "bare.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(saved(config(tmp_path), tmp_path).read_bytes()[:900])
     for name, message in (
         ("bare.png", "holds no recipe"),
-        ("text.png", "is no picture that can be read"),
-        ("cut.png", "is no picture that can be read|holds no recipe"),
-        ("nowhere.png", "there is no file .*nowhere.png"),
+        ("text.png", "is no image that can be read"),
+        ("cut.png", "is no image that can be read|holds no recipe"),
+        ("nowhere.png", "there is not a file .*nowhere.png"),
     ):
         with pytest.raises(UserError, match=message):
             metadata.overrides(tmp_path / name)
@@ -128,7 +128,7 @@ def test_the_words_of_automatic1111(tmp_path: Path) -> None:
     (recipe,) = metadata.generation_parameters(made, made.sampling, [ORDER], "abc")
     rows = np.ones((1, 4), np.float32)
     text = metadata.a1111_infotext(
-        recipe, resolution.image_size(made.sampling, made.model), [Embedding("<toy>", rows, rows)]
+        recipe, resolution.image_size(made.sampling, made.model), [Embedding("<toy>", {"clip_l": rows, "clip_g": rows})]
     )
     found = read_as_webui_does(text)
     assert re.fullmatch("<toy>: [0-9a-f]{12}", found.pop("TI hashes"))
@@ -147,7 +147,7 @@ def test_the_words_of_automatic1111(tmp_path: Path) -> None:
         "Refiner switch at": "0.85",
         "Version": "SDXL textual inversion on MindSpore",
     }
-    path = image_files.save(np.zeros((4, 4, 3), np.uint8), recipe, tmp_path, "picture", text)
+    path = image_files.save(np.zeros((4, 4, 3), np.uint8), recipe, tmp_path, "image", text)
     with Image.open(path) as image:
         assert image.info["parameters"] == text
 

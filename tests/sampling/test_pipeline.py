@@ -1,4 +1,4 @@
-"""Pictures: which options change them, and which must not."""
+"""Images: which options change them, and which must not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from gm.sampling.image_request import ImageRequest, SamplingProgress
 
 from gm.checkpoints import loading
 from gm.config import SamplingConfig
@@ -17,6 +16,7 @@ from gm.diffusion import samplers
 from gm.embeddings.embedding import Embedding, combine
 from gm.models import sdxl
 from gm.runtime.backend import Backend
+from gm.sampling.image_request import ImageRequest, SamplingProgress
 from gm.sampling.pipeline import Pipeline
 from tests.project import Workshop
 from tests.reference.inputs import relative_error
@@ -29,7 +29,16 @@ def pipeline(workshop: Workshop) -> Pipeline:
 
 def toy(seed: int = 0, word: str = "<toy>") -> Embedding:
     random = np.random.default_rng(seed)
-    return Embedding(word, *(random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)))
+    return Embedding(
+        word,
+        dict(
+            zip(
+                ("clip_l", "clip_g"),
+                (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)),
+                strict=True,
+            )
+        ),
+    )
 
 
 def draw(
@@ -38,15 +47,15 @@ def draw(
     sampling = SamplingConfig(**{"sample_step": 3, **options})
     drawn = list(pipeline.draw(requests, combine(concepts, pipeline.model.config), sampling))
     latents = np.concatenate([d.latents for d in drawn if d.latents is not None])
-    return np.stack([p for d in drawn for p in d.pictures]), latents, drawn
+    return np.stack([p for d in drawn for p in d.images]), latents, drawn
 
 
-def test_pictures_and_progress(pipeline: Pipeline) -> None:
-    pictures, latents, drawn = draw(pipeline, *(ImageRequest("a <toy>", k) for k in range(3)), batch_size=2)
-    assert pictures.shape == (3, 16, 16, 3)
-    assert pictures.dtype == np.uint8
+def test_images_and_progress(pipeline: Pipeline) -> None:
+    images, latents, drawn = draw(pipeline, *(ImageRequest("a <toy>", k) for k in range(3)), batch_size=2)
+    assert images.shape == (3, 16, 16, 3)
+    assert images.dtype == np.uint8
     assert latents.shape == (3, 4, 8, 8)
-    assert [(d.done, len(d.pictures)) for d in drawn] == [(1, 0), (2, 0), (3, 2), (4, 0), (5, 0), (6, 1)]
+    assert [(d.done, len(d.images)) for d in drawn] == [(1, 0), (2, 0), (3, 2), (4, 0), (5, 0), (6, 1)]
     assert {d.total for d in drawn} == {6}
 
 
@@ -62,7 +71,7 @@ def test_narrow_weights_draw_the_very_same(workshop: Workshop, tmp_path: Path) -
     assert relative_error(latents[1], latents[0]) < 1e-6
 
 
-def test_a_picture_is_the_same_whatever_the_batch(pipeline: Pipeline) -> None:
+def test_an_image_is_the_same_whatever_the_batch(pipeline: Pipeline) -> None:
     requests = [ImageRequest("a <toy>", 7), ImageRequest("two <toy>", 8), ImageRequest("a <toy>", 9)]
     together, alone = draw(pipeline, *requests, batch_size=3)[1], draw(pipeline, *requests, batch_size=1)[1]
     padded = draw(pipeline, *requests, batch_size=2)[1]
@@ -71,7 +80,7 @@ def test_a_picture_is_the_same_whatever_the_batch(pipeline: Pipeline) -> None:
     assert relative_error(draw(pipeline, requests[1])[1], alone[1:2]) < 1e-5
 
 
-def test_everything_that_should_change_a_picture_does(pipeline: Pipeline) -> None:
+def test_everything_that_should_change_an_image_does(pipeline: Pipeline) -> None:
     base = draw(pipeline, ImageRequest("a <toy>", 7))[1]
     others = {
         "seed": draw(pipeline, ImageRequest("a <toy>", 8))[1],
@@ -118,7 +127,7 @@ def test_everything_that_should_change_a_picture_does(pipeline: Pipeline) -> Non
     ],
     ids=str,
 )
-def test_every_way_from_noise_draws_another_picture(
+def test_every_way_from_noise_draws_another_image(
     pipeline: Pipeline, base: dict[str, Any], changed: dict[str, Any]
 ) -> None:
     a, b = (
@@ -137,7 +146,7 @@ def test_without_guidance_the_negative_prompt_is_not_heard(pipeline: Pipeline) -
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
-def test_fresh_noise_is_a_pictures_own(pipeline: Pipeline, sampler: str) -> None:
+def test_fresh_noise_is_an_images_own(pipeline: Pipeline, sampler: str) -> None:
     requests = [ImageRequest("a <toy>", 7), ImageRequest("a (<toy>:1.2)", 8), ImageRequest("[two|<toy>]", 9)]
     together = draw(pipeline, *requests, batch_size=3, sampler=sampler)[1]
     for order, latents in zip(requests, together, strict=True):
@@ -149,8 +158,8 @@ def test_prompts_of_other_lengths_are_drawn_in_batches_of_their_own(pipeline: Pi
     requests = [ImageRequest("a <toy>", 7), ImageRequest(long, 8), ImageRequest("two <toy>", 9)]
     together, _, drawn = draw(pipeline, *requests, batch_size=2)
     assert [(d.done, d.total) for d in drawn] == [(k, 9) for k in range(1, 10)]
-    for order, picture in zip(requests, together, strict=True):
-        assert np.abs(draw(pipeline, order)[0][0].astype(int) - picture).max() <= 1
+    for order, image in zip(requests, together, strict=True):
+        assert np.abs(draw(pipeline, order)[0][0].astype(int) - image).max() <= 1
 
 
 def test_without_guidance_a_long_negative_prompt_makes_no_batch_of_unlike_prompts(pipeline: Pipeline) -> None:
@@ -172,7 +181,7 @@ def test_previews_come_between(pipeline: Pipeline) -> None:
     )
     assert [len(d.previews) for d in drawn] == [0, 2, 0, 2, 0]
     assert drawn[1].previews[0].shape == (8, 8, 3)
-    # They show what is believed in, not what is still noise: the last one is nearly the picture's.
+    # They show what is believed in, not what is still noise: the last one is nearly the image's.
     assert drawn[-1].latents is not None
     end = pipeline.decoder.preview(drawn[-1].latents)[0].astype(int)
     assert np.abs(drawn[3].previews[0] - end).mean() < np.abs(drawn[1].previews[0] - end).mean()
@@ -192,12 +201,12 @@ def test_any_number_of_concepts_and_none(pipeline: Pipeline) -> None:
     draw(pipeline, ImageRequest("a cat", 7), concepts=())
 
 
-def test_pictures_of_other_shapes(pipeline: Pipeline) -> None:
+def test_images_of_other_shapes(pipeline: Pipeline) -> None:
     # 24 pixels are 12 latents, 6 below; 8 pixels are 4, then 2. Height and width are not mixed up.
     assert draw(pipeline, ImageRequest("a <toy>", 7), height=24, width=8)[0].shape == (1, 24, 8, 3)
 
 
-def test_pooling_changes_the_picture(workshop: Workshop, pipeline: Pipeline) -> None:
+def test_pooling_changes_the_image(workshop: Workshop, pipeline: Pipeline) -> None:
     other = Pipeline(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "argmax")
     a, b = (draw(p, ImageRequest("a <toy>", 7))[1] for p in (pipeline, other))
     assert relative_error(a, b) > 1e-4

@@ -26,7 +26,7 @@ def test_options_follow_the_prompt() -> None:
     [
         ("a cat --q 3", r"'a cat --q 3': --q is no option of a line; there are --n negative_prompt, --w width"),
         ("a cat --d x", r"--d 'x' is not of type int"),
-        ("a cat --w 5", r"'a cat --w 5': width is 5; the least is 8"),
+        ("a cat --w 5", r"'a cat --w 5': width is 5; it must be at least 8"),
         ("a cat --s", r"--s '' is not of type int"),
     ],
 )

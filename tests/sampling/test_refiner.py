@@ -10,7 +10,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from gm.sampling.image_request import ImageRequest
 
 from gm import config as configuration
 from gm.checkpoints import loading
@@ -18,7 +17,8 @@ from gm.config import SamplingConfig
 from gm.diffusion import schedule
 from gm.embeddings.embedding import Embedding, combine
 from gm.runtime.backend import Backend
-from gm.sampling import requests, resolution
+from gm.sampling import image_request, resolution
+from gm.sampling.image_request import ImageRequest
 from gm.sampling.pipeline import Pipeline
 from gm.text.tokenizer import END, pool_positions
 from tests.project import Workshop
@@ -33,7 +33,9 @@ def pipeline(workshop: Workshop) -> Pipeline:
 
 
 def cat(seed: int = 90) -> Embedding:
-    return Embedding("<cat>", *(normal(seed, 2, width) for width in (16, 24)))
+    return Embedding(
+        "<cat>", dict(zip(("clip_l", "clip_g"), (normal(seed, 2, width) for width in (16, 24)), strict=True))
+    )
 
 
 def options(workshop: Workshop, **more: Any) -> SamplingConfig:
@@ -68,7 +70,7 @@ def test_two_networks_one_after_the_other(
 
     def prompts(text: str, told: tuple[float, ...]) -> Prompts:
         ids_1, ids_2 = known.tokenizer([text], padding=END), known.tokenizer([text], padding=0)
-        rows = (known.clip_l, known.clip_g)
+        rows = (known.vectors["clip_l"], known.vectors["clip_g"])
         return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows, np.array([told], np.float32))
 
     denoisers = []
@@ -80,14 +82,14 @@ def test_two_networks_one_after_the_other(
         without = prompts(negative, told[1]) if negative or config.is_refiner else None
         denoisers.append(torch_denoiser(reference, prompts(TEXT, told[0]), without, 5.0))
     sigmas = schedule.sampling_sigmas(base.schedule, sampling)
-    noise = requests.noise(ImageRequest(TEXT, 3), frame, base.vae)[None]
+    noise = image_request.noise(ImageRequest(TEXT, 3), frame, base.vae)[None]
     x = torch.tensor(noise * (sigmas[0] ** 2 + 1) ** 0.5).float()
     for denoise, part in zip(denoisers, (sigmas[:3], sigmas[2:]), strict=True):
         x = k_diffusion.sample_euler(denoise, x, torch.tensor(part).float(), disable=True)
     assert relative_error(draw(pipeline, sampling), x.numpy()) < 1e-4
 
 
-def test_what_the_refiner_is_told_changes_the_picture(workshop: Workshop, pipeline: Pipeline) -> None:
+def test_what_the_refiner_is_told_changes_the_image(workshop: Workshop, pipeline: Pipeline) -> None:
     base = draw(pipeline, options(workshop))
     others = {
         "none": draw(pipeline, options(workshop, add_pipeline=False)),
@@ -96,16 +98,18 @@ def test_what_the_refiner_is_told_changes_the_picture(workshop: Workshop, pipeli
         "score": draw(pipeline, options(workshop, aesthetic_score=2.0)),
         "negative score": draw(pipeline, options(workshop, negative_aesthetic_score=9.0)),
         "rows of the second encoder": draw(
-            pipeline, options(workshop), dataclasses.replace(cat(), clip_g=cat(8).clip_g)
+            pipeline,
+            options(workshop),
+            dataclasses.replace(cat(), vectors={**cat().vectors, "clip_g": cat(8).vectors["clip_g"]}),
         ),
-        "from a picture": draw(pipeline, options(workshop, task="img2img"), picture=normal(1, 4, 8, 8)),
+        "from an image": draw(pipeline, options(workshop, task="img2img"), image=normal(1, 4, 8, 8)),
     }
     assert [name for name, latents in others.items() if relative_error(latents, base) < 1e-4] == []
     assert all(np.isfinite(latents).all() for latents in others.values())
 
 
-def test_the_refiner_draws_what_is_left_of_a_picture(workshop: Workshop, pipeline: Pipeline) -> None:
-    start = {"picture": normal(1, 4, 8, 8)}
+def test_the_refiner_draws_what_is_left_of_an_image(workshop: Workshop, pipeline: Pipeline) -> None:
+    start = {"image": normal(1, 4, 8, 8)}
     few, more = (
         draw(pipeline, options(workshop, task="img2img", strength=0.5, stage2strength=share), **start)
         for share in (0.5, 1.0)

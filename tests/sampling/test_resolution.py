@@ -1,4 +1,4 @@
-"""Sizes of pictures, and what the model is told of them."""
+"""Sizes of images, and what the model is told of them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from gm.sampling.image_request import ImageRequest
 from PIL import Image
 
 from gm.config import cli
@@ -18,7 +17,8 @@ from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.runtime.backend import Backend
-from gm.sampling import image_files, metadata, requests, resolution, run
+from gm.sampling import image_files, image_request, metadata, resolution, run
+from gm.sampling.image_request import ImageRequest
 from gm.sampling.pipeline import Pipeline
 from gm.sampling.request import SamplingJob, prepare
 from tests.project import Workshop
@@ -31,7 +31,16 @@ def pipeline(workshop: Workshop) -> Pipeline:
 
 def toy(word: str = "<toy>") -> Embedding:
     random = np.random.default_rng(0)
-    return Embedding(word, *(random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)))
+    return Embedding(
+        word,
+        dict(
+            zip(
+                ("clip_l", "clip_g"),
+                (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)),
+                strict=True,
+            )
+        ),
+    )
 
 
 def placed(value: Any, folder: Path) -> Any:
@@ -43,10 +52,10 @@ def placed(value: Any, folder: Path) -> Any:
     return value.replace("@", f"{folder}/") if isinstance(value, str) else value
 
 
-def pictures(job: SamplingJob, pipeline: Pipeline) -> list[Path]:
-    """Run the job; return the pictures written, without the grids."""
+def images(job: SamplingJob, pipeline: Pipeline) -> list[Path]:
+    """Run the job; return the images written, without the grids."""
     written = [event for event in run.run(pipeline.model, pipeline, job) if isinstance(event, Path)]
-    return [path for path in written if path.name.startswith("picture")]
+    return [path for path in written if path.name.startswith("image")]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -60,12 +69,12 @@ def job(workshop: Workshop, tmp_path: Path, **sampling: Any) -> SamplingJob:
     return prepare(workshop.config(sampling={**options, **sampling}))
 
 
-def test_a_sampling_run_writes_every_picture_and_a_grid(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_sampling_run_writes_every_image_and_a_grid(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a <toy>\n\n  a red <toy>  \n")
     made = job(workshop, tmp_path, num_cols=2, num_rows=2, prompt=str(tmp_path / "prompts.txt"), seed=40)
     paths = [event for event in run.run(workshop.model, pipeline, made) if isinstance(event, Path)]
-    names = [f"picture_{k:05d}.png" for k in range(4)] + ["grid_00000.png"]
-    names += [f"picture_{k:05d}.png" for k in range(4, 8)] + ["grid_00001.png"]
+    names = [f"image_{k:05d}.png" for k in range(4)] + ["grid_00000.png"]
+    names += [f"image_{k:05d}.png" for k in range(4, 8)] + ["grid_00001.png"]
     assert [p.name for p in paths] == names
     recipes = [image_files.read_parameters(p) for p in paths]
     assert [(r["prompt"], r["seed"]) for r in recipes[:5]] == [("a <toy>", 40 + k) for k in range(4)] + [
@@ -73,38 +82,40 @@ def test_a_sampling_run_writes_every_picture_and_a_grid(workshop: Workshop, pipe
     ]
     assert recipes[5]["prompt"] == "a red <toy>"
     run_again = [e for e in run.run(workshop.model, pipeline, made) if isinstance(e, Path)]
-    assert run_again[0].name == "picture_00008.png"
+    assert run_again[0].name == "image_00008.png"
     assert run_again[0].read_bytes() == paths[0].read_bytes()
 
 
 def test_noise_from_a_file_replaces_the_seeds(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     config = workshop.model.config
-    noise = requests.noise(ImageRequest("", 40), resolution.image_size(workshop.config().sampling, config), config.vae)
+    noise = image_request.noise(
+        ImageRequest("", 40), resolution.image_size(workshop.config().sampling, config), config.vae
+    )
     np.save(tmp_path / "n.npy", np.stack([-noise, noise, -noise]).astype(np.float64))
     given = {"init_latent_path": str(tmp_path / "n.npy"), "init_latent_index": 1}
-    first, second = pictures(job(workshop, tmp_path, num_cols=2, **given), pipeline)
-    (ours,) = pictures(job(workshop, tmp_path, seed=40), pipeline)
+    first, second = images(job(workshop, tmp_path, num_cols=2, **given), pipeline)
+    (ours,) = images(job(workshop, tmp_path, seed=40), pipeline)
     assert np.array_equal(pixels(first), pixels(ours))
     assert not np.array_equal(pixels(second), pixels(ours))
     flags = ["--recipe", str(second), "--save_path", str(tmp_path / "again")]
     again = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
-    assert np.array_equal(pixels(pictures(prepare(again), pipeline)[0]), pixels(second))
+    assert np.array_equal(pixels(images(prepare(again), pipeline)[0]), pixels(second))
 
 
 def test_a_line_of_a_prompt_file_has_options_of_its_own(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a <toy>\na <toy> --d 7 --w 24 --s 2 --l 2.5 --n blurry\n")
-    first, second = pictures(job(workshop, tmp_path, prompt=str(tmp_path / "prompts.txt")), pipeline)
+    first, second = images(job(workshop, tmp_path, prompt=str(tmp_path / "prompts.txt")), pipeline)
     assert [image_files.read_parameters(path)["seed"] for path in (first, second)] == [42, 7]
     own = {"seed": 7, "width": 24, "sample_step": 2, "guidance_scale": 2.5, "negative_prompt": "blurry"}
-    (alone,) = pictures(job(workshop, tmp_path, prompt="a <toy>", **own), pipeline)
+    (alone,) = images(job(workshop, tmp_path, prompt="a <toy>", **own), pipeline)
     assert alone.read_bytes() == second.read_bytes()
     assert pixels(second).shape == (16, 24, 3)
 
 
 TASKS: dict[str, dict[str, Any]] = {
     "txt2img": {"sampler": "dpmpp_2m_sde", "schedule": "karras", "prompt": "a (<toy>:1.2) BREAK [red|blue]"},
-    "img2img": {"task": "img2img", "img": ["@pictures"], "strength": 0.7, "num_cols": 2, "prompt": "a <toy>"},
-    "inpaint": {"task": "inpaint", "img": ["@pictures/1.png"], "mask": "@mask.png", "strength": 1.0},
+    "img2img": {"task": "img2img", "img": ["@images"], "strength": 0.7, "num_cols": 2, "prompt": "a <toy>"},
+    "inpaint": {"task": "inpaint", "img": ["@images/1.png"], "mask": "@mask.png", "strength": 1.0},
     "refiner": {
         "add_pipeline": True,
         "stage2strength": 0.5,
@@ -115,26 +126,26 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_recipe_alone_repeats_a_picture_to_the_bit(
+def test_a_recipe_alone_repeats_an_image_to_the_bit(
     workshop: Workshop, pipeline: Pipeline, tmp_path: Path, task: str
 ) -> None:
     Image.linear_gradient("L").resize((25, 20)).save(workshop.folder / "mask.png")
-    *_, drawn = pictures(job(workshop, tmp_path, **placed(TASKS[task], workshop.folder)), pipeline)
+    *_, drawn = images(job(workshop, tmp_path, **placed(TASKS[task], workshop.folder)), pipeline)
     folder = ["--save_path", str(tmp_path / "again")]
     config = cli.parse("", ("run", "sampling"), ["--recipe", str(drawn), *folder], metadata.overrides)
-    (again,) = pictures(prepare(config), pipeline)
+    (again,) = images(prepare(config), pipeline)
     assert again.read_bytes() == drawn.read_bytes()
     flags = ["--recipe", str(drawn), "--seed", "1", *folder]
     config = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
-    (other,) = pictures(prepare(config), pipeline)
+    (other,) = images(prepare(config), pipeline)
     assert not np.array_equal(pixels(other), pixels(drawn))
 
 
-def test_each_picture_is_drawn_anew_and_a_grid_of_it(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_each_image_is_drawn_anew_and_a_grid_of_it(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     Image.new("RGB", (60, 15), "green").save(tmp_path / "wide.png")
-    sources = [str(tmp_path / "wide.png"), str(workshop.folder / "pictures")]
+    sources = [str(tmp_path / "wide.png"), str(workshop.folder / "images")]
     made = job(workshop, tmp_path, task="img2img", img=sources, num_cols=2, prompt="a <toy>")
-    drawn = pictures(made, pipeline)
+    drawn = images(made, pipeline)
     assert [Path(image_files.read_parameters(path)["img"][0]).name for path in drawn[::2]] == [
         "wide.png",
         "0.png",
@@ -146,14 +157,14 @@ def test_each_picture_is_drawn_anew_and_a_grid_of_it(workshop: Workshop, pipelin
     assert not np.array_equal(pixels(drawn[0]), pixels(drawn[1]))
 
 
-def test_behind_a_mask_the_pictures_own_pixels_stay(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_behind_a_mask_the_images_own_pixels_stay(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     mask = np.zeros((16, 16), np.uint8)
     mask[:, 8:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     original = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(original).save(tmp_path / "original.png")
     options = {"img": [str(tmp_path / "original.png")], "mask": str(tmp_path / "mask.png"), "strength": 1.0}
-    (drawn,) = pictures(job(workshop, tmp_path, task="inpaint", **options), pipeline)
+    (drawn,) = images(job(workshop, tmp_path, task="inpaint", **options), pipeline)
     assert np.array_equal(pixels(drawn)[:, :8], original[:, :8])
     assert np.abs(pixels(drawn)[:, 8:] - original[:, 8:]).mean() > 20
 
@@ -165,7 +176,7 @@ def test_previews_are_shown_while_a_sheet_is_drawn_and_gone_afterwards(
     for _ in run.run(workshop.model, pipeline, job(workshop, tmp_path, preview_interval=1, sample_step=4)):
         preview = tmp_path / "out" / run.PREVIEW
         seen.append(pixels(preview) if preview.exists() else None)
-    assert [picture is not None for picture in seen] == [False, True, True, True, True, False]
+    assert [image is not None for image in seen] == [False, True, True, True, True, False]
     assert not np.array_equal(seen[1], seen[3])
 
 
@@ -179,7 +190,7 @@ def test_a_recipe_of_other_weights_is_warned_about(
 def test_concepts_learned_otherwise_are_warned_about(
     workshop: Workshop, pipeline: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = dataclasses.replace(toy(word="<other>"), pooling="argmax", details={"base_model": "0" * 16})
+    other = dataclasses.replace(toy(word="<other>"), pooling="argmax", metadata={"base_model": "0" * 16})
     embedding_io.save(other, tmp_path / "o.ckpt")
     made = job(workshop, tmp_path, textual_inversion_weight=[str(tmp_path / "o.ckpt")], prompt="a cat")
     assert "no prompt uses <other>" in caplog.text
@@ -201,10 +212,10 @@ def test_concepts_learned_otherwise_are_warned_about(
         ({"init_latent_path": "@toy.ckpt"}, "is no .npy of numbers"),
         (
             {"init_latent_path": "@small.npy"},
-            r"holds float64 \[1, 4, 4, 8\]; 1 pictures of 16×16 need floats \[1, 4, 8, 8\]",
+            r"holds float64 \[1, 4, 4, 8\]; 1 images of 16×16 need floats \[1, 4, 8, 8\]",
         ),
-        ({"init_latent_path": "@right.npy", "num_cols": 2}, r"2 pictures of 16×16 need floats \[2, 4, 8, 8\]"),
-        ({"textual_inversion_weight": ["@nowhere.ckpt"]}, "there is no file .*nowhere.ckpt"),
+        ({"init_latent_path": "@right.npy", "num_cols": 2}, r"2 images of 16×16 need floats \[2, 4, 8, 8\]"),
+        ({"textual_inversion_weight": ["@nowhere.ckpt"]}, "there is not a file .*nowhere.ckpt"),
         ({"textual_inversion_weight": ["@toy.ckpt", "@toy.ckpt"]}, "<toy>"),
         ({"schedule": "karas"}, "unknown schedule 'karas'; known are legacy"),
         ({"guider": "cgf"}, "unknown guider 'cgf'; known are cfg"),

@@ -6,13 +6,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from gm.sampling.image_request import ImageRequest
 
 from gm.config import SamplingConfig
 from gm.diffusion import samplers, schedule
 from gm.embeddings.embedding import Embedding, combine
 from gm.runtime.backend import Backend
-from gm.sampling import requests, resolution
+from gm.sampling import image_request, resolution
+from gm.sampling.image_request import ImageRequest
 from gm.sampling.pipeline import Pipeline
 from gm.text.tokenizer import END, pool_positions
 from tests.reference.inputs import Prompts, normal, relative_error
@@ -23,13 +23,22 @@ TEXTS = ("a <cat> in the snow", "portrait of <cat>, oil on canvas")
 @pytest.fixture(scope="module")
 def known(smallest):
     encoders = smallest.config.text_encoder_1, smallest.config.text_encoder_2
-    return combine([Embedding("<cat>", *(0.02 * normal(90, 2, e.width) for e in encoders))], smallest.config)
+    return combine(
+        [
+            Embedding(
+                "<cat>", dict(zip(("clip_l", "clip_g"), (0.02 * normal(90, 2, e.width) for e in encoders), strict=True))
+            )
+        ],
+        smallest.config,
+    )
 
 
 def prompts(texts, known, told):
     ids_1, ids_2 = known.tokenizer(texts, padding=END), known.tokenizer(texts, padding=0)
     told = np.tile(np.asarray(told, np.float32), (len(texts), 1))
-    return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), known.clip_l, known.clip_g, told)
+    return Prompts(
+        ids_1, ids_2, pool_positions(ids_2, "end_of_text"), known.vectors["clip_l"], known.vectors["clip_g"], told
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +46,7 @@ def prompts(texts, known, told):
     [("", 20, 5.0, False), ("blurry, ugly", 7, 7.5, True), ("", 13, 1.0, False)],
     ids=["empty-negative", "negative-graph", "no-guidance"],
 )
-def test_latents_and_pictures(smallest, known, negative, steps, guidance, graph):
+def test_latents_and_images(smallest, known, negative, steps, guidance, graph):
     from tests.reference.loops import torch_euler
 
     sampling = SamplingConfig(
@@ -72,7 +81,7 @@ def test_latents_and_pictures(smallest, known, negative, steps, guidance, graph)
     assert relative_error(last.latents, expected) < 1e-4
     decoded = smallest.reference.decode_latents(expected / smallest.config.vae.scale_factor)
     levels = np.clip(decoded.detach().numpy().transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
-    assert np.abs(np.stack(last.pictures) - levels).max() < 0.51  # rounded to the nearest level
+    assert np.abs(np.stack(last.images) - levels).max() < 0.51  # rounded to the nearest level
 
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
@@ -88,11 +97,11 @@ def test_every_sampler_is_k_diffusions_with_pytorchs_networks(smallest, known, s
     *_, last = pipeline.draw([order], known, sampling)
     vae = smallest.config.vae
     sigmas = schedule.sampling_sigmas(smallest.config.schedule, sampling)
-    start = requests.noise(order, frame, vae)[None] * (sigmas[0] ** 2 + 1) ** 0.5
+    start = image_request.noise(order, frame, vae)[None] * (sigmas[0] ** 2 + 1) ** 0.5
     drawn = iter(range(9))
 
     def fresh(*_):
-        return torch.tensor(requests.fresh_noise(order, frame, vae, next(drawn))[None])
+        return torch.tensor(image_request.fresh_noise(order, frame, vae, next(drawn))[None])
 
     stochastic = {} if sampler in ("euler", "heun", "lms", "dpmpp_2m") else {"noise_sampler": fresh}
     denoise = torch_denoiser(
@@ -102,7 +111,7 @@ def test_every_sampler_is_k_diffusions_with_pytorchs_networks(smallest, known, s
         expected = start
         for sigma, following, step in zip(sigmas[:-1], sigmas[1:], range(5), strict=True):
             clean = denoise(torch.tensor(expected).float(), torch.tensor([sigma]).float()).numpy()
-            expected = clean + following * requests.fresh_noise(order, frame, vae, step)
+            expected = clean + following * image_request.fresh_noise(order, frame, vae, step)
     else:
         walk = getattr(k_diffusion, f"sample_{sampler}")
         expected = walk(

@@ -51,9 +51,9 @@ def far(a: np.ndarray, b: np.ndarray) -> int:
 
 
 @pytest.mark.usefixtures("no_grad")
-def test_pictures_are_the_references(smallest: Case) -> None:
+def test_images_are_the_references(smallest: Case) -> None:
     z = normal(0, 2, smallest.config.vae.latent_channels, 6, 4)
-    found = VAEDecoder(smallest.model, PYNATIVE).pictures(z, PLAIN)
+    found = VAEDecoder(smallest.model, PYNATIVE).images(z, PLAIN)
     expected = smallest.reference.decode_latents(z / np.float32(smallest.config.vae.scale_factor)).numpy()
     shown = np.clip(expected.transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
     assert found.dtype == np.uint8
@@ -64,14 +64,14 @@ def test_pictures_are_the_references(smallest: Case) -> None:
 
 def test_tensors_and_arrays_are_the_same(decoder: VAEDecoder) -> None:
     z = normal(1, 1, 4, 6, 8)
-    assert np.array_equal(decoder.pictures(Tensor(z), PLAIN), decoder.pictures(z, PLAIN))
+    assert np.array_equal(decoder.images(Tensor(z), PLAIN), decoder.images(z, PLAIN))
     assert np.array_equal(decoder.preview(Tensor(z)), decoder.preview(z))
 
 
 def test_slices_are_the_same(decoder: VAEDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     z = normal(2, 3, 4, 6, 8)
     shapes = seen(decoder, monkeypatch)
-    together, sliced = (decoder.pictures(z, SamplingConfig(vae_slicing=on)) for on in (False, True))
+    together, sliced = (decoder.images(z, SamplingConfig(vae_slicing=on)) for on in (False, True))
     assert shapes == [(3, 4, 6, 8)] + 3 * [(1, 4, 6, 8)]
     assert far(together, sliced) <= 1  # where a level is right between two
     whole = decoder.decode(Tensor(z)).asnumpy()
@@ -80,12 +80,12 @@ def test_slices_are_the_same(decoder: VAEDecoder, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("tile", [16, 24, 64])
-def test_a_tile_as_large_as_the_picture_is_the_picture(decoder: VAEDecoder, tile: int) -> None:
+def test_a_tile_as_large_as_the_image_is_the_image(decoder: VAEDecoder, tile: int) -> None:
     z = normal(3, 2, 4, 6, 8)  # 12 × 16 pixels
-    whole = decoder.pictures(z, PLAIN)
-    assert np.array_equal(decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=tile)), whole)
+    whole = decoder.images(z, PLAIN)
+    assert np.array_equal(decoder.images(z, SamplingConfig(vae_tiling=True, vae_tile_size=tile)), whole)
     # A smaller one is not, so that the lines above say something.
-    assert far(decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=8)), whole) > 1
+    assert far(decoder.images(z, SamplingConfig(vae_tiling=True, vae_tile_size=8)), whole) > 1
 
 
 def test_tiles_are_of_one_shape_and_do_not_depend_on_the_batch(
@@ -93,10 +93,10 @@ def test_tiles_are_of_one_shape_and_do_not_depend_on_the_batch(
 ) -> None:
     z, tiled = normal(4, 2, 4, 11, 6), SamplingConfig(vae_tiling=True, vae_tile_size=16)
     shapes = seen(decoder, monkeypatch)
-    both = decoder.pictures(z, tiled)
+    both = decoder.images(z, tiled)
     assert both.shape == (2, 22, 12, 3)
-    assert shapes == 4 * [(1, 4, 8, 6)]  # two a picture, above each other
-    assert np.array_equal(both[1], decoder.pictures(z[1:], tiled)[0])
+    assert shapes == 4 * [(1, 4, 8, 6)]  # two an image, above each other
+    assert np.array_equal(both[1], decoder.images(z[1:], tiled)[0])
 
 
 def test_graph_mode_decodes_the_same(workshop: Workshop, decoder: VAEDecoder) -> None:
@@ -104,7 +104,7 @@ def test_graph_mode_decodes_the_same(workshop: Workshop, decoder: VAEDecoder) ->
     z = normal(5, 1, 4, 12, 8)
     for options in ({}, {"vae_tiling": True, "vae_tile_size": 16}):
         sampling = SamplingConfig(**options)
-        assert far(compiled.pictures(z, sampling), decoder.pictures(z, sampling)) <= 1
+        assert far(compiled.images(z, sampling), decoder.images(z, sampling)) <= 1
     # Previews are fitted outside the graph, and are the same.
     assert np.array_equal(compiled.preview(z), decoder.preview(z))
 
@@ -151,7 +151,7 @@ def test_every_tile_stands_in_its_place(decoder: VAEDecoder, monkeypatch: pytest
     random = np.random.default_rng(7)
     for _ in range(20):
         z = random.uniform(0, 255, (1, 4, *random.integers(1, 60, 2))).astype(np.float32)
-        tiled = decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=2 * int(random.integers(4, 40))))
+        tiled = decoder.images(z, SamplingConfig(vae_tiling=True, vae_tile_size=2 * int(random.integers(4, 40))))
         assert far(tiled, np.rint(z[:, :3]).repeat(2, axis=2).repeat(2, axis=3).transpose(0, 2, 3, 1)) <= 1
 
 
@@ -169,8 +169,8 @@ def shown(tiny: SDXL) -> tuple[VAEDecoder, Callable[..., np.ndarray]]:
     """Return the shipped model's decoder, and a function from pixels a side to the scaled latents of drawn things."""
 
     def encoded(side: int) -> np.ndarray:
-        pictures = image_folder.read("datasets/humbug", side)
-        made = latent_cache.encode(tiny.first_stage_model, pictures, False, tiny.config.vae.scale_factor)
+        images = image_folder.read("datasets/humbug", side)
+        made = latent_cache.encode(tiny.first_stage_model, images, False, tiny.config.vae.scale_factor)
         return np.concatenate(made.mean) * np.float32(made.scale_factor)
 
     return VAEDecoder(tiny, PYNATIVE), encoded
@@ -185,20 +185,20 @@ def explained(found: np.ndarray, wanted: np.ndarray) -> float:
 def test_the_shipped_models_tiles_show_what_the_whole_shows(shown: Any) -> None:
     decoder, encoded = shown
     z = encoded(128)[:2]
-    whole = decoder.pictures(z, PLAIN).astype(np.float64)
-    tiled = decoder.pictures(z, SamplingConfig(vae_tiling=True, vae_tile_size=64)).astype(np.float64)
+    whole = decoder.images(z, PLAIN).astype(np.float64)
+    tiled = decoder.images(z, SamplingConfig(vae_tiling=True, vae_tile_size=64)).astype(np.float64)
     assert 0 < np.abs(tiled - whole).mean() < 4, np.abs(tiled - whole).mean()
     assert explained(tiled, whole) > 0.99, explained(tiled, whole)
 
 
-def test_previews_are_the_picture_made_small(shown: Any) -> None:
+def test_previews_are_the_image_made_small(shown: Any) -> None:
     decoder, encoded = shown
     z = encoded(64)
     preview = decoder.preview(z)
     assert preview.dtype == np.uint8
     assert preview.shape == (5, 16, 16, 3)
-    pictures = decoder.pictures(z, PLAIN)
-    small = np.stack([Image.fromarray(picture).resize((16, 16), Image.Resampling.BOX) for picture in pictures])
+    images = decoder.images(z, PLAIN)
+    small = np.stack([Image.fromarray(image).resize((16, 16), Image.Resampling.BOX) for image in images])
     assert explained(preview, small) > 0.87, explained(preview, small)
     for other in (z[:, [1, 2, 3, 0]], z[::-1].copy(), z[:, :, ::-1].copy()):
         assert explained(decoder.preview(other), small) < 0.5, explained(decoder.preview(other), small)

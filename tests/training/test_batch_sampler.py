@@ -1,4 +1,4 @@
-"""gm/training/batch_sampler.py: every picture in its turn, uniform draws, and the same run on any number of ranks."""
+"""gm/training/batch_sampler.py: every image in its turn, uniform draws, and the same run on any number of ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUN = {
     "buckets": [range(5)],
     "prompts": [PromptChoice(range(20))] * 5,
     "levels": (0, 1000),
-    "random_flip": True,
+    "flip": True,
 }
 
 
@@ -34,7 +34,7 @@ def test_same_arguments_same_samples():
 
 def test_another_seed_shows_something_else():
     one, other = shown(50), shown(50, seed=8)
-    for name in ("picture", "mirrored", "prompt", "timestep"):
+    for name in ("image", "mirrored", "prompt", "timestep"):
         assert [getattr(s, name) for s in one] != [getattr(s, name) for s in other]
 
 
@@ -44,32 +44,32 @@ def test_samples_are_numbered_through_the_run():
 
 
 @pytest.mark.parametrize(("batch", "world"), [(1, 1), (2, 1), (3, 4), (16, 1), (2, 8)])
-def test_each_picture_once_an_epoch(batch, world):
-    pictures = 5
+def test_each_image_once_an_epoch(batch, world):
+    images = 5
     run = [
-        s.picture
+        s.image
         for step in range(40)
         for rank in range(world)
-        for s in samples(step, **{**RUN, "batch": batch, "rank": rank, "world": world, "buckets": [range(pictures)]})
+        for s in samples(step, **{**RUN, "batch": batch, "rank": rank, "world": world, "buckets": [range(images)]})
     ]
     assert len(run) == 40 * batch * world
     requests = set()
-    for start in range(0, len(run) - pictures + 1, pictures):
-        epoch = run[start : start + pictures]
-        assert sorted(epoch) == list(range(pictures))
+    for start in range(0, len(run) - images + 1, images):
+        epoch = run[start : start + images]
+        assert sorted(epoch) == list(range(images))
         requests.add(tuple(epoch))
-    assert len(requests) >= min(8, len(run) // pictures - 1)  # each epoch has an order of its own
+    assert len(requests) >= min(8, len(run) // images - 1)  # each epoch has an order of its own
 
 
-def test_every_order_of_three_pictures_is_about_equally_frequent():
-    run = [s.picture for s in shown(1800, batch=1, buckets=[range(3)])]
+def test_every_order_of_three_images_is_about_equally_frequent():
+    run = [s.image for s in shown(1800, batch=1, buckets=[range(3)])]
     requests = Counter(tuple(run[i : i + 3]) for i in range(0, len(run), 3))
     assert len(requests) == 6
     assert chi_square(list(requests.values())) < 20.5  # 5 degrees of freedom: exceeded once in a thousand
 
 
-def test_one_picture():
-    assert {s.picture for s in shown(5, batch=4, buckets=[range(1)])} == {0}
+def test_one_image():
+    assert {s.image for s in shown(5, batch=4, buckets=[range(1)])} == {0}
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
@@ -106,7 +106,7 @@ def test_templates_and_mirroring_are_uniform_and_independent():
     templates = np.bincount([s.prompt for s in run], minlength=20)
     assert len(templates) == 20
     assert 4 < chi_square(templates) < 43.8
-    columns = np.array([[s.mirrored, s.prompt, s.timestep, s.picture] for s in run], float)
+    columns = np.array([[s.mirrored, s.prompt, s.timestep, s.image] for s in run], float)
     assert abs(columns[:, 0].mean() - 0.5) < 3.3 * 0.5 / len(run) ** 0.5
     correlation = np.corrcoef(columns.T) - np.eye(4)
     assert np.abs(correlation).max() < 3.6 / len(run) ** 0.5
@@ -127,7 +127,7 @@ def test_without_flip_nothing_is_mirrored_and_nothing_else_changes():
 def test_a_sample_holds_plain_numbers():
     (first, _) = samples(0, **RUN)
     assert isinstance(first, Sample)
-    for name, kind in (("picture", int), ("mirrored", bool), ("prompt", int), ("timestep", int), ("index", int)):
+    for name, kind in (("image", int), ("mirrored", bool), ("prompt", int), ("timestep", int), ("index", int)):
         assert type(getattr(first, name)) is kind
 
 
@@ -149,11 +149,11 @@ def test_a_bias_favours_one_end(bias):
 
 @pytest.mark.parametrize(("share", "dropout"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.4, 0.5), (1.0, 0.0), (0.5, 1.0)])
 def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
-    """Pictures 0 and 2 have captions, numbers 20 and 21; 22 is the word alone."""
+    """Images 0 and 2 have captions, numbers 20 and 21; 22 is the word alone."""
     choices = [PromptChoice(range(20), caption, 22, share, dropout) for caption in (20, None, 21)]
     run = shown(3000, batch=1, buckets=[range(3)], prompts=choices)
-    for picture, caption in ((0, 20), (1, None), (2, 21)):
-        found = np.array([s.prompt for s in run if s.picture == picture])
+    for image, caption in ((0, 20), (1, None), (2, 21)):
+        found = np.array([s.prompt for s in run if s.image == image])
         kinds = [found == 22, found < 20, found == caption]
         assert sum(k.sum() for k in kinds) == len(found)
         rest = 1 - dropout
@@ -167,15 +167,15 @@ def test_without_captions_and_dropout_the_draws_are_those_of_templates_alone():
     assert shown(40, prompts=[PromptChoice(range(20), None, 22, 0.7)] * 5) == shown(40)
 
 
-def test_each_picture_has_prompts_of_its_own_and_one_named_twice_is_shown_twice_as_often():
+def test_each_image_has_prompts_of_its_own_and_one_named_twice_is_shown_twice_as_often():
     choices = [PromptChoice(range(20)), *[PromptChoice(range(20, 25))] * 2]
     run = shown(300, batch=2, buckets=[[0, 0, 1, 2]], prompts=choices)
-    assert Counter(s.picture for s in run) == {0: 300, 1: 150, 2: 150}
-    assert all((s.prompt < 20) == (s.picture == 0) for s in run)
+    assert Counter(s.image for s in run) == {0: 300, 1: 150, 2: 150}
+    assert all((s.prompt < 20) == (s.image == 0) for s in run)
     assert {s.prompt for s in run} == set(range(25))
 
 
-def test_each_step_shows_one_bucket_and_each_picture_as_often_as_any_other():
+def test_each_step_shows_one_bucket_and_each_image_as_often_as_any_other():
     buckets = [[0, 3, 4], [1], [2, 5]]
     for batch, world in ((1, 1), (2, 1), (3, 2)):
         steps = []
@@ -187,17 +187,17 @@ def test_each_step_shows_one_bucket_and_each_picture_as_often_as_any_other():
                 "buckets": buckets,
                 "prompts": [PromptChoice(range(20))] * 6,
             }
-            steps.append([s.picture for rank in range(world) for s in samples(step, **{**options, "rank": rank})])
-        for pictures in steps:
-            assert any(set(pictures) <= set(bucket) for bucket in buckets)
-        times = Counter(picture for pictures in steps for picture in pictures)
+            steps.append([s.image for rank in range(world) for s in samples(step, **{**options, "rank": rank})])
+        for images in steps:
+            assert any(set(images) <= set(bucket) for bucket in buckets)
+        times = Counter(image for images in steps for image in images)
         assert set(times.values()) == {10 * batch * world}
         for era in range(0, 60, 6):
             shown_ = Counter(next(k for k, b in enumerate(buckets) if p[0] in b) for p in steps[era : era + 6])
             assert shown_ == {0: 3, 1: 1, 2: 2}
         requests = {tuple(p[0] in buckets[0] for p in steps[era : era + 6]) for era in range(0, 60, 6)}
         assert len(requests) > 3
-        of_first = [picture for pictures in steps for picture in pictures if picture in buckets[0]]
+        of_first = [image for images in steps for image in images if image in buckets[0]]
         assert all(sorted(of_first[k : k + 3]) == [0, 3, 4] for k in range(0, len(of_first), 3))
 
 

@@ -25,7 +25,7 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> None:
     made = setup.prepare(workshop.config(training={"train_batch_size": 4}, data={"random_flip": True}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, True, 0.13025)
+    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, True, 0.13025)
     loader = BatchLoader(made, encoded)
     batch = loader.batch(0)
     assert batch.x.shape == (4, 4, 8, 8)
@@ -45,33 +45,33 @@ def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> No
 
 
 def test_a_mask_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    shutil.copytree(workshop.folder / "pictures", pictures)
-    with Image.open(pictures / "0.png") as image:
-        mask = Image.new("L", image.size)
-        mask.paste(255, (0, 0, image.width // 2, image.height))
-    mask.save(pictures / "0.mask.png")
-    (pictures / "1.txt").write_text("{} upside down")
-    data = {"data_path": str(pictures), "unmasked_weight": 0.5, "random_flip": True}
+    images = tmp_path / "images"
+    shutil.copytree(workshop.folder / "images", images)
+    with Image.open(images / "0.png") as opened:
+        mask = Image.new("L", opened.size)
+        mask.paste(255, (0, 0, opened.width // 2, opened.height))
+    mask.save(images / "0.mask.png")
+    (images / "1.txt").write_text("{} upside down")
+    data = {"data_path": str(images), "unmasked_weight": 0.5, "random_flip": True}
     made = setup.prepare(workshop.config(data=data, loss={"min_snr_gamma": 2.0}))
     assert made.concepts[0].captions == (None, "<toy> upside down", None)
     loader = trainer.prepare(workshop.model, made, EAGER)[1]
-    (half,) = masks.of_latents(made.pictures[0].mask[None], 2, 0.5)
+    (half,) = masks.of_latents(made.images[0].mask[None], 2, 0.5)
     assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
-    for picture, mirrored in ((0, False), (0, True), (1, False)):
+    for number, mirrored in ((0, False), (0, True), (1, False)):
         for plain in (False, True):
-            batch = loader.assemble([Sample(picture, mirrored, 0, 3, 0)], 1, "test", plain)
+            batch = loader.assemble([Sample(number, mirrored, 0, 3, 0)], 1, "test", plain)
             level = 1.0 if plain else min(1.0, 2.0 * loader.sigmas[3] ** 2)
             whole = half[:, ::-1] if mirrored else half
-            expected = (whole if picture == 0 else np.ones((8, 8))) * level
+            expected = (whole if number == 0 else np.ones((8, 8))) * level
             np.testing.assert_allclose(batch.weight.asnumpy()[0, 0], expected, rtol=1e-5)
     shown = [batches for step in range(12) for batches in [loader.batch(step)]]
     upside = made.tokenizer(["<toy> upside down"], padding=0)[0]
     told = [np.array_equal(batch.ids_2.asnumpy()[0], upside) for batch in shown]
-    assert sum(told) == 4  # the captioned picture's turn in each of four epochs
+    assert sum(told) == 4  # the captioned image's turn in each of four epochs
     without = setup.prepare(workshop.config(data={**data, "captions": False, "masks": False}))
     assert without.concepts[0].captions == ()
-    assert all(picture.mask is None for picture in without.pictures)
+    assert all(image.mask is None for image in without.images)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
@@ -84,15 +84,15 @@ def test_buckets_keep_shapes_and_compile_one_graph_each(
 ) -> None:
     caplog.set_level(logging.INFO, "gm")
     monkeypatch.setenv("GM_GRAPHS", str(tmp_path / "graphs"))
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for name, size in {"wide": (48, 20), "square": (20, 20), "tall": (20, 48), "taller": (40, 96)}.items():
         noise = np.random.default_rng(len(name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(noise).save(pictures / f"{name}.png")
-    data = {"data_path": str(pictures), "enable_bucket": True, "bucket_reso_steps": 8}
+        Image.fromarray(noise).save(images / f"{name}.png")
+    data = {"data_path": str(images), "enable_bucket": True, "bucket_reso_steps": 8}
     config = workshop.config(data=data, training={"total_step": 12, "gradient_accumulation_steps": 3})
     made, backend = setup.prepare(config), GRAPH if graph else EAGER
-    assert [p.pixels.shape[1:] for p in made.pictures] == [(16, 16), (24, 8), (24, 8), (8, 24)]
+    assert [p.pixels.shape[1:] for p in made.images] == [(16, 16), (24, 8), (24, 8), (8, 24)]
     assert "height × width: 1 of 16×16, 2 of 24×8, 1 of 8×24" in caplog.text
     learned, loader = trainer.prepare(workshop.model, made, backend)
     told = {tuple(loader.batch(step).sizes.asnumpy()[0].astype(int)) for step in range(4)}
@@ -112,7 +112,7 @@ def test_buckets_keep_shapes_and_compile_one_graph_each(
 
 def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) -> None:
     made = setup.prepare(workshop.config(training={"train_batch_size": 2}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, False, 0.13025)
+    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, False, 0.13025)
     whole = BatchLoader(made, encoded)
     halves = [BatchLoader(setup.prepare(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
     for field, parts in zip(whole.batch(3), zip(*(h.batch(3) for h in halves), strict=True), strict=True):
@@ -121,7 +121,7 @@ def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) 
 
 def test_latents_are_drawn_from_the_posterior(workshop: Workshop) -> None:
     made = setup.prepare(workshop.config())
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.pictures, True, 0.5)
+    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, True, 0.5)
     assert [mean.shape for mean in encoded.mean] == [(2, 4, 8, 8)] * 3
     noise = np.ones(encoded.mean[0].shape[1:], np.float32)
     high, low = encoded.draw(1, 0, noise), encoded.draw(1, 0, -noise)
@@ -130,13 +130,11 @@ def test_latents_are_drawn_from_the_posterior(workshop: Workshop) -> None:
     assert not np.allclose(encoded.mean[1][0], encoded.mean[1][1])
 
 
-def test_non_pictures_are_named_in_the_log(
-    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    picture = (workshop.folder / "pictures" / "0.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(picture)
-    (tmp_path / "notes.txt").write_text("not a picture")
+def test_non_images_are_named_in_the_log(workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = (workshop.folder / "images" / "0.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(image)
+    (tmp_path / "notes.txt").write_text("not an image")
     with caplog.at_level(logging.INFO, logger="gm"):
         made = setup.prepare(workshop.config(data={"data_path": str(tmp_path)}))
-    assert len(made.pictures) == 1
+    assert len(made.images) == 1
     assert "notes.txt" in caplog.text

@@ -56,7 +56,7 @@ def test_nothing_to_go_on_from_is_said(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "gm"):
         assert checkpoint.find("latest", tmp_path / "later") is None
     assert "no state in" in caplog.text
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="there is not a file"):
         checkpoint.find(str(tmp_path / "state_1.ckpt"), tmp_path)
 
 
@@ -122,18 +122,18 @@ def test_a_kill_while_saving_leaves_the_last_whole_state(tmp_path: Path) -> None
         import sys
         from pathlib import Path
         import numpy as np
-        from gm import atomic
-        from gm.training import state
-        from gm.training.checkpoint import State
+        from gm.runtime import atomic_io
+        from gm.training import checkpoint
+        from gm.training.checkpoint import Checkpoint
         folder = Path(sys.argv[1])
-        atomic.sweep(folder)
-        found = state.find("latest", folder)
+        atomic_io.clean_leftovers(folder)
+        found = checkpoint.find("latest", folder)
         step = found.step if found else 0
         assert not found or (found.tensors["rows"] == step).all()
         print(step, flush=True)
         while True:
             step += 1
-            state.save(State(step, step, {"rows": np.full((200, 1280), step, np.float32)}, "base", {}), folder, 2)
+            checkpoint.save(Checkpoint(step, step, {"rows": np.full((200, 1280), step, np.float32)}, "base", {}), folder, 2)
     """
     draw, last = random.Random(5), -1
     left = 0

@@ -28,7 +28,7 @@ EAGER = Backend("CPU", graph=False, dtype=ms.float32)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders, `a` of two pictures and `b` of five, of which one has a caption."""
+    """Two folders, `a` of two images and `b` of five, of which one has a caption."""
     place = tmp_path_factory.mktemp("words")
     for name, count in (("a", 2), ("b", 5)):
         (place / name).mkdir()
@@ -59,7 +59,7 @@ def test_what_an_entry_leaves_out_is_as_in_the_config(workshop: Workshop, folder
     assert (second.num_vectors, second.initializer_token, second.learnable_property) == (2, None, "object")
     assert (bad.placeholder_token, bad.negative, bad.data_path) == ("<bad>", True, "")
     (alone,) = concept_data.entries(workshop.config())
-    assert (alone.placeholder_token, alone.data_path) == ("<toy>", str(workshop.folder / "pictures"))
+    assert (alone.placeholder_token, alone.data_path) == ("<toy>", str(workshop.folder / "images"))
 
 
 def test_words_are_read_from_a_command_line_and_a_file(workshop: Workshop, tmp_path: Path) -> None:
@@ -74,17 +74,17 @@ def test_words_are_read_from_a_command_line_and_a_file(workshop: Workshop, tmp_p
 @pytest.mark.parametrize(
     ("concepts", "message"),
     [
-        (["words.yaml"], "there is no file words.yaml; give a YAML file with a list"),
+        (["words.yaml"], "there is not a file words.yaml; give a YAML file with a list"),
         (["{placeholder_token: <a>"], "is not YAML"),
         ([["<a>"]], r"--concepts, word 1 is \['<a>'\]; write \{placeholder_token"),
         ([{"placeholder": "<a>"}], "word 1: unknown option placeholder; did you mean 'placeholder_token'"),
-        ([{}, {"num_vectors": 0}], "word 2: num_vectors is 0; the least is 1"),
+        ([{}, {"num_vectors": 0}], "word 2: num_vectors is 0; it must be at least 1"),
         ([{}, {"num_vectors": "many"}], "word 2: num_vectors: Value 'many'"),
         ([{"repeats": 0}], "word 1: repeats is 0"),
         ([{}, {}], "'<toy>' is registered already"),
         ([BAD], "a negative word alone"),
         ([{}, BAD, BAD], "two negative words; there can be one"),
-        ([{}, {**BAD, "data_path": "a"}], "word 2: a negative word is learned from the others' pictures"),
+        ([{}, {**BAD, "data_path": "a"}], "word 2: a negative word is learned from the others' images"),
         ([{}, {"placeholder_token": "<b>", "data_path": "nowhere"}], "--data_path nowhere is not there"),
         ([{}, {"placeholder_token": "<b>", "data_path": ""}], "--data_path is empty"),
     ],
@@ -113,10 +113,10 @@ def test_files_are_called_after_words() -> None:
     assert concept_data.names(entries) == ["cat-toy", "Cat-Toy-2", "word3", "猫", "a.b"]
 
 
-def test_every_picture_is_shown_with_its_word_and_all_words_about_as_often(workshop: Workshop, folders: Path) -> None:
+def test_every_image_is_shown_with_its_word_and_all_words_about_as_often(workshop: Workshop, folders: Path) -> None:
     made = setup.prepare(config_of(workshop, [*two(folders), BAD]))
     assert [concept.rows for concept in made.concepts] == [slice(0, 3), slice(3, 5), slice(5, 6)]
-    assert concept_data.repeats(made.concepts) == [2, 1, 0]  # 4 and 5 pictures in an epoch
+    assert concept_data.repeats(made.concepts) == [2, 1, 0]  # 4 and 5 images in an epoch
     _, loader = trainer.prepare(workshop.model, made, EAGER)
     shown: Counter[int] = Counter()
     for step in range(54):
@@ -177,13 +177,13 @@ def trained(workshop: Workshop, folders: Path, tmp_path_factory: pytest.TempPath
 
 def test_each_word_has_a_file_of_its_own(workshop: Workshop, folders: Path, trained: Path) -> None:
     found = {name: embedding_io.load(trained / f"smallest_{name}_4_ti.ckpt") for name in ("aa", "bb", "bad")}
-    assert [(c.placeholder, c.num_vectors) for c in found.values()] == [("<aa>", 3), ("<bb>", 2), ("<bad>", 1)]
+    assert [(c.placeholder_token, c.num_vectors) for c in found.values()] == [("<aa>", 3), ("<bb>", 2), ("<bad>", 1)]
     start = trainer.prepare(workshop.model, setup.prepare(config_of(workshop, [*two(folders), BAD])), EAGER)[0].arrays()
     for concept, rows in zip(found.values(), (slice(0, 3), slice(3, 5), slice(5, 6)), strict=True):
-        for now, before in ((concept.clip_l, start[0][rows]), (concept.clip_g, start[1][rows])):
+        for now, before in ((concept.vectors["clip_l"], start[0][rows]), (concept.vectors["clip_g"], start[1][rows])):
             assert np.abs(now - before).min() > 1e-3
             assert np.abs(now - before).max() < 0.1  # four steps of 1e-2: it started there
-        recipe = concept.details["recipe"]["concept"]["concepts"]
+        recipe = concept.metadata["recipe"]["concept"]["concepts"]
         assert [entry["placeholder_token"] for entry in recipe] == ["<aa>", "<bb>", "<bad>"]
 
 
@@ -214,8 +214,8 @@ def test_the_written_config_learns_the_same(trained: Path, tmp_path: Path) -> No
     config = configuration.load(trained / "config.yaml", {"training": {"save_path": str(tmp_path)}})
     for again in whole_runs(config):
         ours, theirs = embedding_io.load(again), embedding_io.load(trained / again.name)
-        assert np.array_equal(ours.clip_l, theirs.clip_l)
-        assert np.array_equal(ours.clip_g, theirs.clip_g)
+        assert np.array_equal(ours.vectors["clip_l"], theirs.vectors["clip_l"])
+        assert np.array_equal(ours.vectors["clip_g"], theirs.vectors["clip_g"])
 
 
 def test_it_goes_on_where_it_stopped(workshop: Workshop, folders: Path, trained: Path, tmp_path: Path) -> None:
@@ -224,7 +224,9 @@ def test_it_goes_on_where_it_stopped(workshop: Workshop, folders: Path, trained:
     whole_runs(config_of(workshop, concepts, training=options))
     resume = {**options, "resume": str(tmp_path / "state_2.ckpt")}
     for again in whole_runs(config_of(workshop, concepts, training=resume)):
-        assert np.array_equal(embedding_io.load(again).clip_g, embedding_io.load(trained / again.name).clip_g)
+        assert np.array_equal(
+            embedding_io.load(again).vectors["clip_g"], embedding_io.load(trained / again.name).vectors["clip_g"]
+        )
     for changed, reason in (
         ({"num_vectors": 4}, r"concept.concepts.2.num_vectors was 2 → 4; the rows are there already"),
         ({"placeholder_token": "<dd>"}, r"concept.concepts.2.placeholder_token was .* it is the word being learned"),

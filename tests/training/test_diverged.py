@@ -47,8 +47,10 @@ def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
         whole_run(workshop.config(training=options))
     found, good = embedding_io.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), embedding_io.load(short)
     # The third update followed the last good step, but no good step followed it.
-    assert np.isfinite(found.clip_l).all()
-    assert np.linalg.norm(found.clip_l - good.clip_l) < 0.02 * np.linalg.norm(good.clip_l)
+    assert np.isfinite(found.vectors["clip_l"]).all()
+    assert np.linalg.norm(found.vectors["clip_l"] - good.vectors["clip_l"]) < 0.02 * np.linalg.norm(
+        good.vectors["clip_l"]
+    )
     latest = checkpoint.find("latest", tmp_path / "bad")
     assert latest
     assert latest.step == 6  # the step that ended it left none
@@ -65,16 +67,16 @@ def test_an_update_that_breaks_the_rows_is_taken_back(workshop: Workshop, tmp_pa
     with pytest.raises(UserError, match="in a row without a finite"):
         whole_run(made.config)
     last = max((tmp_path / "run").glob("*_ti.ckpt"))
-    assert np.array_equal(embedding_io.load(last).clip_l, start[0])
+    assert np.array_equal(embedding_io.load(last).vectors["clip_l"], start[0])
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda model: model.unet, r"model\.diffusion_model\..* of the weights is not finite; convert or get them"),
-        (lambda model: model.first_stage_model, "the pictures, encoded, are not finite"),
+        (lambda model: model.first_stage_model, "the images, encoded, are not finite"),
     ],
-    ids=["weights", "pictures"],
+    ids=["weights", "images"],
 )
 def test_the_cause_is_named(
     workshop: Workshop, tmp_path: Path, spoil: Callable[[SDXL], ms.nn.Cell], message: str

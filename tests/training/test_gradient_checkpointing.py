@@ -1,4 +1,4 @@
-"""Computing blocks anew on the way back: the same numbers, in less memory, by another graph."""
+"""Computing blocks anew in the backward pass: the same numbers, in less memory, by another graph."""
 
 from __future__ import annotations
 
@@ -54,13 +54,14 @@ def test_it_takes_less_memory_in_pynative_mode(workshop: Workshop) -> None:
     code = f"""
 from benchmarks.worker import Peak
 from gm import api
-from gm.training import loop, plan, run
+from gm.training import loop, setup, trainer
 import sys
-toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 256}}, training={{"gradient_checkpointing": sys.argv[1] == "yes"}})
-made = plan.make(toolkit.config)
-learned, feed = run.prepare(toolkit.model, made, toolkit.backend)
-toolkit.model.release_autoencoder()
-reports = loop.run(toolkit.model, learned, feed, toolkit.config, made.updates, toolkit.backend)
+toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 256}},
+    training={{"gradient_checkpointing": sys.argv[1] == "yes"}})
+made = setup.prepare(toolkit.config)
+state, loader = trainer.prepare(toolkit.model, made, toolkit.backend)
+toolkit.model.release_vae()
+reports = loop.run(toolkit.model, state, loader, toolkit.config, made.updates, toolkit.backend)
 peak = Peak()
 peak.reset()
 before = peak.read()

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gm.training.lr_scheduler import learning_rates
 
 from gm.config import TrainingConfig
+from gm.training.lr_schedule import learning_rates
 
 
 def rates(schedule: str, warmup: int, updates: int, **options: float) -> list[float]:

@@ -139,7 +139,7 @@ def test_a_signal_ends_the_run_with_everything_saved(
     assert stopped
     assert f"stopped after step {stopped.step} of 100000" in out
     assert "--resume latest goes on" in out
-    assert embedding_io.load(place / f"smallest_{stopped.step}_ti.ckpt").details["step"] == stopped.step
+    assert embedding_io.load(place / f"smallest_{stopped.step}_ti.ckpt").metadata["step"] == stopped.step
     assert json.loads((place / "log.jsonl").read_text().splitlines()[-1])["step"] == stopped.step
 
 
@@ -177,21 +177,21 @@ def test_going_on_longer_and_with_other_options_is_said(
     assert {p.name for p in (tmp_path / "other").glob("*.ckpt")} == {"smallest_5_ti.ckpt", "state_5.ckpt"}
 
 
-def test_other_pictures_and_captions_are_noticed(
+def test_other_images_and_captions_are_noticed(
     workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pictures = tmp_path / "pictures"
-    shutil.copytree(workshop.folder / "pictures", pictures)
+    images = tmp_path / "images"
+    shutil.copytree(workshop.folder / "images", images)
     options = {"total_step": 2, "save_path": str(tmp_path / "run")}
-    whole_run(workshop.config(training=options, data={"data_path": str(pictures)}))
+    whole_run(workshop.config(training=options, data={"data_path": str(images)}))
     options |= {"total_step": 3, "resume": "latest"}
-    moved = pictures.rename(tmp_path / "moved")
+    moved = images.rename(tmp_path / "moved")
     made = setup.prepare(workshop.config(training=options, data={"data_path": str(moved)}))
     assert set(made.changed) == {"data.data_path", "training.total_step"}
     (moved / "1.txt").write_text("a {} in the snow")
     made = setup.prepare(workshop.config(training=options, data={"data_path": str(moved)}))
-    assert set(made.changed) == {"data.data_path", "training.total_step", "pictures, captions or templates"}
-    assert "--resume: pictures, captions or templates are others than before" in caplog.text
+    assert set(made.changed) == {"data.data_path", "training.total_step", "images, captions or templates"}
+    assert "--resume: images, captions or templates are others than before" in caplog.text
     (moved / "1.txt").unlink()
     (moved / "1.png").write_bytes((moved / "0.png").read_bytes())
     assert len(setup.prepare(workshop.config(training=options, data={"data_path": str(moved)})).changed) == 3
@@ -244,7 +244,7 @@ sys.stdin.read()
 def test_a_full_disk_costs_what_cannot_be_written_and_no_more(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files may be no larger than a limit between that of a learned file and that of a state."""
+    """Files may be no larger than a limit between that of an embedding file and that of a state."""
     place = tmp_path / "run"
     config = workshop.config(
         training={"total_step": 6, "save_path": str(place), "checkpointing_steps": 2, "save_ckpt_interval": 3}

@@ -16,8 +16,8 @@ from gm.training.signals import SIGNALS, StopSignals
 # A step that no signal cuts short, as one of a graph is not: Python's handlers wait until it is done.
 CODE = """
     import hashlib, sys, time
-    from gm.training.signals import Stop
-    with Stop() as stop:
+    from gm.training.signals import StopSignals
+    with StopSignals() as stop:
         stop.ready = sys.argv[1] == "ready"
         print("set up", flush=True)
         while stop.asked is None:

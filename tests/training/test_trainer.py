@@ -100,7 +100,7 @@ def test_it_learns(workshop: Workshop) -> None:
     for _ in loop.run(workshop.model, learned, loader, config, made.updates, GRAPH):
         pass
     after = held_out.losses(*learned.arrays())
-    print(f"held-out loss {before.mean():.4f} before, {after.mean():.4f} after")
+    print(f"validation loss {before.mean():.4f} before, {after.mean():.4f} after")
     assert after.mean() < 0.97 * before.mean()
     assert (after < before).sum() >= 20
     # Rows moved as far in a random direction do not do that.
@@ -146,17 +146,17 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
     assert np.array_equal(both, np.concatenate([before, after], axis=1))
     assert not np.array_equal(before, after)
     concept = embedding_io.load(last)
-    assert (concept.placeholder, concept.num_vectors, concept.details["step"]) == ("<toy>", 2, 7)
+    assert (concept.placeholder_token, concept.num_vectors, concept.metadata["step"]) == ("<toy>", 2, 7)
     assert [p.stem for p in sorted(place.glob("*.safetensors"))] == [p.stem for p in sorted(place.glob("*_ti.ckpt"))]
     twin = embedding_io.load(last.with_suffix(".safetensors"))
-    assert np.array_equal(twin.clip_g, concept.clip_g)
-    assert twin.details == concept.details
-    assert concept.details["base_model"] == sdxl.fingerprint(workshop.model)
-    assert concept.details["recipe"]["training"]["total_step"] == 7
+    assert np.array_equal(twin.vectors["clip_g"], concept.vectors["clip_g"])
+    assert twin.metadata == concept.metadata
+    assert concept.metadata["base_model"] == sdxl.fingerprint(workshop.model)
+    assert concept.metadata["recipe"]["training"]["total_step"] == 7
     out = capsys.readouterr().out
     assert "step 7/7  update 4/4  loss " in out
     assert "s/step" in out
-    assert "held-out loss" in out
+    assert "validation loss" in out
 
 
 def test_an_earlier_run_is_moved_aside_and_nothing_is_lost(workshop: Workshop, tmp_path: Path) -> None:
@@ -184,7 +184,9 @@ def test_the_autoencoder_is_given_away_unless_previews_need_it(workshop: Worksho
 def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = workshop.config(training={"save_path": str(tmp_path / "file" / "r")})
-    with pytest.raises(UserError, match=r"cannot write to --save_path .*file/r: .*file is no folder; choose another"):
+    with pytest.raises(
+        UserError, match=r"cannot write to --save_path .*file/r: .*file is not a folder; choose another"
+    ):
         setup.prepare(config)
     made = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "later")}))
     (tmp_path / "later").write_text("")  # it is there by the time the weights are loaded
@@ -220,18 +222,27 @@ def test_initial_rows(workshop: Workshop) -> None:
 
 def test_rows_can_start_from_a_learned_file(workshop: Workshop, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    found = Embedding("<old>", *(random.standard_normal((2, width), np.float32) for width in (16, 24)))
+    found = Embedding(
+        "<old>",
+        dict(
+            zip(
+                ("clip_l", "clip_g"),
+                (random.standard_normal((2, width), np.float32) for width in (16, 24)),
+                strict=True,
+            )
+        ),
+    )
     embedding_io.save(found, tmp_path / "old.safetensors")
     concept = {"initializer_file": str(tmp_path / "old.safetensors"), "num_vectors": 3}
     made = setup.prepare(workshop.config(concept=concept))
     rows = trainer.prepare(workshop.model, made, EAGER)[0].arrays()
-    for ours, theirs in zip(rows, (found.clip_l, found.clip_g), strict=True):
+    for ours, theirs in zip(rows, (found.vectors["clip_l"], found.vectors["clip_g"]), strict=True):
         assert np.array_equal(ours, theirs[[0, 1, 0]])
     with pytest.raises(UserError, match="both say where to start; give one of them"):
         setup.prepare(workshop.config(concept={**concept, "initializer_token": "cat"}))
-    wide = Embedding("<wide>", np.zeros((1, 768), np.float32), np.zeros((1, 1280), np.float32))
+    wide = Embedding("<wide>", {"clip_l": np.zeros((1, 768), np.float32), "clip_g": np.zeros((1, 1280), np.float32)})
     embedding_io.save(wide, tmp_path / "old.safetensors")
-    with pytest.raises(UserError, match="rows 768 and 1280 wide, the model's are 16 and 24"):
+    with pytest.raises(UserError, match="vectors of 768 and 1280 values, the model's have 16 and 24"):
         setup.prepare(workshop.config(concept=concept))
 
 

@@ -53,7 +53,7 @@ def config(smallest):
 
 
 def plan_of(config):
-    """Return a plan whose three pictures are nothing but latents."""
+    """Return a plan whose three images are nothing but latents."""
     concept = TrainingConcept(concept_data.entries(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
     return TrainingSetup(config, [concept], [], tokenizer(config))
 
@@ -105,7 +105,7 @@ def batch(config, loader, step):
         levels=(0, config.model.schedule.timesteps),
         flip=True,
     )
-    picture, variant = [s.picture for s in shown], [int(s.mirrored) for s in shown]
+    image, variant = [s.image for s in shown], [int(s.mirrored) for s in shown]
     noises = [
         np.stack([rng.normal(LATENT, training.seed, f"training {what}", s.index) for s in shown])
         for what in ("posterior", "noise")
@@ -113,11 +113,9 @@ def batch(config, loader, step):
     words = tokenizer(config)
     texts = [PROMPTS[s.prompt] for s in shown]
     ids_1, ids_2 = words(texts, padding=END), words(texts, padding=0)
-    prompts = Prompts(
-        ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), latents.sizes[picture, variant]
-    )
+    prompts = Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), latents.sizes[image, variant])
     times = np.array([s.timestep for s in shown], np.int32)
-    return Batch(latents.mean[picture, variant], latents.log_variance[picture, variant], *noises, times, prompts)
+    return Batch(latents.mean[image, variant], latents.log_variance[image, variant], *noises, times, prompts)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
@@ -134,7 +132,7 @@ def test_ten_updates(smallest, config, loader, trained, graph):
     assert min(trained.norms) < config.training.max_grad_norm < max(trained.norms)
     np.testing.assert_allclose(losses, trained.losses, rtol=2e-5)
     np.testing.assert_allclose(norms, trained.norms, rtol=1e-4)
-    for number, expected in enumerate((trained.clip_l, trained.clip_g)):
+    for number, expected in enumerate((trained.vectors["clip_l"], trained.vectors["clip_g"])):
         start, ours = rows(config)[number], np.stack([each[number] for each in kept])
         assert relative_error(ours, expected) < 1e-4
         assert relative_error(ours - start, expected - start) < 1e-4

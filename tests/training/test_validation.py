@@ -1,4 +1,4 @@
-"""Held-out losses: what is the best, what chance leaves open, and when training goes too far."""
+"""Validation losses: what is the best, what chance leaves open, and when training goes too far."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_the_best_rows_are_kept_and_rising_is_said(
     trainer.run(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
     place = tmp_path / "run"
     best, fourth = embedding_io.load(place / "smallest_best_ti.ckpt"), embedding_io.load(place / "smallest_4_ti.ckpt")
-    assert np.array_equal(best.clip_l, fourth.clip_l)
-    assert np.array_equal(best.clip_g, fourth.clip_g)
-    assert best.details["step"] == 4
-    assert embedding_io.load(place / "smallest_best_ti.safetensors").details == best.details
+    assert np.array_equal(best.vectors["clip_l"], fourth.vectors["clip_l"])
+    assert np.array_equal(best.vectors["clip_g"], fourth.vectors["clip_g"])
+    assert best.metadata["step"] == 4
+    assert embedding_io.load(place / "smallest_best_ti.safetensors").metadata == best.metadata
     out = capsys.readouterr().out
     said = (
-        "the held-out loss rises while training's falls: over-fitting; the best rows, of step 4, are in smallest_best"
+        "the validation loss rises while training's falls: over-fitting; the best rows, of step 4, are in smallest_best"
     )
     assert out.count(said) == 1
     assert f"step 6: {said}" in out

@@ -68,7 +68,7 @@ def _check(source: Path, target: Path, overwrite: bool) -> None:
     if target.exists() and target.samefile(source):
         raise UserError("--source and --target are the same file; give another target")
     if target.exists() and not overwrite:
-        raise UserError(f"--target {target} is there already; --overwrite replaces it")
+        raise UserError(f"--target {target} already exists; --overwrite replaces it")
 
 
 def _neighbours(path: Path) -> list[str]:

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def described(learned: EmbeddingFile, encoders: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
-    """Return what a learned file holds as JSON has it; with both `encoders`' tables also the words nearest to rows."""
+    """Return what an embedding file holds, for JSON; with both `encoders`' tables also the tokens nearest to it."""
     rules = {word or "": learned.own(word)["pooling"] for word in learned.words}
     return {
         "format": learned.format,
@@ -90,7 +90,7 @@ def convert(
     concept = embedding_io.load(source)
     interchange.check_not_existing([target], overwrite)
     (word,) = learned.words
-    embedding_io.save(dataclasses.replace(concept, placeholder=word or concept.placeholder), target)
+    embedding_io.save(dataclasses.replace(concept, placeholder_token=word or concept.placeholder_token), target)
     return [target]
 
 
@@ -101,7 +101,7 @@ def mix(
     concepts = [embedding_io.load(source) for source in sources]
     interchange.check_not_existing([target], overwrite)
     shares = weights or [1 / len(concepts)] * len(concepts)
-    embedding_io.save(merging.mix(concepts, shares, words[0] if words else concepts[0].placeholder), target)
+    embedding_io.save(merging.mix(concepts, shares, words[0] if words else concepts[0].placeholder_token), target)
     return [target]
 
 
@@ -150,7 +150,7 @@ def _renamed(learned: EmbeddingFile, word: str | None) -> EmbeddingFile:
 def _flags() -> dict[str, Any]:
     parser = cli.Parser("Convert a learned word into another program's file, or look into one.", ("source",))
     parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
-    parser.add_argument("--source", nargs="+", help="learned file of any program, or the folder that diffusers wrote")
+    parser.add_argument("--source", nargs="+", help="embedding file of any program, or the folder that diffusers wrote")
     parser.add_argument("--target", help=f"file to write, which ends in {', '.join(interchange.ENDINGS)}")
     programs = "; ".join(f"{name}: {each.program}" for name, each in FORMATS.items())
     parser.add_argument("--format", choices=tuple(FORMATS), help=f"(default: by the target's ending) {programs}")

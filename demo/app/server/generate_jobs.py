@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gm.sampling.image_request import SamplingProgress
-
 from demo.app.server import worker
 from demo.app.server.worker import Task
 from gm import api
 from gm.api import Toolkit
 from gm.config import Config
 from gm.sampling import request, run
+from gm.sampling.image_request import SamplingProgress
 from gm.sampling.request import SamplingJob
 
 _loaded: list[tuple[object, Toolkit]] = []  # one at most, with what it was loaded for; the worker's thread alone has it
@@ -22,8 +21,8 @@ _loaded: list[tuple[object, Toolkit]] = []  # one at most, with what it was load
 def draw(config: Config) -> Task:
     """Let what `config` asks for be drawn; its prompt is never taken for the name of a file.
 
-    The events are `SamplingProgress`, for progress and previews, and the path of every picture and grid as it is written. Raises
-    UserError at once for what can be known before the weights are read.
+    The events are `SamplingProgress`, for progress and previews, and the path of every image and grid as it is written.
+    Raises UserError at once for what can be known before the weights are read.
     """
     made = request.prepare(config, literal=True)
     return worker.shared().submit(config.sampling.prompt, lambda: _drawn([made]))
@@ -47,9 +46,9 @@ def _drawn(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:
                 continue
             if event.done == 1:
                 before, length = before + length, event.total
-            # The pictures are on the disk, and tasks are kept for as long as a page is open.
+            # The images are on the disk, and tasks are kept for as long as a page is open.
             total = max(sheets * event.total, before + event.total)
-            yield dataclasses.replace(event, done=before + event.done, total=total, pictures=(), latents=None)
+            yield dataclasses.replace(event, done=before + event.done, total=total, images=(), latents=None)
 
 
 def _toolkit(config: Config) -> Toolkit:

@@ -82,7 +82,7 @@ class Run:
         return sorted(sheets, key=lambda path: int(re.sub(r"\D", "", path.stem)))
 
     def learned(self) -> list[Path]:
-        """Return the learned files, the newest first."""
+        """Return the embedding files, the newest first."""
         found = self.folder.glob("*_ti.ckpt")
         return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 

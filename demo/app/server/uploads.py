@@ -7,45 +7,45 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from gm.data import image as pictures_of
+from gm.data import image as images_of
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
 from gm.runtime import atomic_io
 
-PICTURE_BYTES, CONCEPT_BYTES = 50 * 10**6, 20 * 10**6
-PICTURES = 200  # at once
+IMAGE_BYTES, CONCEPT_BYTES = 50 * 10**6, 20 * 10**6
+IMAGES = 200  # at once
 PIXELS = 64 * 10**6
 # Endings by what files begin with.
-_PICTURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"RIFF": ".webp", b"BM": ".bmp", b"GIF8": ".gif"}
-_PICTURES |= {b"II*\x00": ".tif", b"MM\x00*": ".tif"}
+_IMAGES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"RIFF": ".webp", b"BM": ".bmp", b"GIF8": ".gif"}
+_IMAGES |= {b"II*\x00": ".tif", b"MM\x00*": ".tif"}
 
 
-def pictures(contents: Sequence[bytes], folder: Path) -> list[Path]:
-    """Store pictures as `picture` does, and return their paths; the same one sent twice is one.
+def images(contents: Sequence[bytes], folder: Path) -> list[Path]:
+    """Store images as `image` does, and return their paths; the same one sent twice is one.
 
-    UserError, before any is stored, for none and for more than `PICTURES`.
+    UserError, before any is stored, for none and for more than `IMAGES`.
     """
     if not contents:
-        raise UserError("no picture was sent; choose some")
-    if len(contents) > PICTURES:
-        raise UserError(f"{len(contents)} pictures were sent; send {PICTURES} at most")
-    return list(dict.fromkeys(picture(content, folder) for content in contents))
+        raise UserError("no image was sent; choose some")
+    if len(contents) > IMAGES:
+        raise UserError(f"{len(contents)} images were sent; send {IMAGES} at most")
+    return list(dict.fromkeys(image(content, folder) for content in contents))
 
 
-def picture(content: bytes, folder: Path) -> Path:
-    """Store a picture in `folder` under a hash of it; UserError for what is none, is damaged, or is too large."""
-    _check_size(content, PICTURE_BYTES, "the picture")
-    ending = next((ending for start, ending in _PICTURES.items() if content.startswith(start)), None)
+def image(content: bytes, folder: Path) -> Path:
+    """Store an image in `folder` under a hash of it; UserError for what is none, is damaged, or is too large."""
+    _check_size(content, IMAGE_BYTES, "the image")
+    ending = next((ending for start, ending in _IMAGES.items() if content.startswith(start)), None)
     if ending is None:
-        raise UserError("a file that was sent is no picture of a known kind; send JPEG, PNG, WebP, BMP, GIF or TIFF")
+        raise UserError("a file that was sent is no image of a known kind; send JPEG, PNG, WebP, BMP, GIF or TIFF")
     path = _store(content, folder, ending)
     try:
-        with pictures_of.open_image(path) as image:
+        with images_of.open_image(path) as image:
             if image.width * image.height > PIXELS:
                 size = f"{image.width}×{image.height}"
-                raise UserError(f"a picture has {size} pixels; send one of {PIXELS // 10**6} million at most")
-            pictures_of.to_rgb(image)
+                raise UserError(f"an image has {size} pixels; send one of {PIXELS // 10**6} million at most")
+            images_of.to_rgb(image)
     except UserError as error:
         path.unlink()
         raise UserError(str(error).replace(str(path), "that was sent")) from error
@@ -53,22 +53,22 @@ def picture(content: bytes, folder: Path) -> Path:
 
 
 def concept(content: bytes, name: str, folder: Path) -> Path:
-    """Store a learned file of any format in `folder` and return its path; UserError if it cannot be used.
+    """Store an embedding file of any format in `folder` and return its path; UserError if it cannot be used.
 
     `name` is used for nothing but the word, where the file does not say its own.
     """
-    _check_size(content, CONCEPT_BYTES, "the learned file")
+    _check_size(content, CONCEPT_BYTES, "the embedding file")
     path = _store(content, folder, ".safetensors")  # files are told by what they hold, not by their ending
     try:
         found = embedding_io.load_all(path)
     except UserError as error:
         path.unlink()
         raise UserError(str(error).replace(str(path), "the file")) from error
-    if len(found) == 1 and path.stem in found[0].placeholder:
+    if len(found) == 1 and path.stem in found[0].placeholder_token:
         word = safe_filename("-".join(Path(name).stem.split())) or "concept"
         path.unlink()
         path = path.with_suffix(".ckpt")
-        embedding_io.save(dataclasses.replace(found[0], placeholder=f"<{word}>"), path)
+        embedding_io.save(dataclasses.replace(found[0], placeholder_token=f"<{word}>"), path)
     return path
 
 

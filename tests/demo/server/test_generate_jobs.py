@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gm.sampling.image_request import SamplingProgress
 from PIL import Image
 
 from demo.app.server import generate_jobs
@@ -15,6 +14,7 @@ from gm import api
 from gm.config import Config
 from gm.errors import UserError
 from gm.sampling import image_files
+from gm.sampling.image_request import SamplingProgress
 from tests.project import Workshop
 
 
@@ -26,16 +26,16 @@ def steps(events: list[Any]) -> list[tuple[int, int]]:
     return [(event.done, event.total) for event in events if isinstance(event, SamplingProgress)]
 
 
-def test_pictures_and_progress(workshop: Workshop, tmp_path: Path) -> None:
+def test_images_and_progress(workshop: Workshop, tmp_path: Path) -> None:
     task = generate_jobs.draw(config(workshop, tmp_path, num_cols=2, preview_interval=2))
     assert task.wait(120)
     assert (task.state, task.error) == ("done", "")
     paths = [event for event in task.events if isinstance(event, Path)]
-    assert [p.name for p in paths] == ["picture_00000.png", "picture_00001.png", "grid_00000.png"]
+    assert [p.name for p in paths] == ["image_00000.png", "image_00001.png", "grid_00000.png"]
     drawn = [event for event in task.events if isinstance(event, SamplingProgress)]
     assert steps(task.events) == [(k, 6) for k in range(1, 7)]
     assert [len(d.previews) for d in drawn] == [0, 1, 0, 0, 1, 0]
-    assert all(d.latents is None and not d.pictures for d in drawn)
+    assert all(d.latents is None and not d.images for d in drawn)
     direct = api.generate(api.load(workshop.config()), "a cat")
     with Image.open(paths[0]) as image:
         assert np.abs(np.asarray(image).astype(int) - direct[0]).max() <= 1
@@ -46,7 +46,7 @@ def test_before_and_after_are_drawn_from_the_same_seeds(workshop: Workshop, tmp_
     assert task.wait(120)
     assert steps(task.events) == [(k, 12) for k in range(1, 13)]
     recipes = [
-        image_files.read_parameters(p) for p in task.events if isinstance(p, Path) and p.name.startswith("picture")
+        image_files.read_parameters(p) for p in task.events if isinstance(p, Path) and p.name.startswith("image")
     ]
     assert [(r["prompt"], r["seed"]) for r in recipes] == [(p, 42 + k) for p in ("a cat", "a red cat") for k in (0, 1)]
 
@@ -85,11 +85,11 @@ def test_weights_that_are_gone_fail_the_task(workshop: Workshop, tmp_path: Path)
     assert (task.state, "no weights nowhere.ckpt" in task.error) == ("failed", True)
 
 
-def test_a_drawing_that_is_cancelled_keeps_its_finished_pictures(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_drawing_that_is_cancelled_keeps_its_finished_images(workshop: Workshop, tmp_path: Path) -> None:
     task = generate_jobs.draw(config(workshop, tmp_path, num_cols=50))
     while not any(isinstance(event, Path) for event in task.events):
         task.wait(0.01)
     task.cancel()
     assert task.wait(60)
     assert task.state == "cancelled"
-    assert 1 <= len(list(tmp_path.glob("picture_*.png"))) < 50
+    assert 1 <= len(list(tmp_path.glob("image_*.png"))) < 50

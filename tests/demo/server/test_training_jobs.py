@@ -28,8 +28,8 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def options(workshop: Workshop, steps: int) -> dict[str, object]:
-    pictures = str(workshop.folder / "pictures")
-    return {"placeholder_token": "<my toy/..>".replace(" ", "-"), "data_path": pictures, "total_step": steps}
+    images = str(workshop.folder / "images")
+    return {"placeholder_token": "<my toy/..>".replace(" ", "-"), "data_path": images, "total_step": steps}
 
 
 def test_a_run_is_stopped_and_taken_up_again(workshop: Workshop, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_run_that_ends_has_learned(workshop: Workshop, tmp_path: Path) -> None
     until(lambda: run.state != "running")
     assert run.state == "finished", run.tail()
     assert [path.stem for path in run.previews()] == ["step_0", "step_1", "step_2"]
-    assert embedding_io.load(run.learned()[0]).details["step"] == 2
+    assert embedding_io.load(run.learned()[0]).metadata["step"] == 2
     assert [path.name for path in run.learned()] == ["smallest_2_ti.ckpt", "smallest_1_ti.ckpt"]
     assert run.report() == run.folder / "report.html"
     assert "learned <my-toy/..>" in run.tail()

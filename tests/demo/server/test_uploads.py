@@ -26,42 +26,42 @@ def image(kind: str = "PNG", size: tuple[int, int] = (6, 5), colour: str = "red"
     ("kind", "ending"),
     [("PNG", ".png"), ("JPEG", ".jpg"), ("WEBP", ".webp"), ("BMP", ".bmp"), ("GIF", ".gif"), ("TIFF", ".tif")],
 )
-def test_pictures_are_stored_as_they_came_under_names_of_our_own(tmp_path: Path, kind: str, ending: str) -> None:
-    path = uploads.picture(image(kind), tmp_path / "in")
+def test_images_are_stored_as_they_came_under_names_of_our_own(tmp_path: Path, kind: str, ending: str) -> None:
+    path = uploads.image(image(kind), tmp_path / "in")
     assert path.parent == tmp_path / "in"
     assert path.suffix == ending
     assert set(path.stem) <= set("0123456789abcdef")
     assert path.read_bytes() == image(kind)
-    assert uploads.picture(image(kind), tmp_path / "in") == path
+    assert uploads.image(image(kind), tmp_path / "in") == path
 
 
-def test_what_is_no_picture_or_too_large_is_refused_and_leaves_nothing(
+def test_what_is_no_image_or_too_large_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "PIXELS", 100)
-    monkeypatch.setattr(uploads, "PICTURE_BYTES", 5000)
+    monkeypatch.setattr(uploads, "IMAGE_BYTES", 5000)
     for content, message in (
-        (b"", "the picture is empty"),
-        (b"<svg onload='x'/>", "no picture of a known kind"),
-        (b"MZ" + image(), "no picture of a known kind"),
-        (image()[:40], "cannot read the picture"),
-        (image(size=(20, 20)), "a picture has 20×20 pixels; send one of 0 million"),
-        (b"\xff\xd8\xff" + b"x" * 5000, "the picture has 0 MB"),
+        (b"", "the image is empty"),
+        (b"<svg onload='x'/>", "no image of a known kind"),
+        (b"MZ" + image(), "no image of a known kind"),
+        (image()[:40], "cannot read the image"),
+        (image(size=(20, 20)), "an image has 20×20 pixels; send one of 0 million"),
+        (b"\xff\xd8\xff" + b"x" * 5000, "the image has 0 MB"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            uploads.picture(content, tmp_path)
+            uploads.image(content, tmp_path)
         assert str(tmp_path) not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = [image(colour="red"), image(colour="blue"), image(colour="red")]
-    assert len(uploads.pictures(sent, tmp_path)) == 2
-    with pytest.raises(UserError, match="no picture was sent"):
-        uploads.pictures([], tmp_path)
-    monkeypatch.setattr(uploads, "PICTURES", 2)
-    with pytest.raises(UserError, match="3 pictures were sent; send 2 at most"):
-        uploads.pictures(sent, tmp_path / "other")
+    assert len(uploads.images(sent, tmp_path)) == 2
+    with pytest.raises(UserError, match="no image was sent"):
+        uploads.images([], tmp_path)
+    monkeypatch.setattr(uploads, "IMAGES", 2)
+    with pytest.raises(UserError, match="3 images were sent; send 2 at most"):
+        uploads.images(sent, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -72,16 +72,18 @@ def rows() -> dict[str, np.ndarray]:
 def test_a_learned_file_without_a_word_is_called_as_it_was_sent(tmp_path: Path) -> None:
     path = uploads.concept(safetensors(rows()), "../../my cat!.safetensors", tmp_path)
     (found,) = embedding_io.load_all(path)
-    assert found.placeholder == "<my-cat>"
-    assert np.array_equal(found.clip_g, rows()["clip_g"])
+    assert found.placeholder_token == "<my-cat>"
+    assert np.array_equal(found.vectors["clip_g"], rows()["clip_g"])
     assert path.parent == tmp_path
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_learned_file_that_says_its_word_keeps_it(tmp_path: Path) -> None:
-    embedding_io.save(Embedding("<toy>", *rows().values()), tmp_path / "mine.ckpt")
+    embedding_io.save(
+        Embedding("<toy>", dict(zip(("clip_l", "clip_g"), rows().values(), strict=True))), tmp_path / "mine.ckpt"
+    )
     path = uploads.concept((tmp_path / "mine.ckpt").read_bytes(), "other.ckpt", tmp_path / "in")
-    assert embedding_io.load(path).placeholder == "<toy>"
+    assert embedding_io.load(path).placeholder_token == "<toy>"
     assert path.name != "other.ckpt"
 
 
@@ -91,23 +93,31 @@ def test_what_is_no_learned_file_is_refused_and_leaves_nothing(tmp_path: Path, m
             uploads.concept(content, "a.safetensors", tmp_path)
         assert str(tmp_path) not in str(caught.value)
     monkeypatch.setattr(uploads, "CONCEPT_BYTES", 10)
-    with pytest.raises(UserError, match="the learned file has 0 MB; send one of 0 MB at most"):
+    with pytest.raises(UserError, match="the embedding file has 0 MB; send one of 0 MB at most"):
         uploads.concept(safetensors(rows()), "a", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_learned_words_of_a_folder(tmp_path: Path) -> None:
     assert embedding_list.found(tmp_path) == {}
-    toy = Embedding("<toy>", *rows().values())
+    toy = Embedding("<toy>", dict(zip(("clip_l", "clip_g"), rows().values(), strict=True)))
     embedding_io.save(toy, tmp_path / "first.ckpt")
     (tmp_path / "run").mkdir()
-    embedding_io.save(Embedding("<hat>", *rows().values()), tmp_path / "run" / "hat.safetensors")
-    (tmp_path / "run" / "model.ckpt").write_bytes(b"no learned file")
-    embedding_io.save(Embedding("<half>", *rows().values()), tmp_path / "run" / "state_5.ckpt")
+    embedding_io.save(
+        Embedding("<hat>", dict(zip(("clip_l", "clip_g"), rows().values(), strict=True))),
+        tmp_path / "run" / "hat.safetensors",
+    )
+    (tmp_path / "run" / "model.ckpt").write_bytes(b"no embedding file")
+    embedding_io.save(
+        Embedding("<half>", dict(zip(("clip_l", "clip_g"), rows().values(), strict=True))),
+        tmp_path / "run" / "state_5.ckpt",
+    )
     embedding_io.save(toy, tmp_path / "first.safetensors")  # the same once more
     (tmp_path / "notes.txt").write_text("x")
     assert set(embedding_list.found(tmp_path)) == {"<toy>", "<hat>"}
     embedding_io.save(toy, tmp_path / "run" / "second.ckpt")
     assert set(embedding_list.found(tmp_path)) == {"<toy> (first.ckpt)", "<toy> (run/second.ckpt)", "<hat>"}
-    embedding_io.save(Embedding("<cap>", *rows().values()), tmp_path / "first.ckpt")
+    embedding_io.save(
+        Embedding("<cap>", dict(zip(("clip_l", "clip_g"), rows().values(), strict=True))), tmp_path / "first.ckpt"
+    )
     assert set(embedding_list.found(tmp_path)) == {"<toy>", "<cap>", "<hat>"}
