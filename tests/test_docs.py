@@ -1,4 +1,4 @@
-"""The docs are true: their commands parse, their Python runs, their links and options exist."""
+"""Docs: commands parse and run, Python runs, links and options exist, images are small enough."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gm.config import cli
 from gm.sampling import image_files
@@ -32,6 +33,7 @@ OTHER_FLAGS = {
     "--signal",
     "--max_train_steps",
     "--logdir",
+    "--cache_latents",  # kohya's
 }
 OTHER_FLAGS |= {f"--{letter}" for letter in LETTERS}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
@@ -56,12 +58,24 @@ def known_flags() -> set[str]:
     sampling = cli.Parser("sampling")
     cli._add_flags(sampling, "sampling", owner)
     flags = {*parser._option_string_actions, *sampling._option_string_actions}
-    flags |= {"--config", "--recipe", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
-    return flags | help_of(sys.executable, str(ROOT / "tools" / "publish.py"))
+    flags |= {
+        "--config",
+        "--parameters_from",
+        "--source",
+        "--target",
+        "--dtype",
+        "--overwrite",
+        "--format",
+        "--weights",
+    }
+    return flags | help_of(sys.executable, str(ROOT / "tools" / "push_to_hub.py"))
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if line.startswith("curl "):
+        assert re.fullmatch(r"curl -L -o checkpoints/(\S+) https://huggingface\.co/stabilityai/\S+/\1", line)
+        return
     if re.match(r"(make (demo|test|install)|pip install -r requirement.txt)( |$)", line):
         target = shlex.split(line, comments=True)[-1]
         assert (ROOT / target).exists() or f"\n{target}:" in (ROOT / "Makefile").read_text()
@@ -95,41 +109,44 @@ def help_of(*command: str) -> set[str]:
     return set(re.findall(r"--\w+", shown.stdout))
 
 
-def test_the_readmes_way_from_weights_to_images_runs(
+def test_readme_commands_from_weights_to_images_run(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks behind `<!-- runs -->` run as they stand; flags added at the end put the smallest model in."""
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     marked = re.findall(r"<!-- runs -->\n```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.strip() for block in marked for line in block.splitlines() if line.startswith("python ")]
-    converted, learned = str(tmp_path / "model.ckpt"), str(tmp_path / "run" / "smallest_2_ti.ckpt")
-    shared = ("--config", str(workshop.yaml))
-    used = (*shared, "--weight", converted, "--device_target", "CPU", "--save_path")
-    own = {
-        "tools/convert_weights/convert.py": (*shared, "--source", str(workshop.folder / "weights.ckpt")),
-        "train_textual_inversion.py": (*used, str(tmp_path / "run"), "--data_path", str(workshop.folder / "images")),
-        "demo/sampling_without_streamlit.py": (*used, str(tmp_path / "out"), "--textual_inversion_weight", learned),
+    converted = str(tmp_path / "model.ckpt")
+    embedding = str(tmp_path / "run" / "smallest_2_ti.ckpt")
+    config = ["--config", str(workshop.yaml)]
+    model = [*config, "--weight", converted, "--device_target", "CPU"]
+    source = ["--source", str(workshop.folder / "weights.ckpt"), "--target", converted, "--dtype", "float32"]
+    images = ["--data_path", str(workshop.folder / "images"), "--total_step", "2"]
+    used = ["--textual_inversion_weight", embedding]
+    added = {
+        "tools/convert_weights/convert.py": [*config, *source],
+        "train_textual_inversion.py": [*model, "--save_path", str(tmp_path / "run"), *images],
+        "demo/sampling_without_streamlit.py": [*model, "--save_path", str(tmp_path / "out"), *used],
     }
-    own["tools/convert_weights/convert.py"] += ("--target", converted, "--dtype", "float32")
-    own["train_textual_inversion.py"] += ("--total_step", "2")
     scripts = []
     for line in lines:
         script, *arguments = shlex.split(line.removeprefix("python "))
         scripts.append(script)
-        monkeypatch.setattr(sys, "argv", [script, *arguments, *own[script]])
+        monkeypatch.setattr(sys, "argv", [script, *arguments, *added[script]])
         importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
-    assert scripts == list(own)
+    assert scripts == list(added)
     assert len(list((tmp_path / "out").glob("image_*.png"))) == 4
 
 
-def test_no_block_escapes_these_tests() -> None:
+def test_every_code_block_is_covered_by_a_test() -> None:
     for doc in DOCS:
         fences = re.findall(r"^ *```(.*)$", doc.read_text(), re.MULTILINE)
-        assert set(fences[::2]) <= {"bash", "python", "text"}, doc
-    assert {doc.name for doc in DOCS if blocks(doc, "python")} == {"README.md", "sampling.md"}
+        assert set(fences[::2]) <= {"bash", "python", "text", "mermaid"}, doc
+    with_python = {doc.name for doc in DOCS if blocks(doc, "python")}
+    assert with_python - {"training.md"} == {"README.md", "sampling.md"}  # training.md's is run in tests/training
 
 
-def test_the_customers_commands_are_there() -> None:
+def test_the_agreed_commands_are_in_the_docs() -> None:
     lines = [re.sub(r" +", " ", line) for line in commands()]
     assert (
         "python train_textual_inversion.py --data_path datasets/chinese_art --save_path runs/chinese_art "
@@ -139,26 +156,46 @@ def test_the_customers_commands_are_there() -> None:
     assert any(line.startswith("python demo/sampling_without_streamlit.py --task txt2img --config") for line in lines)
 
 
+def anchors(doc: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", doc.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_image_on_the_first_screen_is_a_strip() -> None:
+    first = (ROOT / "README.md").read_text().split("\n## ")[0]
+    (image,) = re.findall(r"\]\((docs/images/\S+)\)", first)
+    assert Image.open(ROOT / image).height <= 400
+    assert "https://arxiv.org/abs/2208.01618" in first
+
+
 @pytest.mark.parametrize("doc", DOCS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_and_options_exist_and_no_machine_is_named(doc: Path) -> None:
+def test_links_and_options_exist_and_no_local_path_is_named(doc: Path) -> None:
     text = doc.read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert target.startswith("https://") or (doc.parent / target.split("#")[0]).exists(), target
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = doc.parent / name if name else doc
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
     outside_bash = re.sub(r"```bash\n.*?```", "", text, flags=re.DOTALL)
     unknown = set(re.findall(r"--[a-z][\w.-]+", outside_bash)) - known_flags() - OTHER_FLAGS
     assert unknown == set()
+    folders = "gm|demo|tools|examples|benchmarks|configs|docs|tests"
+    assert [name for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", text) if not (ROOT / name).exists()] == []
     assert not re.search(r"(?<![\w.])/(work|tmp|root|home)\b", text)
 
 
-def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_python_runs(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = blocks(ROOT / "README.md", "python")
-    for ours, theirs in (
+    for written, replacement in (
         ("configs/training/tiny_textual_inversion.yaml", str(workshop.yaml)),
         ("datasets/humbug", str(workshop.folder / "images")),
         ('"total_step": 200', '"total_step": 2'),
     ):
-        assert block.count(ours) == 1
-        block = block.replace(ours, theirs)
+        assert block.count(written) == 1
+        block = block.replace(written, replacement)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(block, names)
@@ -166,7 +203,7 @@ def test_the_python_in_the_readme_runs(workshop: Workshop, tmp_path: Path, monke
     assert (tmp_path / "humbug_ti.ckpt").is_file()
 
 
-def test_the_python_in_the_sampling_guide_runs(
+def test_sampling_guide_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "outputs").mkdir()
