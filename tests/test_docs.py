@@ -74,7 +74,7 @@ def known_flags() -> set[str]:
 @pytest.mark.parametrize("line", commands())
 def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if line.startswith("curl "):
-        assert re.fullmatch(r"curl -L -o checkpoints/(\S+) https://huggingface\.co/stabilityai/\S+/\1", line)
+        assert re.fullmatch(r"curl -L -o checkpoints/(\S+) +https://huggingface\.co/stabilityai/\S+/\1", line)
         return
     if re.match(r"(make (demo|test|install)|pip install -r requirement.txt)( |$)", line):
         target = shlex.split(line, comments=True)[-1]
