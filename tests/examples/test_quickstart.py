@@ -20,8 +20,8 @@ PURPLE, PINK = (130, 10, 226), (226, 130, 130)  # the stripes of datasets/humbug
 def images(notebook: nbformat.NotebookNode) -> list[np.ndarray]:
     """Return the images in the outputs, from the first cell to the last."""
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    pngs = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
-    return [np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs]
+    files = [io.BytesIO(base64.b64decode(data["image/png"])) for data in outputs if "image/png" in data]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 
 
 def color_share(pixels: np.ndarray, color: tuple[int, int, int]) -> float:
@@ -33,13 +33,17 @@ def color_share(pixels: np.ndarray, color: tuple[int, int, int]) -> float:
 def test_quickstart_notebook_runs_and_trains_the_concept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
     resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     _, _, before, after, loaded = images(notebook)
     assert before.shape == after.shape
     for color in (PURPLE, PINK):
         assert color_share(after, color) > color_share(before, color) + 0.02
-    assert np.array_equal(loaded, after[:, : loaded.shape[1]])
+    alone = after[:, : loaded.shape[1]].astype(int)  # the same image from a batch of three: equal up to rounding
+    assert np.abs(loaded.astype(int) - alone).max() <= 2
 
 
 def test_quickstart_notebook_is_shipped_with_its_images() -> None:
