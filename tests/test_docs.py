@@ -23,6 +23,7 @@ from tools.convert_weights import convert
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
 DOCS += [ROOT / "checkpoints" / "tiny_sd_xl_base.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS += sorted((ROOT / "examples").glob("**/README.md"))
 TRAINING, SAMPLING = ("run", "concept", "data", "training", "loss"), ("run", "sampling")
 OTHER_FLAGS = {
     "--help",
@@ -49,26 +50,17 @@ def commands() -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+SCRIPTS = (
+    "train_textual_inversion.py",
+    "demo/sampling_without_streamlit.py",
+    "tools/convert_weights/convert.py",
+    "tools/convert_weights/embedding.py",
+    "tools/push_to_hub.py",
+)
+
+
 def known_flags() -> set[str]:
-    parser = cli.Parser("all")
-    owner: dict[str, str] = {}
-    for section in dict.fromkeys((*TRAINING, *SAMPLING)):
-        if section != "sampling":
-            cli._add_flags(parser, section, owner)
-    sampling = cli.Parser("sampling")
-    cli._add_flags(sampling, "sampling", owner)
-    flags = {*parser._option_string_actions, *sampling._option_string_actions}
-    flags |= {
-        "--config",
-        "--parameters_from",
-        "--source",
-        "--target",
-        "--dtype",
-        "--overwrite",
-        "--format",
-        "--weights",
-    }
-    return flags | help_of(sys.executable, str(ROOT / "tools" / "push_to_hub.py"))
+    return {flag for script in SCRIPTS for flag in help_of(sys.executable, str(ROOT / script))}
 
 
 @pytest.mark.parametrize("line", commands())
@@ -104,9 +96,10 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @functools.cache
 def help_of(*command: str) -> set[str]:
-    """Return the flags that a program's help names."""
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
-    return set(re.findall(r"--\w+", shown.stdout))
+    """Return the flags that a program's help lists; each begins a line, before its explanation."""
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    listed = re.findall(r"^  (?:-\w, )?(--\S.*?)(?:  |$)", result.stdout, re.MULTILINE)
+    return {flag for line in listed for flag in re.findall(r"--[\w.]+", line)}
 
 
 def test_readme_commands_from_weights_to_images_run(
