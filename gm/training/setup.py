@@ -66,7 +66,7 @@ def prepare(config: Config) -> TrainingSetup:
     changed = {} if resumed is None else checkpoint.check(resumed, config)
     for name, change in changed.items():
         log.warning("--resume: %s was %s from here on", name, change)
-    tokenizer = Tokenizer(config.model.text_encoder_1.positions)
+    tokenizer = Tokenizer(config.model.text_encoder_1.context_length)
     for entry in entries:
         tokenizer.add_placeholder(entry.placeholder_token, entry.num_vectors)
     previews = _previews(config, entries, tokenizer)

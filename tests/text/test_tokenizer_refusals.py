@@ -1,4 +1,4 @@
-"""What the tokenizer refuses or cuts off, and what it then says."""
+"""Placeholder tokens that the tokenizer refuses, prompts that it truncates, and its messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestTruncation:
             with_placeholders(t=1)(["cat " * 75 + "<t>"], padding=0)
 
     def test_the_placeholder_cut_first_is_named(self):
-        tokenizer = Tokenizer(positions=8)
+        tokenizer = Tokenizer(context_length=8)
         tokenizer.add_placeholder("<t>", 6)
         tokenizer.add_placeholder("<U>", 1)
         with pytest.raises(UserError, match=r"^prompt '.*' has 13 tokens, at most 6 fit and placeholder '<U>' would"):
@@ -60,31 +60,31 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("word", "message"),
         [
-            ("", "the placeholder is empty; give it a word such as '<concept>'"),
-            (" \t", "the placeholder is empty; give it a word such as '<concept>'"),
+            ("", "the placeholder is empty; choose a string such as '<concept>'"),
+            (" \t", "the placeholder is empty; choose a string such as '<concept>'"),
             (
                 "\x00\x07",
-                r"nothing is left of placeholder '\x00\x07' in a cleaned prompt; give it a word such as '<concept>'",
+                r"nothing is left of placeholder '\x00\x07' in a cleaned prompt; choose a string such as '<concept>'",
             ),
-            ("my toy", "placeholder 'my toy' holds white space; write one word, such as 'my-toy'"),
-            (" <t>", "placeholder ' <t>' holds white space; write one word, such as '<t>'"),
-            ("<t>\n", r"placeholder '<t>\n' holds white space; write one word, such as '<t>'"),
-            ("my&nbsp;toy", "placeholder 'my&nbsp;toy' holds white space; write one word, such as 'my-toy'"),
-            ("cat", "placeholder 'cat' is a single token already; use a new word, such as '<cat>'"),
-            ("CAT", "placeholder 'CAT' is a single token already; use a new word, such as '<cat>'"),
-            ("*", "placeholder '*' is a single token already; use a new word, such as '<*>'"),
-            ("7", "placeholder '7' is a single token already; use a new word, such as '<7>'"),
+            ("my toy", "placeholder 'my toy' contains white space; write it as one word, such as 'my-toy'"),
+            (" <t>", "placeholder ' <t>' contains white space; write it as one word, such as '<t>'"),
+            ("<t>\n", r"placeholder '<t>\n' contains white space; write it as one word, such as '<t>'"),
+            ("my&nbsp;toy", "placeholder 'my&nbsp;toy' contains white space; write it as one word, such as 'my-toy'"),
+            ("cat", "placeholder 'cat' is a single token already; choose another, such as '<cat>'"),
+            ("CAT", "placeholder 'CAT' is a single token already; choose another, such as '<cat>'"),
+            ("*", "placeholder '*' is a single token already; choose another, such as '<*>'"),
+            ("7", "placeholder '7' is a single token already; choose another, such as '<7>'"),
             (
                 "<|endoftext|>",
-                "placeholder '<|endoftext|>' is a single token already; use a new word, such as '<<|endoftext|>>'",
+                "placeholder '<|endoftext|>' is a single token already; choose another, such as '<<|endoftext|>>'",
             ),
         ],
     )
-    def test_words(self, word, message):
+    def test_strings_that_cannot_be_placeholder_tokens(self, word, message):
         self.refused(Tokenizer(), word, 1, message)
 
     @pytest.mark.parametrize("word", ["cat", "*", "7", "<|endoftext|>"])
-    def test_the_word_suggested_is_allowed(self, word):
+    def test_the_suggested_string_is_allowed(self, word):
         assert Tokenizer().add_placeholder(f"<{word}>", 1) == (49408,)
 
     @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ class TestRefusals:
 
     @pytest.mark.parametrize("number", [0, -1])
     def test_too_few_vectors(self, number):
-        self.refused(Tokenizer(), "<t>", number, f"placeholder '<t>' is given {number} vectors; give it at least 1")
+        self.refused(Tokenizer(), "<t>", number, f"placeholder '<t>' has {number} vectors; it must have at least 1")
 
-    @pytest.mark.parametrize(("positions", "most"), [(77, 75), (8, 6)])
-    def test_too_many_vectors(self, positions, most):
+    @pytest.mark.parametrize(("context_length", "most"), [(77, 75), (8, 6)])
+    def test_too_many_vectors(self, context_length, most):
         message = f"placeholder '<t>' with {most + 1} vectors fits in no prompt; give it at most {most}"
-        self.refused(Tokenizer(positions), "<t>", most + 1, message)
+        self.refused(Tokenizer(context_length), "<t>", most + 1, message)
 
     @staticmethod
     def refused(tokenizer: Tokenizer, word: str, number: int, message: str) -> None:

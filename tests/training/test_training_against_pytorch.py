@@ -228,6 +228,6 @@ def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, 
 
 
 def tokenizer(config):
-    made = Tokenizer(config.model.text_encoder_1.positions)
+    made = Tokenizer(config.model.text_encoder_1.context_length)
     made.add_placeholder("<cat>", 2)
     return made
