@@ -70,9 +70,9 @@ class _Trainer:
         self.originals = [table.detach().clone() for table in tables]
         self.others = torch.arange(VOCAB_SIZE + case.vectors) < VOCAB_SIZE
         self.kept = loops.scheduler(reference.config).alphas_cumprod
-        images = image_folder.read(case.model.images, case.resolution)
+        images = image_folder.load_images(case.model.images, case.resolution)
         self.images = torch.from_numpy(np.stack([image.pixels for image in images]))
-        six = [[*p.original, *p.crop, case.resolution, case.resolution] for p in images]
+        six = [[*p.original_size, *p.crop_top_left, case.resolution, case.resolution] for p in images]
         self.sizes = torch.tensor(six, dtype=torch.float32)
         self.ids = _prompts(case)
         self.samples = count()

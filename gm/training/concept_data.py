@@ -128,10 +128,10 @@ def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: l
     filled = templates.load(entry.learnable_property, entry.template_file)
     prompts = tuple(templates.fill(line, word) for line in filled)
     tokenizer(prompts, padding=0)  # finds a prompt that has no room for the placeholder
-    images = image_folder.read(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
+    images = image_folder.load_images(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
     said: tuple[str | None, ...] = ()
     if data.captions:
-        said = captions.read(
+        said = captions.load_captions(
             entry.data_path,
             [image.name for image in images],
             word,
@@ -147,7 +147,7 @@ def fingerprint(found: list[TrainingConcept]) -> str:
     for concept in found:
         digest.update(repr((concept.word, concept.prompts, concept.captions)).encode())
         for image in concept.images:
-            digest.update(repr((image.name, image.original, image.crop)).encode())
+            digest.update(repr((image.name, image.original_size, image.crop_top_left)).encode())
             digest.update(image.pixels.tobytes())
             digest.update(b"" if image.mask is None else image.mask.tobytes())
     return digest.hexdigest()[:16]

@@ -87,7 +87,7 @@ def prepare(config: Config) -> TrainingSetup:
 
 
 def _sizes(resolution: int, step: int) -> list[bucketing.Size]:
-    known = bucketing.sizes(resolution, step)
+    known = bucketing.make_bucket_resolutions(resolution, step)
     if not known:
         raise UserError(f"--bucket_reso_steps {step} is too large for --resolution {resolution}; there is no such size")
     return known
