@@ -18,8 +18,8 @@ import numpy as np
 
 from gm.diffusion import registry
 
-# (x, sigma, step) → the denoised x. `step` counts from 0 within the sigmas that the sampler was given; a sampler that
-# evaluates twice in a step passes the same number both times.
+# (x, sigma, step) → the denoised x. `step` counts from 0 within the sigmas of the call; a sampler that evaluates twice
+# in a step passes the same number both times.
 Denoise = Callable[[Any, float, int], Any]
 
 
@@ -28,7 +28,7 @@ class NoiseSampler:
     """The noise that a sampler adds on its way.
 
     sample: step → standard normal noise of the shape of x
-    eta: share of the noise of the ancestral and SDE samplers; 0 is deterministic
+    eta: fraction of the noise of the ancestral and SDE samplers; 0 is deterministic
     s_noise: factor of all noise
     s_churn, s_tmin, s_tmax: how much noise Euler and Heun add before a step, and between which levels (Karras et al.,
         2022, algorithm 2)

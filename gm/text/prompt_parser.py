@@ -91,17 +91,18 @@ def parse(prompt: str, tokenizer: Tokenizer, steps: int, weights: bool = True) -
 
     @functools.cache
     def encode_chunks(tokens: tuple[Token, ...]) -> TokenChunks:
-        texts = weighted_texts(tokens)
-        parts = (None if weight is None else WeightedIds(encode(text), weight) for text, weight in texts)
+        parts = (
+            None if weight is None else WeightedIds(encode(text), weight) for text, weight in weighted_texts(tokens)
+        )
         return chunks.split_into_chunks(parts, tokenizer)
 
     if not _depends_on_step(tree):
         return PromptSchedule((encode_chunks(tuple(tokens_at(tree, 0))),), (0,) * steps)
-    shown = [encode_chunks(tuple(tokens_at(tree, step))) for step in range(steps)]
-    numbers = {variant: number for number, variant in enumerate(dict.fromkeys(shown))}
+    texts = [encode_chunks(tuple(tokens_at(tree, step))) for step in range(steps)]
+    numbers = {variant: number for number, variant in enumerate(dict.fromkeys(texts))}
     count = max(map(len, numbers))
     variants = tuple(chunks.pad_chunks(variant, count) for variant in numbers)
-    return PromptSchedule(variants, tuple(numbers[variant] for variant in shown))
+    return PromptSchedule(variants, tuple(numbers[variant] for variant in texts))
 
 
 def tokens_at(tree: Items, step: int) -> Iterator[Token]:

@@ -69,11 +69,11 @@ def test_folder_without_images_names_what_it_has(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*Truncated:UserWarning")
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff", "gif", "bmp"])
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9])
-def test_truncated_image(tmp_path, ending, kept):
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.9])
+def test_truncated_image(tmp_path, ending, fraction):
     path = save(tmp_path / f"broken.{ending}", noise(40, 40))
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     save(tmp_path / "good.png", noise(40, 40))
     text = error(tmp_path)
     assert text.startswith(f"cannot read the image {path} (")

@@ -19,7 +19,7 @@ class TestTruncation:
         assert table[0].tolist() == [START, *[CAT] * 73, 49408, 49409, END]
 
     @pytest.mark.parametrize("words", [74, 75, 90])
-    def test_no_id_of_a_placeholder_is_cut(self, words):
+    def test_no_id_of_a_placeholder_is_cut(self, placeholder_tokens):
         tokenizer = with_placeholders(s=1, t=2)
         prompt = "cat " * words + "<t>"
         with pytest.raises(UserError) as error:
@@ -58,7 +58,7 @@ class TestTruncation:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("word", "message"),
+        ("placeholder_token", "message"),
         [
             ("", "the placeholder is empty; choose a string such as '<concept>'"),
             (" \t", "the placeholder is empty; choose a string such as '<concept>'"),
@@ -80,15 +80,15 @@ class TestRefusals:
             ),
         ],
     )
-    def test_strings_that_cannot_be_placeholder_tokens(self, word, message):
-        self.refused(Tokenizer(), word, 1, message)
+    def test_strings_that_cannot_be_placeholder_tokens(self, placeholder_token, message):
+        self.refused(Tokenizer(), placeholder_token, 1, message)
 
-    @pytest.mark.parametrize("word", ["cat", "*", "7", "<|endoftext|>"])
-    def test_the_suggested_string_is_allowed(self, word):
-        assert Tokenizer().add_placeholder(f"<{word}>", 1) == (49408,)
+    @pytest.mark.parametrize("placeholder_token", ["cat", "*", "7", "<|endoftext|>"])
+    def test_the_suggested_string_is_allowed(self, placeholder_token):
+        assert Tokenizer().add_placeholder(f"<{placeholder_token}>", 1) == (49408,)
 
     @pytest.mark.parametrize(
-        ("word", "number", "message"),
+        ("placeholder_token", "num_vectors", "message"),
         [
             ("<t>", 1, "placeholder '<t>' is registered already, as '<t>' (case is ignored); rename one of them"),
             ("<T>", 2, "placeholder '<T>' is registered already, as '<t>' (case is ignored); rename one of them"),
@@ -99,23 +99,27 @@ class TestRefusals:
             ("<u>", 3, "a vector of placeholder '<u>' would have the name of '<U>_2'; rename one of them"),
         ],
     )
-    def test_taken_names(self, word, number, message):
+    def test_taken_names(self, placeholder_token, num_vectors, message):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("<One>", 1)
         tokenizer.add_placeholder("<t>", 3)
         tokenizer.add_placeholder("<U>_2", 1)
-        self.refused(tokenizer, word, number, message)
+        self.refused(tokenizer, placeholder_token, num_vectors, message)
 
-    @pytest.mark.parametrize(("word", "number"), [("<t>_3", 1), ("<u>", 2), ("<t>_1_1", 2), ("<t", 4)])
-    def test_names_that_only_look_taken(self, word, number):
+    @pytest.mark.parametrize(
+        ("placeholder_token", "num_vectors"), [("<t>_3", 1), ("<u>", 2), ("<t>_1_1", 2), ("<t", 4)]
+    )
+    def test_names_that_only_look_taken(self, placeholder_token, num_vectors):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("<t>", 3)
         tokenizer.add_placeholder("<u>_2", 1)
-        assert tokenizer.add_placeholder(word, number) == tuple(range(49412, 49412 + number))
+        assert tokenizer.add_placeholder(placeholder_token, num_vectors) == tuple(range(49412, 49412 + num_vectors))
 
-    @pytest.mark.parametrize("number", [0, -1])
-    def test_too_few_vectors(self, number):
-        self.refused(Tokenizer(), "<t>", number, f"placeholder '<t>' has {number} vectors; it must have at least 1")
+    @pytest.mark.parametrize("num_vectors", [0, -1])
+    def test_too_few_vectors(self, num_vectors):
+        self.refused(
+            Tokenizer(), "<t>", num_vectors, f"placeholder '<t>' has {num_vectors} vectors; it must have at least 1"
+        )
 
     @pytest.mark.parametrize(("context_length", "most"), [(77, 75), (8, 6)])
     def test_too_many_vectors(self, context_length, most):
@@ -123,8 +127,8 @@ class TestRefusals:
         self.refused(Tokenizer(context_length), "<t>", most + 1, message)
 
     @staticmethod
-    def refused(tokenizer: Tokenizer, word: str, number: int, message: str) -> None:
+    def refused(tokenizer: Tokenizer, placeholder_token: str, num_vectors: int, message: str) -> None:
         with pytest.raises(UserError) as error:
-            tokenizer.add_placeholder(word, number)
+            tokenizer.add_placeholder(placeholder_token, num_vectors)
         assert str(error.value) == message
         assert "\n" not in message
