@@ -19,7 +19,7 @@ class TestTruncation:
         assert table[0].tolist() == [START, *[CAT] * 73, 49408, 49409, END]
 
     @pytest.mark.parametrize("words", [74, 75, 90])
-    def test_no_id_of_a_placeholder_is_cut(self, placeholder_tokens):
+    def test_no_id_of_a_placeholder_is_cut(self, words):
         tokenizer = with_placeholders(s=1, t=2)
         prompt = "cat " * words + "<t>"
         with pytest.raises(UserError) as error:
