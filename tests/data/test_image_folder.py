@@ -83,7 +83,7 @@ def test_crop_equals_resizing_the_whole_image_and_cropping(tmp_path, height, wid
 
 def test_a_very_long_image_needs_no_more_memory_than_its_crop(tmp_path):
     save(tmp_path / "a.png", np.full((2, 60_000, 3), 200))
-    assert one(tmp_path, 64).crop == (0, (60_000 * 32 - 64) // 2)  # whole it would be 64 × 1,920,000
+    assert one(tmp_path, 64).crop_top_left == (0, (60_000 * 32 - 64) // 2)  # whole it would be 64 × 1,920,000
 
 
 @pytest.mark.parametrize("factor", [0.4, 1, 3.7, 9])
