@@ -8,6 +8,7 @@ square brackets are matched independently, so they may overlap, as in ``(a [b) c
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def weighted_texts(tokens: Sequence[Token]) -> Iterator[WeightedText]:
 
     Raises UserError for a weight beyond ±`MAX_WEIGHT`.
     """
-    for weight, group in itertools.groupby(_weighted_tokens(tokens), key=lambda part: part.weight):
+    for weight, group in itertools.groupby(_weighted_tokens(tokens), key=operator.attrgetter("weight")):
         yield WeightedText("".join(part.text for part in group), weight)
 
 
