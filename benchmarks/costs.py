@@ -49,7 +49,7 @@ def training(
     the way back, as part of which that is counted.
     """
     side = (pixels // config.vae.reduction,) * 2
-    tokens = config.text_encoder_1.positions
+    tokens = config.text_encoder_1.context_length
     blocks = {
         "encoder 1": networks.text_encoder_1(config.text_encoder_1, batch, flash),
         "encoder 2": networks.text_encoder_2(config.text_encoder_2, batch, flash),
@@ -61,7 +61,7 @@ def training(
 def sampling(config: ModelConfig, pixels: int, batch: int, precision: str, flash: bool = False) -> dict[str, Cost]:
     """Return the cost of a sampling step with guidance ("UNet") and of what is done once an image."""
     side = (pixels // config.vae.reduction,) * 2
-    tokens = config.text_encoder_1.positions
+    tokens = config.text_encoder_1.context_length
     blocks = {
         "UNet": networks.unet(config.unet, 2 * batch, side, tokens, flash),
         # Each encoder runs twice: for the prompt, and for the sizes of the unconditional side.

@@ -43,7 +43,7 @@ class Group:
 
 def groups(config: ModelConfig, pixels: int) -> list[Group]:
     """Return the groups of one UNet for an image of `pixels` a side."""
-    unet, tokens = config.unet, config.text_encoder_1.positions
+    unet, tokens = config.unet, config.text_encoder_1.context_length
     alike: list[Group] = []
     text: list[Group] = []
     time_: list[Group] = []

@@ -155,13 +155,13 @@ class _UNet:
 
 
 def _embeddings(config: TextEncoderConfig) -> Block:
-    return Block("tables", 0, (table(config.vocabulary, config.width), table(config.positions, config.width)))
+    return Block("tables", 0, (table(config.vocab_size, config.width), table(config.context_length, config.width)))
 
 
 def _text_layer(config: TextEncoderConfig, batch: int, flash: bool, gate_copies: int) -> Block:
-    w, tokens = config.width, config.positions * batch
+    w, tokens = config.width, config.context_length * batch
     square = projection(w, w, tokens)
-    attend = attention(w, config.heads, config.positions, config.positions, batch, flash)
+    attend = attention(w, config.heads, config.context_length, config.context_length, batch, flash)
     loader = (projection(w, 4 * w, tokens), activation(4 * w * tokens, gate_copies), projection(4 * w, w, tokens))
     parts = (norm(w, tokens), square, square, square, attend, square, norm(w, tokens), *loader)
     return Block("layer", w * tokens, parts)

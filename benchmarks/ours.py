@@ -102,7 +102,7 @@ def unet(case: Case) -> tuple[dict[str, Any], Work]:
         values *= np.float32(np.prod(parameter.shape[1:]) ** -0.5)
         parameter.set_data(Tensor.from_numpy(values))
     side = case.resolution // model.vae.reduction
-    tokens = (1, model.text_encoder_1.positions, model.unet.context_dim)
+    tokens = (1, model.text_encoder_1.context_length, model.unet.context_dim)
     shapes = (tokens, (1, model.unet.in_channels, side, side), (1,), (1, model.unet.adm_in_channels))
     inputs = [Tensor(random.standard_normal(shape, np.float32)) for shape in shapes]
     inputs[2] = Tensor([500.0], ms.float32)

@@ -115,7 +115,7 @@ def _part(
     if part == "encoder 2":
         return _Encoder2(model), (rows[1], batch.ids_2, batch.pool_position), 1
     config = model.config
-    context = (case.batch, config.text_encoder_1.positions, config.unet.context_dim)
+    context = (case.batch, config.text_encoder_1.context_length, config.unet.context_dim)
     drawn = [rng.normal(shape, 0, part) for shape in (context, (case.batch, config.unet.adm_in_channels))]
     return _UNet(model), (*map(Tensor, drawn), batch.x, batch.timestep), 2
 

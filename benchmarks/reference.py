@@ -23,7 +23,7 @@ from benchmarks.cases import Case
 from benchmarks.worker import Work, serve
 from gm.data import image_folder, templates
 from gm.runtime import rng
-from gm.text.tokenizer import END, VOCABULARY, Tokenizer
+from gm.text.tokenizer import END, VOCAB_SIZE, Tokenizer
 from tests.reference import loops, networks
 from tests.reference.networks import Reference
 
@@ -61,18 +61,18 @@ class _Trainer:
         self.encoders = (reference.text_encoder_1, reference.text_encoder_2)
         tables = []
         for encoder in self.encoders:
-            encoder.resize_token_embeddings(VOCABULARY + case.vectors, mean_resizing=False)
+            encoder.resize_token_embeddings(VOCAB_SIZE + case.vectors, mean_resizing=False)
             table = encoder.get_input_embeddings().weight
             tables.append(table.requires_grad_(True))
             encoder.train()
         self.tables = tables
         self.optimizer = torch.optim.AdamW(tables, lr=1e-3)
         self.originals = [table.detach().clone() for table in tables]
-        self.others = torch.arange(VOCABULARY + case.vectors) < VOCABULARY
+        self.others = torch.arange(VOCAB_SIZE + case.vectors) < VOCAB_SIZE
         self.kept = loops.scheduler(reference.config).alphas_cumprod
-        images = image_folder.read(case.model.images, case.resolution)
+        images = image_folder.load_images(case.model.images, case.resolution)
         self.images = torch.from_numpy(np.stack([image.pixels for image in images]))
-        six = [[*p.original, *p.crop, case.resolution, case.resolution] for p in images]
+        six = [[*p.original_size, *p.crop_top_left, case.resolution, case.resolution] for p in images]
         self.sizes = torch.tensor(six, dtype=torch.float32)
         self.ids = _prompts(case)
         self.samples = count()

@@ -42,9 +42,9 @@ def shapes(config: ModelConfig, pixels: int) -> list[Shape]:
         width, tokens = mult * unet.model_channels, side * side
         found.append(Shape("group_norm", width, tokens, height=side, groups=unet.norm_num_groups))
         if depth:
-            found += _sequence(width, tokens, width // unet.num_head_channels, text.positions)
+            found += _sequence(width, tokens, width // unet.num_head_channels, text.context_length)
         side = -(-side // 2)
-    found += _sequence(text.width, text.positions, text.heads, 0)
+    found += _sequence(text.width, text.context_length, text.heads, 0)
     order = ("layer_norm", "group_norm", "softmax", "gelu", "project", "attention")
     return sorted(dict.fromkeys(found), key=lambda shape: order.index(shape.operator))
 

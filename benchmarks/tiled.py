@@ -59,7 +59,7 @@ def latents(model: SDXL, size: Size, pixels: int) -> np.ndarray:
     from gm.sampling import init_image
 
     if size.published:
-        return init_image.encode(model, image_folder.read(ROOT / size.images, pixels))
+        return init_image.encode(model, image_folder.load_images(ROOT / size.images, pixels))
     config = model.config.vae
     return rng.normal((1, config.latent_channels, *2 * [pixels // config.reduction]), 0, "latents")
 

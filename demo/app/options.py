@@ -116,7 +116,7 @@ def keep() -> None:
 
 def fill(recipe: dict[str, Any]) -> None:
     """Set the widgets to what a recipe says; to be called before they are shown."""
-    resolve = {"sampler": samplers.by_name, "schedule": schedule.by_name, "guider": guidance.by_name}
+    resolve = {"sampler": samplers.resolve_name, "schedule": schedule.resolve_name, "guider": guidance.resolve_name}
     for name in (*RUN, *FIRST, *(name for names in GROUPS.values() for name in names)):
         if name in recipe:
             st.session_state[key(name)] = resolve[name](recipe[name]) if name in resolve else recipe[name]

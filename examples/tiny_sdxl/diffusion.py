@@ -17,7 +17,7 @@ from gm.config.model import ModelConfig
 from gm.diffusion import denoiser, schedule
 from gm.models.sdxl import SDXL
 from gm.runtime import rng
-from gm.text.tokenizer import END, START, VOCABULARY, Tokenizer, pool_positions
+from gm.text.tokenizer import END, START, VOCAB_SIZE, Tokenizer, pool_positions
 
 _UNKNOWN_SPREAD = 0.05  # of the rows of words that no caption holds: they are heard, and say little
 _KNOWN_SPREAD = 1.0
@@ -56,12 +56,12 @@ class Feed:
 
     def __init__(self, latents: np.ndarray, seed: int, config: ModelConfig) -> None:
         self.latents, self.seed, self.side = latents, seed, config.resolution
-        self.tokenizer = Tokenizer(config.text_encoder_1.positions)
+        self.tokenizer = Tokenizer(config.text_encoder_1.context_length)
         self.sigmas = schedule.training_sigmas(config.schedule)
         known = {START, END, 0}.union(*(self.tokenizer.encode(text) for text in captions.every_word()))
         self.known = np.array(sorted(known))
-        self.row_of = np.arange(VOCABULARY, dtype=np.int32)
-        self.row_of[self.known] = VOCABULARY + np.arange(len(known))
+        self.row_of = np.arange(VOCAB_SIZE, dtype=np.int32)
+        self.row_of[self.known] = VOCAB_SIZE + np.arange(len(known))
 
     def batch(self, samples: range) -> tuple[Tensor, ...]:
         """Return what `Loss` takes."""

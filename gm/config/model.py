@@ -41,8 +41,8 @@ class TextEncoderConfig:
     width: int = option(768, "width of a token", minimum=1)
     layers: int = option(12, "transformer layers", minimum=2)
     heads: int = option(12, "attention heads", minimum=1)
-    vocabulary: int = option(49408, "rows of the published token table", minimum=1)
-    positions: int = option(77, "tokens of a prompt, start and end included", minimum=3)
+    vocab_size: int = option(49408, "tokens of the vocabulary, without placeholder tokens", minimum=1)
+    context_length: int = option(77, "tokens of a prompt, start and end included", minimum=3)
 
 
 @dataclass(frozen=True)

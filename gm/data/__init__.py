@@ -1,1 +1,1 @@
-"""What training shows the model: folders of images, prompt templates, and which of them each step takes."""
+"""Training data: image folders with masks and captions, prompt templates, buckets and the latent cache."""

@@ -1,4 +1,4 @@
-"""One image: what its file shows, in red, green and blue, cut to a size."""
+"""Images: decoding files to RGB, resizing, cropping and flipping."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from PIL import Image, ImageCms, ImageOps
 from gm.data.bucketing import Size
 from gm.errors import UserError, brief
 
-# Pillow lists these among its formats, but needs another program to draw them or cannot draw them at all.
-NOT_DRAWN_BY_PILLOW = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Pillow lists these among its formats, but needs another program to decode them or cannot decode them at all.
+UNSUPPORTED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 
 @dataclass(frozen=True, eq=False)
 class CroppedImage:
-    """One image, resized to cover H × W, a square or a bucket, and cut to that in its middle.
+    """An image that was resized to cover H × W, a square or a bucket, and center-cropped to that.
 
     name: file name, without the folder
-    pixels: float32 [3, H, W], red green blue, -1 (black) to 1 (white)
-    original: (height, width) in pixels of the upright image, before resizing
-    crop: (top, left) corner of the cut, in pixels of the resized image, as SDXL's class input takes it
+    pixels: float32 [3, H, W], RGB, -1 (black) to 1 (white)
+    original_size: (height, width) in pixels of the upright image, before resizing
+    crop_top_left: (top, left) corner of the crop in pixels of the resized image, for SDXL's size conditioning
         (Podell et al., 2023, section 2.2)
-    mask: float32 [H, W], 1 where the image is to be learned or drawn anew and 0 where not; None if all of it is
+    mask: float32 [H, W], 1 where the image is trained on or inpainted and 0 elsewhere; None is 1 everywhere
     """
 
     name: str
     pixels: np.ndarray
-    original: tuple[int, int]
-    crop: tuple[int, int]
+    original_size: tuple[int, int]
+    crop_top_left: tuple[int, int]
     mask: np.ndarray | None = None
 
     @property
@@ -44,16 +44,16 @@ class CroppedImage:
 
 
 def image_suffixes() -> dict[str, str]:
-    """Return the file endings of images, lower case with the dot, each with Pillow's name of the format."""
-    registered = Image.registered_extensions()
-    return {e: f for e, f in registered.items() if f in Image.OPEN and f not in NOT_DRAWN_BY_PILLOW}
+    """Return the suffixes of image files, in lower case with the dot, each with Pillow's name of the format."""
+    formats = Image.registered_extensions()
+    return {suffix: name for suffix, name in formats.items() if name in Image.OPEN and name not in UNSUPPORTED_FORMATS}
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Give the image in the file `path`, upright, in whatever colours it is stored.
+    """Open the image file `path`, turned upright, in the color mode in which it is stored.
 
-    Raises UserError if it cannot be read, in the block, too, where Pillow may come to decode it.
+    Raises UserError if it cannot be read; also inside the `with` block, where Pillow may have to decode it.
     """
     try:
         with Image.open(path, formats=sorted(set(image_suffixes().values()))) as file:
@@ -71,12 +71,12 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return `image` as RGB, what is transparent in it on white."""
-    image = _standard_colours(image)
+    """Return `image` as RGB, on white where it is transparent."""
+    image = _convert_to_srgb(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")  # black and white could be anywhere
     if image.mode.startswith("I"):
-        image = _eight_bit(image)
+        image = _convert_to_8_bit(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -84,33 +84,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def crop(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> CroppedImage:
-    """Return the middle of `image` (RGB), resized to cover `size`; the same of its `mask`, grey, of any size."""
-    original = (image.height, image.width)
-    covering = _resized(original, size)
-    pixels = np.asarray(_middle(image, covering, size, Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
-    kept = None
+def resize_and_crop(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> CroppedImage:
+    """Return `image` (RGB), resized to cover `size` and center-cropped, with its `mask` (grayscale, of any size)."""
+    original_size = (image.height, image.width)
+    resized = _covering_size(original_size, size)
+    pixels = np.asarray(_center_crop(image, resized, size, Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
+    cropped_mask = None
     if mask is not None:
-        kept = np.asarray(_middle(mask, covering, size, Image.Resampling.BOX), np.float32) / 255
-    return CroppedImage(name, np.ascontiguousarray(pixels.transpose(2, 0, 1)), original, _corner(covering, size), kept)
+        cropped_mask = np.asarray(_center_crop(mask, resized, size, Image.Resampling.BOX), np.float32) / 255
+    return CroppedImage(
+        name=name,
+        pixels=np.ascontiguousarray(pixels.transpose(2, 0, 1)),
+        original_size=original_size,
+        crop_top_left=_crop_top_left(resized, size),
+        mask=cropped_mask,
+    )
 
 
 def was_upscaled(image: CroppedImage) -> bool:
     """Return whether `image` is larger than in its file."""
-    return _resized(image.original, image.size)[0] > image.original[0]
+    return _covering_size(image.original_size, image.size)[0] > image.original_size[0]
 
 
 def flip_horizontal(image: CroppedImage) -> CroppedImage:
-    """Return `image` flipped left to right; its cut then starts where the right margin was."""
-    _, width = _resized(image.original, image.size)
-    top, left = image.crop
-    pixels = np.ascontiguousarray(image.pixels[:, :, ::-1])
-    mask = None if image.mask is None else np.ascontiguousarray(image.mask[:, ::-1])
-    return replace(image, pixels=pixels, crop=(top, width - image.pixels.shape[2] - left), mask=mask)
+    """Return `image` flipped left to right; its crop then starts where the right margin was."""
+    _, resized_width = _covering_size(image.original_size, image.size)
+    top, left = image.crop_top_left
+    return replace(
+        image,
+        pixels=np.ascontiguousarray(image.pixels[:, :, ::-1]),
+        crop_top_left=(top, resized_width - image.pixels.shape[2] - left),
+        mask=None if image.mask is None else np.ascontiguousarray(image.mask[:, ::-1]),
+    )
 
 
-def _standard_colours(image: Image.Image) -> Image.Image:
-    """Return `image` in sRGB if it names another colour space, as images from phones do."""
+def _convert_to_srgb(image: Image.Image) -> Image.Image:
+    """Return `image` in sRGB if its profile is of another color space, as in photos from phones."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -119,37 +128,39 @@ def _standard_colours(image: Image.Image) -> Image.Image:
         mode = "RGB" if image.mode == "CMYK" else image.mode
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
     except (ImageCms.PyCMSError, OSError):
-        return image  # a damaged profile, or one of another kind of image: the numbers are the best there is
+        return image  # a damaged profile, or one of another mode: keep the pixel values
     return converted or image
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16-bit numbers in 8 bits; Pillow itself would cut everything above 255 to white."""
+def _convert_to_8_bit(image: Image.Image) -> Image.Image:
+    """Return a 16-bit grayscale image in 8 bits; Pillow's own conversion clips everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels have more than 16 bits")
-    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    clear = image.info.get("transparency")
-    if clear is not None:
-        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return grey
+    gray = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    transparent_value = image.info.get("transparency")
+    if transparent_value is not None:
+        gray.putalpha(Image.fromarray(np.where(values == transparent_value, 0, 255).astype(np.uint8)))
+    return gray
 
 
-def _resized(original: Size, size: Size) -> Size:
-    """Return (height, width) of the image once it just covers `size`, rounded to nearest."""
-    if size[0] * original[1] >= size[1] * original[0]:
-        return size[0], (original[1] * size[0] + original[0] // 2) // original[0]
-    return (original[0] * size[1] + original[1] // 2) // original[1], size[1]
+def _covering_size(original_size: Size, size: Size) -> Size:
+    """Return the size to which an image is resized so that it just covers `size`, rounded to nearest."""
+    height, width = original_size
+    if size[0] * width >= size[1] * height:
+        return size[0], (width * size[0] + height // 2) // height
+    return (height * size[1] + width // 2) // width, size[1]
 
 
-def _middle(image: Image.Image, covering: Size, size: Size, resampling: Image.Resampling) -> Image.Image:
-    """Return the middle, of `size`, of what `image` is when resized to `covering`."""
-    top, left = _corner(covering, size)
-    # Only the cut is computed, which spares the memory of a very long image; the box is the cut in original pixels.
-    y, x = image.height / covering[0], image.width / covering[1]
-    box = (left * x, top * y, (left + size[1]) * x, (top + size[0]) * y)
+def _center_crop(image: Image.Image, resized: Size, size: Size, resampling: Image.Resampling) -> Image.Image:
+    """Return the center, of `size`, of `image` resized to `resized`."""
+    top, left = _crop_top_left(resized, size)
+    # Only the crop is computed, because a very long image may not fit into memory whole; the box is in original pixels.
+    y_scale = image.height / resized[0]
+    x_scale = image.width / resized[1]
+    box = (left * x_scale, top * y_scale, (left + size[1]) * x_scale, (top + size[0]) * y_scale)
     return image.resize((size[1], size[0]), resampling, box=box)
 
 
-def _corner(covering: Size, size: Size) -> tuple[int, int]:
-    return (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+def _crop_top_left(resized: Size, size: Size) -> tuple[int, int]:
+    return (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2

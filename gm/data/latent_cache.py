@@ -1,4 +1,4 @@
-"""Images as latents, encoded once: each step draws its latents from the cached posterior."""
+"""Latent cache: the posteriors of the training images, encoded once; each step samples its latents from them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from gm.models.vae import AutoencoderKL
 
 @dataclass(frozen=True)
 class LatentCache:
-    """The posteriors of the images, for each float32 [variants, z, h, w]; variant 1 is the mirrored image.
+    """The posteriors of the training images, with their size conditioning and loss weights.
 
-    `sizes` [images, variants, 6]: original height and width, crop top and left, target height and width.
-    `weights`, for each image [variants, h, w]: how much the error at each place counts; None if all count alike.
+    The first axis of each array below is 1 long, or 2 long with random flips: index 1 is the flipped image.
+
+    mean, log_variance: of each image, float32 [flips, z, h, w]
+    size_conditioning: float32 [images, flips, 6]: original height and width, crop top and left, target height and width
+    scale_factor: of latents, as the model's config has it
+    loss_weights: of each image, float32 [flips, h, w], the weight of each latent in the loss; None is 1 everywhere
     """
 
     mean: Sequence[np.ndarray]
     log_variance: Sequence[np.ndarray]
-    sizes: np.ndarray
+    size_conditioning: np.ndarray
     scale_factor: float
-    weights: Sequence[np.ndarray] | None = None
+    loss_weights: Sequence[np.ndarray] | None = None
 
-    def draw(self, image: int, variant: int, noise: np.ndarray) -> np.ndarray:
-        """Return scaled latents [z, h, w] of the posterior's distribution, given standard-normal `noise`."""
-        deviation = np.exp(0.5 * self.log_variance[image][variant])
-        return (self.mean[image][variant] + deviation * noise) * np.float32(self.scale_factor)
+    def sample(self, image: int, flip: int, noise: np.ndarray) -> np.ndarray:
+        """Return scaled latents [z, h, w], sampled from the posterior with standard normal `noise`."""
+        std = np.exp(0.5 * self.log_variance[image][flip])
+        return (self.mean[image][flip] + std * noise) * np.float32(self.scale_factor)
 
 
-def encode(
+def encode_images(
     vae: AutoencoderKL,
     images: Sequence[CroppedImage],
     flip: bool,
@@ -42,17 +46,20 @@ def encode(
 ) -> LatentCache:
     """Encode every image, and with `flip` its mirror image; one at a time, to keep memory small.
 
-    What an image's mask leaves out counts `unmasked_weight` of what it does not.
+    `unmasked_weight` is the weight in the loss where an image's mask is 0, relative to that where it is 1.
     """
-    means, log_variances, sizes, weights = [], [], [], []
+    means: list[np.ndarray] = []
+    log_variances: list[np.ndarray] = []
+    sizes: list[list[list[int]]] = []
+    weights: list[np.ndarray] = []
     for image in images:
-        shown = (image, flip_horizontal(image)) if flip else (image,)
-        posteriors = [[t.asnumpy()[0] for t in vae.encode(Tensor(each.pixels[None]))] for each in shown]
+        flips = (image, flip_horizontal(image)) if flip else (image,)
+        posteriors = [[tensor.asnumpy()[0] for tensor in vae.encode(Tensor(each.pixels[None]))] for each in flips]
         means.append(np.stack([mean for mean, _ in posteriors]))
         log_variances.append(np.stack([log_variance for _, log_variance in posteriors]))
-        sizes.append([[*each.original, *each.crop, *each.pixels.shape[1:]] for each in shown])
-        kept = [np.ones(each.pixels.shape[1:], np.float32) if each.mask is None else each.mask for each in shown]
+        sizes.append([[*each.original_size, *each.crop_top_left, *each.size] for each in flips])
+        pixel_masks = np.stack([np.ones(each.size, np.float32) if each.mask is None else each.mask for each in flips])
         reduction = image.pixels.shape[1] // means[-1].shape[2]
-        weights.append(masks.of_latents(np.stack(kept), reduction, unmasked_weight))
+        weights.append(masks.loss_weights(pixel_masks, reduction, unmasked_weight))
     masked = any(image.mask is not None for image in images)
     return LatentCache(means, log_variances, np.asarray(sizes, np.float32), scale_factor, weights if masked else None)

@@ -1,4 +1,4 @@
-"""Which part of an image is to be learned: its alpha channel, or a grey image beside it, `name.mask.png`."""
+"""Masks: the part of an image to train on, from its alpha channel or a grayscale image beside it, `name.mask.png`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SUFFIX = ".mask"  # of the stem
 
 
 def is_mask(path: Path) -> bool:
-    """Return whether `path` is named as a mask is."""
+    """Return whether `path` has the name of a mask."""
     return path.stem.endswith(SUFFIX)
 
 
-def beside(image: Path) -> Path:
-    """Return where the mask of `image` would be."""
-    return image.with_name(f"{image.stem}{SUFFIX}.png")
+def mask_path(image_path: Path) -> Path:
+    """Return where the mask of an image would be."""
+    return image_path.with_name(f"{image_path.stem}{SUFFIX}.png")
 
 
-def read(image_path: Path, image: Image.Image) -> Image.Image | None:
-    """Return the mask of `image_path`, grey and of the size of its upright `image`; white is learned, black is not.
+def load_mask(image_path: Path, image: Image.Image) -> Image.Image | None:
+    """Return the mask of an image, grayscale and of the size of the upright `image`; white is trained on, black is not.
 
-    The file beside it beats the alpha channel; None if there is neither, or all is opaque or transparent. Raises
-    UserError for a file that is not readable, is of another shape, or leaves nothing to learn.
+    The file beside it overrides the alpha channel; None if there is neither, or if the image is opaque or transparent
+    as a whole. Raises UserError for a file that cannot be read, has another aspect ratio, or masks the whole image.
     """
-    path = beside(image_path)
+    path = mask_path(image_path)
     if path.is_file():
         try:
             with Image.open(path) as file:
@@ -36,14 +36,14 @@ def read(image_path: Path, image: Image.Image) -> Image.Image | None:
         except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
             reason = brief(error) or type(error).__name__
             raise UserError(f"cannot read the mask {path} ({reason}); save it again as PNG, or remove it") from error
-        if not same_shape(mask, image):
+        if not same_aspect_ratio(mask, image):
             raise UserError(
                 f"the mask {path} is {mask.width}×{mask.height}, its image {image.width}×{image.height}; "
-                "make them of one shape"
+                "give them the same aspect ratio"
             )
         mask = mask.resize(image.size, Image.Resampling.BOX)
         if not mask.getbbox():
-            raise UserError(f"{path} masks all of its image, so that nothing is left to learn; white is learned")
+            raise UserError(f"{path} masks the whole image, so that nothing is trained on; paint that part white")
     elif image.has_transparency_data:
         mask = image.convert("RGBA").getchannel("A")
     else:
@@ -52,22 +52,22 @@ def read(image_path: Path, image: Image.Image) -> Image.Image | None:
     return None if low == 255 or high == 0 else mask
 
 
-def same_shape(mask: Image.Image, image: Image.Image) -> bool:
-    """Return whether both have one ratio of width to height, but for the rounding of sides to whole pixels."""
+def same_aspect_ratio(mask: Image.Image, image: Image.Image) -> bool:
+    """Return whether both have the same aspect ratio, up to the rounding of sides to whole pixels."""
     return abs(mask.width * image.height - mask.height * image.width) <= max(*mask.size, *image.size)
 
 
-def areas(masks: np.ndarray, reduction: int) -> np.ndarray:
-    """Return the mean of masks [N, H, W] over what becomes a latent, float32 [N, H/r, W/r]."""
+def downscale(masks: np.ndarray, reduction: int) -> np.ndarray:
+    """Return the mean of masks [N, H, W] over the pixels of each latent, float32 [N, H/r, W/r]."""
     n, height, width = masks.shape
     cells = masks.reshape(n, height // reduction, reduction, width // reduction, reduction)
     return cells.mean((2, 4)).astype(np.float32)
 
 
-def of_latents(masks: np.ndarray, reduction: int, unmasked_weight: float) -> np.ndarray:
-    """Return how much each latent of an image counts, float32 [N, H/r, W/r] of mean 1, from masks [N, H, W] of 0 to 1.
+def loss_weights(masks: np.ndarray, reduction: int, unmasked_weight: float) -> np.ndarray:
+    """Return the weight of each latent in the loss, float32 [N, H/r, W/r] with mean 1, from masks [N, H, W].
 
-    What is masked counts `unmasked_weight` of what is not.
+    The ratio of the weight where the mask is 0 to that where it is 1 is `unmasked_weight`.
     """
-    weights = unmasked_weight + (1.0 - unmasked_weight) * areas(masks, reduction)
+    weights = unmasked_weight + (1.0 - unmasked_weight) * downscale(masks, reduction)
     return (weights / weights.mean((1, 2), keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The sentences a new word is learned in; `{}` is where it goes. The first of each kind is the preview's prompt."""
+"""Prompt templates of training; `{}` is the placeholder token. Sample images use the first template of a kind."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def load(learnable_property: str, template_file: str | None) -> tuple[str, ...]:
-    """Return the templates of `learnable_property`, or those of `template_file` in their place.
+    """Return the templates of `learnable_property`, or those of `template_file` instead.
 
-    The file is UTF-8 with one template a line; blank lines and lines that begin with `#` do not count. Raises
+    The file is UTF-8 with one template on each line; blank lines and lines that begin with `#` are skipped. Raises
     UserError for an unknown property, a file that cannot be read or has no template, and a line without `{}`.
     """
     if template_file is not None:
@@ -90,9 +90,9 @@ def load(learnable_property: str, template_file: str | None) -> tuple[str, ...]:
     return TEMPLATES[learnable_property]
 
 
-def fill(template: str, word: str) -> str:
-    """Return `template` with every `{}` replaced by `word`; other braces stay as they are."""
-    return template.replace("{}", word)
+def fill(template: str, placeholder_token: str) -> str:
+    """Return `template` with every `{}` replaced by `placeholder_token`; other braces stay as they are."""
+    return template.replace("{}", placeholder_token)
 
 
 def _read(path: Path) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def _read(path: Path) -> tuple[str, ...]:
     templates = [(number, line) for number, line in lines if line and not line.startswith("#")]
     for number, line in templates:
         if "{}" not in line:
-            raise UserError(f"{path}, line {number}: {line!r} has no {{}}; put {{}} where the new word goes")
+            raise UserError(f"{path}, line {number}: {line!r} has no {{}}; write {{}} for the placeholder token")
     if not templates:
-        raise UserError(f"template file {path} has no template; write one a line, with {{}} where the new word goes")
+        raise UserError(f"template file {path} has no template; write one a line, with {{}} for the placeholder token")
     return tuple(line for _, line in templates)

@@ -1,1 +1,1 @@
-"""The mathematics of diffusion, with no network inside; arrays may be NumPy's or MindSpore's."""
+"""Mathematics of diffusion without a network: schedule, samplers, guidance, losses; for any kind of array."""

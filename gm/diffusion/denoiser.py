@@ -1,4 +1,4 @@
-"""What the network sees and what it answers: it is given a scaled noisy latent and predicts the noise ε."""
+"""Parameterization of the network: it takes scaled noisy latents and predicts their noise ε (sgm's `EpsScaling`)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def add_noise(latents: Any, noise: Any, sigma: Any) -> Any:
 
 
 def scale_model_input(x: Any, sigma: Any) -> Any:
-    """Scale noisy latents `x` back to unit variance: x / (σ² + 1)^½."""
+    """Return noisy latents scaled to unit variance: x / (σ² + 1)^½."""
     return x / (sigma * sigma + 1.0) ** 0.5
 
 
 def predict_denoised(x: Any, epsilon: Any, sigma: Any) -> Any:
-    """Return the clean latents that the predicted noise implies: x - σ·ε."""
+    """Return the denoised latents that the predicted noise implies: x - σ·ε."""
     return x - sigma * epsilon
 
 

@@ -1,4 +1,4 @@
-"""Choosing one of several ways by name: ours, and those that users of other programs know."""
+"""Names of samplers, schedules and guiders: their own, and the aliases of other programs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gm.errors import UserError, suggestion
 
 
 def resolve(kind: str, name: str, known: Mapping[str, object], aliases: Mapping[str, str]) -> str:
-    """Return the key of `known` that `name` stands for; UserError, calling it a `kind`, lists them all."""
-    own = aliases.get(name, name)
-    if own not in known:
-        everything = [*known, *aliases]
-        raise UserError(f"unknown {kind} {name!r}; known are {', '.join(everything)}{suggestion(name, everything)}")
-    return own
+    """Return the key of `known` that `name` is or is an alias of; UserError calls it a `kind` and lists all names."""
+    resolved = aliases.get(name, name)
+    if resolved not in known:
+        names = [*known, *aliases]
+        raise UserError(f"unknown {kind} {name!r}; known are {', '.join(names)}{suggestion(name, names)}")
+    return resolved

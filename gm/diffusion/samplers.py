@@ -1,8 +1,10 @@
-"""Ways from noise to an image, all of one signature: (denoise, x, sigmas, fresh) → x after each step.
+"""Samplers: from noise to latents, as functions of one signature.
 
-`denoise(x, sigma)` returns the clean latents it believes in; `x` starts at noise level sigmas[0] and ends at
-sigmas[-1], which may be 0. The caller owns the progress bar: a sampler yields its steps. Numbers are floats of Python,
-so that `x` may be an array of any kind.
+A sampler takes (denoise, x, sigmas, noise_sampler) and yields x after each step. `x` starts at noise level sigmas[0]
+and ends at sigmas[-1], which may be 0. The caller owns the progress bar. `x` may be an array of any kind, NumPy's or
+MindSpore's, because all coefficients are Python floats.
+
+The names are those of k-diffusion (Crowson, github.com/crowsonkb/k-diffusion), with which the tests compare every step.
 """
 
 from __future__ import annotations
@@ -16,14 +18,23 @@ import numpy as np
 
 from gm.diffusion import registry
 
-Denoise = Callable[[Any, float], Any]
+# (x, sigma, step) → the denoised x. `step` counts from 0 within the sigmas of the call; a sampler that evaluates twice
+# in a step passes the same number both times.
+Denoise = Callable[[Any, float, int], Any]
 
 
 @dataclass(frozen=True)
 class NoiseSampler:
-    """The noise that a sampler draws anew: `draw(step)` is standard normal noise like x, and how much of it."""
+    """The noise that a sampler adds on its way.
 
-    draw: Callable[[int], Any]
+    sample: step → standard normal noise of the shape of x
+    eta: fraction of the noise of the ancestral and SDE samplers; 0 is deterministic
+    s_noise: factor of all noise
+    s_churn, s_tmin, s_tmax: how much noise Euler and Heun add before a step, and between which levels (Karras et al.,
+        2022, algorithm 2)
+    """
+
+    sample: Callable[[int], Any]
     eta: float = 1.0
     s_noise: float = 1.0
     s_churn: float = 0.0
@@ -34,91 +45,110 @@ class NoiseSampler:
 Sampler = Callable[[Denoise, Any, np.ndarray, NoiseSampler], Iterator[Any]]
 
 
-def euler(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
-    """Euler's method on the probability-flow equation dx/dσ = (x - D(x, σ)) / σ (Karras et al., 2022, algorithm 2)."""
-    for step, (sigma, following) in enumerate(_steps(sigmas)):
-        x, sigma = _churned(x, sigma, step, len(sigmas) - 1, fresh)
-        x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
+def euler(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """Euler's method for the probability flow dx/dσ = (x - D(x, σ)) / σ (Karras et al., 2022, algorithm 2)."""
+    for step, sigma, sigma_next in _steps(sigmas):
+        x, sigma_hat = _churn(x, sigma, step, len(sigmas) - 1, noise_sampler)
+        d = _derivative(x, denoise(x, sigma_hat, step), sigma_hat)
+        x = x + d * (sigma_next - sigma_hat)
         yield x
 
 
-def euler_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
-    """Euler's method a little too far down, and noise back up: DDPM's reverse step (Ho et al., 2020) for η = 1."""
-    for step, (sigma, following) in enumerate(_steps(sigmas)):
-        down, up = _ancestral(sigma, following, fresh.eta)
-        x = x + (x - denoise(x, sigma)) / sigma * (down - sigma)
-        yield (x := _noised(x, up, step, fresh))
-
-
-def heun(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
-    """Euler's step, corrected by the slope at its end (Karras et al., 2022, algorithm 2); two evaluations a step."""
-    for step, (sigma, following) in enumerate(_steps(sigmas)):
-        x, sigma = _churned(x, sigma, step, len(sigmas) - 1, fresh)
-        slope = (x - denoise(x, sigma)) / sigma
-        end = x + slope * (following - sigma)
-        if following > 0:
-            slope = (slope + (end - denoise(end, following)) / following) / 2
-        yield (x := x + slope * (following - sigma))
-
-
-def lms(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
-    """The linear multistep method of Adams and Bashforth over up to four slopes, for uneven steps."""
-    slopes: list[Any] = []
-    for step, (sigma, following) in enumerate(_steps(sigmas)):
-        slopes = [*slopes[-3:], (x - denoise(x, sigma)) / sigma]
-        levels = sigmas[step + 1 - len(slopes) : step + 1]
-        for index, slope in enumerate(slopes):
-            x = x + slope * _lagrange_integral(levels, index, sigma, following)
+def euler_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """Euler's method to below the next level, then noise up to it: DDPM's reverse step (Ho et al., 2020) for η = 1."""
+    for step, sigma, sigma_next in _steps(sigmas):
+        sigma_down, sigma_up = _ancestral_step(sigma, sigma_next, noise_sampler.eta)
+        d = _derivative(x, denoise(x, sigma, step), sigma)
+        x = x + d * (sigma_down - sigma)
+        x = _add_noise(x, sigma_up, step, noise_sampler)
         yield x
 
 
-def dpmpp_2s_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
-    """DPM-Solver++(2S) (Lu et al., 2022b, algorithm 1, r = 1/2), ancestral; two evaluations a step."""
-    for step, (sigma, following) in enumerate(_steps(sigmas)):
-        down, up = _ancestral(sigma, following, fresh.eta)
-        clean = denoise(x, sigma)
-        if down > 0:
-            between = math.sqrt(sigma * down)
-            clean = denoise(_exponential(x, clean, sigma, between), between)
-        x = _exponential(x, clean, sigma, down)
-        yield (x := _noised(x, up, step, fresh))
+def heun(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """Heun's method (Karras et al., 2022, algorithm 2): Euler's, corrected by the derivative at the end of the step.
+
+    Evaluates twice in each step but a last one down to 0.
+    """
+    for step, sigma, sigma_next in _steps(sigmas):
+        x, sigma_hat = _churn(x, sigma, step, len(sigmas) - 1, noise_sampler)
+        d = _derivative(x, denoise(x, sigma_hat, step), sigma_hat)
+        x_next = x + d * (sigma_next - sigma_hat)
+        if sigma_next > 0:
+            d = (d + _derivative(x_next, denoise(x_next, sigma_next, step), sigma_next)) / 2
+        x = x + d * (sigma_next - sigma_hat)
+        yield x
 
 
-def dpmpp_2m(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
+def lms(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """Linear multistep method of Adams and Bashforth for uneven steps, over up to four derivatives.
+
+    As in k-diffusion, its coefficients integrate the Lagrange polynomials of the last noise levels.
+    """
+    derivatives: list[Any] = []
+    for step, sigma, sigma_next in _steps(sigmas):
+        d = _derivative(x, denoise(x, sigma, step), sigma)
+        derivatives = [*derivatives[-3:], d]
+        levels = sigmas[step + 1 - len(derivatives) : step + 1]
+        for index, derivative in enumerate(derivatives):
+            x = x + derivative * _lagrange_integral(levels, index, sigma, sigma_next)
+        yield x
+
+
+def dpmpp_2s_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """DPM-Solver++(2S) (Lu et al., 2022b, algorithm 1, r = 1/2), ancestral; evaluates twice in a step."""
+    for step, sigma, sigma_next in _steps(sigmas):
+        sigma_down, sigma_up = _ancestral_step(sigma, sigma_next, noise_sampler.eta)
+        denoised = denoise(x, sigma, step)
+        if sigma_down > 0:
+            sigma_mid = math.sqrt(sigma * sigma_down)
+            denoised = denoise(_exponential_step(x, denoised, sigma, sigma_mid), sigma_mid, step)
+        x = _exponential_step(x, denoised, sigma, sigma_down)
+        x = _add_noise(x, sigma_up, step, noise_sampler)
+        yield x
+
+
+def dpmpp_2m(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
     """DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2); the last step down to 0 is of first order."""
-    before, length = None, 0.0
-    for sigma, following in _steps(sigmas):
-        clean = guess = denoise(x, sigma)
-        if following > 0:
-            h = math.log(sigma / following)
-            if before is not None:
-                guess = clean + (clean - before) * (h / (2 * length))
-            length = h
-        before = clean
-        yield (x := _exponential(x, guess, sigma, following))
+    old_denoised = None
+    h_last = 0.0
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = extrapolated = denoise(x, sigma, step)
+        if sigma_next > 0:
+            h = math.log(sigma / sigma_next)
+            if old_denoised is not None:
+                extrapolated = denoised + (denoised - old_denoised) * (h / (2 * h_last))
+            h_last = h
+        old_denoised = denoised
+        x = _exponential_step(x, extrapolated, sigma, sigma_next)
+        yield x
 
 
-def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
-    """SDE-DPM-Solver++(2M) (Lu et al., 2022b, section 5), its midpoint form, with `eta` of the noise."""
-    before, length = None, 0.0
-    for step, (sigma, following) in enumerate(_steps(sigmas)):
-        clean = denoise(x, sigma)
-        if following == 0:
-            yield (x := clean)
-            continue
-        h = math.log(sigma / following)
-        share = -math.expm1(-h * (1 + fresh.eta))  # of the guess in the next x
-        guess = clean if before is None else clean + (clean - before) * (h / (2 * length))
-        before, length = clean, h
-        x = x * (following / sigma * math.exp(-fresh.eta * h)) + guess * share
-        yield (x := _noised(x, following * math.sqrt(-math.expm1(-2 * fresh.eta * h)), step, fresh))
+def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """SDE-DPM-Solver++(2M) (Lu et al., 2022b, section 5), midpoint form, with `eta` of the noise."""
+    eta = noise_sampler.eta
+    old_denoised = None
+    h_last = 0.0
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = extrapolated = denoise(x, sigma, step)
+        if sigma_next == 0:
+            x = denoised
+        else:
+            h = math.log(sigma / sigma_next)
+            if old_denoised is not None:
+                extrapolated = denoised + (denoised - old_denoised) * (h / (2 * h_last))
+            old_denoised = denoised
+            h_last = h
+            x = x * (sigma_next / sigma * math.exp(-eta * h)) + extrapolated * -math.expm1(-h * (1 + eta))
+            x = _add_noise(x, sigma_next * math.sqrt(-math.expm1(-2 * eta * h)), step, noise_sampler)
+        yield x
 
 
-def lcm(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
-    """Guess, and noise the guess again: the sampling of latent consistency models (Luo et al., 2023, algorithm 3)."""
-    for step, (sigma, following) in enumerate(_steps(sigmas)):
-        x = denoise(x, sigma)
-        yield (x := _noised(x, following, step, fresh))
+def lcm(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """Multistep sampling of latent consistency models (Luo et al., 2023, algorithm 3): denoise, add noise, repeat."""
+    for step, sigma, sigma_next in _steps(sigmas):
+        x = denoise(x, sigma, step)
+        x = _add_noise(x, sigma_next, step, noise_sampler)
+        yield x
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -131,7 +161,7 @@ SAMPLERS: dict[str, Sampler] = {
     "lms": lms,
     "lcm": lcm,
 }
-# The names that users of AUTOMATIC1111 know, which are those of the recipes too.
+# AUTOMATIC1111's names, also those in the generation parameters of an image.
 TITLES = {
     "euler": "Euler",
     "euler_ancestral": "Euler a",
@@ -142,7 +172,7 @@ TITLES = {
     "lms": "LMS",
     "lcm": "LCM",
 }
-# The names that mindone's users know.
+# The names in mindone's configs (sgm's classes), and AUTOMATIC1111's.
 ALIASES = {
     "EulerEDMSampler": "euler",
     "EulerAncestralSampler": "euler_ancestral",
@@ -154,38 +184,45 @@ ALIASES = {
 }
 
 
-def by_name(name: str) -> str:
-    """Return the name in `SAMPLERS` that `name` stands for; UserError lists the known ones."""
+def resolve_name(name: str) -> str:
+    """Return the name in `SAMPLERS` that `name` stands for; UserError lists the known names."""
     return registry.resolve("sampler", name, SAMPLERS, ALIASES)
 
 
-def _steps(sigmas: np.ndarray) -> Iterator[tuple[float, float]]:
-    """Return (noise level, the next one) of each step."""
-    return zip(map(float, sigmas[:-1]), map(float, sigmas[1:]), strict=True)
+def _steps(sigmas: np.ndarray) -> Iterator[tuple[int, float, float]]:
+    """Yield (step, sigma, sigma_next)."""
+    for step in range(len(sigmas) - 1):
+        yield step, float(sigmas[step]), float(sigmas[step + 1])
 
 
-def _churned(x: Any, sigma: float, step: int, steps: int, fresh: NoiseSampler) -> tuple[Any, float]:
-    """Return `x` with more noise, as `s_churn` asks for, and its level (Karras et al., 2022, algorithm 2)."""
-    gamma = min(fresh.s_churn / steps, math.sqrt(2) - 1) if fresh.s_tmin <= sigma <= fresh.s_tmax else 0.0
-    raised = sigma * (1 + gamma)
-    return _noised(x, math.sqrt(raised**2 - sigma**2), step, fresh), raised
+def _derivative(x: Any, denoised: Any, sigma: float) -> Any:
+    """Return dx/dσ at level `sigma` (Karras et al., 2022, algorithm 2; k-diffusion's `to_d`)."""
+    return (x - denoised) / sigma
 
 
-def _ancestral(sigma: float, following: float, eta: float) -> tuple[float, float]:
-    """Return the level to go down to, and the level of fresh noise that leads from there up to `following`."""
-    up = min(following, eta * following * math.sqrt(1 - (following / sigma) ** 2))
-    return math.sqrt(following**2 - up**2), up
+def _churn(x: Any, sigma: float, step: int, steps: int, noise_sampler: NoiseSampler) -> tuple[Any, float]:
+    """Return `x` with the noise that `s_churn` adds, and its level (Karras et al., 2022, algorithm 2)."""
+    is_in_range = noise_sampler.s_tmin <= sigma <= noise_sampler.s_tmax
+    gamma = min(noise_sampler.s_churn / steps, math.sqrt(2) - 1) if is_in_range else 0.0
+    sigma_hat = sigma * (1 + gamma)
+    return _add_noise(x, math.sqrt(sigma_hat**2 - sigma**2), step, noise_sampler), sigma_hat
 
 
-def _noised(x: Any, level: float, step: int, fresh: NoiseSampler) -> Any:
-    level = level * fresh.s_noise
-    return x + fresh.draw(step) * level if level > 0 else x
+def _ancestral_step(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """Return the level to denoise to, and the level of the noise that leads from there back up to `sigma_next`."""
+    sigma_up = min(sigma_next, eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2))
+    return math.sqrt(sigma_next**2 - sigma_up**2), sigma_up
 
 
-def _exponential(x: Any, clean: Any, sigma: float, following: float) -> Any:
-    """Return x at level `following` if the clean latents stay the same on the way there: exact, unlike Euler's step."""
-    share = following / sigma
-    return x * share + clean * (1 - share)
+def _add_noise(x: Any, sigma: float, step: int, noise_sampler: NoiseSampler) -> Any:
+    sigma = sigma * noise_sampler.s_noise
+    return x + noise_sampler.sample(step) * sigma if sigma > 0 else x
+
+
+def _exponential_step(x: Any, denoised: Any, sigma: float, sigma_next: float) -> Any:
+    """Return x at level `sigma_next` if `denoised` stays constant: exponential integrator of Lu et al., 2022b."""
+    ratio = sigma_next / sigma
+    return x * ratio + denoised * (1 - ratio)
 
 
 def _lagrange_integral(levels: np.ndarray, index: int, start: float, end: float) -> float:

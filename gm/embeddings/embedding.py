@@ -70,7 +70,7 @@ def combine(embeddings: Sequence[Embedding], config: ModelConfig) -> LoadedEmbed
 
     Raises UserError if one does not fit the model, or two have the same placeholder token.
     """
-    tokenizer = Tokenizer(config.text_encoder_1.positions)
+    tokenizer = Tokenizer(config.text_encoder_1.context_length)
     for embedding in embeddings:
         check_dims(embedding, config)
         tokenizer.add_placeholder(embedding.placeholder_token, embedding.num_vectors)

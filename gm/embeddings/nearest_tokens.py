@@ -17,5 +17,6 @@ def nearest_tokens(rows: np.ndarray, table: np.ndarray, count: int) -> list[list
     cosines = words @ (rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)).T / lengths[:, None]
     best = np.argsort(-cosines, axis=0, kind="stable")[:count]
     return [
-        [(bpe.spelled(int(number)), float(cosines[number, row])) for number in best[:, row]] for row in range(len(rows))
+        [(bpe.decode_token(int(number)), float(cosines[number, row])) for number in best[:, row]]
+        for row in range(len(rows))
     ]

@@ -16,8 +16,8 @@ from gm.ops import layout
 class _Embeddings(nn.Cell):
     def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
         super().__init__()
-        self.token_embedding = TokenEmbedding(config.vocabulary, config.width, dtype)
-        self.position_embedding = FrozenEmbedding(config.positions, config.width, dtype)
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.width, dtype)
+        self.position_embedding = FrozenEmbedding(config.context_length, config.width, dtype)
 
     def construct(self, ids: Tensor, rows: Tensor) -> Tensor:
         return self.token_embedding(ids, rows) + self.position_embedding.embedding_table
@@ -154,8 +154,8 @@ class OpenCLIPTextEncoder(nn.Cell):
     def __init__(self, config: TextEncoderConfig, dtype: Any) -> None:
         super().__init__()
         self.last = config.layers - 1
-        self.token_embedding = TokenEmbedding(config.vocabulary, config.width, dtype)
-        self.positional_embedding = parameter((config.positions, config.width), dtype, "positional_embedding")
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.width, dtype)
+        self.positional_embedding = parameter((config.context_length, config.width), dtype, "positional_embedding")
         self.transformer = _OpenClipTransformer(config, dtype)
         self.ln_final = LayerNorm(config.width)
         self.text_projection = parameter((config.width, config.width), dtype, "text_projection")

@@ -133,4 +133,4 @@ class CFGDenoiser:
 
 def _guider(sampling: SamplingConfig) -> str:
     """Return the guider's name; at a scale of 1 there is nothing to guide, and half the work to save."""
-    return "none" if sampling.guidance_scale == 1.0 else guidance.by_name(sampling.guider)
+    return "none" if sampling.guidance_scale == 1.0 else guidance.resolve_name(sampling.guider)

@@ -67,17 +67,16 @@ class PromptEncoder:
             return context, vector
         # Of the same shape as the chunks, so that the same graph serves.
         empty, _ = self._plain([Chunk()] * len(column), words, told)
-        weights = Tensor(chunks.to_arrays(column, words.tokenizer.positions)[2]).expand_dims(-1)
+        weights = Tensor(chunks.to_arrays(column, words.tokenizer.context_length)[1]).expand_dims(-1)
         c, e = ops.cast(context, ms.float32), ops.cast(empty, ms.float32)
         # Said so, a weight of 1 changes no bit.
         return ops.cast(c + (weights - 1) * (c - e), context.dtype), vector
 
     def _plain(self, column: Sequence[Chunk], words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
-        ids_1, ids_2, _ = chunks.to_arrays(column, words.tokenizer.positions)
+        ids, _ = chunks.to_arrays(column, words.tokenizer.context_length)
         sizes = np.atleast_2d(np.asarray(told, np.float32))
         sizes = np.ascontiguousarray(np.broadcast_to(sizes, (len(column), sizes.shape[1])))
-        positions = pool_positions(ids_2, self.pooling)
-        by_encoder = {"clip_l": ids_1, "clip_g": ids_2}
+        positions = pool_positions(ids["clip_g"], self.pooling)
         names = self.model.config.text_encoders
-        tokens = [by_encoder[name] for name in names] + [words.vectors[name] for name in names]
+        tokens = [ids[name] for name in names] + [words.vectors[name] for name in names]
         return self.condition(*map(Tensor, (positions, sizes, *tokens)))

@@ -12,7 +12,7 @@ from gm.config import SamplingConfig
 from gm.config.model import ModelConfig
 from gm.data import bucketing, image_folder, latent_cache, masks
 from gm.data.bucketing import Size
-from gm.data.image import CroppedImage, crop, open_image, to_rgb
+from gm.data.image import CroppedImage, open_image, resize_and_crop, to_rgb
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.sampling import resolution
@@ -63,7 +63,7 @@ def frame_for(original: Size, sampling: SamplingConfig, model: ModelConfig) -> S
         return frame.height, frame.width
     reduction = model.vae.reduction
     step = max(model.resolution // _STEPS // reduction, 1) * reduction
-    return bucketing.nearest(original, bucketing.sizes(model.resolution, step))
+    return bucketing.select_bucket(original, bucketing.make_bucket_resolutions(model.resolution, step))
 
 
 def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Image.Image | None = None) -> CroppedImage:
@@ -74,12 +74,12 @@ def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Imag
     """
     with open_image(path) as upright:
         image = to_rgb(upright)
-    if redrawn is not None and not masks.same_shape(redrawn, image):
+    if redrawn is not None and not masks.same_aspect_ratio(redrawn, image):
         raise UserError(
             f"--mask is {redrawn.width}×{redrawn.height}, but {path} {image.width}×{image.height}; "
             "make them of one shape"
         )
-    cropped = crop(image, redrawn, path.name, frame_for((image.height, image.width), sampling, model))
+    cropped = resize_and_crop(image, redrawn, path.name, frame_for((image.height, image.width), sampling, model))
     if cropped.mask is not None and not cropped.mask.any():
         raise UserError(
             f"--mask is black in the middle of {path}, all that is used; give --height and --width as it has"
@@ -90,7 +90,7 @@ def read(path: Path, sampling: SamplingConfig, model: ModelConfig, redrawn: Imag
 def latent_mask(image: CroppedImage, reduction: int) -> np.ndarray:
     """Return the mask of `image` at the size of its latents, float32 [h, w]: the mean over what becomes a latent."""
     assert image.mask is not None
-    return masks.areas(image.mask[None], reduction)[0]
+    return masks.downscale(image.mask[None], reduction)[0]
 
 
 def encode(model: SDXL, shown: Sequence[CroppedImage]) -> np.ndarray:
@@ -98,7 +98,7 @@ def encode(model: SDXL, shown: Sequence[CroppedImage]) -> np.ndarray:
 
     One at a time, so that they do not depend on the others, and in PyNative mode: one image is not worth a graph.
     """
-    encoded = latent_cache.encode(
+    encoded = latent_cache.encode_images(
         model.first_stage_model, shown, flip=False, scale_factor=model.config.vae.scale_factor
     )
     return np.concatenate(encoded.mean) * np.float32(encoded.scale_factor)

@@ -77,8 +77,8 @@ def a1111_infotext(recipe: dict[str, Any], frame: resolution.ImageSize, concepts
         lines.append(f"Negative prompt: {recipe['negative_prompt']}")
     told: dict[str, Any] = {
         "Steps": recipe["sample_step"],
-        "Sampler": samplers.TITLES[samplers.by_name(recipe["sampler"])],
-        "Schedule type": _TITLES[schedule.by_name(recipe["schedule"])],
+        "Sampler": samplers.TITLES[samplers.resolve_name(recipe["sampler"])],
+        "Schedule type": _TITLES[schedule.resolve_name(recipe["schedule"])],
         "CFG scale": recipe["guidance_scale"],
         "Seed": recipe["seed"],
         "Size": f"{frame.width}x{frame.height}",

@@ -88,10 +88,9 @@ class Pipeline:
             fresh = NoiseSampler(
                 draw, sampling.eta, sampling.s_noise, sampling.s_churn, sampling.s_tmin, sampling.s_tmax
             )
-            walk = samplers.SAMPLERS[samplers.by_name(sampling.sampler)]
+            walk = samplers.SAMPLERS[samplers.resolve_name(sampling.sampler)]
             before = x
             for x in walk(denoise, before, sigmas[first : last + 1], fresh):
-                denoise.step += 1
                 yield x, denoise.clean
 
     def _start(self, requests: list[ImageRequest], frame: ImageSize, sigma: float) -> Tensor:
@@ -123,9 +122,9 @@ class Watched:
     """A `Denoise` of `gm.diffusion.samplers`; keeps what a mask protects, and what was believed in last, `clean`."""
 
     def __init__(
-        self, predict: Callable[[Tensor, float, int], Tensor], requests: list[ImageRequest], step: int
+        self, predict: Callable[[Tensor, float, int], Tensor], requests: list[ImageRequest], first: int
     ) -> None:
-        self.predict, self.step = predict, step
+        self.predict, self.first = predict, first
         self.clean: Tensor = None
         self.kept = self.redrawn = None
         if requests[0].mask is not None:
@@ -133,8 +132,8 @@ class Watched:
             images = _stacked([order.image for order in requests])
             self.redrawn, self.kept = Tensor(masks), Tensor(images * (1.0 - masks))
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        self.clean = self.predict(x, sigma, self.step)
+    def __call__(self, x: Tensor, sigma: float, step: int) -> Tensor:
+        self.clean = self.predict(x, sigma, self.first + step)
         if self.kept is not None:
             # Where the clean latents are known, the way from any noise leads to them: no sampler need know of masks.
             self.clean = self.clean * self.redrawn + self.kept

@@ -93,8 +93,8 @@ def started(sampling: SamplingConfig, model: ModelConfig) -> list[tuple[Sampling
 def check(config: Config) -> None:
     """Raise UserError for what no loaded weights could do."""
     sampling = config.sampling
-    samplers.by_name(sampling.sampler)
-    guidance.by_name(sampling.guider)
+    samplers.resolve_name(sampling.sampler)
+    guidance.resolve_name(sampling.guider)
     schedule.sampling_sigmas(config.model.schedule, sampling)
     vae_decode.tile_side(sampling, config.model.vae)
     config.model.require("base")

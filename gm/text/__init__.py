@@ -1,1 +1,1 @@
-"""Words to ids: CLIP's tokenizer with its vocabulary, and placeholders for learned words."""
+"""Prompts to token ids: CLIP's tokenizer with placeholder tokens, the prompt language, and chunks."""

@@ -1,12 +1,12 @@
-"""Text to the byte-pair ids of CLIP, with no placeholders and no start or end.
+"""Byte-pair encoding of CLIP: text → token ids, without placeholder tokens, start and end.
 
-The method is Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (ACL 2016), on bytes. The
-cleaning, the splitting into words and the numbering are those of OpenAI CLIP (Radford et al., 2021), whose vocabulary
-file lies beside this file (`NOTICE.md`):
+The algorithm is that of Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (ACL 2016), on
+bytes. Cleaning, splitting into words and token ids are those of OpenAI CLIP (Radford et al., 2021), whose vocabulary
+file is in this folder (`NOTICE.md`):
 
-- 0…255 are the bytes inside a word, 256…511 the bytes that end one;
-- 512…49405 are the merges in the order they were learned, so the lower of two ids is the merge to do first;
-- 49406 and 49407 are the start and the end of a text.
+- 0…255 are the bytes inside a word, 256…511 the bytes that end a word;
+- 512…49405 are the merges in order of priority: of two merges the one with the lower id comes first;
+- 49406 and 49407 mark the start and the end of a text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from pathlib import Path
 import ftfy
 import regex
 
-START, END, VOCABULARY = 49406, 49407, 49408
+START = 49406
+END = 49407
+VOCAB_SIZE = 49408
 
 _VOCABULARY_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
-_MARKERS = {"<|startoftext|>": START, "<|endoftext|>": END}
+_MARKER_IDS = {"<|startoftext|>": START, "<|endoftext|>": END}
+_MARKERS = {number: marker for marker, number in _MARKER_IDS.items()}
 _WORD = regex.compile(
     r"<\|(?:start|end)oftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,  # lower-casing leaves letters, such as the long s, that only case folding makes equal
@@ -36,27 +39,27 @@ _BYTE_ID = {byte: number for number, byte in enumerate(_BYTES)}
 _LAST_BYTE = len(_BYTES)  # added to the id of the byte that ends a word
 
 
-def clean(text: str) -> str:
-    """Return `text` as CLIP sees it: broken Unicode mended, HTML unescaped, white space folded, lower-cased."""
-    # Twice, because captions gathered from the web are often escaped twice; the model was trained on the result.
+def clean_text(text: str) -> str:
+    """Return `text` as CLIP cleans it: broken Unicode repaired, HTML unescaped, white space collapsed, lower case."""
+    # Unescaped twice, because captions from the web are often escaped twice; the model was trained on the result.
     unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
     return regex.sub(r"\s+", " ", unescaped).strip().lower()
 
 
-def encode(cleaned: str) -> list[int]:
-    """Return the ids of a text that `clean` has cleaned."""
-    return [number for word in _WORD.findall(cleaned) for number in _encode_word(word)]
+def encode(cleaned_text: str) -> list[int]:
+    """Return the token ids of a text that `clean_text` returned."""
+    return [number for word in _WORD.findall(cleaned_text) for number in _encode_word(word)]
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _encode_word(word: str) -> tuple[int, ...]:
-    if word in _MARKERS:
-        return (_MARKERS[word],)
+    if word in _MARKER_IDS:
+        return (_MARKER_IDS[word],)
     merges = _merges()
     ids = [_BYTE_ID[byte] for byte in word.encode("utf-8")]
     ids[-1] += _LAST_BYTE
     while len(ids) > 1:
-        pair = min(pairwise(ids), key=lambda pair: merges.get(pair, VOCABULARY))
+        pair = min(pairwise(ids), key=lambda pair: merges.get(pair, VOCAB_SIZE))
         if pair not in merges:
             break
         ids = _merge(ids, pair, merges[pair])
@@ -64,10 +67,10 @@ def _encode_word(word: str) -> tuple[int, ...]:
 
 
 def _merge(ids: list[int], pair: tuple[int, int], merged: int) -> list[int]:
-    """Put `merged` for every occurrence of `pair`, from the left."""
+    """Replace every occurrence of `pair` by `merged`, from the left."""
     result: list[int] = []
     for number in ids:
-        # A result is never half of the next pair again: no merge is made of itself.
+        # A merged id is never the first half of the same pair: no merge contains itself.
         if result and (result[-1], number) == pair:
             result[-1] = merged
         else:
@@ -77,7 +80,7 @@ def _merge(ids: list[int], pair: tuple[int, int], merged: int) -> list[int]:
 
 @functools.cache
 def _merges() -> dict[tuple[int, int], int]:
-    """Read the vocabulary file: (left id, right id) → id of the two together."""
+    """Return the merges of the vocabulary file: (left id, right id) → merged id."""
     # The file spells bytes as characters: the printable ones as themselves, the others from U+0100 on.
     characters = [chr(byte) for byte in _PRINTABLE] + [chr(0x100 + k) for k in range(0x100 - len(_PRINTABLE))]
     numbers = {name: number for number, name in enumerate([*characters, *(c + "</w>" for c in characters)])}
@@ -90,18 +93,18 @@ def _merges() -> dict[tuple[int, int], int]:
     return merges
 
 
-def spelled(number: int) -> str:
-    """Return how the token `number` is written; one that does not end its word has a hyphen behind it."""
-    if number in (START, END):
-        return next(name for name, marker in _MARKERS.items() if marker == number)
-    spelling, ends = _spellings()[number]
-    return spelling.decode("utf-8", errors="replace") + ("" if ends else "-")
+def decode_token(number: int) -> str:
+    """Return the text of the token `number`; a hyphen follows a token that does not end its word."""
+    if number in _MARKERS:
+        return _MARKERS[number]
+    token_bytes, ends_word = _token_bytes()[number]
+    return token_bytes.decode("utf-8", errors="replace") + ("" if ends_word else "-")
 
 
 @functools.cache
-def _spellings() -> list[tuple[bytes, bool]]:
-    """Return the bytes of every token, in the order of their numbers, and whether it ends a word."""
-    found = [(bytes([byte]), ends) for ends in (False, True) for byte in _BYTES]
-    for left, right in _merges():  # in the order in which they were numbered
-        found.append((found[left][0] + found[right][0], found[right][1]))
-    return found
+def _token_bytes() -> list[tuple[bytes, bool]]:
+    """Return the bytes of every token, in the order of the ids, and whether the token ends a word."""
+    tokens = [(bytes([byte]), ends_word) for ends_word in (False, True) for byte in _BYTES]
+    for left, right in _merges():  # in the order of their ids
+        tokens.append((tokens[left][0] + tokens[right][0], tokens[right][1]))
+    return tokens

@@ -1,98 +1,115 @@
-"""Ids of any number as chunks that a text encoder takes, each read by itself: start, at most 75 ids, end, padding.
+"""Chunks of token ids: sequences that a text encoder takes one by one: start, at most 75 ids, end, padding.
 
-Where a chunk ends follows AUTOMATIC1111 (its options call 20 the "comma padding backtrack").
+Where a chunk ends follows AUTOMATIC1111, whose option for it is called "comma padding backtrack" (20 tokens).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from gm.text.tokenizer import END, START, Tokenizer
+from gm.text.tokenizer import END, PADDING_IDS, START, Tokenizer
 
-_COMMA, _BACK = 267, 20  # a full chunk gives what stands behind a comma among its last 20 ids to the next one
+_COMMA = 267  # the id of ","
+_COMMA_BACKTRACK = 20  # a full chunk ends after a comma among its last 20 ids; the ids after it begin the next chunk
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Ids without start and end, and the weight of each."""
+    """Token ids without start and end, and the weight of each."""
 
     ids: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
 
 
-TokenChunks = tuple[Chunk, ...]  # one text, whole
-Part = tuple[Sequence[int], float]  # ids and the weight of all of them
+TokenChunks = tuple[Chunk, ...]  # one whole text
 
 
-def split_into_chunks(parts: Iterable[Part | None], tokenizer: Tokenizer) -> TokenChunks:
-    """Return the parts in chunks that `tokenizer.positions` hold, at least one; None begins a new chunk.
+class WeightedIds(NamedTuple):
+    """Token ids that share a weight."""
 
-    A learned word is not split: if its rows do not fit, all of them move on. A chunk that None would leave empty is
-    not begun.
+    ids: Sequence[int]
+    weight: float
+
+
+def split_into_chunks(parts: Iterable[WeightedIds | None], tokenizer: Tokenizer) -> TokenChunks:
+    """Return the ids of `parts` in chunks that fit `tokenizer.context_length`, at least one; None begins a new chunk.
+
+    The embedding vectors of a placeholder token stay together: if they do not fit, all of them move to the next chunk.
+    A None does not leave an empty chunk behind.
     """
-    room = tokenizer.positions - 2
-    owners = {number: word for word, rows in tokenizer.placeholders.items() for number in rows}
+    max_ids = tokenizer.context_length - 2
+    placeholder_of = {number: token for token, ids in tokenizer.placeholders.items() for number in ids}
     full: list[list[tuple[int, float]]] = []
-    last: list[tuple[int, float]] = []  # the chunk that is being filled
+    current: list[tuple[int, float]] = []
     for part in parts:
         if part is None:
-            if last:
-                full.append(last)
-                last = []
+            if current:
+                full.append(current)
+                current = []
             continue
-        for word in _words(part[0], owners):
-            if len(last) + len(word) > room:
-                kept = _kept(last, word, room)
-                full.append(last[:kept])
-                last = last[kept:]
-            last += [(number, part[1]) for number in word]
-    if last or not full:
-        full.append(last)
+        for unit in _units(part.ids, placeholder_of):
+            if len(current) + len(unit) > max_ids:
+                length = _length_before(current, unit, max_ids)
+                full.append(current[:length])
+                current = current[length:]
+            current += [(number, part.weight) for number in unit]
+    if current or not full:
+        full.append(current)
     return tuple(Chunk(tuple(n for n, _ in chunk), tuple(w for _, w in chunk)) for chunk in full)
 
 
-def pad_chunks(variant: TokenChunks, count: int) -> TokenChunks:
-    """Return `variant` with empty chunks behind its own, so that there are at least `count`."""
-    return variant + (Chunk(),) * (count - len(variant))
+def pad_chunks(text: TokenChunks, count: int) -> TokenChunks:
+    """Return `text` with empty chunks after its own, so that there are at least `count`."""
+    return text + (Chunk(),) * (count - len(text))
 
 
-def to_arrays(chunks: Sequence[Chunk], positions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what the encoders take of N chunks: ids_1 and ids_2, int32, and weights, float32, [N, positions] each.
+def to_arrays(chunks: Sequence[Chunk], context_length: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return N chunks as the text encoders take them: the ids, by encoder name, and the weights.
 
-    Encoder 1 pads with the end token, encoder 2 with 0. Start, end and padding weigh 1.
+    Ids are int32, weights float32, all [N, context_length]. The encoders differ in the id that they pad with. Start,
+    end and padding have weight 1.
     """
-    ids_1, ids_2 = (np.full((len(chunks), positions), padding, np.int32) for padding in (END, 0))
-    weights = np.ones((len(chunks), positions), np.float32)
+    shape = (len(chunks), context_length)
+    ids = {encoder: np.full(shape, padding_id, np.int32) for encoder, padding_id in PADDING_IDS.items()}
+    weights = np.ones(shape, np.float32)
     for row, chunk in enumerate(chunks):
-        framed = [START, *chunk.ids, END]
-        ids_1[row, : len(framed)] = ids_2[row, : len(framed)] = framed
-        weights[row, 1 : len(framed) - 1] = chunk.weights
-    return ids_1, ids_2, weights
+        with_markers = [START, *chunk.ids, END]
+        for encoder_ids in ids.values():
+            encoder_ids[row, : len(with_markers)] = with_markers
+        weights[row, 1 : len(with_markers) - 1] = chunk.weights
+    return ids, weights
 
 
-def _words(ids: Sequence[int], owners: dict[int, str]) -> Iterator[list[int]]:
-    """Yield the ids one by one, but rows of one learned word that follow each other together.
+def _units(ids: Sequence[int], placeholder_of: dict[int, str]) -> Iterator[list[int]]:
+    """Yield the ids one by one, but consecutive embedding vectors of one placeholder token together.
 
-    `owners` tells the learned word that an id belongs to.
+    `placeholder_of` is the placeholder token that an id belongs to.
     """
-    word: list[int] = []
+    unit: list[int] = []
     for number in ids:
-        goes_on = word and number == word[-1] + 1 and number in owners and owners[number] == owners.get(word[-1])
-        if word and not goes_on:
-            yield word
-            word = []
-        word.append(number)
-    if word:
-        yield word
+        continues = (
+            unit
+            and number == unit[-1] + 1
+            and number in placeholder_of
+            and placeholder_of[number] == placeholder_of.get(unit[-1])
+        )
+        if unit and not continues:
+            yield unit
+            unit = []
+        unit.append(number)
+    if unit:
+        yield unit
 
 
-def _kept(chunk: Sequence[tuple[int, float]], word: Sequence[int], room: int) -> int:
-    """Return how many ids stay in a chunk that `word` does not fit in."""
-    if word[0] == _COMMA:
+def _length_before(chunk: Sequence[tuple[int, float]], unit: Sequence[int], max_ids: int) -> int:
+    """Return how many ids stay in a chunk that `unit` does not fit in."""
+    if unit[0] == _COMMA:
         return len(chunk)
-    commas = (k for k in range(len(chunk), max(len(chunk) - _BACK, 0), -1) if chunk[k - 1][0] == _COMMA)
-    kept = next(commas, len(chunk))
-    return kept if len(chunk) - kept + len(word) <= room else len(chunk)
+    earliest = max(len(chunk) - _COMMA_BACKTRACK, 0)
+    after_comma = (k for k in range(len(chunk), earliest, -1) if chunk[k - 1][0] == _COMMA)
+    length = next(after_comma, len(chunk))
+    return length if len(chunk) - length + len(unit) <= max_ids else len(chunk)

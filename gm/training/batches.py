@@ -85,7 +85,7 @@ class BatchLoader:
         x, noise = zip(*[self._noised(sample, seed, purpose, offset) for sample in samples], strict=True)
         weights = [self._weight(sample, plain) for sample in samples]
         prompts = [sample.prompt for sample in samples]
-        sizes = [self.latents.sizes[sample.image, int(sample.mirrored)] for sample in samples]
+        sizes = [self.latents.size_conditioning[sample.image, int(sample.mirrored)] for sample in samples]
         return Batch(
             Tensor(np.stack(x)),
             Tensor(np.stack(noise)),
@@ -101,9 +101,9 @@ class BatchLoader:
         """Return how much the error at each place counts, float32 [1, h, w]; a mask counts in a plain batch, too."""
         level = 1.0 if plain else self.weights[sample.timestep]
         shape = (1, *self.latents.mean[sample.image].shape[2:])
-        if self.latents.weights is None:
+        if self.latents.loss_weights is None:
             return np.full(shape, level, np.float32)
-        weights = self.latents.weights[sample.image][int(sample.mirrored)]
+        weights = self.latents.loss_weights[sample.image][int(sample.mirrored)]
         return (level * weights).astype(np.float32).reshape(shape)
 
     def _noised(self, sample: Sample, seed: int, purpose: str, offset: float) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +114,7 @@ class BatchLoader:
             brightness = rng.normal((shape[0], 1, 1), seed, f"{purpose} noise offset", sample.index)
             noise = noise + np.float32(offset) * brightness
         sigma = np.float32(self.sigmas[sample.timestep])
-        clean = self.latents.draw(sample.image, int(sample.mirrored), posterior)
+        clean = self.latents.sample(sample.image, int(sample.mirrored), posterior)
         return denoiser.scale_model_input(denoiser.add_noise(clean, noise, sigma), sigma), noise
 
 

@@ -19,7 +19,7 @@ from gm.embeddings import init
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import check_dims, safe_filename
 from gm.errors import UserError
-from gm.text.tokenizer import VOCABULARY, Tokenizer
+from gm.text.tokenizer import VOCAB_SIZE, Tokenizer
 
 log = logging.getLogger("gm")
 
@@ -121,17 +121,17 @@ def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: l
     """
     word, data = entry.placeholder_token, config.data
     own = tokenizer.placeholders[word]
-    rows = slice(own[0] - VOCABULARY, own[-1] + 1 - VOCABULARY)
+    rows = slice(own[0] - VOCAB_SIZE, own[-1] + 1 - VOCAB_SIZE)
     concept = TrainingConcept(entry, name, rows, [], (), (), _ids(entry, tokenizer), _start(entry, config.model))
     if entry.negative:
         return concept
     filled = templates.load(entry.learnable_property, entry.template_file)
     prompts = tuple(templates.fill(line, word) for line in filled)
     tokenizer(prompts, padding=0)  # finds a prompt that has no room for the placeholder
-    images = image_folder.read(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
+    images = image_folder.load_images(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
     said: tuple[str | None, ...] = ()
     if data.captions:
-        said = captions.read(
+        said = captions.load_captions(
             entry.data_path,
             [image.name for image in images],
             word,
@@ -147,7 +147,7 @@ def fingerprint(found: list[TrainingConcept]) -> str:
     for concept in found:
         digest.update(repr((concept.word, concept.prompts, concept.captions)).encode())
         for image in concept.images:
-            digest.update(repr((image.name, image.original, image.crop)).encode())
+            digest.update(repr((image.name, image.original_size, image.crop_top_left)).encode())
             digest.update(image.pixels.tobytes())
             digest.update(b"" if image.mask is None else image.mask.tobytes())
     return digest.hexdigest()[:16]
@@ -169,7 +169,7 @@ def _ids(entry: Entry, tokenizer: Tokenizer) -> list[int] | None:
     """Return the tokens whose rows to start from, None for random ones."""
     if entry.initializer_token is None:
         return None
-    ids = init.token_ids(entry.initializer_token, Tokenizer(tokenizer.positions))  # knows no learned word
+    ids = init.token_ids(entry.initializer_token, Tokenizer(tokenizer.context_length))  # knows no learned word
     if len(ids) > entry.num_vectors:
         log.warning(
             "--initializer_token %r has %d tokens, of which --num_vectors %d uses the first %d",

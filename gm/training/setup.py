@@ -66,7 +66,7 @@ def prepare(config: Config) -> TrainingSetup:
     changed = {} if resumed is None else checkpoint.check(resumed, config)
     for name, change in changed.items():
         log.warning("--resume: %s was %s from here on", name, change)
-    tokenizer = Tokenizer(config.model.text_encoder_1.positions)
+    tokenizer = Tokenizer(config.model.text_encoder_1.context_length)
     for entry in entries:
         tokenizer.add_placeholder(entry.placeholder_token, entry.num_vectors)
     previews = _previews(config, entries, tokenizer)
@@ -87,7 +87,7 @@ def prepare(config: Config) -> TrainingSetup:
 
 
 def _sizes(resolution: int, step: int) -> list[bucketing.Size]:
-    known = bucketing.sizes(resolution, step)
+    known = bucketing.make_bucket_resolutions(resolution, step)
     if not known:
         raise UserError(f"--bucket_reso_steps {step} is too large for --resolution {resolution}; there is no such size")
     return known

@@ -63,7 +63,7 @@ class DiffusionLoss(nn.Cell):
             away, towards = ops.chunk(epsilon, 2, axis=0)
             epsilon = guidance.classifier_free_guidance(away, towards, self.guidance)
         error = epsilon - noise
-        cost = losses.pseudo_huber(error, self.c) if self.huber else losses.squared(error)
+        cost = losses.pseudo_huber(error, self.c) if self.huber else losses.squared_error(error)
         return (cost * weight).mean() * scale
 
 

@@ -29,7 +29,7 @@ log = logging.getLogger("gm")
 def prepare(model: SDXL, plan: TrainingSetup, backend: Backend) -> tuple[TrainState, BatchLoader]:
     """Encode the images and fill in the initial rows, or those of the state to go on from."""
     config = plan.config
-    encoded = latent_cache.encode(
+    encoded = latent_cache.encode_images(
         model.first_stage_model,
         plan.images,
         config.data.random_flip,

@@ -39,7 +39,7 @@ def weights(blocks: list[Block]) -> int:
 
 
 def ids(config: TextEncoderConfig) -> torch.Tensor:
-    return torch.randint(0, config.vocabulary, (N, config.positions))
+    return torch.randint(0, config.vocab_size, (N, config.context_length))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_text_encoders(case: Case) -> None:
 
 def test_unet(case: Case, side: tuple[int, int]) -> None:
     config, reference = case.config, case.reference
-    blocks = networks.unet(config.unet, N, side, config.text_encoder_1.positions)
+    blocks = networks.unet(config.unet, N, side, config.text_encoder_1.context_length)
     with torch.no_grad():
         seen = counted(lambda: epsilon(case, side, torch.zeros(N, config.text_encoder_2.width)))
     assert forward(blocks) == seen
@@ -72,7 +72,7 @@ def test_unet(case: Case, side: tuple[int, int]) -> None:
 def epsilon(case: Case, side: tuple[int, int], pooled: torch.Tensor, context: torch.Tensor | None = None) -> Any:
     config = case.config
     if context is None:
-        context = torch.zeros(N, config.text_encoder_1.positions, config.unet.context_dim)
+        context = torch.zeros(N, config.text_encoder_1.context_length, config.unet.context_dim)
     x = torch.zeros(N, config.unet.in_channels, *side)
     return case.reference.epsilon(x, torch.zeros(N), context, pooled, torch.zeros(N, 6))
 
@@ -101,7 +101,7 @@ def test_the_way_back_to_the_rows(case: Case, side: tuple[int, int]) -> None:
 
     seen = counted(lambda: loss().backward()) - counted(loss)
     blocks = networks.text_encoder_1(one, N) + networks.text_encoder_2(two, N)
-    blocks += networks.unet(config.unet, N, side, one.positions)
+    blocks += networks.unet(config.unet, N, side, one.context_length)
     assert backward(blocks) == seen
 
 

@@ -16,10 +16,10 @@ def save(path, array, **options):
 
 
 def one(tmp_path, resolution):
-    (image,) = image_folder.read(tmp_path, resolution)
+    (image,) = image_folder.load_images(tmp_path, resolution)
     return image
 
 
 def noise(height, width):
-    """Every pixel at random, but far from black and white, which a sharp filter would overshoot and clip."""
+    """Random pixels, far enough from black and white that a sharp filter does not overshoot and clip."""
     return np.random.default_rng(0).integers(70, 186, (height, width, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Sizes of one area, the one that an image gets, and how it is cut to it."""
+"""Bucket resolutions, the bucket of an image, and its crop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gm.data.image import flip_horizontal
 from tests.data.images import noise, save
 
 
-def test_sdxls_sizes_are_among_them() -> None:
-    found = bucketing.sizes(1024, 64)
+def test_buckets_include_the_sizes_of_sdxl() -> None:
+    sizes = bucketing.make_bucket_resolutions(1024, 64)
     for size in (
         (1024, 1024),
         (896, 1152),
@@ -25,11 +25,11 @@ def test_sdxls_sizes_are_among_them() -> None:
         (1536, 640),
         (512, 2048),
     ):
-        assert size in found
-    assert all(height % 64 == width % 64 == 0 for height, width in found)
-    assert all(height * width <= 1024**2 for height, width in found)
-    assert found == sorted(set(found))
-    assert bucketing.sizes(64, 16) == [
+        assert size in sizes
+    assert all(height % 64 == width % 64 == 0 for height, width in sizes)
+    assert all(height * width <= 1024**2 for height, width in sizes)
+    assert sizes == sorted(set(sizes))
+    assert bucketing.make_bucket_resolutions(64, 16) == [
         (32, 96),
         (32, 112),
         (32, 128),
@@ -40,7 +40,7 @@ def test_sdxls_sizes_are_among_them() -> None:
         (112, 32),
         (128, 32),
     ]
-    assert bucketing.sizes(16, 64) == []
+    assert bucketing.make_bucket_resolutions(16, 64) == []
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_sdxls_sizes_are_among_them() -> None:
         ((100, 101), (1024, 1024)),
     ],
 )
-def test_the_nearest_shape_is_taken(original: bucketing.Size, size: bucketing.Size) -> None:
-    assert bucketing.nearest(original, bucketing.sizes(1024, 64)) == size
+def test_the_bucket_with_the_nearest_aspect_ratio_is_selected(original: bucketing.Size, size: bucketing.Size) -> None:
+    assert bucketing.select_bucket(original, bucketing.make_bucket_resolutions(1024, 64)) == size
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_the_nearest_shape_is_taken(original: bucketing.Size, size: bucketing.Si
         (200, 200, (64, 64), (0, 0)),
     ],
 )
-def test_an_image_is_resized_to_cover_its_size_and_cut(
+def test_an_image_is_resized_to_cover_its_bucket_and_center_cropped(
     tmp_path: Path, height: int, width: int, size: bucketing.Size, crop: tuple[int, int]
 ) -> None:
     path = save(tmp_path / "a.png", noise(height, width))
-    (image,) = image_folder.read(tmp_path, 64, known=bucketing.sizes(64, 16))
+    (image,) = image_folder.load_images(tmp_path, 64, bucket_resolutions=bucketing.make_bucket_resolutions(64, 16))
     assert image.pixels.shape == (3, *size)
-    assert (image.original, image.crop) == ((height, width), crop)
+    assert (image.original_size, image.crop_top_left) == ((height, width), crop)
     scale = max(size[0] / height, size[1] / width)
     whole = Image.open(path).resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     top, left = crop
@@ -82,4 +82,4 @@ def test_an_image_is_resized_to_cover_its_size_and_cut(
     np.testing.assert_allclose((image.pixels + 1) * 127.5, cut, atol=1.01)
     flipped = flip_horizontal(image)
     assert np.array_equal(flipped.pixels, image.pixels[:, :, ::-1])
-    assert flipped.crop == (top, whole.width - size[1] - left)
+    assert flipped.crop_top_left == (top, whole.width - size[1] - left)

@@ -1,4 +1,4 @@
-"""datasets/: the shipped images are as they were drawn, small, and ready to learn from."""
+"""datasets/: the shipped images are those of the script, small, and ready for training."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def test_size_on_disk():
 @pytest.mark.parametrize("name", ["cat_toy", "chinese_art"])
 def test_training_can_read_them(name, caplog):
     with caplog.at_level(logging.INFO, logger="gm"):
-        images = image_folder.read(DATASETS / name, 320)
-    assert caplog.messages == []  # nothing ignored, nothing enlarged
+        images = image_folder.load_images(DATASETS / name, 320)
+    assert caplog.messages == []  # nothing ignored, nothing upscaled
     assert len(images) == 6
-    assert len({p.original for p in images}) > 2  # not all of one shape
+    assert len({p.original_size for p in images}) > 2  # several aspect ratios
     for p in images:
-        assert max(p.original) <= 512
+        assert max(p.original_size) <= 512
         assert p.pixels.std() > 0.1
 
 
-def test_every_cat_shows_its_colours_within_the_cut():
-    for p in image_folder.read(DATASETS / "cat_toy", 320):
+def test_every_cat_shows_its_colours_within_the_crop():
+    for p in image_folder.load_images(DATASETS / "cat_toy", 320):
         red, green, blue = p.pixels
         teal = (red < -0.45) & (green > -0.5) & (blue > -0.45) & (blue - red > 0.3)
         orange = (red > 0.4) & (np.abs(green) < 0.35) & (blue < -0.5)
@@ -62,8 +62,8 @@ def test_every_cat_shows_its_colours_within_the_cut():
         assert orange.mean() > 0.003, p.name
 
 
-def test_every_painting_is_paper_ink_and_a_red_seal_within_the_cut():
-    for p in image_folder.read(DATASETS / "chinese_art", 320):
+def test_every_painting_is_paper_ink_and_a_red_seal_within_the_crop():
+    for p in image_folder.load_images(DATASETS / "chinese_art", 320):
         red, green, blue = p.pixels
         assert ((red > green) & (green > blue) & (red > 0.6)).mean() > 0.3, p.name
         assert (p.pixels.max(0) < 0).mean() > 0.005, p.name

@@ -1,4 +1,4 @@
-"""gm/data/image_folder.py: order, size and place of what comes out of a folder, number by number."""
+"""Images loaded from a folder: order, size, crop, orientation and pixel values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.data.images import noise, one, save
 
 
 def quarters(size=16):
-    """Four colours: red, green over blue, white."""
+    """Four colors: red and green above blue and white."""
     array = np.zeros((2, 2, 3), np.uint8)
     array[0, 0, 0] = array[0, 1, 1] = array[1, 0, 2] = 255
     array[1, 1] = 255
@@ -36,7 +36,7 @@ def test_values_and_layout(tmp_path):
     np.testing.assert_array_equal(corners(image.pixels), expected)
 
 
-def test_same_size_is_untouched(tmp_path):
+def test_an_image_of_the_right_size_is_unchanged(tmp_path):
     array = noise(24, 24)
     save(tmp_path / "a.png", array)
     restored = (one(tmp_path, 24).pixels.transpose(1, 2, 0) + 1) * 127.5
@@ -46,7 +46,7 @@ def test_same_size_is_untouched(tmp_path):
 def test_images_come_in_the_order_of_their_names(tmp_path):
     for name in ("b.png", "a.jpg", "10.png", "9.PNG"):
         save(tmp_path / name, noise(8, 8))
-    assert [p.name for p in image_folder.read(str(tmp_path), 8)] == ["10.png", "9.PNG", "a.jpg", "b.png"]
+    assert [p.name for p in image_folder.load_images(str(tmp_path), 8)] == ["10.png", "9.PNG", "a.jpg", "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -66,24 +66,24 @@ def test_images_come_in_the_order_of_their_names(tmp_path):
 def test_crop_corner(tmp_path, height, width, resolution, crop):
     save(tmp_path / "a.png", noise(height, width))
     image = one(tmp_path, resolution)
-    assert image.original == (height, width)
-    assert image.crop == crop
+    assert image.original_size == (height, width)
+    assert image.crop_top_left == crop
 
 
 @pytest.mark.parametrize(("height", "width"), [(61, 97), (97, 61), (300, 211), (20, 27)])
-def test_cut_equals_resizing_the_whole_and_cropping(tmp_path, height, width):
+def test_crop_equals_resizing_the_whole_image_and_cropping(tmp_path, height, width):
     path = save(tmp_path / "a.png", noise(height, width))
     image = one(tmp_path, 32)
-    top, left = image.crop
+    top, left = image.crop_top_left
     scale = 32 / min(height, width)
     whole = Image.open(path).resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     cut = np.asarray(whole.crop((left, top, left + 32, top + 32)), np.float32).transpose(2, 0, 1)
     np.testing.assert_allclose((image.pixels + 1) * 127.5, cut, atol=1.01)
 
 
-def test_very_long_image_costs_no_more_than_its_cut(tmp_path):
+def test_a_very_long_image_needs_no_more_memory_than_its_crop(tmp_path):
     save(tmp_path / "a.png", np.full((2, 60_000, 3), 200))
-    assert one(tmp_path, 64).crop == (0, (60_000 * 32 - 64) // 2)  # whole it would be 64 × 1,920,000
+    assert one(tmp_path, 64).crop_top_left == (0, (60_000 * 32 - 64) // 2)  # whole it would be 64 × 1,920,000
 
 
 @pytest.mark.parametrize("factor", [0.4, 1, 3.7, 9])
@@ -98,19 +98,19 @@ def test_gradient_stays_a_gradient(tmp_path, factor):
     assert (np.diff(row[inner]) > 0).all()
 
 
-def test_fine_stripes_shrink_to_grey_not_to_moire(tmp_path):
+def test_fine_stripes_are_downscaled_to_gray_without_moire(tmp_path):
     stripes = np.zeros((500, 500, 3))
     stripes[:, ::2] = 255
     save(tmp_path / "a.png", stripes)
     assert np.abs(one(tmp_path, 64).pixels[:, 4:-4, 4:-4]).max() < 0.06
 
 
-def test_enlarging_warns_and_shrinking_does_not(tmp_path, caplog):
+def test_upscaling_warns_and_downscaling_does_not(tmp_path, caplog):
     save(tmp_path / "small.png", noise(20, 31))
     save(tmp_path / "large.png", noise(40, 40))
     with caplog.at_level(logging.INFO, logger="gm"):
-        image_folder.read(tmp_path, 40)
-    assert caplog.messages == ["enlarged to 40 pixels, larger originals would show more: small.png"]
+        image_folder.load_images(tmp_path, 40)
+    assert caplog.messages == ["upscaled to 40 pixels, larger originals would have more detail: small.png"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -132,31 +132,31 @@ def test_exif_orientation(tmp_path, orientation, ending):
     options = {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
     save(tmp_path / f"a.{ending}", stored, exif=exif, **options)
     image = one(tmp_path, 32)
-    assert image.original == (32, 48)
-    assert image.crop == (0, 8)
+    assert image.original_size == (32, 48)
+    assert image.crop_top_left == (0, 8)
     np.testing.assert_allclose(corners(image.pixels), [[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]], atol=0.06)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 59), (50, 77), (59, 40), (40, 40), (33, 50)])
-def test_mirrored(tmp_path, height, width):
+def test_flip_horizontal(tmp_path, height, width):
     array = noise(height, width)
     path = save(tmp_path / "a.png", array)
     image = one(tmp_path, 32)
     flipped = flip_horizontal(image)
     np.testing.assert_array_equal(flipped.pixels, image.pixels[:, :, ::-1])
     assert flipped.pixels.flags.c_contiguous
-    assert (flipped.name, flipped.original) == ("a.png", (height, width))
-    top, left = image.crop
+    assert (flipped.name, flipped.original_size) == ("a.png", (height, width))
+    top, left = image.crop_top_left
     whole = round(width * 32 / min(height, width))
-    assert flipped.crop == (top, whole - 32 - left)
+    assert flipped.crop_top_left == (top, whole - 32 - left)
     back = flip_horizontal(flipped)
-    assert back.crop == image.crop
+    assert back.crop_top_left == image.crop_top_left
     save(path, array[:, ::-1])
     other = one(tmp_path, 32)
     if (whole - 32) % 2 == 0:  # else the middle lies one pixel off, on the other side
         np.testing.assert_allclose(flipped.pixels, other.pixels, atol=0.03)
 
 
-def test_reading_twice_gives_the_same(tmp_path):
+def test_loading_twice_gives_the_same(tmp_path):
     save(tmp_path / "a.jpg", noise(50, 70))
     np.testing.assert_array_equal(one(tmp_path, 24).pixels, one(tmp_path, 24).pixels)

@@ -1,4 +1,4 @@
-"""gm/data/image_folder.py: every way to store a colour gives the colour that people see."""
+"""Images loaded from a folder: every way to store a color gives the color that people see."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.data.images import BLACK, WHITE, one, save
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_colours_are_those_of_the_images_own_colour_space(tmp_path, ending):
+def test_colors_are_converted_from_the_color_space_of_the_image(tmp_path, ending):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     # A space whose first number is the green light and whose second is the red.
     swapped = srgb.replace(b"rXYZ", b"----").replace(b"gXYZ", b"rXYZ").replace(b"----", b"gXYZ")
@@ -28,19 +28,19 @@ def test_colours_are_those_of_the_images_own_colour_space(tmp_path, ending):
         np.testing.assert_allclose(found, expected, atol=6)
 
 
-def colours(tmp_path, resolution=8):
+def center_color(tmp_path, resolution=8):
     return one(tmp_path, resolution).pixels[:, 4, 4]
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0, [1, 1, 1]), (255, [1, -1, -1]), (128, [1, -0.004, -0.004])])
 def test_transparency_lies_on_white(tmp_path, alpha, expected):
     save(tmp_path / "a.png", np.full((8, 8, 4), [255, 0, 0, alpha]))
-    np.testing.assert_allclose(colours(tmp_path), expected, atol=0.005)
+    np.testing.assert_allclose(center_color(tmp_path), expected, atol=0.005)
 
 
 def test_grey_with_alpha(tmp_path):
     save(tmp_path / "a.png", np.full((8, 8, 2), [0, 51]))
-    np.testing.assert_allclose(colours(tmp_path), 0.6, atol=0.005)
+    np.testing.assert_allclose(center_color(tmp_path), 0.6, atol=0.005)
 
 
 @pytest.mark.parametrize(("clear", "expected"), [(None, [1, -1, 1]), (3, [1, 1, 1]), (2, [1, -1, 1])])
@@ -48,7 +48,7 @@ def test_palette(tmp_path, clear, expected):
     image = Image.new("P", (8, 8), 3)
     image.putpalette([0, 0, 0] * 3 + [255, 0, 255])
     image.save(tmp_path / "a.png", **({} if clear is None else {"transparency": clear}))
-    np.testing.assert_allclose(colours(tmp_path), expected)
+    np.testing.assert_allclose(center_color(tmp_path), expected)
 
 
 @pytest.mark.parametrize("value", [0, 255, 300, 32768, 65535])
@@ -59,7 +59,7 @@ def test_sixteen_bit_grey(tmp_path, value, ending):
         (tmp_path / "a.pgm").write_bytes(b"P5 8 8 65535\n" + values.astype(">u2").tobytes())
     else:
         Image.fromarray(values).save(tmp_path / f"a.{ending}")
-    np.testing.assert_allclose(colours(tmp_path), value / 65535 * 2 - 1, atol=1 / 255)
+    np.testing.assert_allclose(center_color(tmp_path), value / 65535 * 2 - 1, atol=1 / 255)
 
 
 def test_sixteen_bit_grey_with_a_clear_value(tmp_path):
@@ -75,19 +75,19 @@ def test_sixteen_bit_grey_with_a_clear_value(tmp_path):
     assert pixels[0, 4, 0] < -0.9
 
 
-@pytest.mark.parametrize(("mode", "colour", "expected"), [("L", 255, WHITE), ("1", 0, BLACK), ("1", 1, WHITE)])
-def test_grey_and_two_tone(tmp_path, mode, colour, expected):
-    Image.new(mode, (8, 8), colour).save(tmp_path / "a.png")
-    np.testing.assert_allclose(colours(tmp_path), expected)
+@pytest.mark.parametrize(("mode", "color", "expected"), [("L", 255, WHITE), ("1", 0, BLACK), ("1", 1, WHITE)])
+def test_grey_and_two_tone(tmp_path, mode, color, expected):
+    Image.new(mode, (8, 8), color).save(tmp_path / "a.png")
+    np.testing.assert_allclose(center_color(tmp_path), expected)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "tiff"])
 def test_cmyk(tmp_path, ending):
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / f"a.{ending}")
-    np.testing.assert_allclose(colours(tmp_path), [1, -1, -1], atol=0.03)
+    np.testing.assert_allclose(center_color(tmp_path), [1, -1, -1], atol=0.03)
 
 
 def test_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_allclose(colours(tmp_path), [1, -1, -1], atol=0.02)
+    np.testing.assert_allclose(center_color(tmp_path), [1, -1, -1], atol=0.02)

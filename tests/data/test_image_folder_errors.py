@@ -1,4 +1,4 @@
-"""gm/data/image_folder.py: what is said about files and folders that will not do."""
+"""Images loaded from a folder: ignored files and error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gm.errors import UserError
 from tests.data.images import noise, one, save
 
 
-def test_files_that_are_no_images_are_named_in_the_log(tmp_path, caplog):
+def test_files_that_are_not_images_are_named_in_the_log(tmp_path, caplog):
     save(tmp_path / "a.png", noise(8, 8))
     for name in (".DS_Store", ".hidden.png", "notes.txt", "film.mpg", "IMG_1.HEIC"):
         (tmp_path / name).write_bytes(b"something")
@@ -22,58 +22,58 @@ def test_files_that_are_no_images_are_named_in_the_log(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="gm"):
         assert one(tmp_path, 8).name == "a.png"
     assert caplog.messages == [
-        f"ignored in {tmp_path}, no image by its ending: IMG_1.HEIC, film.mpg, more.png/, notes.txt"
+        f"ignored in {tmp_path}, not an image by its suffix: IMG_1.HEIC, film.mpg, more.png/, notes.txt"
     ]
 
 
-def test_hidden_files_are_passed_over_silently(tmp_path, caplog):
+def test_hidden_files_are_skipped_silently(tmp_path, caplog):
     save(tmp_path / "a.png", noise(8, 8))
     (tmp_path / ".DS_Store").write_bytes(b"x")
     with caplog.at_level(logging.INFO, logger="gm"):
-        image_folder.read(tmp_path, 8)
+        image_folder.load_images(tmp_path, 8)
     assert caplog.messages == []
 
 
 def error(path, resolution=8):
     with pytest.raises(UserError) as caught:
-        image_folder.read(path, resolution)
+        image_folder.load_images(path, resolution)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_empty_data_path(empty):
-    assert error(empty) == "--data_path is empty; give the folder of images to learn from"
+    assert error(empty) == "--data_path is empty; give the folder of training images"
 
 
 def test_no_such_folder(tmp_path):
     path = tmp_path / "nowhere"
-    assert error(path) == f"--data_path {path} is not there; give the folder of images to learn from"
+    assert error(path) == f"--data_path {path} does not exist; give the folder of training images"
 
 
 def test_a_file_for_a_folder(tmp_path):
     path = save(tmp_path / "a.png", noise(8, 8))
-    assert error(path) == f"--data_path {path} is a file; give the folder of images to learn from"
+    assert error(path) == f"--data_path {path} is a file; give the folder of training images"
 
 
 def test_empty_folder(tmp_path):
     (tmp_path / ".keep").touch()
-    assert error(tmp_path) == f"no image in {tmp_path}; put 3 to 20 .jpg or .png files right into it"
+    assert error(tmp_path) == f"no image in {tmp_path}; put 3 to 20 .jpg or .png files directly into it"
 
 
 def test_folder_without_images_names_what_it_has(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "a.heic").touch()
-    text = f"no image in {tmp_path} but a.heic, images/; put 3 to 20 .jpg or .png files right into it"
+    text = f"no image in {tmp_path} but a.heic, images/; put 3 to 20 .jpg or .png files directly into it"
     assert error(tmp_path) == text
 
 
 @pytest.mark.filterwarnings("ignore:.*Truncated:UserWarning")
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff", "gif", "bmp"])
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9])
-def test_truncated_image(tmp_path, ending, kept):
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.9])
+def test_truncated_image(tmp_path, ending, fraction):
     path = save(tmp_path / f"broken.{ending}", noise(40, 40))
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     save(tmp_path / "good.png", noise(40, 40))
     text = error(tmp_path)
     assert text.startswith(f"cannot read the image {path} (")
@@ -81,7 +81,7 @@ def test_truncated_image(tmp_path, ending, kept):
     assert "\n" not in text
 
 
-def test_text_that_calls_itself_an_image(tmp_path):
+def test_a_text_file_with_the_suffix_of_an_image(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
     assert error(tmp_path).startswith(f"cannot read the image {tmp_path / 'a.jpg'} (cannot identify image file")
 

@@ -1,4 +1,4 @@
-"""Masks: alpha or a file beside the image, cut as it is, counted per latent."""
+"""Masks: alpha channel or a file beside the image, cropped with it, and the loss weights of latents."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ def with_mask(tmp_path: Path, mask: np.ndarray, height: int = 32, width: int = 6
     return one(tmp_path, 16)
 
 
-def found(image: CroppedImage) -> np.ndarray:
+def mask_of(image: CroppedImage) -> np.ndarray:
     assert image.mask is not None
     return image.mask
 
 
-def test_a_file_beside_the_image_is_cut_as_it_is(tmp_path: Path) -> None:
-    mask = found(with_mask(tmp_path, left_half(32, 64)))
+def test_a_file_beside_the_image_is_cropped_with_it(tmp_path: Path) -> None:
+    mask = mask_of(with_mask(tmp_path, left_half(32, 64)))
     assert mask.dtype == np.float32
     assert mask.shape == (16, 16)
     assert (mask[:, :7] == 1).all()
     assert (mask[:, 9:] == 0).all()
 
 
-def test_a_smaller_mask_of_the_same_shape_will_do(tmp_path: Path) -> None:
-    mask = found(with_mask(tmp_path, left_half(8, 16)))
+def test_a_smaller_mask_of_the_same_aspect_ratio_is_accepted(tmp_path: Path) -> None:
+    mask = mask_of(with_mask(tmp_path, left_half(8, 16)))
     assert (mask[:, :7] == 1).all()
     assert (mask[:, 9:] == 0).all()
 
 
-def test_an_image_that_lies_on_its_side_is_masked_upright(tmp_path: Path) -> None:
+def test_a_rotated_image_is_masked_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    mask = found(with_mask(tmp_path, left_half(64, 32), 32, 64, exif=exif))
+    mask = mask_of(with_mask(tmp_path, left_half(64, 32), 32, 64, exif=exif))
     assert (mask[:, :7] == 1).all()
     assert (mask[:, 9:] == 0).all()
 
 
-def test_alpha_is_a_mask(tmp_path: Path) -> None:
+def test_the_alpha_channel_is_a_mask_and_a_file_overrides_it(tmp_path: Path) -> None:
     save(tmp_path / "a.png", np.dstack([noise(16, 16), left_half(16, 16)]))
     image = one(tmp_path, 16)
-    assert np.array_equal(found(image), left_half(16, 16) / 255)
-    save(tmp_path / "a.mask.png", 255 - left_half(16, 16))  # beats it
-    assert np.array_equal(found(one(tmp_path, 16)), 1 - left_half(16, 16) / 255)
-    (without,) = image_folder.read(tmp_path, 16, masked=False)
+    assert np.array_equal(mask_of(image), left_half(16, 16) / 255)
+    save(tmp_path / "a.mask.png", 255 - left_half(16, 16))  # overrides it
+    assert np.array_equal(mask_of(one(tmp_path, 16)), 1 - left_half(16, 16) / 255)
+    (without,) = image_folder.load_images(tmp_path, 16, use_masks=False)
     assert without.mask is None
     assert np.array_equal(without.pixels, image.pixels)
 
@@ -70,21 +70,21 @@ def test_all_opaque_or_all_transparent_is_no_mask(tmp_path: Path, opaque: np.nda
     assert one(tmp_path, 16).mask is None
 
 
-def test_the_mirror_image_has_a_mirrored_mask(tmp_path: Path) -> None:
+def test_a_flipped_image_has_a_flipped_mask(tmp_path: Path) -> None:
     image = with_mask(tmp_path, left_half(32, 64))
-    assert np.array_equal(found(flip_horizontal(image)), found(image)[:, ::-1])
+    assert np.array_equal(mask_of(flip_horizontal(image)), mask_of(image)[:, ::-1])
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((32, 32), 255), r"a.mask.png is 32×32, its image 64×32; make them of one shape"),
-        (np.zeros((32, 64)), "a.mask.png masks all of its image, so that nothing is left to learn; white is learned"),
-        (np.eye(32, 64) * 0 + (np.arange(64) < 8) * 255, "the cut in the middle of a.png is masked as a whole"),
+        (np.full((32, 32), 255), r"a.mask.png is 32×32, its image 64×32; give them the same aspect ratio"),
+        (np.zeros((32, 64)), "a.mask.png masks the whole image, so that nothing is trained on; paint that part white"),
+        (np.eye(32, 64) * 0 + (np.arange(64) < 8) * 255, "the center crop of a.png is masked as a whole"),
     ],
     ids=["shape", "black", "cut away"],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, mask: np.ndarray, message: str) -> None:
+def test_unusable_masks_are_named(tmp_path: Path, mask: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
         with_mask(tmp_path, mask)
 
@@ -97,10 +97,10 @@ def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unmasked", [0.0, 0.25, 1.0])
-def test_latents_count_by_the_area_that_is_not_masked(unmasked: float) -> None:
+def test_loss_weights_follow_the_unmasked_area_of_each_latent(unmasked: float) -> None:
     mask = np.zeros((1, 16, 16), np.float32)
     mask[0, :8, :12] = 1.0  # of 2 × 2 latents: all, half, none, none
-    weights = masks.of_latents(mask, 8, unmasked)
+    weights = masks.loss_weights(mask, 8, unmasked)
     assert weights.mean() == pytest.approx(1)
     raw = np.array([[1, unmasked + (1 - unmasked) / 2], [unmasked, unmasked]])
     np.testing.assert_allclose(weights[0], raw / raw.mean(), rtol=1e-6)
@@ -117,5 +117,5 @@ def test_latents_count_by_the_area_that_is_not_masked(unmasked: float) -> None:
         ((48, 64), (64, 48), False),
     ],
 )
-def test_shapes_are_the_same_but_for_rounding(mask: tuple[int, int], image: tuple[int, int], same: bool) -> None:
-    assert masks.same_shape(Image.new("L", mask), Image.new("L", image)) == same
+def test_aspect_ratios_are_equal_up_to_rounding(mask: tuple[int, int], image: tuple[int, int], same: bool) -> None:
+    assert masks.same_aspect_ratio(Image.new("L", mask), Image.new("L", image)) == same

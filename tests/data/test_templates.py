@@ -1,4 +1,4 @@
-"""gm/data/templates.py: the shipped sentences, and files that replace them."""
+"""Prompt templates: the shipped ones, and files that replace them."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def error(path):
 
 
 @pytest.mark.parametrize("line", ["a photo", "a {0} photo", "a { } photo", "a {placeholder}"])
-def test_line_without_a_place_for_the_word(tmp_path, line):
+def test_a_line_without_a_place_for_the_placeholder_token(tmp_path, line):
     path = written(tmp_path, f"# first\n\na {{}}\n {line}\nmore\n".encode())
-    assert error(path) == f"{path}, line 4: {line!r} has no {{}}; put {{}} where the new word goes"
+    assert error(path) == f"{path}, line 4: {line!r} has no {{}}; write {{}} for the placeholder token"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"# {}\n"])
 def test_file_without_templates(tmp_path, content):
     path = written(tmp_path, content)
-    hint = "write one a line, with {} where the new word goes"
+    hint = "write one a line, with {} for the placeholder token"
     assert error(path) == f"template file {path} has no template; {hint}"
 
 

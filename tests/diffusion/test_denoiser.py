@@ -1,4 +1,4 @@
-"""The two spellings of the same diffusion: ours by σ, DDPM's by ᾱ."""
+"""The parameterization by σ compared with DDPM's by ᾱ, and guidance."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,14 @@ from gm.runtime import rng
 
 def test_network_input_is_ddpms_noisy_latent() -> None:
     latents, noise, sigma = rng.normal((2, 4, 3, 3), 1, "x"), rng.normal((2, 4, 3, 3), 1, "n"), 1.7
-    kept = 1 / (sigma**2 + 1)
-    seen = denoiser.scale_model_input(denoiser.add_noise(latents, noise, sigma), sigma)
-    np.testing.assert_allclose(seen, kept**0.5 * latents + (1 - kept) ** 0.5 * noise, rtol=1e-4, atol=1e-6)
+    alpha_bar = 1 / (sigma**2 + 1)
+    model_input = denoiser.scale_model_input(denoiser.add_noise(latents, noise, sigma), sigma)
+    np.testing.assert_allclose(
+        model_input, alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise, rtol=1e-4, atol=1e-6
+    )
 
 
-def test_the_right_noise_gives_the_latents_back() -> None:
+def test_the_true_noise_gives_the_clean_latents() -> None:
     latents, noise = rng.normal((1, 4, 3, 3), 2, "x"), rng.normal((1, 4, 3, 3), 2, "n")
     np.testing.assert_allclose(
         denoiser.predict_denoised(denoiser.add_noise(latents, noise, 3.0), noise, 3.0), latents, atol=1e-5
@@ -26,24 +28,26 @@ def test_loss_is_the_mean_square() -> None:
     assert denoiser.loss(np.array([1.0, 3.0]), np.array([0.0, 1.0])) == 2.5
 
 
-def test_guidance_scale_1_is_the_prompt_and_0_is_none() -> None:
-    without, with_prompt = np.array([1.0, 2.0]), np.array([3.0, 5.0])
-    assert guidance.classifier_free_guidance(without, with_prompt, 1.0).tolist() == [3.0, 5.0]
-    assert guidance.classifier_free_guidance(without, with_prompt, 0.0).tolist() == [1.0, 2.0]
-    assert guidance.classifier_free_guidance(without, with_prompt, 2.0).tolist() == [5.0, 8.0]
+def test_guidance_scale_1_is_conditional_and_0_unconditional() -> None:
+    unconditional, conditional = np.array([1.0, 2.0]), np.array([3.0, 5.0])
+    assert guidance.classifier_free_guidance(unconditional, conditional, 1.0).tolist() == [3.0, 5.0]
+    assert guidance.classifier_free_guidance(unconditional, conditional, 0.0).tolist() == [1.0, 2.0]
+    assert guidance.classifier_free_guidance(unconditional, conditional, 2.0).tolist() == [5.0, 8.0]
 
 
-def test_rescaled_guidance_is_diffusers() -> None:
+@pytest.mark.reference
+def test_rescaled_guidance_equals_diffusers() -> None:
     import torch
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
-    exaggerated, with_prompt = 3 * rng.normal((2, 4, 5, 6), 1, "g") + 1, rng.normal((2, 4, 5, 6), 1, "c")
-    with_prompt[1] *= 2
-    for share in (0.0, 0.4, 1.0):
-        theirs = rescale_noise_cfg(torch.tensor(exaggerated), torch.tensor(with_prompt), share).numpy()
-        np.testing.assert_allclose(
-            guidance.rescale_guidance(exaggerated, with_prompt, share), theirs, rtol=1e-5, atol=1e-6
-        )
-    assert guidance.by_name("VanillaCFG") == "cfg"
+    guided, conditional = 3 * rng.normal((2, 4, 5, 6), 1, "g") + 1, rng.normal((2, 4, 5, 6), 1, "c")
+    conditional[1] *= 2
+    for phi in (0.0, 0.4, 1.0):
+        theirs = rescale_noise_cfg(torch.tensor(guided), torch.tensor(conditional), phi).numpy()
+        np.testing.assert_allclose(guidance.rescale_guidance(guided, conditional, phi), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_guider_names_and_aliases() -> None:
+    assert guidance.resolve_name("VanillaCFG") == "cfg"
     with pytest.raises(UserError, match="unknown guider 'cgf'; known are cfg, none, rescaled"):
-        guidance.by_name("cgf")
+        guidance.resolve_name("cgf")

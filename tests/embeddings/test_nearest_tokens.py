@@ -11,7 +11,7 @@ from gm.text import bpe
 
 def test_the_most_alike_come_first_whatever_their_lengths() -> None:
     random = np.random.default_rng(0)
-    table = random.standard_normal((bpe.VOCABULARY, 24)).astype(np.float16)
+    table = random.standard_normal((bpe.VOCAB_SIZE, 24)).astype(np.float16)
     cat, red = bpe.encode("cat")[0], bpe.encode("red")[0]
     rows = np.stack([table[cat] * 30.0, 0.8 * table[red] + 0.2 * table[cat]]).astype(np.float32)
     first, second = nearest_tokens(rows, table, 3)
@@ -24,7 +24,7 @@ def test_the_most_alike_come_first_whatever_their_lengths() -> None:
 
 
 def test_marks_are_no_words() -> None:
-    table = np.zeros((bpe.VOCABULARY, 2), np.float32)
+    table = np.zeros((bpe.VOCAB_SIZE, 2), np.float32)
     table[bpe.END] = table[bpe.START] = [1, 0]
     table[bpe.encode("cat")[0]] = [1, 1]
     ((word, _),) = nearest_tokens(np.array([[1.0, 0.0]], np.float32), table, 1)[0:1][0]

@@ -23,7 +23,7 @@ from gm.checkpoints import loading
 from gm.models import sdxl
 from gm.models.layers import Linear
 from gm.runtime.backend import Backend
-from gm.text.tokenizer import VOCABULARY
+from gm.text.tokenizer import VOCAB_SIZE
 from tests.project import Workshop
 from tests.reference.inputs import relative_error
 
@@ -152,7 +152,7 @@ def test_what_was_learned_of_words_stands_in_the_tables(workshop: Workshop) -> N
     for k in (3, 4):  # the ids that the published tokenizer gives
         ids = batch[k].asnumpy()
         batch[k] = Tensor(
-            np.where(ids < VOCABULARY, ids, loader.known[np.maximum(ids - VOCABULARY, 0)]).astype(np.int32)
+            np.where(ids < VOCAB_SIZE, ids, loader.known[np.maximum(ids - VOCAB_SIZE, 0)]).astype(np.int32)
         )
     assert relative_error(loss(*batch).asnumpy(), learned) > 1e-4
     diffusion.fill_tables(model, loader.known, rows, 0)

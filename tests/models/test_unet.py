@@ -18,7 +18,7 @@ def draw(case, height, width, count, seed):
     """Return x, context, pooled and sizes of `count` images whose latents are `height` by `width`."""
     config = case.config
     x = normal(seed, count, config.unet.in_channels, height, width)
-    context = normal(seed + 1, count, config.text_encoder_1.positions, config.unet.context_dim)
+    context = normal(seed + 1, count, config.text_encoder_1.context_length, config.unet.context_dim)
     pooled = normal(seed + 2, count, config.text_encoder_2.width)
     return x, context, pooled, inputs.prompts(config, seed, count).sizes
 

@@ -59,8 +59,8 @@ DEEP = ModelConfig(
         adm_in_channels=20 + 6 * 256,
         norm_num_groups=2,
     ),
-    text_encoder_1=TextEncoderConfig(width=16, layers=4, heads=1, vocabulary=300, positions=12),
-    text_encoder_2=TextEncoderConfig(width=20, layers=2, heads=4, vocabulary=300, positions=12),
+    text_encoder_1=TextEncoderConfig(width=16, layers=4, heads=1, vocab_size=300, context_length=12),
+    text_encoder_2=TextEncoderConfig(width=20, layers=2, heads=4, vocab_size=300, context_length=12),
     vae=VAEConfig(channels=8, channel_mult=(1, 1, 2), num_res_blocks=1, norm_num_groups=2),
 )
 

@@ -44,7 +44,7 @@ def prompts(config: ModelConfig, seed: int, count: int = 2, learned: int = 3) ->
     height and width, and among the prompts.
     """
     random = np.random.default_rng(seed)
-    vocabulary, length = config.text_encoder_1.vocabulary, config.text_encoder_1.positions
+    vocabulary, length = config.text_encoder_1.vocab_size, config.text_encoder_1.context_length
     ids_1 = np.full((count, length), vocabulary - 1, np.int32)
     ids_2 = np.zeros((count, length), np.int32)
     ends = np.linspace(learned + 3, length - 1, count).astype(np.int32)[::-1].copy()

@@ -120,7 +120,7 @@ def test_whatever_changes_a_graph_changes_its_place(home: Path, monkeypatch: pyt
         compile_cache.cache_file(step(LIKE_BASE), (Tensor(np.zeros((1, 3), np.float32)),), (False, 1)),
         compile_cache.cache_file(step(LIKE_BASE), (Tensor(np.zeros((2, 3), np.float16)),), (False, 1)),
         compile_cache.cache_file(
-            step(replace(LIKE_BASE, text_encoder_1=replace(encoder, vocabulary=49409))), inputs, (False, 1)
+            step(replace(LIKE_BASE, text_encoder_1=replace(encoder, vocab_size=49409))), inputs, (False, 1)
         ),
         compile_cache.cache_file(narrow, inputs, (False, 1)),
         compile_cache.cache_file(step(LIKE_BASE), inputs, (True, 1)),

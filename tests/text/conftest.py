@@ -1,4 +1,4 @@
-"""A tokenizer that knows words which look like syntax."""
+"""A tokenizer with placeholder tokens that look like syntax."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gm.text.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    made = Tokenizer()
-    made.add_placeholder("<toy>", 2)
-    made.add_placeholder("<a:b|c]>", 1)
-    made.add_placeholder("BREAK-dance", 3)
-    return made
+    tokenizer = Tokenizer()
+    tokenizer.add_placeholder("<toy>", 2)
+    tokenizer.add_placeholder("<a:b|c]>", 1)
+    tokenizer.add_placeholder("BREAK-dance", 3)
+    return tokenizer

@@ -1,4 +1,4 @@
-"""Ids of a few words, and tokenizers that know placeholders."""
+"""Ids of a few words, and tokenizers with placeholder tokens."""
 
 from __future__ import annotations
 

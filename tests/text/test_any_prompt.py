@@ -1,4 +1,4 @@
-"""What must hold of any prompt, random and hostile."""
+"""Properties of any prompt, random and hostile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def escaped(text: str) -> str:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_prompt_without_syntax_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, seed: int) -> None:
+def test_a_prompt_without_syntax_has_the_ids_of_the_tokenizer(tokenizer: Tokenizer, seed: int) -> None:
     random = np.random.default_rng(seed)
     plain = [piece for piece in SOUP if piece not in (*SYNTAX, "BREAK", "\\")]
     plain += ["\\ ", "c:\\d", "a|b", "a) b", "]", ":)", " it's ", "don’t", "漢字", "&amp;#40;", "BREAKING", "<TOY>_1"]
@@ -52,7 +52,7 @@ def test_a_prompt_without_syntax_is_what_the_tokenizer_makes_of_it(tokenizer: To
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_what_is_escaped_comes_back(tokenizer: Tokenizer, seed: int) -> None:
+def test_an_escaped_prompt_is_plain_text(tokenizer: Tokenizer, seed: int) -> None:
     text = random_text(np.random.default_rng(seed), SOUP)
     (variant,) = parse(escaped(text), tokenizer, 3).variants
     assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(text)
@@ -60,21 +60,22 @@ def test_what_is_escaped_comes_back(tokenizer: Tokenizer, seed: int) -> None:
 
 
 def random_nest(random: np.random.Generator, weight: float, depth: int) -> list[tuple[str, str, float]]:
-    """Draw words in brackets as (what is before it, word, its weight); a last one is only what is behind all."""
-    found, before = [], ""
+    """Return nested emphasis as (text before the word, word, its weight); the last entry has no word."""
+    nest: list[tuple[str, str, float]] = []
+    before = ""
     for _ in range(random.integers(1, 4)):
         kind = random.integers(0, 4) if depth else 0
         if kind == 0:
-            found.append((before + " ", str(random.choice(["cat", "dog", "<toy>", "<a:b|c]>"])), weight))
+            nest.append((before + " ", str(random.choice(["cat", "dog", "<toy>", "<a:b|c]>"])), weight))
             before = ""
             continue
         number = round(float(random.uniform(-2, 2)), 3)
         factor, opening, closing = [(1.1, "(", ")"), (1 / 1.1, "[", "]"), (number, "(", f":{number})")][kind - 1]
         inner = random_nest(random, weight * factor, depth - 1)
-        found.append((before + opening + inner[0][0], *inner[0][1:]))
-        found += inner[1:-1]
+        nest.append((before + opening + inner[0][0], *inner[0][1:]))
+        nest += inner[1:-1]
         before = inner[-1][0] + closing
-    return [*found, (before, "", weight)]
+    return [*nest, (before, "", weight)]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -83,22 +84,22 @@ def test_nested_weights_multiply(tokenizer: Tokenizer, seed: int) -> None:
     prompt = "".join(before + word for before, word, _ in nest)
     (variant,) = parse(prompt, tokenizer, 1).variants
     expected = [(number, weight) for _, word, weight in nest for number in tokenizer.encode(word)]
-    found = [pair for chunk in variant for pair in zip(chunk.ids, chunk.weights, strict=True)]
-    assert [number for number, _ in found] == [number for number, _ in expected]
-    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected], abs=1e-6)
+    actual = [pair for chunk in variant for pair in zip(chunk.ids, chunk.weights, strict=True)]
+    assert [number for number, _ in actual] == [number for number, _ in expected]
+    assert [weight for _, weight in actual] == pytest.approx([weight for _, weight in expected], abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_any_prompt_is_read(tokenizer: Tokenizer, seed: int) -> None:
+def test_any_prompt_gives_a_valid_schedule(tokenizer: Tokenizer, seed: int) -> None:
     random = np.random.default_rng(seed)
     prompt, steps = random_text(random, SOUP), int(random.integers(1, 12))
-    reading = parse(prompt, tokenizer, steps)
-    assert len(reading.by_step) == steps
-    first = [reading.by_step.index(number) for number in range(len(reading.variants))]
+    schedule = parse(prompt, tokenizer, steps)
+    assert len(schedule.by_step) == steps
+    first = [schedule.by_step.index(number) for number in range(len(schedule.variants))]
     assert all(a < b for a, b in pairwise(first)), "in order of first use, and none unused"
-    assert len(set(reading.variants)) == len(reading.variants)
-    assert len({len(variant) for variant in reading.variants}) == 1
-    assert all(len(chunk.ids) == len(chunk.weights) <= 75 for variant in reading.variants for chunk in variant)
+    assert len(set(schedule.variants)) == len(schedule.variants)
+    assert len({len(variant) for variant in schedule.variants}) == 1
+    assert all(len(chunk.ids) == len(chunk.weights) <= 75 for variant in schedule.variants for chunk in variant)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,10 @@ def test_any_prompt_is_read(tokenizer: Tokenizer, seed: int) -> None:
     ],
     ids=["deep", "alternating", "editing", "mixed", "closing", "weights", "breaks", "text", "digits"],
 )
-def test_hostile_prompts_are_read_too(tokenizer: Tokenizer, prompt: str, variants: int, words: int) -> None:
-    """Each takes at most a third of a second; a reader that is recursive or quadratic would not come back."""
-    reading = parse(prompt, tokenizer, 20)
-    assert len(reading.variants) == variants
-    assert sum(len(chunk.ids) for chunk in reading.variants[0]) == words
+def test_hostile_prompts_are_parsed_in_linear_time(
+    tokenizer: Tokenizer, prompt: str, variants: int, words: int
+) -> None:
+    """Each takes at most a third of a second; recursion or quadratic time would not."""
+    schedule = parse(prompt, tokenizer, 20)
+    assert len(schedule.variants) == variants
+    assert sum(len(chunk.ids) for chunk in schedule.variants[0]) == words

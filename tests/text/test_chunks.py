@@ -1,4 +1,4 @@
-"""Where chunks end, and what the encoders are given of them."""
+"""Where chunks end, and the arrays that the text encoders take."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CAT, COMMA = 2368, 267
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    made = Tokenizer()
-    for word, number in (("<one>", 1), ("<two>", 2), ("<ten>", 10), ("<all>", 75)):
-        made.add_placeholder(word, number)
-    return made
+    tokenizer = Tokenizer()
+    for placeholder_token, num_vectors in (("<one>", 1), ("<two>", 2), ("<ten>", 10), ("<all>", 75)):
+        tokenizer.add_placeholder(placeholder_token, num_vectors)
+    return tokenizer
 
 
 def sizes(prompt: str, tokenizer: Tokenizer) -> list[int]:
@@ -38,7 +38,7 @@ def sizes(prompt: str, tokenizer: Tokenizer) -> list[int]:
         ("cat BREAK" + " cat" * 75, [1, 75]),
         ("cat " * 75 + "BREAK cat", [75, 1]),
         ("cat " * 76 + "BREAK cat", [75, 1, 1]),
-        # A learned word moves on as a whole.
+        # A placeholder token moves to the next chunk as a whole.
         ("cat " * 73 + "<two>", [75]),
         ("cat " * 74 + "<two>", [74, 2]),
         ("cat " * 75 + "<two>", [75, 2]),
@@ -50,10 +50,10 @@ def sizes(prompt: str, tokenizer: Tokenizer) -> list[int]:
         ("<two> " * 38, [74, 2]),
         ("cat " * 74 + "<two> <two>_1", [74, 2]),
         ("cat " * 74 + "<ten>_8 <ten>_9", [74, 2]),
-        # Two words with ids in a row are still two, and so are two ordinary ids in a row.
+        # Two placeholder tokens with consecutive ids are still two, and so are two ordinary consecutive ids.
         ("cat " * 74 + "<one> <two>_1", [75, 1]),
         ("cat " * 74 + '! "', [75, 1]),
-        # A full chunk ends behind a comma, if that is not far.
+        # A full chunk ends after a comma, if that is near enough.
         ("cat " * 54 + "," + " cat" * 21, [75, 1]),
         ("cat " * 55 + "," + " cat" * 20, [56, 20]),
         ("cat " * 70 + ", cat, cat" + " cat" * 10, [73, 11]),
@@ -71,15 +71,15 @@ def test_where_chunks_end(tokenizer: Tokenizer, prompt: str, expected: list[int]
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_id_is_lost_and_no_word_is_split(tokenizer: Tokenizer, seed: int) -> None:
+def test_no_id_is_lost_and_no_placeholder_token_is_split(tokenizer: Tokenizer, seed: int) -> None:
     random = np.random.default_rng(seed)
     words = random.choice(["cat", "dog", ",", "<one>", "<two>", "<ten>", "antidisestablishmentarianism"], 200)
     prompt = " ".join(words)
     assert max(sizes(prompt, tokenizer)) <= 75
     (variant,) = parse(prompt, tokenizer, 1).variants
-    for rows in tokenizer.placeholders.values():
+    for ids in tokenizer.placeholders.values():
         for chunk in variant:
-            assert chunk.ids.count(rows[0]) == chunk.ids.count(rows[-1])
+            assert chunk.ids.count(ids[0]) == chunk.ids.count(ids[-1])
 
 
 def test_weights_move_with_their_ids(tokenizer: Tokenizer) -> None:
@@ -90,21 +90,24 @@ def test_weights_move_with_their_ids(tokenizer: Tokenizer) -> None:
 
 
 def test_chunks_of_another_length() -> None:
-    (variant,) = parse("cat cat cat, cat cat cat cat", Tokenizer(positions=8), 1).variants
+    (variant,) = parse("cat cat cat, cat cat cat cat", Tokenizer(context_length=8), 1).variants
     assert variant == (Chunk((CAT, CAT, CAT, COMMA), (1.0,) * 4), Chunk((CAT,) * 4, (1.0,) * 4))
 
 
-def test_padded() -> None:
+def test_padding_appends_empty_chunks() -> None:
     chunk = Chunk((CAT,), (2.0,))
     assert chunks.pad_chunks((chunk,), 3) == (chunk, Chunk(), Chunk())
     assert chunks.pad_chunks((chunk, chunk), 1) == (chunk, chunk)
 
 
-def test_arrays(tokenizer: Tokenizer) -> None:
+def test_arrays_of_each_encoder(tokenizer: Tokenizer) -> None:
     (variant,) = parse("(a <two>:1.5) cat BREAK BREAK", tokenizer, 1).variants
-    ids_1, ids_2, weights = chunks.to_arrays([*variant, Chunk()], 77)
-    assert (ids_1.dtype, ids_2.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
+    by_encoder, weights = chunks.to_arrays([*variant, Chunk()], 77)
+    assert list(by_encoder) == ["clip_l", "clip_g"]
+    assert weights.dtype == np.float32
     assert weights.tolist() == [[1.0, 1.5, 1.5, 1.5, *[1.0] * 73], [1.0] * 77]
-    for ids, padding in ((ids_1, END), (ids_2, 0)):
+    for encoder, padding in (("clip_l", END), ("clip_g", 0)):
+        ids = by_encoder[encoder]
+        assert ids.dtype == np.int32
         assert ids.tolist() == tokenizer(["a <two> cat", ""], padding).tolist()
         assert ids[1].tolist() == [START, END, *[padding] * 75]

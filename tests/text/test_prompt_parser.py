@@ -1,35 +1,36 @@
-"""The prompt language by the rules that AUTOMATIC1111 documents."""
+"""The prompt language, by the rules that AUTOMATIC1111 documents."""
 
 from __future__ import annotations
 
 import pytest
 
 from gm.errors import UserError
-from gm.text.bpe import spelled
+from gm.text.bpe import decode_token
 from gm.text.chunks import Chunk, TokenChunks
-from gm.text.prompt_parser import PromptSchedule, parse
+from gm.text.lexer import Token, tokenize
+from gm.text.prompt_parser import Alternate, Emphasis, PromptSchedule, Scheduled, parse, parse_tree
 from gm.text.tokenizer import Tokenizer
 
 
-def said(variant: TokenChunks) -> list[tuple[str, float]]:
-    """Return the tokens of a text as (words, weight), neighbours of one weight together and `/` between chunks."""
-    found: list[tuple[str, float]] = []
+def weighted_words(variant: TokenChunks) -> list[tuple[str, float]]:
+    """Return the tokens of a text as (words, weight), neighbors of one weight joined, and `/` between chunks."""
+    actual: list[tuple[str, float]] = []
     for number, chunk in enumerate(variant):
         if number:
-            found.append(("/", 0.0))
+            actual.append(("/", 0.0))
         for token, weight in zip(chunk.ids, chunk.weights, strict=True):
-            name = spelled(token) if token < 49408 else f"<{token - 49408}>"
-            if found and found[-1][0] != "/" and found[-1][1] == weight:
-                found[-1] = (f"{found[-1][0]} {name}", weight)
+            name = decode_token(token) if token < 49408 else f"<{token - 49408}>"
+            if actual and actual[-1][0] != "/" and actual[-1][1] == weight:
+                actual[-1] = (f"{actual[-1][0]} {name}", weight)
             else:
-                found.append((name, weight))
-    return found
+                actual.append((name, weight))
+    return actual
 
 
-def texts(reading: PromptSchedule) -> list[str]:
-    """Return what each step shows, without weights."""
-    shown = [" ".join(words for words, _ in said(variant)) for variant in reading.variants]
-    return [shown[number] for number in reading.by_step]
+def texts(schedule: PromptSchedule) -> list[str]:
+    """Return the text of each step, without weights."""
+    variants = [" ".join(words for words, _ in weighted_words(variant)) for variant in schedule.variants]
+    return [variants[number] for number in schedule.by_step]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def texts(reading: PromptSchedule) -> list[str]:
                 *[(", sun ,", 1.1), ("sky", 1.4641), (".", 1.1)],
             ],
         ),
-        # What only looks like syntax.
+        # Text that only looks like syntax.
         ("(word:abc)", [("word : abc", 1.1)]),
         ("(cat:1.2.3)", [("cat : 1 . 2 . 3", 1.1)]),
         ("cat:1.3) dog", [("cat : 1 . 3 ) dog", 1)]),
@@ -72,7 +73,7 @@ def texts(reading: PromptSchedule) -> list[str]:
         ("a BREAK b", [("a", 1), ("/", 0), ("b", 1)]),
         ("(a BREAK b:1.3)", [("a", 1.3), ("/", 0), ("b", 1.3)]),
         ("BREAK a BREAK BREAK b BREAK", [("a", 1), ("/", 0), ("b", 1)]),
-        # Learned words, whatever they hold.
+        # Placeholder tokens, whatever characters they contain.
         ("(<toy>:1.2) <toy>", [("<0> <1>", 1.2), ("<0> <1>", 1)]),
         ("(<TOY>:1.2)<toy> <toy>_1", [("<0> <1>", 1.2), ("<0> <1>", 1)]),
         ("(<a:b|c]>:1.2)", [("<2>", 1.2)]),
@@ -82,11 +83,11 @@ def texts(reading: PromptSchedule) -> list[str]:
     ],
 )
 def test_weights(tokenizer: Tokenizer, prompt: str, expected: list[tuple[str, float]]) -> None:
-    reading = parse(prompt, tokenizer, 4)
-    assert reading.by_step == (0, 0, 0, 0)
-    found = said(reading.variants[0])
-    assert [words for words, _ in found] == [words for words, _ in expected]
-    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected], abs=1e-6)
+    schedule = parse(prompt, tokenizer, 4)
+    assert schedule.by_step == (0, 0, 0, 0)
+    actual = weighted_words(schedule.variants[0])
+    assert [words for words, _ in actual] == [words for words, _ in expected]
+    assert [weight for _, weight in actual] == pytest.approx([weight for _, weight in expected], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +128,10 @@ def test_weights(tokenizer: Tokenizer, prompt: str, expected: list[tuple[str, fl
         ("[<a:b|c]>:<toy>:8]", "<2> " * 8 + "<0><1> <0><1>"),
     ],
 )
-def test_what_each_of_ten_steps_shows(tokenizer: Tokenizer, prompt: str, expected: str) -> None:
-    found = [text.replace(" ", "") or "-" for text in texts(parse(prompt, tokenizer, 10))]
-    # Letters side by side are one word to CLIP, whose tokens `texts` joins.
-    assert [text.replace("a-b", "ab") for text in found] == expected.split()
+def test_text_of_each_of_ten_steps(tokenizer: Tokenizer, prompt: str, expected: str) -> None:
+    actual = [text.replace(" ", "") or "-" for text in texts(parse(prompt, tokenizer, 10))]
+    # Adjacent letters are one word to CLIP; `texts` joins its tokens.
+    assert [text.replace("a-b", "ab") for text in actual] == expected.split()
 
 
 def test_the_documented_example_of_editing(tokenizer: Tokenizer) -> None:
@@ -138,69 +139,69 @@ def test_the_documented_example_of_editing(tokenizer: Tokenizer) -> None:
         "fantasy landscape with a [mountain:lake:0.25] and [an oak:a christmas tree:0.75]"
         "[ in foreground::0.6][ in background:0.25] [shoddy:masterful:0.5]"
     )
-    reading = parse(prompt, tokenizer, 100)
-    found = texts(reading)
-    assert [found[k] for k in (0, 25, 50, 60, 75)] == [
+    schedule = parse(prompt, tokenizer, 100)
+    actual = texts(schedule)
+    assert [actual[k] for k in (0, 25, 50, 60, 75)] == [
         "fantasy landscape with a mountain and an oak in foreground sho- ddy",
         "fantasy landscape with a lake and an oak in foreground in background sho- ddy",
         "fantasy landscape with a lake and an oak in foreground in background masterful",
         "fantasy landscape with a lake and an oak in background masterful",
         "fantasy landscape with a lake and a christmas tree in background masterful",
     ]
-    assert reading.by_step == (0,) * 25 + (1,) * 25 + (2,) * 10 + (3,) * 15 + (4,) * 25
+    assert schedule.by_step == (0,) * 25 + (1,) * 25 + (2,) * 10 + (3,) * 15 + (4,) * 25
 
 
-def test_a_share_of_the_steps_is_rounded_as_it_is_written(tokenizer: Tokenizer) -> None:
+def test_a_fraction_of_the_steps_is_rounded_as_it_is_written(tokenizer: Tokenizer) -> None:
     assert int(0.29 * 100) == 28
     assert parse("[a:b:0.29]", tokenizer, 100).by_step == (0,) * 29 + (1,) * 71
 
 
-def test_learned_words_are_known_as_they_are_registered_and_as_they_are_cleaned() -> None:
-    made = Tokenizer()
-    made.add_placeholder("ﬁ[x|y]", 1)  # the ligature becomes two letters
-    made.add_placeholder("&lt;a|b&gt;", 1)
+def test_placeholder_tokens_are_recognized_as_registered_and_as_cleaned() -> None:
+    tokenizer = Tokenizer()
+    tokenizer.add_placeholder("ﬁ[x|y]", 1)  # the ligature becomes two letters
+    tokenizer.add_placeholder("&lt;a|b&gt;", 1)
     for prompt in ("[ﬁ[x|y]|&lt;A|b&gt;]", "[FI[X|Y]|<a|b>]"):
-        reading = parse(prompt, made, 3)
-        assert [variant[0].ids for variant in reading.variants] == [(49408,), (49409,)]
-        assert reading.by_step == (0, 1, 0)
+        schedule = parse(prompt, tokenizer, 3)
+        assert [variant[0].ids for variant in schedule.variants] == [(49408,), (49409,)]
+        assert schedule.by_step == (0, 1, 0)
 
 
-def test_a_learned_word_is_no_number() -> None:
-    made = Tokenizer()
-    made.add_placeholder("1.5", 1)
-    assert said(parse("(cat:1.5) (cat:1.6)", made, 1).variants[0]) == [("cat : <0>", 1.1), ("cat", 1.6)]
+def test_a_placeholder_token_is_not_a_number() -> None:
+    tokenizer = Tokenizer()
+    tokenizer.add_placeholder("1.5", 1)
+    assert weighted_words(parse("(cat:1.5) (cat:1.6)", tokenizer, 1).variants[0]) == [("cat : <0>", 1.1), ("cat", 1.6)]
 
 
 def test_weights_may_alternate(tokenizer: Tokenizer) -> None:
-    reading = parse("(cat:[1.2|1.4])", tokenizer, 3)
-    assert [said(v) for v in reading.variants] == [[("cat", 1.2)], [("cat", 1.4)]]
-    assert reading.by_step == (0, 1, 0)
+    schedule = parse("(cat:[1.2|1.4])", tokenizer, 3)
+    assert [weighted_words(v) for v in schedule.variants] == [[("cat", 1.2)], [("cat", 1.4)]]
+    assert schedule.by_step == (0, 1, 0)
 
 
-def test_texts_that_read_the_same_are_one(tokenizer: Tokenizer) -> None:
+def test_equal_texts_are_one_variant(tokenizer: Tokenizer) -> None:
     assert parse("a [cat|CAT| cat]", tokenizer, 5).by_step == (0,) * 5
     assert parse("[b|a|b|c]", tokenizer, 8).by_step == (0, 1, 0, 2, 0, 1, 0, 2)
 
 
-def test_all_texts_of_a_prompt_have_as_many_chunks(tokenizer: Tokenizer) -> None:
-    reading = parse("[a BREAK b BREAK c:a:2]", tokenizer, 4)
-    assert reading.by_step == (0, 0, 1, 1)
-    assert [len(variant) for variant in reading.variants] == [3, 3]
-    assert reading.variants[1] == (Chunk((320,), (1.0,)), Chunk(), Chunk())
+def test_all_variants_of_a_prompt_have_equally_many_chunks(tokenizer: Tokenizer) -> None:
+    schedule = parse("[a BREAK b BREAK c:a:2]", tokenizer, 4)
+    assert schedule.by_step == (0, 0, 1, 1)
+    assert [len(variant) for variant in schedule.variants] == [3, 3]
+    assert schedule.variants[1] == (Chunk((320,), (1.0,)), Chunk(), Chunk())
 
 
 def test_without_weights_everything_is_text(tokenizer: Tokenizer) -> None:
     for prompt in ("(cat:1.3) [dog]", "a BREAK b", r"[a|b] \(", "(" * 200, "<toy> (<a:b|c]>)"):
-        reading = parse(prompt, tokenizer, 7, weights=False)
-        assert reading.by_step == (0,) * 7
-        (variant,) = reading.variants
+        schedule = parse(prompt, tokenizer, 7, weights=False)
+        assert schedule.by_step == (0,) * 7
+        (variant,) = schedule.variants
         assert [number for chunk in variant for number in chunk.ids] == tokenizer.encode(prompt)
         assert {weight for chunk in variant for weight in chunk.weights} == {1.0}
     assert [len(chunk.ids) for chunk in parse("( " * 200, tokenizer, 7, weights=False).variants[0]] == [75, 75, 50]
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "()", "[]", "(((", "[|]", "[:3]", "BREAK", "(:1.2)"])
-def test_nothing_is_one_empty_chunk(tokenizer: Tokenizer, prompt: str) -> None:
+def test_an_empty_prompt_is_one_empty_chunk(tokenizer: Tokenizer, prompt: str) -> None:
     assert parse(prompt, tokenizer, 2) == PromptSchedule(((Chunk(),),), (0, 0))
 
 
@@ -213,8 +214,19 @@ def test_nothing_is_one_empty_chunk(tokenizer: Tokenizer, prompt: str) -> None:
         ("(" * 10000 + "(cat:0)", "'cat' in the prompt weighs nan; keep weights within ±1000"),
     ],
 )
-def test_weights_that_no_encoder_can_follow(tokenizer: Tokenizer, prompt: str, message: str) -> None:
+def test_weights_beyond_the_limit_are_refused(tokenizer: Tokenizer, prompt: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         parse(prompt, tokenizer, 1)
     assert str(error.value) == message
     parse("(cat:1000) (dog:-1000) ( :9999)", tokenizer, 1)
+
+
+def test_syntax_tree_of_a_prompt(tokenizer: Tokenizer) -> None:
+    alternate, scheduled, unclosed, _ = parse_tree(tokenize("[a|(b|c)][[d]:e:0.5](f", tokenizer), 10)
+    assert isinstance(alternate, Alternate)
+    assert len(alternate.alternatives) == 2  # the second bar belongs to the round brackets
+    assert isinstance(alternate.alternatives[1][0], Emphasis)
+    assert isinstance(scheduled, Scheduled)
+    assert isinstance(scheduled.before[0], Emphasis)
+    assert (scheduled.after, scheduled.start) == ((Token("text", "e"),), 5)
+    assert unclosed == Token("(", "("), "a bracket that is never closed is a token of the tree"

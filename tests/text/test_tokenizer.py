@@ -1,4 +1,4 @@
-"""The rules of placeholders and of pooling."""
+"""Placeholder tokens and pooling positions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gm.errors import UserError
-from gm.text.tokenizer import END, START, VOCABULARY, Tokenizer, pool_positions
+from gm.text.tokenizer import END, START, VOCAB_SIZE, Tokenizer, pool_positions
 from tests.text.placeholders import CAT, OF, PHOTO, A, with_placeholders
 
 
@@ -34,13 +34,13 @@ class TestPlaceholderIds:
     def test_tokenizers_share_no_placeholders(self):
         with_placeholders(t=1)
         assert Tokenizer().placeholders == {}
-        assert max(Tokenizer().encode("<t>")) < VOCABULARY
+        assert max(Tokenizer().encode("<t>")) < VOCAB_SIZE
 
     def test_as_many_vectors_as_fit(self):
         tokenizer = Tokenizer()
         ids = tokenizer.add_placeholder("<t>", 75)
         assert tokenizer(["<t>"], padding=0)[0].tolist() == [START, *ids, END]
-        assert Tokenizer(positions=8).add_placeholder("<t>", 6) == tuple(range(49408, 49414))
+        assert Tokenizer(context_length=8).add_placeholder("<t>", 6) == tuple(range(49408, 49414))
 
 
 class TestMatching:
@@ -65,20 +65,20 @@ class TestMatching:
         assert tokenizer.encode("<cat>-to") == [ids["<cat>"], *Tokenizer().encode("-to")]
 
     @pytest.mark.parametrize("text", ["mytoys", "amytoy", "mytoy2", "2mytoy", "mytoyé", "mytoy漢", "myto", "my toy"])
-    def test_letters_and_digits_beside_a_word_hide_it(self, text):
+    def test_adjacent_letters_and_digits_hide_a_placeholder_token(self, text):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("mytoy", 1)
         assert tokenizer.encode(text) == Tokenizer().encode(text)
 
     @pytest.mark.parametrize("before", ["", "a ", "(", "-", "_", "'"])
     @pytest.mark.parametrize("after", ["", " cat", ")", "-cat", "_", "'s", ",", "."])
-    def test_other_neighbours_do_not(self, before, after):
+    def test_other_neighbors_do_not(self, before, after):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("mytoy", 1)
         expected = [*Tokenizer().encode(before), 49408, *Tokenizer().encode(after)]
         assert tokenizer.encode(f"{before}mytoy{after}") == expected
 
-    def test_only_an_edge_that_is_alphanumeric_minds_its_neighbour(self):
+    def test_only_an_alphanumeric_edge_depends_on_its_neighbor(self):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("toy*", 1)
         tokenizer.add_placeholder("*7", 1)
@@ -120,15 +120,15 @@ class TestVectors:
     def test_expanded_by_hand_is_per_occurrence(self):
         assert with_placeholders(t=2).encode("<t> <t> <t>_1 <t>") == [49408, 49409, 49408, 49409, 49408, 49409]
 
-    def test_anything_between_and_it_is_not_expanded_by_hand(self):
+    def test_text_in_between_is_not_an_expansion_by_hand(self):
         assert with_placeholders(t=2).encode("<t> a <t>_1") == [49408, 49409, A, 49409]
         assert with_placeholders(t=2).encode("<t>, <t>_1") == [49408, 49409, 267, 49409]
         assert with_placeholders(t=3).encode("<t> <t>_2") == [49408, 49409, 49410, 49410]
 
-    def test_another_placeholder_s_vector_is_no_continuation(self):
+    def test_a_vector_of_another_placeholder_token_is_no_continuation(self):
         assert with_placeholders(t=2, u=2).encode("<t> <u>_1") == [49408, 49409, 49411]
 
-    def test_a_word_of_one_vector_has_no_vector_names(self):
+    def test_a_placeholder_token_with_one_vector_has_no_vector_names(self):
         assert with_placeholders(t=1).encode("<t>_1") == [49408, *Tokenizer().encode("_1")]
         tokenizer = with_placeholders(t=1)
         tokenizer.add_placeholder("<t>_1", 2)
@@ -141,21 +141,21 @@ class TestVectors:
         assert tokenizer.encode("<t>_12") == [*range(49408, 49420), *Tokenizer().encode("_12")]
 
 
-class TestSpans:
-    def test_words_stand_where_they_were_typed(self):
+class TestPlaceholderSpans:
+    def test_spans_are_those_of_the_uncleaned_prompt(self):
         tokenizer = with_placeholders(t=2)
         tokenizer.add_placeholder("MyToy", 1)
         text = "a <T>,  MYTOY mytoys <t>_1 <t>_2\n<t>"
-        found = [text[first:behind] for first, behind in tokenizer.spans(text)]
+        found = [text[first:behind] for first, behind in tokenizer.placeholder_spans(text)]
         assert found == ["<T>", "MYTOY", "<t>_1", "<t>", "<t>"]
 
-    def test_words_are_found_as_registered_and_as_cleaned(self):
+    def test_placeholder_tokens_match_as_registered_and_as_cleaned(self):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("<ﬁt>", 1)
-        assert tokenizer.spans("<ﬁt><FIT> <fat>") == [(0, 4), (4, 9)]
+        assert tokenizer.placeholder_spans("<ﬁt><FIT> <fat>") == [(0, 4), (4, 9)]
 
     def test_without_placeholders_there_are_none(self):
-        assert Tokenizer().spans("a <t> cat") == []
+        assert Tokenizer().placeholder_spans("a <t> cat") == []
 
 
 class TestPoolPositions:
@@ -170,9 +170,9 @@ class TestPoolPositions:
                 assert found.tolist() == expected
 
     def test_unknown_rule(self):
-        with pytest.raises(ValueError, match=r"^no pooling rule 'mean'$"):
+        with pytest.raises(ValueError, match=r"^unknown pooling rule 'mean'$"):
             pool_positions(Tokenizer()(["a"], 0), "mean")
 
-    def test_a_row_without_an_end(self):
-        with pytest.raises(ValueError, match=r"^a row without the end token 49407$"):
+    def test_a_prompt_without_an_end_token(self):
+        with pytest.raises(ValueError, match=r"^a prompt without the end token 49407$"):
             pool_positions(np.array([[START, END], [START, CAT]]), "end_of_text")

@@ -1,4 +1,4 @@
-"""The tokenizer against OpenAI's own.
+"""The tokenizer compared with OpenAI's.
 
 The reference is `clip/simple_tokenizer.py` of the package clip-anytorch, loaded alone: the package itself imports
 torchvision.
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gm.text import bpe
-from gm.text.tokenizer import END, START, VOCABULARY, Tokenizer
+from gm.text.tokenizer import END, START, VOCAB_SIZE, Tokenizer
 
 A, PHOTO, OF, CAT = 320, 1125, 539, 2368
 
@@ -108,7 +108,7 @@ FRAGMENTS = [
 
 @pytest.fixture(scope="module")
 def openai_source():
-    """OpenAI's module. Where it is not installed the tests fail."""
+    """OpenAI's module; the tests fail where it is not installed."""
     spec = importlib.util.find_spec("clip")
     assert spec is not None, "the reference is missing: pip install --no-deps clip-anytorch==2.6.0"
     source = Path(spec.submodule_search_locations[0], "simple_tokenizer.py")
@@ -153,7 +153,7 @@ class TestAgainstOpenAI:
     def test_markers_and_size_of_the_vocabulary(self, openai):
         assert openai.encoder["<|startoftext|>"] == START == 49406
         assert openai.encoder["<|endoftext|>"] == END == 49407
-        assert len(openai.encoder) == VOCABULARY == 49408
+        assert len(openai.encoder) == VOCAB_SIZE == 49408
 
     def test_known_ids(self):
         assert Tokenizer().encode("a photo of a cat") == [A, PHOTO, OF, A, CAT]
@@ -171,10 +171,10 @@ class TestAgainstOpenAI:
     def test_cleaning(self, openai_source):
         for text in [*PLAIN, *AWKWARD, *random_texts(500), "&nbsp;a&nbsp;&nbsp;b&nbsp;"]:
             expected = openai_source.whitespace_clean(openai_source.basic_clean(text)).lower()
-            assert bpe.clean(text) == expected, ascii(text)
+            assert bpe.clean_text(text) == expected, ascii(text)
 
     def test_every_id_of_the_vocabulary(self, openai):
-        """Each entry that is text by itself, as a word: it meets every merge of the file in some word."""
+        """Every entry as a word of its own, so that every merge of the file occurs in some word."""
         tokenizer = Tokenizer()
         words = [openai.decode([number]).strip() for number in range(512, START)]
         assert tokenizer.encode(" ".join(words)) == openai.encode(" ".join(words))
@@ -191,6 +191,7 @@ class TestAgainstOpenAI:
         assert table.dtype == np.int32
         np.testing.assert_array_equal(table, openai_tokenize(openai, texts))
 
+    @pytest.mark.reference
     def test_table_padded_with_end(self, openai, tmp_path, monkeypatch):
         """As transformers' CLIPTokenizer, made from the same vocabulary (it cleans less: only plain text compares)."""
         monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
@@ -204,14 +205,14 @@ class TestAgainstOpenAI:
         expected = reference(texts, padding="max_length", max_length=77, truncation=True, return_tensors="np")
         np.testing.assert_array_equal(Tokenizer()(texts, padding=END), expected.input_ids)
 
-    def test_table_for_other_positions(self):
-        table = Tokenizer(positions=6)(["a cat", "a photo of a cat"], padding=9)
+    def test_table_of_another_context_length(self):
+        table = Tokenizer(context_length=6)(["a cat", "a photo of a cat"], padding=9)
         assert table.tolist() == [[START, A, CAT, END, 9, 9], [START, A, PHOTO, OF, A, END]]
-        assert Tokenizer(positions=6)([], padding=9).shape == (0, 6)
+        assert Tokenizer(context_length=6)([], padding=9).shape == (0, 6)
 
 
-class TestWorkIsDoneOnce:
-    def test_vocabulary_is_read_once(self):
+class TestCaches:
+    def test_the_vocabulary_file_is_read_once(self):
         bpe._merges.cache_clear()
         bpe._encode_word.cache_clear()
         Tokenizer().encode("a")
@@ -224,9 +225,9 @@ class TestWorkIsDoneOnce:
         assert bpe._encode_word.cache_info().hits == 1
 
 
-def test_every_token_is_spelled_as_theirs(openai):
+def test_every_token_decodes_as_in_openai(openai):
     for number in range(START):
         name = openai.decoder[number]
         spelling = bytes(openai.byte_decoder[c] for c in name.removesuffix("</w>")).decode("utf-8", errors="replace")
-        assert bpe.spelled(number) == spelling + ("" if name.endswith("</w>") else "-")
-    assert [bpe.spelled(number) for number in (START, END)] == ["<|startoftext|>", "<|endoftext|>"]
+        assert bpe.decode_token(number) == spelling + ("" if name.endswith("</w>") else "-")
+    assert [bpe.decode_token(number) for number in (START, END)] == ["<|startoftext|>", "<|endoftext|>"]

@@ -1,4 +1,4 @@
-"""What the tokenizer refuses or cuts off, and what it then says."""
+"""Placeholder tokens that the tokenizer refuses, prompts that it truncates, and its messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestTruncation:
             with_placeholders(t=1)(["cat " * 75 + "<t>"], padding=0)
 
     def test_the_placeholder_cut_first_is_named(self):
-        tokenizer = Tokenizer(positions=8)
+        tokenizer = Tokenizer(context_length=8)
         tokenizer.add_placeholder("<t>", 6)
         tokenizer.add_placeholder("<U>", 1)
         with pytest.raises(UserError, match=r"^prompt '.*' has 13 tokens, at most 6 fit and placeholder '<U>' would"):
@@ -58,37 +58,37 @@ class TestTruncation:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("word", "message"),
+        ("placeholder_token", "message"),
         [
-            ("", "the placeholder is empty; give it a word such as '<concept>'"),
-            (" \t", "the placeholder is empty; give it a word such as '<concept>'"),
+            ("", "the placeholder is empty; choose a string such as '<concept>'"),
+            (" \t", "the placeholder is empty; choose a string such as '<concept>'"),
             (
                 "\x00\x07",
-                r"nothing is left of placeholder '\x00\x07' in a cleaned prompt; give it a word such as '<concept>'",
+                r"nothing is left of placeholder '\x00\x07' in a cleaned prompt; choose a string such as '<concept>'",
             ),
-            ("my toy", "placeholder 'my toy' holds white space; write one word, such as 'my-toy'"),
-            (" <t>", "placeholder ' <t>' holds white space; write one word, such as '<t>'"),
-            ("<t>\n", r"placeholder '<t>\n' holds white space; write one word, such as '<t>'"),
-            ("my&nbsp;toy", "placeholder 'my&nbsp;toy' holds white space; write one word, such as 'my-toy'"),
-            ("cat", "placeholder 'cat' is a single token already; use a new word, such as '<cat>'"),
-            ("CAT", "placeholder 'CAT' is a single token already; use a new word, such as '<cat>'"),
-            ("*", "placeholder '*' is a single token already; use a new word, such as '<*>'"),
-            ("7", "placeholder '7' is a single token already; use a new word, such as '<7>'"),
+            ("my toy", "placeholder 'my toy' contains white space; write it as one word, such as 'my-toy'"),
+            (" <t>", "placeholder ' <t>' contains white space; write it as one word, such as '<t>'"),
+            ("<t>\n", r"placeholder '<t>\n' contains white space; write it as one word, such as '<t>'"),
+            ("my&nbsp;toy", "placeholder 'my&nbsp;toy' contains white space; write it as one word, such as 'my-toy'"),
+            ("cat", "placeholder 'cat' is a single token already; choose another, such as '<cat>'"),
+            ("CAT", "placeholder 'CAT' is a single token already; choose another, such as '<cat>'"),
+            ("*", "placeholder '*' is a single token already; choose another, such as '<*>'"),
+            ("7", "placeholder '7' is a single token already; choose another, such as '<7>'"),
             (
                 "<|endoftext|>",
-                "placeholder '<|endoftext|>' is a single token already; use a new word, such as '<<|endoftext|>>'",
+                "placeholder '<|endoftext|>' is a single token already; choose another, such as '<<|endoftext|>>'",
             ),
         ],
     )
-    def test_words(self, word, message):
-        self.refused(Tokenizer(), word, 1, message)
+    def test_strings_that_cannot_be_placeholder_tokens(self, placeholder_token, message):
+        self.refused(Tokenizer(), placeholder_token, 1, message)
 
-    @pytest.mark.parametrize("word", ["cat", "*", "7", "<|endoftext|>"])
-    def test_the_word_suggested_is_allowed(self, word):
-        assert Tokenizer().add_placeholder(f"<{word}>", 1) == (49408,)
+    @pytest.mark.parametrize("placeholder_token", ["cat", "*", "7", "<|endoftext|>"])
+    def test_the_suggested_string_is_allowed(self, placeholder_token):
+        assert Tokenizer().add_placeholder(f"<{placeholder_token}>", 1) == (49408,)
 
     @pytest.mark.parametrize(
-        ("word", "number", "message"),
+        ("placeholder_token", "num_vectors", "message"),
         [
             ("<t>", 1, "placeholder '<t>' is registered already, as '<t>' (case is ignored); rename one of them"),
             ("<T>", 2, "placeholder '<T>' is registered already, as '<t>' (case is ignored); rename one of them"),
@@ -99,32 +99,36 @@ class TestRefusals:
             ("<u>", 3, "a vector of placeholder '<u>' would have the name of '<U>_2'; rename one of them"),
         ],
     )
-    def test_taken_names(self, word, number, message):
+    def test_taken_names(self, placeholder_token, num_vectors, message):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("<One>", 1)
         tokenizer.add_placeholder("<t>", 3)
         tokenizer.add_placeholder("<U>_2", 1)
-        self.refused(tokenizer, word, number, message)
+        self.refused(tokenizer, placeholder_token, num_vectors, message)
 
-    @pytest.mark.parametrize(("word", "number"), [("<t>_3", 1), ("<u>", 2), ("<t>_1_1", 2), ("<t", 4)])
-    def test_names_that_only_look_taken(self, word, number):
+    @pytest.mark.parametrize(
+        ("placeholder_token", "num_vectors"), [("<t>_3", 1), ("<u>", 2), ("<t>_1_1", 2), ("<t", 4)]
+    )
+    def test_names_that_only_look_taken(self, placeholder_token, num_vectors):
         tokenizer = Tokenizer()
         tokenizer.add_placeholder("<t>", 3)
         tokenizer.add_placeholder("<u>_2", 1)
-        assert tokenizer.add_placeholder(word, number) == tuple(range(49412, 49412 + number))
+        assert tokenizer.add_placeholder(placeholder_token, num_vectors) == tuple(range(49412, 49412 + num_vectors))
 
-    @pytest.mark.parametrize("number", [0, -1])
-    def test_too_few_vectors(self, number):
-        self.refused(Tokenizer(), "<t>", number, f"placeholder '<t>' is given {number} vectors; give it at least 1")
+    @pytest.mark.parametrize("num_vectors", [0, -1])
+    def test_too_few_vectors(self, num_vectors):
+        self.refused(
+            Tokenizer(), "<t>", num_vectors, f"placeholder '<t>' has {num_vectors} vectors; it must have at least 1"
+        )
 
-    @pytest.mark.parametrize(("positions", "most"), [(77, 75), (8, 6)])
-    def test_too_many_vectors(self, positions, most):
+    @pytest.mark.parametrize(("context_length", "most"), [(77, 75), (8, 6)])
+    def test_too_many_vectors(self, context_length, most):
         message = f"placeholder '<t>' with {most + 1} vectors fits in no prompt; give it at most {most}"
-        self.refused(Tokenizer(positions), "<t>", most + 1, message)
+        self.refused(Tokenizer(context_length), "<t>", most + 1, message)
 
     @staticmethod
-    def refused(tokenizer: Tokenizer, word: str, number: int, message: str) -> None:
+    def refused(tokenizer: Tokenizer, placeholder_token: str, num_vectors: int, message: str) -> None:
         with pytest.raises(UserError) as error:
-            tokenizer.add_placeholder(word, number)
+            tokenizer.add_placeholder(placeholder_token, num_vectors)
         assert str(error.value) == message
         assert "\n" not in message

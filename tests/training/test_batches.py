@@ -25,7 +25,7 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 def test_a_batch_tells_sizes_and_prompts_and_is_noised(workshop: Workshop) -> None:
     made = setup.prepare(workshop.config(training={"train_batch_size": 4}, data={"random_flip": True}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, True, 0.13025)
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, made.images, True, 0.13025)
     loader = BatchLoader(made, encoded)
     batch = loader.batch(0)
     assert batch.x.shape == (4, 4, 8, 8)
@@ -56,7 +56,7 @@ def test_a_mask_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path)
     made = setup.prepare(workshop.config(data=data, loss={"min_snr_gamma": 2.0}))
     assert made.concepts[0].captions == (None, "<toy> upside down", None)
     loader = trainer.prepare(workshop.model, made, EAGER)[1]
-    (half,) = masks.of_latents(made.images[0].mask[None], 2, 0.5)
+    (half,) = masks.loss_weights(made.images[0].mask[None], 2, 0.5)
     assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
     for number, mirrored in ((0, False), (0, True), (1, False)):
         for plain in (False, True):
@@ -112,7 +112,7 @@ def test_buckets_keep_shapes_and_compile_one_graph_each(
 
 def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) -> None:
     made = setup.prepare(workshop.config(training={"train_batch_size": 2}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, False, 0.13025)
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, made.images, False, 0.13025)
     whole = BatchLoader(made, encoded)
     halves = [BatchLoader(setup.prepare(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
     for field, parts in zip(whole.batch(3), zip(*(h.batch(3) for h in halves), strict=True), strict=True):
@@ -121,10 +121,10 @@ def test_two_ranks_show_what_one_shows_with_twice_the_batch(workshop: Workshop) 
 
 def test_latents_are_drawn_from_the_posterior(workshop: Workshop) -> None:
     made = setup.prepare(workshop.config())
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, True, 0.5)
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, made.images, True, 0.5)
     assert [mean.shape for mean in encoded.mean] == [(2, 4, 8, 8)] * 3
     noise = np.ones(encoded.mean[0].shape[1:], np.float32)
-    high, low = encoded.draw(1, 0, noise), encoded.draw(1, 0, -noise)
+    high, low = encoded.sample(1, 0, noise), encoded.sample(1, 0, -noise)
     np.testing.assert_allclose((high + low) / 2, encoded.mean[1][0] * 0.5, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose((high - low) / 2, np.exp(0.5 * encoded.log_variance[1][0]) * 0.5, rtol=1e-3, atol=1e-5)
     assert not np.allclose(encoded.mean[1][0], encoded.mean[1][1])

@@ -85,7 +85,7 @@ def test_words_are_read_from_a_command_line_and_a_file(workshop: Workshop, tmp_p
         ([BAD], "a negative word alone"),
         ([{}, BAD, BAD], "two negative words; there can be one"),
         ([{}, {**BAD, "data_path": "a"}], "word 2: a negative word is learned from the others' images"),
-        ([{}, {"placeholder_token": "<b>", "data_path": "nowhere"}], "--data_path nowhere is not there"),
+        ([{}, {"placeholder_token": "<b>", "data_path": "nowhere"}], "--data_path nowhere does not exist"),
         ([{}, {"placeholder_token": "<b>", "data_path": ""}], "--data_path is empty"),
     ],
 )

@@ -113,7 +113,8 @@ def batch(config, loader, step):
     words = tokenizer(config)
     texts = [PROMPTS[s.prompt] for s in shown]
     ids_1, ids_2 = words(texts, padding=END), words(texts, padding=0)
-    prompts = Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), latents.sizes[image, variant])
+    sizes = latents.size_conditioning[image, variant]
+    prompts = Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), sizes)
     times = np.array([s.timestep for s in shown], np.int32)
     return Batch(latents.mean[image, variant], latents.log_variance[image, variant], *noises, times, prompts)
 
@@ -228,6 +229,6 @@ def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, 
 
 
 def tokenizer(config):
-    made = Tokenizer(config.model.text_encoder_1.positions)
+    made = Tokenizer(config.model.text_encoder_1.context_length)
     made.add_placeholder("<cat>", 2)
     return made
