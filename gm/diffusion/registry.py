@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gm.errors import UserError, suggestion
+from gm.errors import UserError, did_you_mean
 
 
 def resolve(kind: str, name: str, known: Mapping[str, object], aliases: Mapping[str, str]) -> str:
@@ -12,5 +12,5 @@ def resolve(kind: str, name: str, known: Mapping[str, object], aliases: Mapping[
     own = aliases.get(name, name)
     if own not in known:
         everything = [*known, *aliases]
-        raise UserError(f"unknown {kind} {name!r}; known are {', '.join(everything)}{suggestion(name, everything)}")
+        raise UserError(f"unknown {kind} {name!r}; known are {', '.join(everything)}{did_you_mean(name, everything)}")
     return own
