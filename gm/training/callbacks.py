@@ -130,7 +130,7 @@ class Desk:
         interval = self.plan.config.training.checkpointing_steps
         due = done.step // interval > self.saved // interval
         # Between updates every rank has a sum of its own.
-        return due and (self.backend.world == 1 or done.gradient_norm is not None)
+        return due and (self.backend.world_size == 1 or done.gradient_norm is not None)
 
     def _save_state(self, done: StepResult) -> None:
         course = None if self.course is None else dataclasses.asdict(self.course)

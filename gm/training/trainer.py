@@ -40,7 +40,7 @@ def prepare(model: SDXL, plan: TrainingSetup, backend: Backend) -> tuple[TrainSt
     learned = TrainState(rows, backend.dtype == ms.float16, config.training.optimizer)
     if plan.resumed:
         learned.restore(plan.resumed.tensors)
-    return learned, BatchLoader(plan, encoded, backend.rank, backend.world)
+    return learned, BatchLoader(plan, encoded, backend.rank, backend.world_size)
 
 
 def run(model: SDXL, plan: TrainingSetup, backend: Backend) -> list[Path]:

@@ -83,7 +83,7 @@ def test_a_folder_or_device_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"there is not a folder {tmp_path}/none; create it")):  # noqa: SIM117
+    with pytest.raises(UserError, match=re.escape(f"folder {tmp_path}/none does not exist; create it")):  # noqa: SIM117
         with atomic_io.atomic_write(tmp_path / "none" / "a"):
             pass
 
@@ -93,7 +93,7 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "touch", refuse)  # the tests may run as root, who may write anywhere
-    with pytest.raises(UserError, match="Permission denied; choose a place"), atomic_io.atomic_write(tmp_path / "a"):
+    with pytest.raises(UserError, match="Permission denied; choose a folder"), atomic_io.atomic_write(tmp_path / "a"):
         pass
 
 

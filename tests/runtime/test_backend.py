@@ -20,7 +20,7 @@ from gm.runtime import backend
 def test_without_a_card_the_cpu_is_chosen_and_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="gm"):
         found = backend.setup(RunConfig())
-    assert (found.device, found.graph, found.dtype, found.world, found.is_main_process) == (
+    assert (found.device, found.graph, found.dtype, found.world_size, found.is_main_process) == (
         "CPU",
         True,
         ms.float32,
