@@ -1,9 +1,9 @@
 """Compiled graphs cached between processes, each under a hash of everything that determines it.
 
-MindSpore's own cache identifies a graph by the order in which a process compiles it, in one folder per process: measured
-with 2.8, it ran another model's graph, and a batch of two on the graph of four. Here every process has a temporary
-folder for MindSpore's cache; a cached graph is copied into it just before MindSpore asks for it, and a new one is
-copied out afterwards. A damaged file is compiled again, like a missing one.
+MindSpore's own cache identifies a graph by the order in which a process compiles it, in one folder per process: with
+2.8 it ran another model's graph, and a batch of two on the graph of four. Here every process has a temporary folder for
+MindSpore's cache; a cached graph is copied into it just before MindSpore asks for it, and a new one is copied out
+afterwards. A damaged file is compiled again, like a missing one.
 
 The environment variable `GM_GRAPHS` replaces the folder in the user's cache folder; empty, it turns the cache off.
 """

@@ -50,7 +50,7 @@ class Desk:
         self.previews = None
         if training.infer_during_train:
             self.previews = Previews(model, plan, backend, place / output_dir.PREVIEWS)
-        self.tables = model.token_tables()
+        self.tables = tuple(model.token_tables().values())
         self.tracker = Tracker(place / output_dir.CURVES, self.saved) if training.tensorboard else None
         self.held_out: ValidationLoss | None = None
         self.course: ValidationHistory | None = None

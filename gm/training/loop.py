@@ -56,7 +56,7 @@ def run(
     training, half = config.training, backend.dtype == ms.float16
     both = TrainStep(model, learned, half, config.loss, loader.negative)
     step = compile_cell(both, backend.graph, "the training graph, with the first step", gradient=True)
-    norms = model.token_norms(loader.words) if training.preserve_embedding_norm else (1.0, 1.0)
+    norms = tuple(model.token_norms(loader.words).values()) if training.preserve_embedding_norm else (1.0, 1.0)
     update = compile_cell(Update(learned, training, backend.world_size, norms), backend.graph)
     before, made = start
     rows = good = learned.arrays()
