@@ -67,7 +67,7 @@ class Conditioner(nn.Cell):
 
     def __init__(self, config: ModelConfig, dtype: DType) -> None:
         super().__init__()
-        self.vector = _VectorEmbedding(config.size_embedding_dim)
+        self.vector_embedding = _VectorEmbedding(config.size_embedding_dim)
         self.names = tuple(config.text_encoders)
         self.has_clip_l = "clip_l" in config.text_encoders
         self.embedders = nn.CellList(
@@ -85,7 +85,7 @@ class Conditioner(nn.Cell):
         if self.has_clip_l:
             hidden = self.embedders[0].transformer(token_ids[0], embedding_vectors[0])
             context = ops.concat((hidden, context), axis=-1)
-        return context, self.vector(pooled, size_conditioning)
+        return context, self.vector_embedding(pooled, size_conditioning)
 
     def token_embeddings(self) -> dict[str, TokenEmbedding]:
         """Return the token embedding of each text encoder by name."""
