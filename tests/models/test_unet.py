@@ -61,7 +61,7 @@ def test_context_projected_once_gives_the_same_epsilon(case):
 def test_half_precision(case):
     """Ascend's default for the frozen weights; ε is float32."""
     half = filled(case.config, case.weights, ms.float16).unet
-    x, context, pooled, sizes = random_inputs(case, 8, 8, 1, 52)
+    x, context, pooled, sizes = random_inputs(case, 16, 8, 1, 52)
     timesteps = np.array([400], np.float32)
     y = case.reference.class_embedding(pooled, sizes).numpy()
     arguments = [Tensor(values) for values in (x, timesteps, context, y)]
