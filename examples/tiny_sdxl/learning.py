@@ -18,7 +18,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from gm.runtime import atomic_io, backend, rng
 from gm.runtime.backend import Backend
-from gm.runtime.progress import clock
+from gm.runtime.duration import format_duration
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Learner:
             p.requires_grad = True
         self.parameters, self.recipe, self.where = ParameterTuple(parameters), recipe, where
         self.gradient = backend.compile_cell(Gradient(loss, self.parameters), where.graph)
-        self.mean_over_ranks = backend.AllReduceMean(where.world)
+        self.mean_over_ranks = backend.AllReduceMean(where.world_size)
         self.update = 0
         self.weights = np.concatenate([p.asnumpy().ravel() for p in parameters])
         self.mean, self.square = np.zeros_like(self.weights), np.zeros_like(self.weights)
@@ -145,6 +145,6 @@ def run(learner: Learner, batch: Callable[[int], Sequence[Tensor]], state: Path,
             saved = time.monotonic()
             learner.save(state)
             each = (saved - started) / (learner.update - first)
-            left = clock(each * (learner.recipe.updates - learner.update))
+            left = format_duration(each * (learner.recipe.updates - learner.update))
             loss = np.mean(learner.curve[-100:])
             say(f"update {learner.update}/{learner.recipe.updates}  loss {loss:.4f}  {each:.2f} s each  {left} left")

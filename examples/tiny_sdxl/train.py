@@ -73,7 +73,7 @@ def train_diffusion(
 
 def _share(update: int, recipe: Recipe, where: Backend) -> range:
     """Return the numbers of the samples that this rank shows in `update`."""
-    share = recipe.batch // where.world
+    share = recipe.batch // where.world_size
     first = update * recipe.batch + where.rank * share
     return range(first, first + share)
 
@@ -117,8 +117,8 @@ def main() -> None:
     flags = parser.read()
     where = backend.setup(RunConfig(device_target="CPU", ms_mode=flags["ms_mode"]), flags["is_parallel"] == "True")
     for recipe in (AUTOENCODER, DIFFUSION):
-        if recipe.batch % where.world:
-            raise UserError(f"{where.world} ranks cannot share batches of {recipe.batch}; start 1, 2, 4 or 8")
+        if recipe.batch % where.world_size:
+            raise UserError(f"{where.world_size} ranks cannot share batches of {recipe.batch}; start 1, 2, 4 or 8")
     model = sdxl.build(configuration.load(flags["config"]).model)
     state, seed = Path(flags["state"]), flags["seed"]
     state.mkdir(parents=True, exist_ok=True)

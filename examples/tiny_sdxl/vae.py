@@ -76,14 +76,14 @@ def encode(model: SDXL, where: Backend, path: Path, seed: int, scenes: int) -> n
     """
     if path.exists():
         return np.load(path)
-    add, parts = backend.AllReduceMean(where.world), []
+    add, parts = backend.AllReduceMean(where.world_size), []
     for first in range(0, scenes, 64):
         part = range(first, min(first + 64, scenes))
-        mine = part[where.rank :: where.world]
+        mine = part[where.rank :: where.world_size]
         latents = np.zeros((len(part), *latent_shape(model.config)), np.float32)
         mean, _ = model.first_stage_model.encode(Tensor(images(mine, seed, model.config.resolution)))
-        latents[where.rank :: where.world] = mean.asnumpy() * model.config.vae.scale_factor
-        parts.append(add(Tensor(latents)).asnumpy() * where.world)
+        latents[where.rank :: where.world_size] = mean.asnumpy() * model.config.vae.scale_factor
+        parts.append(add(Tensor(latents)).asnumpy() * where.world_size)
     joined = np.concatenate(parts)
     if where.is_main_process:
         with atomic_io.atomic_write(path) as temporary, open(temporary, "wb") as file:

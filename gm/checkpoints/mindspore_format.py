@@ -22,7 +22,7 @@ import numpy as np
 from gm.checkpoints import wire
 from gm.checkpoints.lazy_tensor import LazyTensor, MappedFile, possible
 from gm.checkpoints.wire import Damaged, Span
-from gm.errors import UserError, brief
+from gm.errors import UserError, shorten
 from gm.runtime import atomic_io
 
 _VALUE = 1
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     try:
         return _parse(MappedFile(path))
     except Damaged as error:
-        reason = brief(error)
+        reason = shorten(error)
         raise UserError(f"{path} is no whole MindSpore checkpoint ({reason}); download or copy it again") from error
 
 

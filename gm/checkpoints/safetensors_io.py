@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gm.checkpoints.lazy_tensor import LazyTensor, MappedFile, possible
-from gm.errors import UserError, brief
+from gm.errors import UserError, shorten
 from gm.runtime import atomic_io
 
 # In the order in which the library lays tensors out, last first, so that larger items stay aligned.
@@ -50,19 +50,19 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
             pass
         header = json.loads(file.data[8 : 8 + length], object_pairs_hook=_unique)
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is cut off or damaged ({brief(error)}); download or copy it again") from error
+        raise UserError(f"{path} is cut off or damaged ({shorten(error)}); download or copy it again") from error
     metadata = header.pop("__metadata__", None) or {}
     tensors = {}
     for name, entry in header.items():
         # The library takes a list of the three values for an entry, and {type: null} for a type.
         if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
-            what = f"{brief(repr(name))} is not described as the format asks for"
+            what = f"{shorten(repr(name))} is not described as the format asks for"
             raise UserError(f"{path} is damaged: {what}; download or copy it again")
         if entry["dtype"] not in _NUMPY:
-            kind = f"{brief(repr(name))} has type {entry['dtype']}"
+            kind = f"{shorten(repr(name))} has type {entry['dtype']}"
             raise UserError(f"{path}: {kind}, which is not read here; use a float16 file")
         if not possible(tuple(entry["shape"])):
-            what = f"no tensor can have the shape of {brief(repr(name))}"
+            what = f"no tensor can have the shape of {shorten(repr(name))}"
             raise UserError(f"{path} is damaged: {what}; download or copy it again")
         start, end = entry["data_offsets"]
         span = (8 + length + start, 8 + length + end)

@@ -18,7 +18,7 @@ import numpy as np
 from gm.checkpoints import safe_unpickler
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.safe_unpickler import Damaged, Noted, Refused, Storage
-from gm.errors import UserError, brief
+from gm.errors import UserError, shorten
 from gm.runtime import atomic_io
 
 _LARGEST = 256 * 1024 * 1024  # bytes of a file that may still hold a learned word
@@ -164,5 +164,5 @@ def _itemsize(dtype: str) -> int:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = brief(error) or type(error).__name__
+    reason = shorten(error) or type(error).__name__
     return UserError(f"{path} is cut off or damaged ({reason}); download or copy it again")

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from gm import config as configuration
 from gm.config import Config, schema
-from gm.errors import UserError, suggestion
+from gm.errors import UserError, did_you_mean
 
 DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
 
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].split("=")[0]
-            raise UserError(f"unknown argument {flag}{suggestion(flag, self._option_string_actions)}")
+            raise UserError(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
         flags = vars(known)
         for name in self.required:
             if not flags[name]:

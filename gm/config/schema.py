@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from gm.errors import UserError, suggestion
+from gm.errors import UserError, did_you_mean
 
 Schema = TypeVar("Schema")
 
@@ -90,7 +90,7 @@ def check_limits(section: Any, prefix: str = "") -> None:
             continue
         if choices and value not in choices:
             words = ", ".join(repr(c) for c in choices if c != "")
-            raise UserError(f"{name} is {value!r}; it may be {words}{suggestion(str(value), map(str, choices))}")
+            raise UserError(f"{name} is {value!r}; it may be {words}{did_you_mean(str(value), map(str, choices))}")
         if minimum is not None and not value >= minimum:
             raise UserError(f"{name} is {value}; it must be at least {minimum}")
         if maximum is not None and not value <= maximum:
@@ -133,7 +133,7 @@ def _merge(tree: Any, extra: Any, source: str) -> Any:
     except ConfigKeyError as error:
         key = str(error.full_key)
         known = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
-        raise UserError(f"{source}: unknown option {key}{suggestion(key.split('.')[-1], known)}") from error
+        raise UserError(f"{source}: unknown option {key}{did_you_mean(key.split('.')[-1], known)}") from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{source}: {error.full_key}: {reason}" if error.full_key else f"{source}: {reason}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from gm.data.bucketing import Size
-from gm.errors import UserError, brief
+from gm.errors import UserError, shorten
 
 # Pillow lists these among its formats, but needs another program to decode them or cannot decode them at all.
 UNSUPPORTED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -64,7 +64,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UserError(f"{path} has more than {limit} million pixels; make a smaller copy and use that") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        reason = brief(error) or type(error).__name__
+        reason = shorten(error) or type(error).__name__
         raise UserError(
             f"cannot read the image {path} ({reason}); save it again as JPEG or PNG, or remove it"
         ) from error

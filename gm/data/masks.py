@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gm.errors import UserError, brief
+from gm.errors import UserError, shorten
 
 SUFFIX = ".mask"  # of the stem
 
@@ -34,7 +34,7 @@ def load_mask(image_path: Path, image: Image.Image) -> Image.Image | None:
             with Image.open(path) as file:
                 mask = file.convert("L")
         except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-            reason = brief(error) or type(error).__name__
+            reason = shorten(error) or type(error).__name__
             raise UserError(f"cannot read the mask {path} ({reason}); save it again as PNG, or remove it") from error
         if not same_aspect_ratio(mask, image):
             raise UserError(

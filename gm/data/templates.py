@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gm.errors import UserError, suggestion
+from gm.errors import UserError, did_you_mean
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": (
@@ -85,7 +85,7 @@ def load(learnable_property: str, template_file: str | None) -> tuple[str, ...]:
     if template_file is not None:
         return _read(Path(template_file))
     if learnable_property not in TEMPLATES:
-        hint = suggestion(learnable_property, TEMPLATES)
+        hint = did_you_mean(learnable_property, TEMPLATES)
         raise UserError(f"no templates for {learnable_property!r}; there are {', '.join(TEMPLATES)}{hint}")
     return TEMPLATES[learnable_property]
 

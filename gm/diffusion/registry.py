@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gm.errors import UserError, suggestion
+from gm.errors import UserError, did_you_mean
 
 
 def resolve(kind: str, name: str, known: Mapping[str, object], aliases: Mapping[str, str]) -> str:
@@ -12,5 +12,5 @@ def resolve(kind: str, name: str, known: Mapping[str, object], aliases: Mapping[
     resolved = aliases.get(name, name)
     if resolved not in known:
         names = [*known, *aliases]
-        raise UserError(f"unknown {kind} {name!r}; known are {', '.join(names)}{suggestion(name, names)}")
+        raise UserError(f"unknown {kind} {name!r}; known are {', '.join(names)}{did_you_mean(name, names)}")
     return resolved

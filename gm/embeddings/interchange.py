@@ -18,7 +18,7 @@ from gm.checkpoints import containers, detect, torch_format
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.embeddings import formats, notes
 from gm.embeddings.formats import FORMATS, EncoderVectors, TokenVectors
-from gm.errors import UserError, brief
+from gm.errors import UserError, shorten
 
 log = logging.getLogger("gm")
 
@@ -139,7 +139,7 @@ def _identifier(path: Path) -> str:
         with beside.open(encoding="utf-8") as file:
             return file.read(_LONGEST).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{beside} does not hold a word: {brief(error)}") from error
+        raise UserError(f"{beside} does not hold a word: {shorten(error)}") from error
 
 
 def _steps(path: Path) -> float:

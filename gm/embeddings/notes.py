@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from gm.errors import brief
+from gm.errors import shorten
 
 OF_WORDS = "of_words"
 _KEPT = ("pooling", "details")  # whatever the format; details are JSON of their own
@@ -29,7 +29,7 @@ def of_word(notes: Notes, word: str | None, pooling: str) -> dict[str, str]:
     """
     own = _parsed(notes[OF_WORDS], OF_WORDS).get(word or "", {}) if OF_WORDS in notes else {}
     if not isinstance(own, dict):
-        raise Unreadable(f"a note, {OF_WORDS}, that tells nothing of {brief(str(word))}")
+        raise Unreadable(f"a note, {OF_WORDS}, that tells nothing of {shorten(str(word))}")
     found = {name: own.get(name, notes.get(name)) for name in _KEPT}
     found["pooling"] = found["pooling"] or pooling
     wrong = next((name for name, value in found.items() if not isinstance(value, str | None)), None)
@@ -61,7 +61,7 @@ def _parsed(text: Any, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise Unreadable(f"a note, {name}, that is no JSON ({brief(error)})") from error
+        raise Unreadable(f"a note, {name}, that is no JSON ({shorten(error)})") from error
     if not isinstance(found, dict):
         raise Unreadable(f"a note, {name}, that is no table of names and values")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from gm.errors import UserError, brief
+from gm.errors import UserError, shorten
 
 
 def check(repo: str) -> None:
@@ -17,7 +17,9 @@ def check(repo: str) -> None:
     try:
         client.utils.validate_repo_id(repo)
     except client.errors.HFValidationError as error:
-        raise UserError(f"--push_to_hub {repo} is no name of a repository ({brief(error)}); give user/name") from error
+        raise UserError(
+            f"--push_to_hub {repo} is no name of a repository ({shorten(error)}); give user/name"
+        ) from error
     if repo.count("/") != 1:
         raise UserError(f"--push_to_hub {repo} is no name of a repository; give user/name")
 
@@ -35,7 +37,7 @@ def push(folder: str | Path, names: list[str], repo: str, private: bool) -> str:
         )
     except Exception as error:  # from the client, from what it sends with, or from its checks of the card
         raise UserError(
-            f"the Hub did not take {repo}: {brief(error, 300)}; check the network and the login (hf auth login, or "
+            f"the Hub did not take {repo}: {shorten(error, 300)}; check the network and the login (hf auth login, or "
             f"HF_TOKEN) and push again with --overwrite; {folder} is complete"
         ) from error
     return str(address)

@@ -1,1 +1,1 @@
-"""The networks of SDXL; attributes carry the published checkpoint's names, so the network is the table of names."""
+"""Networks of the SDXL family; attributes have the published checkpoint's names, so no name mapping is needed."""

@@ -1,62 +1,92 @@
-"""Token ids and sizes → the UNet's conditioning: context (hidden states of the text encoders) and class embedding y."""
+"""Conditioner: token ids and size conditioning → the UNet's context and class embedding."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.config.model import ModelConfig
+from gm.config.model import ModelConfig, TextEncoderConfig
 from gm.models.layers import SinusoidalEmbedding
 from gm.models.text_encoders import CLIPTextEncoder, OpenCLIPTextEncoder
+from gm.models.token_embedding import TokenEmbedding
+from gm.runtime.backend import DType
 
 
-class _Encoder1(nn.Cell):
-    def __init__(self, config: ModelConfig, dtype: Any) -> None:
+class _CLIPEmbedder(nn.Cell):
+    """Gives a CLIP encoder its published prefix, `transformer`."""
+
+    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
         super().__init__()
-        self.transformer = CLIPTextEncoder(config.text_encoder_1, dtype)
+        self.transformer = CLIPTextEncoder(config, dtype)
+
+    @property
+    def token_embedding(self) -> TokenEmbedding:
+        return self.transformer.text_model.embeddings.token_embedding
 
 
-class _Encoder2(nn.Cell):
-    def __init__(self, config: ModelConfig, dtype: Any) -> None:
+class _OpenCLIPEmbedder(nn.Cell):
+    """Gives an OpenCLIP encoder its published prefix, `model`."""
+
+    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
         super().__init__()
-        self.model = OpenCLIPTextEncoder(config.text_encoder_2, dtype)
+        self.model = OpenCLIPTextEncoder(config, dtype)
+
+    @property
+    def token_embedding(self) -> TokenEmbedding:
+        return self.model.token_embedding
 
 
-class _Vector(nn.Cell):
-    """pooled [N, width] and sizes [N, n] float32 → class vector [N, V] float32: pooled, then a sinusoid a size."""
+_EMBEDDERS = {"clip_l": _CLIPEmbedder, "clip_g": _OpenCLIPEmbedder}
 
-    def __init__(self, size_embedding_dim: int) -> None:
+
+class _VectorEmbedding(nn.Cell):
+    """Class embedding y (Podell et al., 2023): the pooled text, then a sinusoidal embedding of each size.
+
+    pooled [N, width] and size_conditioning [N, n] float32 → [N, width + n · dim] float32.
+    """
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.sinusoids = SinusoidalEmbedding(size_embedding_dim)
+        self.sinusoids = SinusoidalEmbedding(dim)
 
-    def construct(self, pooled: Tensor, sizes: Tensor) -> Tensor:
-        told = self.sinusoids(sizes.reshape((-1,))).reshape((sizes.shape[0], -1))
-        return ops.concat((ops.cast(pooled, ms.float32), told), axis=-1)
+    def construct(self, pooled: Tensor, size_conditioning: Tensor) -> Tensor:
+        sizes = self.sinusoids(size_conditioning.reshape((-1,))).reshape((size_conditioning.shape[0], -1))
+        return ops.concat((ops.cast(pooled, ms.float32), sizes), axis=-1)
 
 
 class Conditioner(nn.Cell):
-    """The text encoders of a model, under their published names.
+    """Text encoders of a model, under their published names, and its class embedding.
 
-    A base model has `embedders.0.transformer` (CLIP-L) and `embedders.1.model` (OpenCLIP bigG), a refiner has bigG
-    alone, as `embedders.0.model`. ids: int32 [N, 77] of each encoder (they differ in padding only); vectors: float32
-    [n, dim] of each encoder, for the ids beyond the vocabulary; pool_position [N] int32; sizes [N, 6] float32
-    (original height and width, crop top and left, target height and width, in pixels), for a refiner [N, 5] (the first
-    four and an aesthetic score) → context [N, 77, sum of the dims] and y [N, adm_in_channels].
+    `embedders` are in the order of `config.text_encoders`: a base model has `embedders.0.transformer` (CLIP-L) and
+    `embedders.1.model` (OpenCLIP bigG), a refiner has bigG alone, as `embedders.0.model`. Arguments, one tensor per
+    encoder in the first two: token_ids [N, 77] int32 (they differ in padding only); embedding_vectors [n, width]
+    float32, for the ids beyond the vocabulary; pool_position [N] int32; size_conditioning [N, 6] float32 (original
+    height and width, crop top and left, target height and width, in pixels), for a refiner [N, 5] (the first four and
+    an aesthetic score) → context [N, 77, sum of the widths] and y [N, adm_in_channels].
     """
 
-    def __init__(self, config: ModelConfig, dtype: Any) -> None:
+    def __init__(self, config: ModelConfig, dtype: DType) -> None:
         super().__init__()
-        self.vector = _Vector(config.size_embedding_dim)
+        self.vector_embedding = _VectorEmbedding(config.size_embedding_dim)
+        self.names = tuple(config.text_encoders)
         self.has_clip_l = "clip_l" in config.text_encoders
-        embedders = [_Encoder1(config, dtype)] if self.has_clip_l else []
-        self.embedders = nn.CellList([*embedders, _Encoder2(config, dtype)])
+        self.embedders = nn.CellList(
+            [_EMBEDDERS[name](encoder, dtype) for name, encoder in config.text_encoders.items()]
+        )
 
     def construct(
-        self, ids: tuple[Tensor, ...], vectors: tuple[Tensor, ...], pool_position: Tensor, sizes: Tensor
+        self,
+        token_ids: tuple[Tensor, ...],
+        embedding_vectors: tuple[Tensor, ...],
+        pool_position: Tensor,
+        size_conditioning: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        context, pooled = self.embedders[-1].model(ids[-1], vectors[-1], pool_position)
+        context, pooled = self.embedders[-1].model(token_ids[-1], embedding_vectors[-1], pool_position)
         if self.has_clip_l:
-            context = ops.concat((self.embedders[0].transformer(ids[0], vectors[0]), context), axis=-1)
-        return context, self.vector(pooled, sizes)
+            hidden = self.embedders[0].transformer(token_ids[0], embedding_vectors[0])
+            context = ops.concat((hidden, context), axis=-1)
+        return context, self.vector_embedding(pooled, size_conditioning)
+
+    def token_embeddings(self) -> dict[str, TokenEmbedding]:
+        """Return the token embedding of each text encoder by name."""
+        return {name: embedder.token_embedding for name, embedder in zip(self.names, self.embedders, strict=True)}

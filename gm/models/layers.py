@@ -1,13 +1,12 @@
-"""The layers that the networks share, each drop-in for what the published checkpoint stores.
+"""Layers shared by the networks; their parameters hold the published checkpoint's tensors as they are.
 
-Parameters are frozen by default and are not initialised here: a model is built empty and then loaded. Weights take the
-dtype asked for; normalisations keep float32 weights and compute in float32, whatever comes in.
+Parameters are frozen, and not initialised here: a model is built empty and then loaded. Weights have the `dtype` of the
+constructor; normalisations have float32 weights and compute in float32, whatever the dtype of their input.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -16,20 +15,21 @@ from mindspore.common.initializer import initializer
 
 from gm import ops as gm_ops
 from gm.ops import layout
+from gm.runtime.backend import DType
 
 
-def parameter(shape: tuple[int, ...], dtype: Any, name: str) -> Parameter:
-    """Return a frozen Parameter of `shape`; under `no_init_parameters` it costs no memory until it is loaded.
+def parameter(shape: tuple[int, ...], dtype: DType, name: str) -> Parameter:
+    """Return a frozen Parameter of `shape`; under `no_init_parameters` it takes no memory until it is loaded.
 
-    Frozen means `requires_grad=False` on a Parameter: for a plain tensor PyNative mode would compute the gradient.
+    Not a plain tensor: PyNative mode would compute its gradient, since a tensor has no `requires_grad=False`.
     """
     return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
 
 
 class Linear(nn.Cell):
-    """Affine map of vectors: x [N, inputs] → [N, outputs]; weight [outputs, inputs]."""
+    """Affine map of vectors: x [N, inputs] → [N, outputs]."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: DType, bias: bool = True) -> None:
         super().__init__()
         self.weight = parameter((outputs, inputs), dtype, "weight")
         self.bias = parameter((outputs,), dtype, "bias") if bias else None
@@ -41,9 +41,9 @@ class Linear(nn.Cell):
 
 
 class Projection(Linear):
-    """Affine map of every token of a sequence (`gm.ops.layout`); weight [outputs, inputs]."""
+    """Affine map of every token of a sequence (`gm.ops.layout`)."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: DType, bias: bool = True) -> None:
         super().__init__(inputs, outputs, dtype, bias)
         self.project = gm_ops.projection()
 
@@ -52,9 +52,9 @@ class Projection(Linear):
 
 
 class Conv2d(nn.Cell):
-    """Convolution with a bias, x [N, inputs, H, W] → [N, outputs, H', W'].
+    """Convolution with bias: x [N, inputs, H, W] → [N, outputs, H', W'].
 
-    Zeros are added at `padding` (top, bottom, left, right); by default so many that stride 1 keeps H×W.
+    `padding` is the number of zeros added at top, bottom, left and right; by default it keeps H×W for stride 1.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Conv2d(nn.Cell):
         inputs: int,
         outputs: int,
         kernel: int,
-        dtype: Any,
+        dtype: DType,
         stride: int = 1,
         padding: tuple[int, int, int, int] | None = None,
     ) -> None:
@@ -72,16 +72,13 @@ class Conv2d(nn.Cell):
         self.convolution = gm_ops.convolution(outputs, kernel, padding or (kernel // 2,) * 4, stride)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.convolve(x)
-
-    def convolve(self, x: Tensor) -> Tensor:
         return ops.bias_add(self.convolution(x, self.weight), self.bias)
 
 
 class PointwiseConv2d(Conv2d):
-    """Convolution with a kernel of one pixel, x [N, inputs, H, W] → [N, outputs, H, W]: a projection of the pixels."""
+    """Convolution with a 1×1 kernel, computed as a projection of pixels: [N, inputs, H, W] → [N, outputs, H, W]."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
         super().__init__(inputs, outputs, 1, dtype)
         self.project = gm_ops.projection()
 
@@ -90,16 +87,16 @@ class PointwiseConv2d(Conv2d):
 
 
 class FrozenEmbedding(nn.Cell):
-    """A frozen table [rows, width], looked up by id."""
+    """Frozen embedding table [count, width]."""
 
-    def __init__(self, rows: int, width: int, dtype: Any) -> None:
+    def __init__(self, count: int, width: int, dtype: DType) -> None:
         super().__init__()
         self.dtype = dtype
-        self.embedding_table = parameter((rows, width), dtype, "embedding_table")
+        self.embedding_table = parameter((count, width), dtype, "embedding_table")
 
 
 class LayerNorm(nn.Cell):
-    """Normalises every token of a sequence (`gm.ops.layout`) in float32."""
+    """Layer normalisation (Ba et al., 2016) of every token of a sequence (`gm.ops.layout`), in float32."""
 
     def __init__(self, width: int, epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -112,7 +109,7 @@ class LayerNorm(nn.Cell):
 
 
 class GroupNorm(nn.Cell):
-    """Normalises each group of channels of x [N, C, H, W] in float32."""
+    """Group normalisation (Wu and He, 2018) of x [N, C, H, W], in float32."""
 
     def __init__(self, groups: int, channels: int, epsilon: float) -> None:
         super().__init__()
@@ -125,33 +122,33 @@ class GroupNorm(nn.Cell):
 
 
 class Upsample(nn.Cell):
-    """Doubles height and width (nearest neighbour), then convolves."""
+    """Nearest-neighbour upsampling to twice the height and width, then a convolution.
 
-    def __init__(self, channels: int, dtype: Any) -> None:
+    `size` (height, width) crops the upsampled x, to one less than twice where an odd side was halved.
+    """
+
+    def __init__(self, channels: int, dtype: DType) -> None:
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, dtype)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.double(x, (2 * x.shape[2], 2 * x.shape[3]))
-
-    def double(self, x: Tensor, size: tuple) -> Tensor:
-        """Double `x` and cut it to `size`, which is one less where an odd side was halved."""
-        # ops.interpolate takes five times as long on the CPU backend, forward, and fifteen times backward.
+    def construct(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        # Not ops.interpolate, which takes 5 times as long forward on the CPU backend, and 15 times backward.
         x = mint.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
-        # A slice of everything is copied all the same.
-        return self.conv(x if x.shape[2:] == size else x[:, :, : size[0], : size[1]])
+        if size is not None and x.shape[2:] != size:  # a crop to its own size would be a copy
+            x = x[:, :, : size[0], : size[1]]
+        return self.conv(x)
 
 
 class SinusoidalEmbedding(nn.Cell):
-    """Cosines then sines of float32 values [N] at `width`/2 frequencies from 1 down to 1/10000 → [N, width].
+    """Sinusoidal embedding (Vaswani et al., 2017) of float32 values [N] → [N, width].
 
-    The order is that of the published UNet; the idea is Vaswani et al., 2017.
+    Cosines, then sines, at `width`/2 frequencies from 1 down to 1/10000, in the order of the published UNet.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        # Not ops.exp: its error of 4e-6 on the CPU backend is multiplied by sizes in the thousands.
+        # Not ops.exp: its relative error of 4e-6 on the CPU backend is multiplied by image sizes in the thousands.
         frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half)
         self.frequencies = Tensor(frequencies.astype(np.float32))
 

@@ -1,10 +1,9 @@
-"""SDXL as one object, whose parameters carry the names of the published file."""
+"""SDXL (Podell et al., 2023): one Cell whose parameters have the names of the published file."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -12,30 +11,28 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from gm.config.model import ModelConfig
-from gm.models import text_encoders, unet
+from gm.models import spatial_transformer, text_encoders
 from gm.models.conditioner import Conditioner
 from gm.models.unet import UNet
 from gm.models.vae import AutoencoderKL
+from gm.runtime.backend import DType
 
 
-class _Diffusion(nn.Cell):
+class _DiffusionWrapper(nn.Cell):
     """Gives the UNet its published prefix, `model.diffusion_model`."""
 
-    def __init__(self, config: ModelConfig, dtype: Any) -> None:
+    def __init__(self, config: ModelConfig, dtype: DType) -> None:
         super().__init__()
         self.diffusion_model = UNet(config.unet, dtype)
 
 
 class SDXL(nn.Cell):
-    """UNet (`.unet`), text conditioner (`.conditioner`) and autoencoder (`.first_stage_model`) of one model.
+    """UNet (`unet`), conditioner (`conditioner`) and autoencoder (`first_stage_model`) of a base model or a refiner."""
 
-    `config.kind` tells a refiner, whose conditioner has one text encoder, from a base model, whose has two.
-    """
-
-    def __init__(self, config: ModelConfig, dtype: Any) -> None:
+    def __init__(self, config: ModelConfig, dtype: DType) -> None:
         super().__init__()
         self.config = config
-        self.model = _Diffusion(config, dtype)
+        self.model = _DiffusionWrapper(config, dtype)
         self.conditioner = Conditioner(config, dtype)
         self.first_stage_model = AutoencoderKL(config.vae)
 
@@ -43,38 +40,45 @@ class SDXL(nn.Cell):
     def unet(self) -> UNet:
         return self.model.diffusion_model
 
-    def token_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the frozen token tables of both encoders, [rows, width]; UserError for a refiner, which has one."""
-        self.config.require("base")
-        one, two = (encoder for encoder in self.conditioner.embedders)
-        tables = one.transformer.text_model.embeddings.token_embedding, two.model.token_embedding
-        return tables[0].embedding_table.asnumpy(), tables[1].embedding_table.asnumpy()
+    def token_tables(self) -> dict[str, np.ndarray]:
+        """Return the frozen token embedding table [vocabulary, width] of each text encoder by name.
 
-    def token_norms(self, ids: Sequence[int]) -> tuple[float, float]:
-        """Return the usual Euclidean norm of the rows of `ids` in each encoder, their median."""
-        tables = (table[list(ids)].astype(np.float32) for table in self.token_tables())
-        one, two = (float(np.median(np.linalg.norm(rows, axis=1))) for rows in tables)
-        return one, two
+        Raises UserError for a refiner, which is not trained.
+        """
+        self.config.require("base")
+        embeddings = self.conditioner.token_embeddings()
+        return {name: embedding.embedding_table.asnumpy() for name, embedding in embeddings.items()}
+
+    def token_norms(self, ids: Sequence[int]) -> dict[str, float]:
+        """Return the median Euclidean norm of the token embeddings of `ids` in each text encoder by name."""
+        norms = {}
+        for name, table in self.token_tables().items():
+            vectors = table[list(ids)].astype(np.float32)
+            norms[name] = float(np.median(np.linalg.norm(vectors, axis=1)))
+        return norms
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on keep of each transformer block its input alone, and compute the rest anew in the backward pass.
+        """Store only the input of each transformer block, and recompute the rest in the backward pass.
 
-        Less memory for a slower step; also known as gradient checkpointing (Chen et al., 2016).
+        Less memory for a slower step (Chen et al., 2016).
         """
-        for network, blocks in ((self.unet, unet.RECOMPUTED), (self.conditioner, text_encoders.RECOMPUTED)):
+        for network, kinds in (
+            (self.unet, spatial_transformer.CHECKPOINTED_CELLS),
+            (self.conditioner, text_encoders.CHECKPOINTED_CELLS),
+        ):
             for _, cell in network.cells_and_names():
-                if isinstance(cell, blocks):
+                if isinstance(cell, kinds):
                     cell.recompute()
 
     def release_vae(self) -> None:
-        """Give the autoencoder's memory back, once the images are encoded and none will be decoded."""
+        """Free the autoencoder's memory, once the images are encoded and if none will be decoded."""
         del self.first_stage_model
 
 
-def build(config: ModelConfig, dtype: Any = ms.float32) -> SDXL:
-    """Return the model without weights, at no cost in time or memory; `weights.load` fills it.
+def build(config: ModelConfig, dtype: DType = ms.float32) -> SDXL:
+    """Return the model without weights, which takes neither time nor memory; `gm.checkpoints.loading.load` loads them.
 
-    `dtype` is that of the UNet's and the encoders' weights; normalisations and the autoencoder are float32.
+    `dtype` is that of the weights of UNet and text encoders; normalisations and the autoencoder are float32.
     """
     with no_init_parameters():
         model = SDXL(config, dtype)
@@ -82,10 +86,10 @@ def build(config: ModelConfig, dtype: Any = ms.float32) -> SDXL:
 
 
 def fingerprint(model: SDXL) -> str:
-    """Return a hash that tells one set of weights from another: of every norm's, as float16.
+    """Return a hash of the model's weights, computed from those of all norms, as float16.
 
-    Norms are few, no fine-tuning leaves them all alone, and a model of any precision keeps them in float32; as float16
-    they are the same whether the file was float32 or float16.
+    Norms are small, every fine-tuning changes some of them, and a model of any precision has them in float32;
+    rounded to float16 they are the same whether the file was float32 or float16.
     """
     digest = hashlib.sha256()
     for parameter in sorted(model.get_parameters(), key=lambda p: p.name):

@@ -1,6 +1,6 @@
-"""The variational autoencoder of SDXL (Rombach et al., 2022), with the published checkpoint's names.
+"""Variational autoencoder of latent diffusion models (Rombach et al., 2022), with the published checkpoint's names.
 
-It runs in float32: the published weights overflow float16 inside.
+It runs in float32: with SDXL's published weights, activations overflow float16.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from gm.ops import layout
 _EPSILON = 1e-6
 
 
-class _ResBlock(nn.Cell):
+class _ResnetBlock(nn.Cell):
+    """Two convolutions and a shortcut."""
+
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
         self.norm1 = GroupNorm(groups, inputs, _EPSILON)
@@ -34,8 +36,8 @@ class _ResBlock(nn.Cell):
         return x + h
 
 
-class _Attention(nn.Cell):
-    """Self-attention of one head over all pixels."""
+class _AttnBlock(nn.Cell):
+    """Self-attention over all pixels, with one head."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -47,24 +49,24 @@ class _Attention(nn.Cell):
         self.attend = gm_ops.attention(heads=1)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        query, key, value = (layout.from_image(layer(y)) for layer in (self.q, self.k, self.v))
+        h = self.norm(x)
+        query, key, value = (layout.from_image(layer(h)) for layer in (self.q, self.k, self.v))
         return x + self.proj_out(layout.to_image(self.attend(query, key, value), *x.shape[2:]))
 
 
 class _Middle(nn.Cell):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = _ResBlock(channels, channels, groups)
-        self.attn_1 = _Attention(channels, groups)
-        self.block_2 = _ResBlock(channels, channels, groups)
+        self.block_1 = _ResnetBlock(channels, channels, groups)
+        self.attn_1 = _AttnBlock(channels, groups)
+        self.block_2 = _ResnetBlock(channels, channels, groups)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class _Downsample(nn.Cell):
-    """Halves the image; pads right and bottom only, as the published network was trained."""
+    """Halves height and width; pads at right and bottom only, as in training."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -75,13 +77,13 @@ class _Downsample(nn.Cell):
 
 
 class _Level(nn.Cell):
-    """Residual blocks at one size, then half the size (`resize` "down"), double ("up") or the same ("")."""
+    """Residual blocks at one resolution, then an optional resampler, "down" or "up"."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, groups: int, resize: str) -> None:
+    def __init__(self, inputs: int, outputs: int, num_blocks: int, groups: int, resampler: str) -> None:
         super().__init__()
-        self.block = nn.CellList([_ResBlock(outputs if i else inputs, outputs, groups) for i in range(blocks)])
-        self.downsample = _Downsample(outputs) if resize == "down" else None
-        self.upsample = Upsample(outputs, ms.float32) if resize == "up" else None
+        self.block = nn.CellList([_ResnetBlock(outputs if i else inputs, outputs, groups) for i in range(num_blocks)])
+        self.downsample = _Downsample(outputs) if resampler == "down" else None
+        self.upsample = Upsample(outputs, ms.float32) if resampler == "up" else None
 
     def construct(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -93,18 +95,17 @@ class _Level(nn.Cell):
         return x
 
 
-def _levels(inputs: list[int], outputs: list[int], resizes: list[str], blocks: int, groups: int) -> nn.CellList:
-    return nn.CellList([_Level(i, o, blocks, groups, r) for i, o, r in zip(inputs, outputs, resizes, strict=True)])
-
-
 class _Encoder(nn.Cell):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = [mult * config.channels for mult in config.channel_mult]
-        inputs = [config.channels, *widths[:-1]]
         self.conv_in = Conv2d(3, config.channels, 3, ms.float32)
-        resizes = ["down"] * (len(widths) - 1) + [""]
-        self.down = _levels(inputs, widths, resizes, config.num_res_blocks, config.norm_num_groups)
+        self.down = nn.CellList()
+        inputs = config.channels
+        for level, width in enumerate(widths):
+            resampler = "down" if level < len(widths) - 1 else ""
+            self.down.append(_Level(inputs, width, config.num_res_blocks, config.norm_num_groups, resampler))
+            inputs = width
         self.mid = _Middle(widths[-1], config.norm_num_groups)
         self.norm_out = GroupNorm(config.norm_num_groups, widths[-1], _EPSILON)
         self.silu = nn.SiLU()
@@ -121,26 +122,30 @@ class _Decoder(nn.Cell):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = [mult * config.channels for mult in config.channel_mult]
-        inputs = [*widths[1:], widths[-1]]
-        self.levels = len(widths)
+        self.num_levels = len(widths)
         self.conv_in = Conv2d(config.latent_channels, widths[-1], 3, ms.float32)
         self.mid = _Middle(widths[-1], config.norm_num_groups)
-        resizes = [""] + ["up"] * (len(widths) - 1)
-        # up.0 is the full-size level, and the last one to be computed.
-        self.up = _levels(inputs, widths, resizes, config.num_res_blocks + 1, config.norm_num_groups)
+        self.up = nn.CellList()  # in the published order: full resolution first, although it is computed last
+        for level, width in enumerate(widths):
+            inputs = widths[min(level + 1, len(widths) - 1)]
+            resampler = "up" if level > 0 else ""
+            self.up.append(_Level(inputs, width, config.num_res_blocks + 1, config.norm_num_groups, resampler))
         self.norm_out = GroupNorm(config.norm_num_groups, widths[0], _EPSILON)
         self.silu = nn.SiLU()
         self.conv_out = Conv2d(widths[0], 3, 3, ms.float32)
 
     def construct(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
-        for index in range(self.levels):
-            x = self.up[self.levels - 1 - index](x)
+        for index in range(self.num_levels):
+            x = self.up[self.num_levels - 1 - index](x)
         return self.conv_out(self.silu(self.norm_out(x)))
 
 
 class AutoencoderKL(nn.Cell):
-    """Images [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`."""
+    """Autoencoder with a KL-regularised latent space (Kingma and Welling, 2014).
+
+    Images [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`.
+    """
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

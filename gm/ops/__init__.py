@@ -1,10 +1,10 @@
-"""What the networks are built of, as the backend computes it fastest; each equals the native operator it stands for.
+"""Operators of the networks, implemented as the device computes them fastest; each equals a native operator.
 
-MindSpore's CPU backend is quick with matrix products, convolutions and the addition of a bias. It is slow with
-normalisations, sums along an axis, broadcasts and transposes, and keeps an index of 8 bytes an element of the last two.
-So on the CPU what is slow is said in terms of what is quick; on Ascend the native operators are the fast ones. Which of
-the two it is, the constructors ask the backend. Normalisations ask once more when they run: in PyNative mode a native
-operator, though slow, is done before twenty quick ones are launched.
+MindSpore's CPU backend is fast at matrix products, convolutions and bias additions. It is slow at normalisations, sums
+along an axis, broadcasts and transposes, and for the last two it stores an index of 8 bytes per element for the
+backward pass. So on the CPU the slow operators are composed of fast ones; on Ascend the native operators are used. The
+functions here choose by `backend.on_ascend()` when a network is constructed. Normalisations choose again when they run:
+in PyNative mode one slow native operator takes less time than the launch of twenty fast ones.
 """
 
 from gm.ops.attention import attention

@@ -1,9 +1,9 @@
-"""Sequences of tokens, laid out as the backend multiplies them fastest.
+"""Memory layout of token sequences: channels first on the CPU, tokens first on Ascend.
 
-On the CPU channels come first, [C, N, L]: a product of weights [outputs, C] with it needs no repacking of the weights,
-which for some tens of tokens takes as long as the product, and neither images nor attention heads need a transpose.
-On Ascend tokens come first, [N, L, C], as its attention kernel and normalisation want them. Networks hold what these
-functions return without looking inside.
+On the CPU a sequence is [C, N, L]. A product of weights [outputs, C] with it does not repack the weights, which for
+some tens of tokens takes as long as the product itself, and neither images nor attention heads need a transpose. On
+Ascend it is [N, L, C], the layout of its attention kernel and its normalisation. Networks treat a sequence as opaque:
+they create and read it by these functions only.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from gm.runtime import backend
 
 
 def from_tokens(x: Tensor) -> Tensor:
-    """Return the sequence of tokens x [N, L, C]."""
+    """Convert tokens x [N, L, C] to a sequence."""
     return x if backend.on_ascend() else x.transpose((2, 0, 1))
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """Return the tokens [N, L, C] of a sequence."""
+    """Convert a sequence to tokens [N, L, C]."""
     return x if backend.on_ascend() else x.transpose((1, 2, 0))
 
 
 def from_image(x: Tensor) -> Tensor:
-    """Return the pixels of x [N, C, H, W] as a sequence of H·W tokens."""
+    """Convert the pixels of x [N, C, H, W] to a sequence of H·W tokens."""
     n, channels = x.shape[:2]
     x = x.reshape((n, channels, -1))
     return x.transpose((0, 2, 1)) if backend.on_ascend() else swap_leading_axes(x)
 
 
 def to_image(x: Tensor, height: int, width: int) -> Tensor:
-    """Return a sequence of H·W tokens as an image [N, C, H, W]."""
+    """Convert a sequence of H·W tokens to an image [N, C, H, W]."""
     x = x.transpose((0, 2, 1)) if backend.on_ascend() else swap_leading_axes(x)
     return x.reshape((x.shape[0], x.shape[1], height, width))
 
 
 def split_channels(x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Return the channels of the sequence x in `parts` sequences of as many channels each."""
+    """Split the sequence x into `parts` sequences with equal numbers of channels."""
     axis = -1 if backend.on_ascend() else 0
     return ops.split(x, x.shape[axis] // parts, axis=axis)
 
 
 def swap_leading_axes(x: Tensor) -> Tensor:
-    """Return x [A, B, L] as [B, A, L]; one of A and B is small."""
+    """Transpose x [A, B, L] to [B, A, L]; one of A and B is small."""
     a, b, length = x.shape
     if a == 1 or b == 1:
         return x.reshape((b, a, length))
-    # Not a transpose, of which the CPU backend keeps an index.
+    # Not a transpose, for which the CPU backend stores an index of 8 bytes per element.
     if a < b:
         return ops.concat([part.reshape((b, 1, length)) for part in ops.split(x, 1, axis=0)], axis=1)
     return ops.concat([part.reshape((1, a, length)) for part in ops.split(x, 1, axis=1)], axis=0)

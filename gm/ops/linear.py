@@ -1,7 +1,9 @@
-"""Products with frozen weights, which may be kept in half precision while x is float32.
+"""Linear and convolution operators with frozen weights, which may be stored in half precision while x is float32.
 
-Such a weight is widened when it is needed, in the forward and in the backward pass, and never kept wide: the memory
-is that of the file, the numbers are those of float32 weights. The gradients by hand are what makes that so.
+A half-precision weight is cast to float32 right before it is used, in the forward and again in the backward pass, and
+the float32 copy is freed after each: memory is that of half-precision weights, results are those of float32 weights.
+The Cells `_CastingMatMul` and `_CastingConv2d` write their backward pass (`bprop`) themselves to that end: derived by
+MindSpore, it would store the float32 copies of all weights from the forward pass on.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from gm.runtime import backend
 def projection() -> nn.Cell:
     """Return the Cell (x, weight [outputs, C], bias [outputs] or None) → weight times every token of x, plus bias.
 
-    x is a sequence of C channels as `sequence` lays it out, and so is the result, of `outputs` channels. The weight may
-    be that of a convolution of one pixel, [outputs, C, 1, 1].
+    x is a sequence (`gm.ops.layout`) of C channels, the result one of `outputs` channels. The weight may be that of a
+    1×1 convolution, [outputs, C, 1, 1].
     """
     return shared_cell(_Projection, backend.on_ascend())
 
@@ -26,7 +28,7 @@ def projection() -> nn.Cell:
 def convolution(outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int) -> nn.Cell:
     """Return the Cell (x [N, C, H, W], weight [outputs, C, kernel, kernel]) → [N, outputs, H', W'].
 
-    Zeros are added at `padding` (top, bottom, left, right).
+    `padding` is the number of zeros added at top, bottom, left and right.
     """
     return shared_cell(_Convolution, outputs, kernel, padding, stride)
 
@@ -35,8 +37,8 @@ class _Projection(nn.Cell):
     def __init__(self, tokens_first: bool) -> None:
         super().__init__()
         self.tokens_first = tokens_first
-        self.product = ops.MatMul(transpose_b=True) if tokens_first else ops.MatMul()
-        self.widening = _WideningProduct(tokens_first)
+        self.matmul = ops.MatMul(transpose_b=True) if tokens_first else ops.MatMul()
+        self.casting_matmul = _CastingMatMul(tokens_first)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = weight.shape[0]
@@ -50,52 +52,66 @@ class _Projection(nn.Cell):
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.dtype != x.dtype:
-            return self.widening(x, weight)
+            return self.casting_matmul(x, weight)
         weight = _matrix(weight)
-        return self.product(x, weight) if self.tokens_first else self.product(weight, x)
+        return self.matmul(x, weight) if self.tokens_first else self.matmul(weight, x)
 
 
-class _WideningProduct(nn.Cell):
+class _CastingMatMul(nn.Cell):
+    """Product of x with a weight in another precision, which is cast to that of x."""
+
     def __init__(self, tokens_first: bool) -> None:
         super().__init__()
         self.tokens_first = tokens_first
-        self.there, self.back = ops.MatMul(transpose_b=tokens_first), ops.MatMul(transpose_a=not tokens_first)
-        self.cast, self.after = ops.Cast(), ops.Depend()
+        self.forward_matmul = ops.MatMul(transpose_b=tokens_first)
+        self.backward_matmul = ops.MatMul(transpose_a=not tokens_first)
+        self.cast = ops.Cast()
+        # Makes the cast depend on x or dout. Without it, a graph merges the casts of both passes, and stores the
+        # float32 copy of every weight from the forward to the backward pass.
+        self.depend = ops.Depend()
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
-        wide = _matrix(self.cast(self.after(weight, x), x.dtype))
-        return self.there(x, wide) if self.tokens_first else self.there(wide, x)
+        matrix = _matrix(self.cast(self.depend(weight, x), x.dtype))
+        return self.forward_matmul(x, matrix) if self.tokens_first else self.forward_matmul(matrix, x)
 
-    def bprop(self, x: Tensor, weight: Tensor, out: Tensor, slope: Tensor) -> tuple[Tensor, None]:
-        wide = _matrix(self.cast(self.after(weight, slope), slope.dtype))
-        return self.back(slope, wide) if self.tokens_first else self.back(wide, slope), None
+    def bprop(self, x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None]:
+        # The gradient of W x is Wᵀ dout, that of x Wᵀ is dout W; the weight is frozen and gets none.
+        matrix = _matrix(self.cast(self.depend(weight, dout), dout.dtype))
+        dx = self.backward_matmul(dout, matrix) if self.tokens_first else self.backward_matmul(matrix, dout)
+        return dx, None
 
 
 def _matrix(weight: Tensor) -> Tensor:
+    """Return a weight [outputs, C] or [outputs, C, 1, 1] as a matrix."""
     return weight if weight.ndim == 2 else weight.reshape(weight.shape[:2])
 
 
 class _Convolution(nn.Cell):
     def __init__(self, outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int) -> None:
         super().__init__()
-        # Never ops.pad: in a graph, its gradient on CPU does not come back after some tens of runs.
+        # Padding is part of the convolution. Never ops.pad: in a graph on the CPU backend its gradient hangs after some
+        # tens of runs.
         options: dict[str, Any] = {"pad_mode": "pad", "pad": padding, "stride": stride}
-        self.convolution = ops.Conv2D(outputs, kernel, **options)
-        self.widening = _WideningConvolution(outputs, kernel, options)
+        self.conv2d = ops.Conv2D(outputs, kernel, **options)
+        self.casting_conv2d = _CastingConv2d(outputs, kernel, options)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self.convolution(x, weight) if weight.dtype == x.dtype else self.widening(x, weight)
+        return self.conv2d(x, weight) if weight.dtype == x.dtype else self.casting_conv2d(x, weight)
 
 
-class _WideningConvolution(nn.Cell):
+class _CastingConv2d(nn.Cell):
+    """Convolution of x with a weight in another precision, which is cast to that of x."""
+
     def __init__(self, outputs: int, kernel: int, options: dict[str, Any]) -> None:
         super().__init__()
-        self.there = ops.Conv2D(outputs, kernel, **options)
-        self.back = ops.Conv2DTranspose(outputs, kernel, **options)
-        self.cast, self.after = ops.Cast(), ops.Depend()
+        self.forward_conv = ops.Conv2D(outputs, kernel, **options)
+        self.backward_conv = ops.Conv2DTranspose(outputs, kernel, **options)
+        self.cast = ops.Cast()
+        self.depend = ops.Depend()  # as in `_CastingMatMul`
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self.there(x, self.cast(self.after(weight, x), x.dtype))
+        return self.forward_conv(x, self.cast(self.depend(weight, x), x.dtype))
 
-    def bprop(self, x: Tensor, weight: Tensor, out: Tensor, slope: Tensor) -> tuple[Tensor, None]:
-        return self.back(slope, self.cast(self.after(weight, slope), slope.dtype), x.shape), None
+    def bprop(self, x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None]:
+        # The gradient in x is the transposed convolution of dout; the weight is frozen and gets none.
+        return self.backward_conv(dout, self.cast(self.depend(weight, dout), dout.dtype), x.shape), None

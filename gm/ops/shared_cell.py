@@ -1,4 +1,4 @@
-"""One Cell for many places."""
+"""Sharing of Cells without parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mindspore import nn
 
 
 @functools.cache
-def shared_cell(kind: type[nn.Cell], *arguments: Any) -> nn.Cell:
-    """Return the one Cell of `kind` and `arguments`, which must hold no parameter.
+def shared_cell(cell_type: type[nn.Cell], *arguments: Any) -> nn.Cell:
+    """Return the one Cell `cell_type(*arguments)`, which must not hold parameters.
 
-    MindSpore reads and differentiates every Cell of a graph by itself, though it be like another: at full size, sharing
-    them takes the first step from 164 to 72 seconds and 1.7 GB of memory.
+    MindSpore parses and differentiates every Cell object of a graph separately, even if it equals another. At full size
+    sharing reduces the first training step from 164 to 72 seconds, and its memory by 1.7 GB.
     """
-    return kind(*arguments)
+    return cell_type(*arguments)

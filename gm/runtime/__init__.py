@@ -1,1 +1,1 @@
-"""What the toolkit runs on: device, processes, compiled graphs, random numbers, atomic files, progress."""
+"""Device, processes, compiled graphs, random numbers, atomic files."""

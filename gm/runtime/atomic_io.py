@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, flushed to disk, then renamed into it."""
+"""Atomic writes: a temporary file in the same folder, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gm.errors import UserError
 
-_NUMBER = itertools.count()  # two threads of one process may write the same file
-_FULL = {
+_next_number = itertools.count()  # two threads of one process may write the same file
+_NO_SPACE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than the file system or a limit (ulimit -f) allows",
@@ -22,16 +22,16 @@ _FULL = {
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give an empty temporary file to write; it becomes `path` when the block ends without an exception.
+    """Yield an empty temporary file to write, which replaces `path` when the block ends without an exception.
 
-    Otherwise it is removed and `path` stays as it was. A killed process leaves `.NAME.PID.N.tmp` behind, which the
-    next write to the same place removes. Raises UserError for a folder that is not there or not writable, a `path`
-    that is no regular file, and a full disk.
+    With an exception, the temporary file is removed and `path` stays as it was. A killed process leaves
+    `.NAME.PID.N.tmp` behind, which the next write to the same path removes. Raises UserError for a folder that does not
+    exist or is not writable, a `path` that is not a regular file, and a full disk.
     """
-    target = Path(os.path.realpath(path))  # a link keeps pointing at the file it points at
+    target = Path(os.path.realpath(path))  # a symbolic link stays one; the file behind it is replaced
     if target.exists() and not target.is_file():
         raise UserError(f"{path} is not a file; give the name of a file to write")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{next(_NUMBER)}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{next(_next_number)}.tmp")
     try:
         _remove_leftovers(target.parent, re.escape(target.name))
         temporary.touch()
@@ -43,15 +43,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise UserError(f"cannot write {path}: {_FULL[error.errno]}; make room and start again") from error
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            raise UserError(f"cannot write {path}: {_NO_SPACE[error.errno]}; make room and start again") from error
         raise
-    with contextlib.suppress(OSError):  # not every file system lets a folder be flushed; the file itself is safe
+    with contextlib.suppress(OSError):  # not every file system can flush a folder; the file's content is safe already
         _flush(target.parent)
 
 
 def check_writable(path: str | Path, option: str) -> None:
-    """Raise UserError, naming the `option`, if the folder `path` could not be made or written to; makes nothing."""
+    """Raise UserError, naming the `option`, unless the folder `path` is or could be created and is writable."""
     folder = Path(path).absolute()
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     if not nearest.is_dir():
@@ -61,7 +61,7 @@ def check_writable(path: str | Path, option: str) -> None:
 
 
 def clean_leftovers(folder: str | Path) -> None:
-    """Remove what killed processes left of writes to any file in `folder`."""
+    """Remove the temporary files of killed processes from `folder`."""
     _remove_leftovers(Path(folder), ".+")
 
 
@@ -74,15 +74,15 @@ def _flush(path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what killed processes left of earlier writes to files whose names the expression `name` matches."""
+    """Remove the temporary files of killed processes for target names that match the regular expression `name`."""
     pattern = re.compile(rf"\.{name}\.(\d+)\.\d+\.tmp")
     for entry in os.listdir(folder):
         match = pattern.fullmatch(entry)
-        if match and not _alive(int(match[1])):
+        if match and not _is_running(int(match[1])):
             (folder / entry).unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -94,7 +94,7 @@ def _alive(process: int) -> bool:
 
 def _reason(error: OSError, folder: Path) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"there is not a folder {folder}; create it first"
-    if error.errno in _FULL:
-        return f"{_FULL[error.errno]}; make room and start again"
-    return f"{error.strerror}; choose a place that you may write to"
+        return f"folder {folder} does not exist; create it first"
+    if error.errno in _NO_SPACE:
+        return f"{_NO_SPACE[error.errno]}; make room and start again"
+    return f"{error.strerror}; choose a folder that is writable"

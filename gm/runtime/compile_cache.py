@@ -1,11 +1,11 @@
-"""Compiled graphs kept between processes, each under a hash of everything that made it.
+"""Compiled graphs cached between processes, each under a hash of everything that determines it.
 
-MindSpore has a cache of its own, which tells graphs apart by the order in which a process compiles them, in one folder
-a process: it ran another model's graph and a batch of two on the graph of four. Here every process has a folder of its
-own for that cache, into which a graph is laid just before it is asked for, and from which a new one is taken. A file
-that is damaged is compiled again, as one that is not there.
+MindSpore's own cache identifies a graph by the order in which a process compiles it, in one folder per process: with
+2.8 it ran another model's graph, and a batch of two on the graph of four. Here every process has a temporary folder for
+MindSpore's cache; a cached graph is copied into it just before MindSpore asks for it, and a new one is copied out
+afterwards. A damaged file is compiled again, like a missing one.
 
-`GM_GRAPHS` names another folder than the user's cache folder; empty, nothing is kept.
+The environment variable `GM_GRAPHS` replaces the folder in the user's cache folder; empty, it turns the cache off.
 """
 
 from __future__ import annotations
@@ -25,98 +25,98 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Without it MindSpore takes no graph that another script has compiled, though it be the same. The key is stricter.
+# Without it MindSpore refuses a graph that another script compiled, even an identical one. Our key is stricter.
 os.environ["MS_DEV_FORCE_USE_COMPILE_CACHE"] = "1"
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-_MOST = 64  # graphs that are kept; the one that was used longest ago goes first
-_number = itertools.count()  # of the next graph that MindSpore's cache is asked for
+_MAX_GRAPHS = 64  # above it, the least recently used graph is deleted
+_next_number = itertools.count()  # MindSpore numbers the graphs of a process in the order of their compilation
 
 
 def cache_dir() -> Path | None:
-    """Return the folder of the kept graphs; None if nothing is to be kept."""
+    """Return the folder of the cached graphs; None if the cache is off."""
     chosen = os.environ.get("GM_GRAPHS")
     if chosen is not None:
         return Path(chosen) if chosen else None
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "sdxl-textual-inversion" / "graphs"
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user_cache) / "sdxl-textual-inversion" / "graphs"
 
 
-def cache_file(cell: nn.Cell, inputs: tuple[Any, ...], where: object) -> Path | None:
-    """Return the file that keeps the graph of `cell` for inputs like these, run at `where`.
+def cache_file(cell: nn.Cell, inputs: tuple[Any, ...], target: object) -> Path | None:
+    """Return the file for the graph of `cell`, compiled for the shapes of `inputs` and for the device `target`.
 
-    None if nothing is to be kept, or if something in the cell has no lasting description.
+    None if the cache is off, or if the cell has an attribute without a description that is stable over processes.
     """
     folder = cache_dir()
     if folder is None:
         return None
-    described = repr((_versions(), where, [_described(x, {}) for x in inputs], _structure(cell)))
-    sources = _sources(frozenset(type(c).__module__ for _, c in cell.cells_and_names()))
-    if sources is None or re.search(r" at 0x[0-9a-f]+", described):
+    key = repr((_versions(), target, [_describe(x, {}) for x in inputs], _describe_cells(cell)))
+    sources = _hash_sources(frozenset(type(c).__module__ for _, c in cell.cells_and_names()))
+    if sources is None or re.search(r" at 0x[0-9a-f]+", key):
         return None
-    return folder / f"{hashlib.sha256((described + sources).encode()).hexdigest()[:32]}.mindir"
+    return folder / f"{hashlib.sha256((key + sources).encode()).hexdigest()[:32]}.mindir"
 
 
 @contextlib.contextmanager
-def cached(file: Path | None, rank: int) -> Iterator[None]:
-    """Compile one graph inside: it is read from `file` if that is there, and written to it otherwise."""
+def use(file: Path | None, rank: int) -> Iterator[None]:
+    """Let the one graph that is compiled in the block be read from `file`, or written to it if it is not there yet."""
     if file is None:
         yield
         return
-    role = os.environ.get("MS_ROLE", "")  # of a process among others on the CPU
-    ours = _folder() / f"rank_{rank}" / "graph_cache" / f"{role}compile_cache_{next(_number)}.mindir"
-    ours.parent.mkdir(parents=True, exist_ok=True)
+    role = os.environ.get("MS_ROLE", "")  # part of MindSpore's file name where processes find each other through MS_*
+    private = _process_dir() / f"rank_{rank}" / "graph_cache" / f"{role}compile_cache_{next(_next_number)}.mindir"
+    private.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
-        shutil.copyfile(file, ours)
+        shutil.copyfile(file, private)
         os.utime(file)
-    before = _stamp(ours)
-    ms.set_context(enable_compile_cache=True, compile_cache_path=str(_folder()))
+    before = _stat(private)
+    ms.set_context(enable_compile_cache=True, compile_cache_path=str(_process_dir()))
     try:
         yield
     finally:
         ms.set_context(enable_compile_cache=False)
-    if _stamp(ours) not in (before, None):
-        _keep(ours, file)
-    ours.unlink(missing_ok=True)
+    if _stat(private) not in (before, None):
+        _store(private, file)
+    private.unlink(missing_ok=True)
 
 
-def _keep(ours: Path, file: Path) -> None:
-    """Move a graph among those that are kept; a folder that cannot be written to costs the graph, and nothing else."""
+def _store(private: Path, file: Path) -> None:
+    """Copy a new graph into the cache; if the folder is not writable, it is compiled again next time."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        shutil.copyfile(ours, temporary)
+        shutil.copyfile(private, temporary)
         os.replace(temporary, file)
         by_age = sorted(file.parent.glob("*.mindir"), key=lambda path: path.stat().st_mtime)
-        for old in by_age[:-_MOST]:
+        for old in by_age[:-_MAX_GRAPHS]:
             old.unlink(missing_ok=True)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stat(path: Path) -> tuple[int, int] | None:
     with contextlib.suppress(OSError):
         status = path.stat()
         return status.st_mtime_ns, status.st_size
     return None
 
 
+_process_dirs: list[tempfile.TemporaryDirectory] = []
+
+
 @functools.cache
-def _folder() -> Path:
-    """Return this process's folder for MindSpore's cache, which goes with the process."""
-    made = tempfile.TemporaryDirectory(prefix="graphs-")
-    _open.append(made)
-    return Path(made.name)
+def _process_dir() -> Path:
+    """Return this process's folder for MindSpore's cache, removed when the process ends."""
+    directory = tempfile.TemporaryDirectory(prefix="graphs-")
+    _process_dirs.append(directory)
+    return Path(directory.name)
 
 
 def cleanup() -> None:
-    """Remove this process's folder, where it ends without Python doing so."""
-    for made in _open:
-        made.cleanup()
-
-
-_open: list[tempfile.TemporaryDirectory] = []
+    """Remove this process's folder; for a process that ends through `os._exit`."""
+    for directory in _process_dirs:
+        directory.cleanup()
 
 
 def _versions() -> tuple[str, ...]:
@@ -124,8 +124,8 @@ def _versions() -> tuple[str, ...]:
 
 
 @functools.cache
-def _sources(modules: frozenset[str]) -> str | None:
-    """Return a hash of the toolkit and of every other module whose Cells are in a graph; None without their source."""
+def _hash_sources(modules: frozenset[str]) -> str | None:
+    """Return a hash of the toolkit's source and of `modules`, those of a graph's Cells; None if a source is missing."""
     files = set(Path(__file__).parents[1].rglob("*.py"))
     for name in modules:
         if not name.startswith("mindspore."):
@@ -139,33 +139,35 @@ def _sources(modules: frozenset[str]) -> str | None:
     return digest.hexdigest()
 
 
-def _structure(cell: nn.Cell) -> list[Any]:
-    """Return what every Cell in `cell` is and holds: numbers, words, constants, operators, the shapes of parameters."""
+def _describe_cells(cell: nn.Cell) -> list[Any]:
+    """Return type and attributes of every Cell in `cell`: numbers, strings, constants, operators, parameter shapes."""
     names = {id(part): name for name, part in cell.cells_and_names()}
-    common = vars(nn.Cell())
+    attributes_of_every_cell = vars(nn.Cell())
     return [
         (
-            *(name, type(part).__qualname__, part._recompute_cell is not None),
-            [_described(parameter, names) for _, parameter in part.parameters_and_names(expand=False)],
-            [(k, _described(v, names)) for k, v in vars(part).items() if k not in common],
+            name,
+            type(part).__qualname__,
+            part._recompute_cell is not None,
+            [_describe(parameter, names) for _, parameter in part.parameters_and_names(expand=False)],
+            [(k, _describe(v, names)) for k, v in vars(part).items() if k not in attributes_of_every_cell],
         )
         for name, part in cell.cells_and_names()
     ]
 
 
-def _described(value: Any, names: dict[int, str]) -> Any:
+def _describe(value: Any, names: dict[int, str]) -> Any:
     if isinstance(value, nn.Cell):
         return names.get(id(value), repr(value))
     if isinstance(value, Parameter):
         return value.name, value.shape, str(value.dtype), value.requires_grad
     if isinstance(value, Tensor):
-        # A graph's inputs are described by their shapes, a Cell's constants by what they are.
+        # Inputs of a graph (without `names`) count by shape and dtype, constants of a Cell by content, too.
         content = hashlib.sha256(value.asnumpy().tobytes()).hexdigest() if names else ""
         return value.shape, str(value.dtype), content
     if isinstance(value, ops.Primitive):
         return repr(value), sorted((k, repr(v)) for k, v in value.attrs.items())
     if isinstance(value, list | tuple):
-        return [_described(item, names) for item in value]
+        return [_describe(item, names) for item in value]
     if dataclasses.is_dataclass(value) or value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     return f"{type(value).__name__} {value!r}"

@@ -1,6 +1,6 @@
-"""How the processes of one run find one another, and how one leaves the others.
+"""Process groups: how ranks started by mpirun or msrun find each other, and how a rank ends.
 
-`backend` chooses the device, and calls `adopt_mpirun` before MindSpore is imported: here it is imported when asked for.
+`gm.runtime.backend` calls `adopt_mpirun` before MindSpore is imported; so this module imports it inside functions.
 """
 
 from __future__ import annotations
@@ -17,38 +17,41 @@ import zlib
 from gm.config import cli
 from gm.errors import UserError
 
-_STARTS, _CONFIRMS = 60, 10  # seconds that the scheduler may take to start, and the last collective to be confirmed
-_FIRST_PORT, _PORTS = 20000, 12000  # of the scheduler, below the range that systems give away by themselves
+_START_SECONDS = 60  # that the scheduler may take to start
+_CONFIRM_SECONDS = 10  # that the ranks may take to confirm the last collective
+# The scheduler's ports, below the range that systems assign by themselves.
+_FIRST_PORT = 20000
+_NUM_PORTS = 12000
 
 
 def adopt_mpirun() -> None:
-    """Describe the ranks that mpirun started in the words MindSpore's own launcher uses.
+    """Translate mpirun's environment variables into those of MindSpore's own launcher.
 
-    On the CPU backend MindSpore 2.7 to 2.10 fails in `communication.init()` when it sees OpenMPI's own variables; with
-    these two gone and MS_* set, its built-in collectives work. Another device takes mpirun as it is.
+    On the CPU backend `communication.init()` of MindSpore 2.7 to 2.10 fails under OpenMPI. It works, with MindSpore's
+    built-in collectives, without the two variables removed here and with MS_* set. Ascend supports mpirun itself.
     """
-    size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-    if size == 1 or "MS_ROLE" in os.environ:
+    world_size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+    if world_size == 1 or "MS_ROLE" in os.environ:
         return
     rank = os.environ["OMPI_COMM_WORLD_RANK"]
     for name in ("OMPI_COMMAND", "PMIX_RANK"):
         os.environ.pop(name, None)
-    os.environ.update(MS_ROLE="MS_WORKER", MS_WORKER_NUM=str(size), MS_NODE_ID=rank)
+    os.environ.update(MS_ROLE="MS_WORKER", MS_WORKER_NUM=str(world_size), MS_NODE_ID=rank)
     os.environ.setdefault("MS_SCHED_HOST", "127.0.0.1")
-    # Every rank of one job, and no other job on this machine, computes the same port.
-    job = os.environ.get("PMIX_NAMESPACE", "")
-    os.environ.setdefault("MS_SCHED_PORT", str(_FIRST_PORT + zlib.crc32(job.encode()) % _PORTS))
+    # All ranks of one mpirun, and those of no other on this machine, compute the same port.
+    namespace = os.environ.get("PMIX_NAMESPACE", "")
+    os.environ.setdefault("MS_SCHED_PORT", str(_FIRST_PORT + zlib.crc32(namespace.encode()) % _NUM_PORTS))
 
 
 def num_processes() -> int:
-    """Return how many processes a launcher started."""
+    """Return the number of processes that a launcher started."""
     return int(os.environ.get("MS_WORKER_NUM", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
 
 
 def init(built_in: bool) -> tuple[int, int]:
-    """Join the other processes, through MindSpore's `built_in` collectives or the device's own; return (rank, world).
+    """Join the process group, through MindSpore's `built_in` collectives or the device's; return (rank, world size).
 
-    Raises UserError without a launcher or a scheduler that the former need.
+    Raises UserError if the built-in collectives find no launcher or no scheduler.
     """
     from mindspore import communication
 
@@ -60,16 +63,16 @@ def init(built_in: bool) -> tuple[int, int]:
     if built_in and os.environ["MS_ROLE"] == "MS_WORKER":  # msrun runs the script as the scheduler, too
         _await_scheduler()
     communication.init()
-    if built_in and "OMPI_COMM_WORLD_RANK" in os.environ:  # msrun's scheduler would miss ranks that leave so
-        cli.exit_hooks.append(functools.partial(_leave, scheduler))
+    if built_in and "OMPI_COMM_WORLD_RANK" in os.environ:  # msrun's scheduler expects that ranks end normally
+        cli.exit_hooks.append(functools.partial(_exit_rank, scheduler))
     return communication.get_rank(), communication.get_group_size()
 
 
-def _leave(scheduler: subprocess.Popen | None, code: int) -> None:
-    """End this rank, and its `scheduler`, without MindSpore's own end, which crashes now and then on a busy machine.
+def _exit_rank(scheduler: subprocess.Popen | None, code: int) -> None:
+    """End this rank, and its `scheduler`, without MindSpore's shutdown, which sometimes crashes on a busy machine.
 
-    The rank with the scheduler goes first. It is the one that sends the others the result of the last collective, and
-    fails if one of them is gone before all have confirmed it.
+    The rank that started the scheduler ends first, the others when they no longer reach it: that rank sends them the
+    result of the last collective, and fails if one of them has ended before all have confirmed it.
     """
     from gm.runtime import compile_cache
 
@@ -80,12 +83,12 @@ def _leave(scheduler: subprocess.Popen | None, code: int) -> None:
     if scheduler:
         scheduler.kill()
     else:
-        _until(listening=False, seconds=_CONFIRMS)
+        _wait_for_scheduler(listening=False, seconds=_CONFIRM_SECONDS)
     os._exit(code)
 
 
 def _start_scheduler() -> subprocess.Popen:
-    """Start the process through which the ranks of the CPU backend find one another; it ends with them."""
+    """Start the process through which the ranks of the CPU backend find each other; rank 0 ends it."""
     environment = dict(os.environ, MS_ROLE="MS_SCHED")
     environment.pop("MS_NODE_ID", None)
     code = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
@@ -93,26 +96,26 @@ def _start_scheduler() -> subprocess.Popen:
 
 
 def _await_scheduler() -> None:
-    """Wait until the scheduler listens: a rank that calls before it does is let in only after a minute of retries."""
-    if not _until(listening=True, seconds=_STARTS):
-        host, port = _scheduler()
+    """Wait until the scheduler listens: MindSpore retries a connection that failed only after a minute."""
+    if not _wait_for_scheduler(listening=True, seconds=_START_SECONDS):
+        host, port = _scheduler_address()
         raise UserError(f"no scheduler answers at {host}:{port}; set MS_SCHED_HOST and MS_SCHED_PORT to it")
 
 
-def _until(listening: bool, seconds: float) -> bool:
-    """Wait at most `seconds` until the scheduler is `listening`, or is no more; return whether that came true."""
+def _wait_for_scheduler(listening: bool, seconds: float) -> bool:
+    """Wait at most `seconds` until the scheduler listens, or no longer does; return whether it came to that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            socket.create_connection(_scheduler(), timeout=1).close()
-            found = True
+            socket.create_connection(_scheduler_address(), timeout=1).close()
+            connected = True
         except OSError:
-            found = False
-        if found == listening:
+            connected = False
+        if connected == listening:
             return True
         time.sleep(0.1)
     return False
 
 
-def _scheduler() -> tuple[str, int]:
+def _scheduler_address() -> tuple[str, int]:
     return os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])

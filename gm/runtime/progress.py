@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from gm.runtime.duration import format_duration
+
 _SECONDS_BETWEEN = {True: 0.1, False: 10.0}  # by whether a person watches: a log file needs no animation
 
 
@@ -46,16 +48,5 @@ def bar(done: int, total: int, seconds: float, width: int = 30) -> str:
     The first step does not count: it holds the compilation of the graph.
     """
     full = width * done // total
-    left = f"{clock(seconds / (done - 1) * (total - done))} left" if done > 1 else "…"
+    left = f"{format_duration(seconds / (done - 1) * (total - done))} left" if done > 1 else "…"
     return f"[{'#' * full}{'.' * (width - full)}] {done}/{total}  {left}"
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as people read it: 48 s, 3:05 min, 2:10 h."""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 100:
-        return f"{minutes}:{rest:02d} min"
-    return f"{minutes // 60}:{minutes % 60:02d} h"

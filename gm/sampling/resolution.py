@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gm.config import SamplingConfig
 from gm.config.model import ModelConfig
-from gm.errors import UserError, suggestion
+from gm.errors import UserError, did_you_mean
 
 # Width by height for each ratio of width to height that SDXL was trained on (Podell et al., 2023, appendix I).
 ASPECT_RATIOS: dict[str, tuple[int, int]] = {
@@ -65,7 +65,7 @@ def image_size(sampling: SamplingConfig, model: ModelConfig) -> ImageSize:
         if sampling.height is not None or sampling.width is not None:
             raise UserError("--sd_xl_base_ratios gives height and width; leave --height and --width out, or it")
         if sampling.sd_xl_base_ratios not in ASPECT_RATIOS:
-            near = suggestion(sampling.sd_xl_base_ratios, ASPECT_RATIOS)
+            near = did_you_mean(sampling.sd_xl_base_ratios, ASPECT_RATIOS)
             raise UserError(
                 f"unknown --sd_xl_base_ratios {sampling.sd_xl_base_ratios!r}; known: {', '.join(ASPECT_RATIOS)}{near}"
             )

@@ -50,7 +50,7 @@ class Desk:
         self.previews = None
         if training.infer_during_train:
             self.previews = Previews(model, plan, backend, place / output_dir.PREVIEWS)
-        self.tables = model.token_tables()
+        self.tables = tuple(model.token_tables().values())
         self.tracker = Tracker(place / output_dir.CURVES, self.saved) if training.tensorboard else None
         self.held_out: ValidationLoss | None = None
         self.course: ValidationHistory | None = None
@@ -130,7 +130,7 @@ class Desk:
         interval = self.plan.config.training.checkpointing_steps
         due = done.step // interval > self.saved // interval
         # Between updates every rank has a sum of its own.
-        return due and (self.backend.world == 1 or done.gradient_norm is not None)
+        return due and (self.backend.world_size == 1 or done.gradient_norm is not None)
 
     def _save_state(self, done: StepResult) -> None:
         course = None if self.course is None else dataclasses.asdict(self.course)

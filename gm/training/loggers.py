@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 from typing import Any, TextIO
 
-from gm.runtime.progress import Line, clock
+from gm.runtime.duration import format_duration
+from gm.runtime.progress import Line
 from gm.training.loop import StepResult
 
 _SMOOTHING = 0.98
@@ -59,7 +60,7 @@ class Console:
         # The first step holds the compilation of the graph, which says nothing about the time that is left.
         self.shown += 1
         pace = self.pace.add(report.seconds) if self.shown > 1 else report.seconds
-        left = clock(pace * (self.steps - report.step)) if self.shown > 1 else "…"
+        left = format_duration(pace * (self.steps - report.step)) if self.shown > 1 else "…"
         last = report.step == self.steps or report.ended is not None
         skipped = f"  skipped {self.skipped}" if self.skipped else ""
         self.line.show(

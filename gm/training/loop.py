@@ -56,15 +56,15 @@ def run(
     training, half = config.training, backend.dtype == ms.float16
     both = TrainStep(model, learned, half, config.loss, loader.negative)
     step = compile_cell(both, backend.graph, "the training graph, with the first step", gradient=True)
-    norms = model.token_norms(loader.words) if training.preserve_embedding_norm else (1.0, 1.0)
-    update = compile_cell(Update(learned, training, backend.world, norms), backend.graph)
+    norms = tuple(model.token_norms(loader.words).values()) if training.preserve_embedding_norm else (1.0, 1.0)
+    update = compile_cell(Update(learned, training, backend.world_size, norms), backend.graph)
     before, made = start
     rows = good = learned.arrays()
     skipped = 0
     for number in range(before + 1, training.total_step + 1):
         started = time.perf_counter()
         loss, finite = step(*loader.batch(number - 1))
-        rates, norm = lr_schedule.learning_rates(min(made, updates - 1), updates, training, backend.world), None
+        rates, norm = lr_schedule.learning_rates(min(made, updates - 1), updates, training, backend.world_size), None
         if number % training.gradient_accumulation_steps == 0 or number == training.total_step:
             with backend.abort_after_timeout():
                 norm = float(update(*(Tensor(rate, ms.float32) for rate in rates)))
@@ -73,7 +73,7 @@ def run(
         mean, fine, stopping = backend.all_reduce_mean((float(loss), float(finite), float(asked())))
         skipped, good = (0, rows) if fine == 1.0 else (skipped + 1, good)
         ended = None
-        if stopping and (backend.world == 1 or norm is not None):
+        if stopping and (backend.world_size == 1 or norm is not None):
             ended = ASKED
         if skipped == training.max_skipped_steps:
             ended = DIVERGED

@@ -22,7 +22,7 @@ class Update(nn.Cell):
     """
 
     def __init__(
-        self, learned: TrainState, config: TrainingConfig, world: int, norms: tuple[float, float] = (1.0, 1.0)
+        self, learned: TrainState, config: TrainingConfig, world: int, norms: tuple[float, ...] = (1.0, 1.0)
     ) -> None:
         super().__init__(auto_prefix=False)
         self.learned = learned

@@ -36,11 +36,11 @@ def prepare(model: SDXL, plan: TrainingSetup, backend: Backend) -> tuple[TrainSt
         config.model.vae.scale_factor,
         config.data.unmasked_weight,
     )
-    rows = [_initial_rows(table, plan, encoder) for encoder, table in enumerate(model.token_tables())]
+    rows = [_initial_rows(table, plan, encoder) for encoder, table in enumerate(model.token_tables().values())]
     learned = TrainState(rows, backend.dtype == ms.float16, config.training.optimizer)
     if plan.resumed:
         learned.restore(plan.resumed.tensors)
-    return learned, BatchLoader(plan, encoded, backend.rank, backend.world)
+    return learned, BatchLoader(plan, encoded, backend.rank, backend.world_size)
 
 
 def run(model: SDXL, plan: TrainingSetup, backend: Backend) -> list[Path]:

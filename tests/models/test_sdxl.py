@@ -1,4 +1,4 @@
-"""The model as one object."""
+"""gm/models/sdxl.py: fingerprint and token tables."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from tests.project import Workshop
 from tests.reference.case import Case
 
 
-def test_the_fingerprint_tells_weights_apart_and_precisions_not(workshop: Workshop) -> None:
+def test_fingerprint_depends_on_weights_but_not_on_precision(workshop: Workshop) -> None:
     config, path = workshop.model.config, workshop.folder / "weights.ckpt"
     loading.convert(path, workshop.folder / "half.safetensors", config, "float16")
-    found = [sdxl.fingerprint(workshop.model)]
+    fingerprints = [sdxl.fingerprint(workshop.model)]
     for file, dtype in ((path, ms.float16), (workshop.folder / "half.safetensors", ms.float32)):
         model = sdxl.build(config, dtype)
         loading.load(model, file, config)
-        found.append(sdxl.fingerprint(model))
-    assert found == [found[0]] * 3
+        fingerprints.append(sdxl.fingerprint(model))
+    assert fingerprints == [fingerprints[0]] * 3
     norm = model.unet.middle_block[0].in_layers[0].gamma
     norm.set_data(Tensor(norm.asnumpy() * np.float32(1.01)))
-    assert sdxl.fingerprint(model) != found[0]
+    assert sdxl.fingerprint(model) != fingerprints[0]
 
 
-def test_a_refiner_has_no_tables_for_words_to_start_from(refiner: Case) -> None:
-    for asked in (refiner.model.token_tables, lambda: refiner.model.token_norms([1])):
-        with pytest.raises(UserError, match="refiner is a refiner, which learns no words"):
-            asked()
+def test_token_tables_by_encoder(workshop: Workshop) -> None:
+    config = workshop.model.config
+    tables = workshop.model.token_tables()
+    assert list(tables) == list(config.text_encoders)
+    for name, encoder in config.text_encoders.items():
+        assert tables[name].shape == (encoder.vocabulary, encoder.width)
+        assert workshop.model.token_norms([5])[name] == pytest.approx(np.linalg.norm(tables[name][5]), rel=1e-6)
+
+
+def test_a_refiner_has_no_token_tables(refiner: Case) -> None:
+    for function in (refiner.model.token_tables, lambda: refiner.model.token_norms([1])):
+        with pytest.raises(UserError, match="refiner is a refiner"):
+            function()

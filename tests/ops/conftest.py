@@ -1,8 +1,6 @@
-"""What the tests of operators share."""
+"""Fixtures of the operators' tests."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +8,7 @@ from gm.runtime import backend
 
 
 @pytest.fixture(params=["CPU", "Ascend"])
-def layout_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def layout_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each device in turn, whose layout of sequences is in effect."""
     monkeypatch.setattr(backend, "_on_ascend", request.param == "Ascend")
     return request.param

@@ -1,6 +1,8 @@
-"""gm/ops/attention.py: the same numbers in either layout, as PyTorch computes them."""
+"""gm/ops/attention.py against PyTorch, in both layouts."""
 
 from __future__ import annotations
+
+import importlib
 
 import mindspore as ms
 import numpy as np
@@ -9,14 +11,19 @@ import torch
 from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
-from gm.ops import attention, layout
+from gm.ops import layout
 from gm.runtime import backend
-from tests.reference.inputs import normal, relative_error
+from tests.ops.gradients import compare, modes
+from tests.reference.inputs import normal
+
+attention_module = importlib.import_module("gm.ops.attention")  # `gm.ops.attention` is the function
 
 HEADS = 3
 
+pytestmark = pytest.mark.reference
 
-class Attend(nn.Cell):
+
+class Attention(nn.Cell):
     """Attention over tokens [N, L, C]."""
 
     def __init__(self, causal: bool) -> None:
@@ -27,69 +34,45 @@ class Attend(nn.Cell):
         return layout.to_tokens(self.attention(*[layout.from_tokens(x) for x in (query, key, value)]))
 
 
-class Weighted(nn.Cell):
-    def __init__(self, cell: nn.Cell) -> None:
-        super().__init__()
-        self.cell = cell
-
-    def construct(self, query: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> Tensor:
-        return (self.cell(query, key, value) * weights).sum()
+def query_key_value(n: int, length: int, context_length: int) -> list[np.ndarray]:
+    return [normal(k, n, size, 8 * HEADS) for k, size in enumerate((length, context_length, context_length))]
 
 
-class Slopes(nn.Cell):
-    """The gradients of (cell(query, key, value) · weights).sum() with respect to the three."""
-
-    def __init__(self, cell: nn.Cell) -> None:
-        super().__init__()
-        self.weighted = Weighted(cell)
-
-    def construct(self, query: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> tuple:
-        return ms.grad(self.weighted, grad_position=(0, 1, 2))(query, key, value, weights)
-
-
-def tokens(n: int, length: int, context: int) -> list[np.ndarray]:
-    return [normal(k, n, size, 8 * HEADS) for k, size in enumerate((length, context, context))]
-
-
-def by_pytorch(inputs: list[np.ndarray], causal: bool, weights: np.ndarray) -> list[np.ndarray]:
-    """Return the attention's result and the gradients with respect to its inputs."""
-    given = [torch.from_numpy(x).requires_grad_() for x in inputs]
-    heads = [x.reshape(*x.shape[:2], HEADS, 8).transpose(1, 2) for x in given]
+def torch_attention(*inputs: torch.Tensor, causal: bool) -> torch.Tensor:
+    heads = [x.reshape(*x.shape[:2], HEADS, 8).transpose(1, 2) for x in inputs]
     out = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=causal)
-    out = out.transpose(1, 2).reshape(given[0].shape)
-    (out * torch.from_numpy(weights)).sum().backward()
-    return [out.detach().numpy(), *(x.grad.numpy() for x in given)]
+    return out.transpose(1, 2).reshape(inputs[0].shape)
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
+@modes
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_is_pytorchs(causal: bool, n: int, graph: bool, layout_of: str) -> None:
-    inputs, weights = tokens(n, 7, 7 if causal else 5), normal(8, n, 7, 8 * HEADS)
-    cell, given = Attend(causal), list(map(Tensor, inputs))
-    found = [
-        backend.compile_cell(cell, graph)(*given),
-        *backend.compile_cell(Slopes(cell), graph)(*given, Tensor(weights)),
-    ]
-    for ours, theirs in zip(found, by_pytorch(inputs, causal, weights), strict=True):
-        assert relative_error(ours.asnumpy(), theirs) < 1e-5
+def test_value_and_gradients(causal: bool, n: int, graph: bool, layout_of: str) -> None:
+    inputs = query_key_value(n, 7, 7 if causal else 5)
+    compare(
+        Attention(causal), lambda *tensors: torch_attention(*tensors, causal=causal), graph, *inputs, tolerance=1e-5
+    )
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_attention_in_pieces_is_the_same(graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = list(map(Tensor, tokens(2, 7, 5)))
-    whole = Attend(False)(*given).asnumpy()
-    pieces = []
-    real = attention._Attention._whole
-    monkeypatch.setattr(attention, "_LARGEST_SCORES", 3 * 2 * HEADS * 5)  # three of the seven queries at once
+@modes
+def test_chunks_of_queries_give_the_same_result(graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = list(map(Tensor, query_key_value(2, 7, 5)))
+    expected = Attention(False)(*inputs).asnumpy()
+    chunks = []
+    attend_chunk = attention_module._Attention._attend_chunk
+    monkeypatch.setattr(attention_module, "_MAX_SCORES", 3 * 2 * HEADS * 5)  # three of the seven queries at once
     if not graph:
-        monkeypatch.setattr(attention._Attention, "_whole", lambda *a: pieces.append(a[1].shape[3]) or real(*a))
-    found = backend.compile_cell(Attend(False), graph)(*given).asnumpy()
-    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-7)
-    assert pieces == ([] if graph else [3, 3, 1])
+        monkeypatch.setattr(
+            attention_module._Attention,
+            "_attend_chunk",
+            lambda *arguments: chunks.append(arguments[1].shape[3]) or attend_chunk(*arguments),
+        )
+    out = backend.compile_cell(Attention(False), graph)(*inputs).asnumpy()
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-7)
+    assert chunks == ([] if graph else [3, 3, 1])
 
 
-def flash_by_its_documentation(
+def documented_flash_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -98,7 +81,7 @@ def flash_by_its_documentation(
     scalar_value: float,
     **layout: str,
 ) -> Tensor:
-    """What the operator is documented to compute: the mask marks what to discard, the scale is explicit."""
+    """Compute what the operator's documentation says: the mask marks scores to discard, the scale is explicit."""
     assert layout == {"input_layout": "BNSD"}
     assert head_num == query.shape[1]
     q, k, v = (x.asnumpy().astype(np.float64) for x in (query, key, value))
@@ -112,18 +95,18 @@ def flash_by_its_documentation(
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [ms.float16, ms.float32])
-def test_the_flash_kernel_serves_half_precision_on_ascend_only(
+def test_flash_attention_is_used_in_half_precision_on_ascend_only(
     causal: bool, dtype: object, layout_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called = []
+    calls = []
 
-    def flash(*arguments: object, **more: object) -> Tensor:
-        called.append("flash")
-        return flash_by_its_documentation(*arguments, **more)
+    def flash_attention_score(*arguments: object, **options: object) -> Tensor:
+        calls.append("flash")
+        return documented_flash_attention(*arguments, **options)
 
-    monkeypatch.setattr(ops, "flash_attention_score", flash)
-    inputs = tokens(2, 7, 7 if causal else 5)
-    found = Attend(causal)(*[Tensor(x, dtype) for x in inputs]).asnumpy()
-    expected = by_pytorch(inputs, causal, normal(8, 2, 7, 8 * HEADS))[0]
-    np.testing.assert_allclose(found.astype(np.float32), expected, atol=1e-2 if dtype == ms.float16 else 1e-5)
-    assert called == (["flash"] if (layout_of, dtype) == ("Ascend", ms.float16) else [])
+    monkeypatch.setattr(ops, "flash_attention_score", flash_attention_score)
+    inputs = query_key_value(2, 7, 7 if causal else 5)
+    out = Attention(causal)(*[Tensor(x, dtype) for x in inputs]).asnumpy()
+    expected = torch_attention(*map(torch.from_numpy, inputs), causal=causal).numpy()
+    np.testing.assert_allclose(out.astype(np.float32), expected, atol=1e-2 if dtype == ms.float16 else 1e-5)
+    assert calls == (["flash"] if (layout_of, dtype) == ("Ascend", ms.float16) else [])

@@ -1,4 +1,4 @@
-"""gm/ops/layout.py: what goes into a sequence comes out of it, in either layout."""
+"""gm/ops/layout.py: conversions to sequences and back, in both layouts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tests.reference.inputs import normal
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])
-def test_images_and_tokens_come_back_as_they_were(n: int, layout_of: str) -> None:
+def test_round_trip_of_images_and_tokens(n: int, layout_of: str) -> None:
     image = normal(1, n, 5, 3, 4)
-    there = layout.from_image(Tensor(image))
-    np.testing.assert_array_equal(layout.to_tokens(there).asnumpy(), image.reshape(n, 5, 12).transpose(0, 2, 1))
-    np.testing.assert_array_equal(layout.to_image(there, 3, 4).asnumpy(), image)
+    sequence = layout.from_image(Tensor(image))
+    np.testing.assert_array_equal(layout.to_tokens(sequence).asnumpy(), image.reshape(n, 5, 12).transpose(0, 2, 1))
+    np.testing.assert_array_equal(layout.to_image(sequence, 3, 4).asnumpy(), image)
     tokens = normal(2, n, 6, 5)
     np.testing.assert_array_equal(layout.to_tokens(layout.from_tokens(Tensor(tokens))).asnumpy(), tokens)
 
 
-def test_split(layout_of: str) -> None:
+def test_split_channels(layout_of: str) -> None:
     x = normal(1, 2, 6, 8)
     parts = layout.split_channels(layout.from_tokens(Tensor(x)), 2)
-    for part, right in zip(parts, (x[:, :, :4], x[:, :, 4:]), strict=True):
-        np.testing.assert_array_equal(layout.to_tokens(part).asnumpy(), right)
+    for part, expected in zip(parts, (x[:, :, :4], x[:, :, 4:]), strict=True):
+        np.testing.assert_array_equal(layout.to_tokens(part).asnumpy(), expected)

@@ -1,4 +1,4 @@
-"""The reference: SDXL by diffusers and transformers in PyTorch, which our networks and loops are measured against.
+"""Reference implementation: SDXL by diffusers and transformers in PyTorch.
 
 `configs` and `published` and `inputs` are NumPy only; `networks` and `loops` need PyTorch, diffusers and transformers.
 """

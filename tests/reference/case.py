@@ -1,10 +1,10 @@
-"""One small model on both sides, each built when first asked for."""
+"""One small model in MindSpore and PyTorch, each built on first access."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +13,7 @@ from mindspore import Tensor
 from gm.config.model import ModelConfig
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
+from gm.runtime.backend import DType
 from tests.reference.configs import ALL, SEEDS
 from tests.reference.published import published_name, write_published
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 
 class Case:
-    """A configuration by name, its random checkpoint at `path`, our `model` and the `reference`.
+    """A config by name, its random checkpoint at `path`, our `model` and the PyTorch `reference`.
 
-    All are shared by the whole test session: what changes a weight puts it back.
+    The test session shares them: a test that changes a weight restores it.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+        self.name = name
+        self.folder = folder
         self.config: ModelConfig = ALL[name]
         self.path = folder / f"{name}.safetensors"
         self.weights = write_published(self.config, self.path, SEEDS[name])
@@ -38,13 +40,13 @@ class Case:
 
     @cached_property
     def reference(self) -> Reference:
-        from tests.reference import networks  # takes seconds to import, and not every test needs it
+        from tests.reference import networks  # takes seconds to import
 
         return networks.load(self.config, self.path, self.folder)
 
 
-def filled(config: ModelConfig, weights: dict[str, np.ndarray], dtype: Any) -> SDXL:
-    """Return our model with `weights` by published name; by hand, so that loading is tested elsewhere."""
+def filled(config: ModelConfig, weights: dict[str, np.ndarray], dtype: DType) -> SDXL:
+    """Return our model with `weights` by published name, set without `gm.checkpoints.loading`."""
     model = sdxl.build(config, dtype)
     for parameter in model.get_parameters():
         parameter.set_data(Tensor(weights[published_name(parameter.name)], parameter.dtype))

@@ -1,10 +1,10 @@
-"""Small models, each unlike the others in every size behind which a mistake could hide."""
+"""Small models that differ from each other in every size that an error could depend on."""
 
 from __future__ import annotations
 
 from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
-# SDXL's own plan at a tenth of its width: the published vocabulary, two residual blocks, attention on two levels.
+# SDXL base at a tenth of its width: the published vocabulary, two residual blocks, attention on two levels.
 LIKE_BASE = ModelConfig(
     version="like-base",
     resolution=64,
@@ -64,8 +64,8 @@ DEEP = ModelConfig(
     vae=VAEConfig(channels=8, channel_mult=(1, 1, 2), num_res_blocks=1, norm_num_groups=2),
 )
 
-# A refiner: no attention on the first and the last level, but in the middle more than anywhere. It fits the workshop's
-# base model, `tests/project.py`, whose text encoder 2 is as wide and whose latents it continues.
+# A refiner: no attention on the first and the last level, and the most in the middle block. Text encoder 2 and latents
+# match the base model of `tests/project.py`.
 REFINER = ModelConfig(
     kind="refiner",
     version="refiner",

@@ -1,4 +1,4 @@
-"""The networks of SDXL by diffusers and transformers, filled by diffusers' own single-file reader."""
+"""Networks of diffusers and transformers, with weights loaded by diffusers' own single-file loader."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from gm.config.model import ModelConfig, TextEncoderConfig
 
-torch.set_num_threads(1)  # networks this small wait for threads longer than they compute
+torch.set_num_threads(1)  # with networks this small, more threads are slower
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The networks of one model, a refiner's without text encoder 1.
+    """PyTorch networks of one model; a refiner has no text encoder 1.
 
-    Everything takes and returns PyTorch tensors (NumPy arrays are converted).
+    Methods take PyTorch tensors or NumPy arrays, and return tensors.
     """
 
     config: ModelConfig
@@ -37,24 +37,24 @@ class Reference:
     text_encoder_1: CLIPTextModel | None
     text_encoder_2: CLIPTextModelWithProjection
 
-    def encode_text_1(self, ids: Any, rows: Any) -> Tensor:
-        """Return the hidden state before the last layer [N, L, width 1]."""
-        return self._run("text_encoder_1", "embeddings.", ids, rows).hidden_states[-2]
+    def encode_text_1(self, ids: Any, embedding_vectors: Any) -> Tensor:
+        """Return the hidden states before the last layer [N, L, width 1]."""
+        return self._run("text_encoder_1", "embeddings.", ids, embedding_vectors).hidden_states[-2]
 
-    def encode_text_2(self, ids: Any, rows: Any, pool_position: Any = None) -> tuple[Tensor, Tensor]:
-        """Return the hidden state before the last layer [N, L, width 2] and the pooled vector [N, width 2].
+    def encode_text_2(self, ids: Any, embedding_vectors: Any, pool_position: Any = None) -> tuple[Tensor, Tensor]:
+        """Return the hidden states before the last layer [N, L, width 2] and the pooled output [N, width 2].
 
-        The vector is read at `pool_position`; without one, where transformers reads it: at the largest id.
+        It is pooled at `pool_position`, by default as transformers does: at the largest id.
         """
-        out = self._run("text_encoder_2", "text_model.embeddings.", ids, rows)
+        out = self._run("text_encoder_2", "text_model.embeddings.", ids, embedding_vectors)
         if pool_position is None:
             return out.hidden_states[-2], out.text_embeds
-        final = out.last_hidden_state  # normed already
+        final = out.last_hidden_state  # after the final norm
         pooled = self.text_encoder_2.text_projection(final[torch.arange(len(final)), tensor(pool_position).long()])
         return out.hidden_states[-2], pooled
 
     def condition(self, ids_1: Any, ids_2: Any, pool_position: Any, clip_l: Any, clip_g: Any) -> tuple[Tensor, Tensor]:
-        """Return the context [N, L, width 1 + width 2] and the pooled vector [N, width 2]."""
+        """Return the context [N, L, width 1 + width 2] and the pooled output [N, width 2]."""
         hidden_2, pooled = self.encode_text_2(ids_2, clip_g, pool_position)
         return torch.cat((self.encode_text_1(ids_1, clip_l), hidden_2), dim=-1), pooled
 
@@ -63,10 +63,10 @@ class Reference:
         added = {"text_embeds": tensor(pooled), "time_ids": tensor(sizes)}
         return self.unet(tensor(x), tensor(timestep), tensor(context), added_cond_kwargs=added).sample
 
-    def class_vector(self, pooled: Any, sizes: Any) -> Tensor:
-        """Return what the UNet's `add_embedding` is given: the pooled vector and a sinusoid a size [N, V]."""
-        seen = []
-        hook = self.unet.add_embedding.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    def class_embedding(self, pooled: Any, sizes: Any) -> Tensor:
+        """Return the input of the UNet's `add_embedding`: pooled output and embedded sizes [N, V]."""
+        embeddings = []
+        hook = self.unet.add_embedding.register_forward_pre_hook(lambda _, arguments: embeddings.append(arguments[0]))
         pooled = tensor(pooled)
         n, unet = len(pooled), self.config.unet
         try:
@@ -74,10 +74,10 @@ class Reference:
             self.epsilon(x, torch.zeros(n), context, pooled, sizes)
         finally:
             hook.remove()
-        return seen[0]
+        return embeddings[0]
 
     def encode_image(self, images: Any) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance of the latents' posterior, unscaled."""
+        """Return mean and log-variance of the posterior of the unscaled latents."""
         posterior = self.vae.encode(tensor(images)).latent_dist
         return posterior.mean, posterior.logvar
 
@@ -85,22 +85,22 @@ class Reference:
         """Return the images of unscaled latents."""
         return self.vae.decode(tensor(latents)).sample
 
-    def _run(self, name: str, prefix: str, ids: Any, rows: Any) -> Any:
-        """Run a text encoder whose token table ends in `rows`, so that gradients reach them."""
+    def _run(self, name: str, prefix: str, ids: Any, embedding_vectors: Any) -> Any:
+        """Run a text encoder with `embedding_vectors` appended to its token table, so that they get gradients."""
         model = getattr(self, name)
         key = prefix + "token_embedding.weight"
-        table = torch.cat((model.get_parameter(key), tensor(rows)))
+        table = torch.cat((model.get_parameter(key), tensor(embedding_vectors)))
         arguments = {"input_ids": tensor(ids).long(), "output_hidden_states": True}
         return functional_call(model, {key: table}, (), arguments)
 
 
 def tensor(values: Any) -> Tensor:
-    """Return `values` as a tensor; a tensor comes back as it is."""
+    """Return `values` as a tensor; a tensor is returned unchanged."""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
 
 
 def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
-    """Read the published-format file at `path` with diffusers' reader; `folder` takes the configs it wants."""
+    """Load the published-format file at `path` with diffusers' loader, whose configs are written to `folder`."""
     unet = UNet2DConditionModel.from_single_file(str(path), config=_write(folder / "unet", unet_config(config)))
     vae = AutoencoderKL.from_single_file(str(path), config=_write(folder / "vae", _autoencoder(config)))
     text = []
@@ -112,7 +112,7 @@ def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
             continue
         encoder = getattr(config, f"text_encoder_{number}")
         folder_of_encoder = _write(folder / f"text_{number}", _text_encoder(encoder, activation))
-        checkpoint = load_file(path)  # afresh: the reader may take tensors out
+        checkpoint = load_file(path)  # again: the loader may remove tensors from it
         text.append(
             create_diffusers_clip_model_from_ldm(
                 kind, checkpoint, config=folder_of_encoder, torch_dtype=torch.float32, local_files_only=True
@@ -120,7 +120,7 @@ def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
         )
     for model in filter(None, (unet, vae, *text)):
         missing = [name for name, p in model.named_parameters() if p.is_meta]
-        assert not missing, f"diffusers' reader did not find {missing}"
+        assert not missing, f"diffusers' loader did not find {missing}"
         model.requires_grad_(False).eval()
     return Reference(config, unet, vae, *text)
 
@@ -132,7 +132,7 @@ def _write(folder: Path, config: dict[str, Any]) -> str:
 
 
 def unet_config(config: ModelConfig) -> dict[str, Any]:
-    """Return diffusers' names for our options; the rest is as in stable-diffusion-xl-base-1.0/unet/config.json."""
+    """Return our config under diffusers' names; constants are as in stable-diffusion-xl-base-1.0/unet/config.json."""
     unet = config.unet
     channels = [mult * unet.model_channels for mult in unet.channel_mult]
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in unet.transformer_depth]

@@ -1,7 +1,7 @@
-"""A checkpoint with random weights, in the names and shapes of the published single file.
+"""A checkpoint with random weights, with the names and shapes of the published single file.
 
-The names are those of our networks under the three suffix rules. That they are the published ones is then decided by
-diffusers, whose reader has to find every one of its own tensors among them.
+The names are those of our networks, with three suffixes replaced. diffusers' loader, which must find every tensor of
+its networks among them, proves that they are the published names.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from safetensors.numpy import save_file
 from gm.config.model import ModelConfig
 from gm.models import sdxl
 
-# Layers that start or add to a residual stream. They are quiet, so that the variance which a normalisation sees is
-# near its epsilon and a wrong epsilon shows; the normalisation then restores unit variance.
-_QUIET = 0.03
+# Layers that write to a residual stream. Their weights are small, so that the variance of a normalisation's input is
+# near its epsilon and a wrong epsilon shows.
+_SMALL_GAIN = 0.03
 _WRITERS = re.compile(
     r"input_blocks\.0\.0|in_layers\.2|emb_layers\.1|out_layers\.3|proj_in|to_out\.0|ff\.net\.2|"
     r"coder\.conv_in|\.conv1|\.conv2|attn_1\.proj_out|out_proj|\.fc2|c_proj"
 )
-# Layers from one residual stream to the next: their weights keep its size, their biases are as quiet as it is.
-_PASSERS = re.compile(r"skip_connection|\.op\.|\.conv\.bias|nin_shortcut|transformer_blocks|\.1\.proj_out")
+# Layers between residual streams: their weights keep the scale, their biases are as small as the stream.
+_CONNECTORS = re.compile(r"skip_connection|\.op\.|\.conv\.bias|nin_shortcut|transformer_blocks|\.1\.proj_out")
 
 
 def published_name(name: str) -> str:
@@ -35,10 +35,10 @@ def published_name(name: str) -> str:
 
 
 def write_published(config: ModelConfig, path: Path, seed: int) -> dict[str, np.ndarray]:
-    """Write fresh random float32 weights of every tensor of the model to a safetensors file, and return them.
+    """Write random float32 weights of every tensor of the model to a safetensors file, and return them.
 
-    Matrices are about N(0, 1/inputs), normalisations 1 ± 0.1 and 0 ± 0.1, biases 0 ± 0.1, token tables as quiet as
-    CLIP's: no tensor is at its default and no two are alike, so two names in the wrong place show.
+    Matrices are about N(0, 1/inputs), normalisations 1 ± 0.1 and 0 ± 0.1, biases 0 ± 0.1, token tables as small as
+    CLIP's: no tensor has its default values and no two are equal, so exchanged names show.
     """
     random = np.random.default_rng(seed)
     tensors = {}
@@ -59,7 +59,7 @@ def _scaled(name: str, values: np.ndarray) -> np.ndarray:
         return 0.1 * values
     if name.endswith(("embedding_table", "positional_embedding")):
         return 0.02 * values
-    gain = _QUIET if _WRITERS.search(name) else 1.0
+    gain = _SMALL_GAIN if _WRITERS.search(name) else 1.0
     if values.ndim == 1:
-        return 0.1 * (_QUIET if gain != 1.0 or _PASSERS.search(name) else 1.0) * values
+        return 0.1 * (_SMALL_GAIN if gain != 1.0 or _CONNECTORS.search(name) else 1.0) * values
     return gain * values / np.sqrt(np.prod(values.shape[1:]))

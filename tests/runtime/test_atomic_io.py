@@ -24,7 +24,7 @@ def run(code: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_the_file_appears_at_the_end_only(tmp_path: Path) -> None:
+def test_the_file_appears_at_the_end(tmp_path: Path) -> None:
     target = tmp_path / "a.ckpt"
     with atomic_io.atomic_write(target) as temporary:
         temporary.write_text("new")
@@ -45,7 +45,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, excep
     assert names(tmp_path) == ["a.ckpt"]
 
 
-def test_it_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.readlink(f"/proc/self/fd/{handle}")))
     replace = os.replace
@@ -83,22 +83,22 @@ def test_a_folder_or_device_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"there is not a folder {tmp_path}/none; create it")):  # noqa: SIM117
+    with pytest.raises(UserError, match=re.escape(f"folder {tmp_path}/none does not exist; create it")):  # noqa: SIM117
         with atomic_io.atomic_write(tmp_path / "none" / "a"):
             pass
 
 
-def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refuse)  # the tests may run as root, who may write anywhere
-    with pytest.raises(UserError, match="Permission denied; choose a place"), atomic_io.atomic_write(tmp_path / "a"):
+    monkeypatch.setattr(Path, "touch", refuse)  # the tests may run as root, for whom every folder is writable
+    with pytest.raises(UserError, match="Permission denied; choose a folder"), atomic_io.atomic_write(tmp_path / "a"):
         pass
 
 
 @pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota")])
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
 ) -> None:
     def full(handle: int) -> None:
@@ -110,11 +110,12 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert names(tmp_path) == []
 
 
-def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+def test_another_system_error_is_not_reported_as_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_io.atomic_write(tmp_path / "a"):
         (tmp_path / "other").read_text()
 
 
+@pytest.mark.e2e
 def test_a_file_larger_than_the_limit_leaves_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_text("old")
@@ -149,7 +150,8 @@ WRITER = """
 """
 
 
-def test_a_killed_writer_leaves_no_target_and_the_next_one_tidies_up(tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_a_killed_writer_leaves_no_target_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     target = tmp_path / "a.ckpt"
     process = run(WRITER, str(target))
     assert process.stdout.readline() == "half\n"
@@ -162,7 +164,8 @@ def test_a_killed_writer_leaves_no_target_and_the_next_one_tidies_up(tmp_path: P
     assert names(tmp_path) == [".b.ckpt.1.0.tmp", "a.ckpt"]
 
 
-def test_the_file_of_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_the_temporary_file_of_a_running_writer_is_not_removed(tmp_path: Path) -> None:
     target = tmp_path / "a"
     process = run(WRITER, str(target))
     assert process.stdout.readline() == "half\n"
@@ -175,7 +178,7 @@ def test_the_file_of_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_a_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_writable_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atomic_io.check_writable(tmp_path / "a" / "b", "--save_path")
     assert names(tmp_path) == []
     (tmp_path / "file").touch()
@@ -183,6 +186,6 @@ def test_a_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pyt
         UserError, match=r"cannot write to --save_path .*/file/b: .*/file is not a folder; choose another"
     ):
         atomic_io.check_writable(tmp_path / "file" / "b", "--save_path")
-    monkeypatch.setattr(atomic_io.os, "access", lambda *a: False)  # nothing is closed to root
+    monkeypatch.setattr(atomic_io.os, "access", lambda *a: False)  # everything is writable for root
     with pytest.raises(UserError, match=r"is not writable; choose another"):
         atomic_io.check_writable(tmp_path / "a", "--save_path")

@@ -1,4 +1,4 @@
-"""What is chosen for which device, and the pieces that only run on Ascend, through their interface."""
+"""Choices by device, graph mode, and the interface of the code that only runs on Ascend."""
 
 from __future__ import annotations
 
@@ -17,27 +17,25 @@ from gm.errors import UserError
 from gm.runtime import backend
 
 
-def test_without_a_card_the_cpu_is_chosen_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_card_the_cpu_is_chosen_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="gm"):
-        found = backend.setup(RunConfig())
-    assert (found.device, found.graph, found.dtype, found.world, found.is_main_process) == (
-        "CPU",
-        True,
-        ms.float32,
-        1,
-        True,
-    )
+        chosen = backend.setup(RunConfig())
+    assert chosen.device == "CPU"
+    assert chosen.graph
+    assert chosen.dtype == ms.float32
+    assert chosen.world_size == 1
+    assert chosen.is_main_process
     assert "running on CPU; --device_target chooses" in caplog.text
     assert not backend.setup(RunConfig(device_target="CPU", ms_mode=1)).graph
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
+def test_a_missing_device_is_refused() -> None:
     with pytest.raises(UserError, match=r"no Ascend card on this machine .* use --device_target CPU"):
         backend.setup(RunConfig(device_target="Ascend"))
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "expected"),
+    ("precision", "device", "expected"),
     [
         ("auto", "CPU", ms.float32),
         ("auto", "Ascend", ms.float16),
@@ -46,8 +44,8 @@ def test_a_device_that_is_not_there_is_named() -> None:
         ("float16", "CPU", ms.float16),
     ],
 )
-def test_precision_follows_the_device(name: str, device: str, expected: object) -> None:
-    assert backend.precision(name, device) == expected
+def test_weight_dtype_by_device(precision: str, device: str, expected: object) -> None:
+    assert backend.weight_dtype(precision, device) == expected
 
 
 def test_bfloat16_on_cpu_is_refused() -> None:
@@ -56,11 +54,12 @@ def test_bfloat16_on_cpu_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "mode", "expected"),
+    ("low_memory", "mode", "expected"),
     [("auto", 0, math.inf), ("auto", 1, 2**23), ("off", 1, math.inf), ("some", 0, 2**23), ("most", 0, 2**20)],
 )
-def test_low_memory(chosen: str, mode: int, expected: float) -> None:
-    assert backend.setup(RunConfig(device_target="CPU", ms_mode=mode, low_memory=chosen)).keep_half_above == expected
+def test_low_memory(low_memory: str, mode: int, expected: float) -> None:
+    run = RunConfig(device_target="CPU", ms_mode=mode, low_memory=low_memory)
+    assert backend.setup(run).keep_half_above == expected
 
 
 def test_processes_without_the_flag_and_the_flag_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +71,15 @@ def test_processes_without_the_flag_and_the_flag_without_processes(monkeypatch: 
 
 
 @pytest.mark.parametrize(("version", "warned"), [("2.7.1", False), ("2.8.0", False), ("2.9.0", True), ("2.10.0", True)])
-def test_slow_versions_are_announced(version: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_versions_with_slow_convolution(
+    version: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     backend._warn_of_slow_convolution(version)
     assert ("mindspore==2.8.0" in caplog.text) is warned
 
 
-def test_compiled_gives_the_same_and_only_where_asked() -> None:
+@pytest.mark.graph
+def test_a_compiled_cell_gives_the_same_result() -> None:
     class Double(nn.Cell):
         def construct(self, x: Tensor) -> Tensor:
             return x * 2
@@ -88,24 +90,25 @@ def test_compiled_gives_the_same_and_only_where_asked() -> None:
     assert np.array_equal(backend.compile_cell(cell, True)(x).asnumpy(), cell(x).asnumpy())
 
 
-def test_graph_mode_lasts_no_longer_than_a_call() -> None:
+def test_graph_mode_is_set_during_a_call_only() -> None:
     class Mode(nn.Cell):
         def __call__(self, fails: bool) -> int:
             if fails:
                 raise ValueError("no")
             return ms.get_context("mode")
 
-    ask = backend.compile_cell(Mode(), True)
-    assert ask(False) == ms.GRAPH_MODE
+    get_mode = backend.compile_cell(Mode(), True)
+    assert get_mode(False) == ms.GRAPH_MODE
     assert ms.get_context("mode") == ms.PYNATIVE_MODE
     with pytest.raises(ValueError, match="no"):
-        ask(True)
+        get_mode(True)
     assert ms.get_context("mode") == ms.PYNATIVE_MODE
 
 
-def test_compilation_is_announced_where_it_takes_its_time(caplog: pytest.LogCaptureFixture) -> None:
-    class Quick(nn.Cell):
-        """Calls none of the many Cells that it holds."""
+@pytest.mark.graph
+def test_a_long_compilation_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    class ManyCells(nn.Cell):
+        """Holds many Cells, of which it calls none."""
 
         def __init__(self, cells: int) -> None:
             super().__init__()
@@ -116,15 +119,15 @@ def test_compilation_is_announced_where_it_takes_its_time(caplog: pytest.LogCapt
 
     caplog.set_level("INFO", logger="gm")
     x = Tensor(np.ones(3, np.float32))
-    backend.compile_cell(Quick(999), False, "it")(x)
-    backend.compile_cell(Quick(9), True, "it")(x)
-    backend.compile_cell(Quick(999), True)(x)
+    backend.compile_cell(ManyCells(999), False, "it")(x)
+    backend.compile_cell(ManyCells(9), True, "it")(x)
+    backend.compile_cell(ManyCells(999), True)(x)
     assert caplog.messages == []
-    run = backend.compile_cell(Quick(999), True, "it")
+    run = backend.compile_cell(ManyCells(999), True, "it")
     run(x)
     run(x)
     run(Tensor(np.ones(4, np.float32)))
-    backend.compile_cell(Quick(999), True, "it", gradient=True)(x)
+    backend.compile_cell(ManyCells(999), True, "it", gradient=True)(x)
     assert caplog.messages == [
         "compiling it: about 14 s, nothing moves meanwhile",
         "compiling it: about 14 s, nothing moves meanwhile",
@@ -138,26 +141,27 @@ from pathlib import Path
 from gm.config import RunConfig
 from gm.runtime import backend
 
-here = backend.setup(RunConfig(device_target="CPU", ms_mode=1), is_parallel=True)
-if here.is_main_process:
+group = backend.setup(RunConfig(device_target="CPU", ms_mode=1), is_parallel=True)
+if group.is_main_process:
     time.sleep(1)
     Path(sys.argv[1]).write_text("written")
-here.barrier()
+group.barrier()
 assert Path(sys.argv[1]).read_text() == "written"
-print("seen", flush=True)
+print("passed", flush=True)
 """
 
 
-def test_no_rank_ends_before_the_others_are_done(tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_barrier_waits_for_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "-x", f"PYTHONPATH={Path.cwd()}")
     command = (*mpirun, sys.executable, str(tmp_path / "rank.py"), str(tmp_path / "file"))
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    # Not its exit code: MindSpore's own end crashes now and then on a busy machine, after everything is done.
-    assert ended.stdout.count("seen") == 2, ended.stdout + ended.stderr
+    # Not its exit code: MindSpore's shutdown, after all this, sometimes crashes on a busy machine.
+    assert ended.stdout.count("passed") == 2, ended.stdout + ended.stderr
 
 
-def test_a_mean_over_one_rank_changes_nothing() -> None:
+def test_the_mean_over_one_rank_is_the_identity() -> None:
     x = Tensor(np.arange(3, dtype=np.float32))
     assert backend.AllReduceMean(1)(x) is x
     assert math.isclose(float(backend.AllReduceMean(1)(x).sum()), 3.0)

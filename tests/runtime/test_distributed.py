@@ -1,4 +1,4 @@
-"""Several processes as one run: they find one another, stop together, end together, and go on in any number."""
+"""Several processes as one run: they find each other, stop together, end together, and resume in any number."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
-def whole(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of twenty steps by two ranks that nothing interrupted."""
-    place = tmp_path_factory.mktemp("ranks") / "whole"
+def uninterrupted(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output folder of twenty uninterrupted steps by two ranks."""
+    folder = tmp_path_factory.mktemp("ranks") / "uninterrupted"
     command = [*MPIRUN, sys.executable, "train_textual_inversion.py", "--config", str(workshop.yaml)]
-    command += ["--save_path", str(place), *FLAGS]
+    command += ["--save_path", str(folder), *FLAGS]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    return place
+    return folder
 
 
 @pytest.fixture
@@ -61,20 +61,20 @@ def start(workshop: Workshop, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def until(process: subprocess.Popen[str], text: str) -> str:
-    """Read what the process says up to a line that holds `text`."""
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Return the output of the process up to a line that contains `text`."""
     assert process.stdout
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if text in line:
-            return said
-    raise AssertionError(said)
+            return output
+    raise AssertionError(output)
 
 
-def until_step(place: Path, step: int) -> None:
+def wait_for_step(folder: Path, step: int) -> None:
     """Wait until a run has logged `step`."""
-    log = place / "log.jsonl"
+    log = folder / "log.jsonl"
     for _ in range(600):
         if log.exists() and f'"step": {step},' in log.read_text():
             return
@@ -84,7 +84,7 @@ def until_step(place: Path, step: int) -> None:
 
 def pids(launcher: subprocess.Popen[str]) -> list[int]:
     """Return the processes that mpirun started, by rank."""
-    found = {}
+    by_rank = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment = (entry / "environ").read_bytes().split(b"\0")
@@ -93,56 +93,60 @@ def pids(launcher: subprocess.Popen[str]) -> list[int]:
             continue
         rank = [value for value in environment if value.startswith(b"OMPI_COMM_WORLD_RANK=")]
         if parent == launcher.pid and rank:
-            found[int(rank[0].split(b"=")[1])] = int(entry.name)
-    return [found[rank] for rank in sorted(found)]
+            by_rank[int(rank[0].split(b"=")[1])] = int(entry.name)
+    return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 def alive(pid: int) -> bool:
-    """Return whether a process runs; one that has ended may be listed until its parent asks."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
 
 
-def rows(place: Path, step: int) -> np.ndarray:
-    concept = embedding_io.load(place / f"smallest_{step}_ti.ckpt")
-    return np.concatenate([concept.vectors["clip_l"].ravel(), concept.vectors["clip_g"].ravel()])
+def embedding_vectors(folder: Path, step: int) -> np.ndarray:
+    embedding = embedding_io.load(folder / f"smallest_{step}_ti.ckpt")
+    return np.concatenate([embedding.vectors["clip_l"].ravel(), embedding.vectors["clip_g"].ravel()])
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["launcher", "second rank"])
-def test_ranks_stop_together_and_go_on_as_if_they_had_not(start: Start, whole: Path, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize("recipient", ["launcher", "second rank"])
+def test_ranks_stop_together_and_resume_bit_for_bit(
+    start: Start, uninterrupted: Path, tmp_path: Path, recipient: str
+) -> None:
     flags = (*FLAGS, "--resume", "latest")
     process = start(MPIRUN, "parts", *flags)
-    until_step(tmp_path / "parts", 5)
-    # mpirun passes USR1 on to all, and ends nothing itself; the other way reaches one rank only.
-    os.kill(process.pid if who == "launcher" else pids(process)[1], signal.SIGUSR1)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode > 128, said  # mpirun ends a rank that is slower to end than another
-    assert "stopped after step" in said
+    wait_for_step(tmp_path / "parts", 5)
+    # mpirun forwards USR1 to all ranks; sent to a rank, it reaches that one only.
+    os.kill(process.pid if recipient == "launcher" else pids(process)[1], signal.SIGUSR1)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode > 128, output  # mpirun kills a rank that ends later than another
+    assert "stopped after step" in output
     stopped = checkpoint.find("latest", tmp_path / "parts")
     assert stopped
     assert 5 <= stopped.step < 20
-    assert stopped.step % 2 == 0  # between updates each rank has a sum of its own
-    assert f"stopped after step {stopped.step} of 20" in said
+    assert stopped.step % 2 == 0  # between updates the ranks have different gradient sums
+    assert f"stopped after step {stopped.step} of 20" in output
     process = start(MPIRUN, "parts", *flags)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
-    assert f"after step {stopped.step}" in said
-    assert np.array_equal(rows(tmp_path / "parts", 20), rows(whole, 20))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert f"after step {stopped.step}" in output
+    assert np.array_equal(embedding_vectors(tmp_path / "parts", 20), embedding_vectors(uninterrupted, 20))
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_others_and_fewer_go_on(start: Start, tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_others_and_fewer_ranks_resume(start: Start, tmp_path: Path) -> None:
     process = start(MPIRUN, "run", "--is_parallel", "True", "--total_step", "100000")
-    until_step(tmp_path / "run", 6)
+    wait_for_step(tmp_path / "run", 6)
     both = pids(process)
     os.kill(both[1], signal.SIGKILL)
     died = time.monotonic()
-    said = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=60)[0]
     assert process.returncode != 0
-    assert "exited on signal 9" in said  # mpirun says which
+    assert "exited on signal 9" in output  # mpirun names the signal
     while any(alive(pid) for pid in both):
         assert time.monotonic() - died < 30
         time.sleep(0.1)
@@ -150,53 +154,55 @@ def test_a_rank_that_dies_ends_the_others_and_fewer_go_on(start: Start, tmp_path
     assert stopped
     assert stopped.step >= 4
     alone = start((), "run", "--total_step", str(stopped.step + 2), "--resume", "latest")
-    said = alone.communicate(timeout=60)[0]
-    assert alone.returncode == 0, said
-    assert "--resume: training.is_parallel was True → False from here on" in said
-    assert np.isfinite(rows(tmp_path / "run", stopped.step + 2)).all()
+    output = alone.communicate(timeout=60)[0]
+    assert alone.returncode == 0, output
+    assert "--resume: training.is_parallel was True → False from here on" in output
+    assert np.isfinite(embedding_vectors(tmp_path / "run", stopped.step + 2)).all()
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
-def test_without_a_launcher_that_notices_the_others_give_up_after_a_while(start: Start, tmp_path: Path) -> None:
+def test_ranks_time_out_without_a_launcher_that_notices(start: Start, tmp_path: Path) -> None:
     port = str(20000 + os.getpid() % 10000)
     world = {"OMPI_COMM_WORLD_SIZE": "2", "MS_SCHED_PORT": port}
     flags = ("--is_parallel", "True", "--total_step", "100000", "--distributed_timeout", "5")
     both = [start((), "run", *flags, **world, OMPI_COMM_WORLD_RANK=rank) for rank in ("0", "1")]
-    until_step(tmp_path / "run", 6)
+    wait_for_step(tmp_path / "run", 6)
     both[1].kill()
-    said = both[0].communicate(timeout=60)[0]
-    assert both[0].returncode == 1, said
-    assert "error: rank 0 has waited 5 s for the other ranks" in said
+    output = both[0].communicate(timeout=60)[0]
+    assert both[0].returncode == 1, output
+    assert "error: rank 0 has waited 5 s for the other ranks" in output
     assert checkpoint.find("latest", tmp_path / "run")
 
 
-def test_mpirun_is_put_into_mindspores_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def adopted(job: str) -> dict[str, str]:
-        environment = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_NAMESPACE": job}
+def test_mpirun_is_translated_to_mindspores_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    def adopted(namespace: str) -> dict[str, str]:
+        environment = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_NAMESPACE": namespace}
         environment |= {"OMPI_COMMAND": "python", "PMIX_RANK": "3"}
         monkeypatch.setattr(distributed.os, "environ", environment)
         distributed.adopt_mpirun()
         return environment
 
-    found = adopted("1815937025")
-    assert (found["MS_ROLE"], found["MS_WORKER_NUM"], found["MS_NODE_ID"]) == ("MS_WORKER", "4", "3")
-    assert found["MS_SCHED_HOST"] == "127.0.0.1"
-    assert 1024 < int(found["MS_SCHED_PORT"]) < 32768
-    assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(found)
-    assert adopted("1815937025") == found
-    assert adopted("1815937026")["MS_SCHED_PORT"] != found["MS_SCHED_PORT"]  # another job on the same machine
+    environment = adopted("1815937025")
+    assert (environment["MS_ROLE"], environment["MS_WORKER_NUM"], environment["MS_NODE_ID"]) == ("MS_WORKER", "4", "3")
+    assert environment["MS_SCHED_HOST"] == "127.0.0.1"
+    assert 1024 < int(environment["MS_SCHED_PORT"]) < 32768
+    assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(environment)
+    assert adopted("1815937025") == environment
+    assert adopted("1815937026")["MS_SCHED_PORT"] != environment["MS_SCHED_PORT"]  # another mpirun on the same machine
 
 
-def test_a_rank_leaves_nothing_behind(tmp_path: Path) -> None:
-    """It ends without Python's own way out, which would take MindSpore apart, and cleans up by itself."""
+@pytest.mark.e2e
+def test_a_rank_leaves_no_files_behind(tmp_path: Path) -> None:
+    """It ends without Python's shutdown, and so removes its folder itself."""
     code = """
 import atexit
 from gm.runtime import backend, compile_cache, distributed
 class Scheduler:
     def kill(self): print("killed", flush=True)
-atexit.register(print, "the usual way")
-print(compile_cache._folder())
-distributed._leave(Scheduler(), 3)
+atexit.register(print, "Python shutdown")
+print(compile_cache._process_dir())
+distributed._exit_rank(Scheduler(), 3)
 """
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -206,18 +212,19 @@ distributed._leave(Scheduler(), 3)
     assert not Path(folder).exists()
 
 
-def test_the_rank_with_the_scheduler_leaves_first() -> None:
-    """Its last collective fails if the others are gone before they have confirmed it."""
+@pytest.mark.e2e
+def test_the_rank_with_the_scheduler_ends_first() -> None:
+    """Its last collective fails if the others end before they have confirmed it."""
     code = """
 from gm.runtime import backend, distributed
 print("leaves", flush=True)
-distributed._leave(None, 0)
+distributed._exit_rank(None, 0)
 """
     with socket.create_server(("127.0.0.1", 0)) as scheduler:
         address = {"MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(scheduler.getsockname()[1])}
         command, environment = [sys.executable, "-c", code], {**os.environ, **address}
         rank = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        until(rank, "leaves")
+        read_until(rank, "leaves")
         time.sleep(1)
         assert rank.poll() is None
     assert rank.wait(timeout=30) == 0

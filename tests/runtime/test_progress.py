@@ -2,9 +2,7 @@
 
 import io
 
-import pytest
-
-from gm.runtime.progress import Line, bar, clock
+from gm.runtime.progress import Line, bar
 
 
 class Terminal(io.StringIO):
@@ -43,10 +41,3 @@ def test_bar() -> None:
     assert bar(1, 8, 0.0, width=4) == "[....] 1/8  …"
     assert bar(6, 8, 30.0, width=4) == "[###.] 6/8  12 s left"
     assert bar(8, 8, 40.0, width=4) == "[####] 8/8  0 s left"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (185, "3:05 min"), (7800, "2:10 h"), (360000, "100:00 h")]
-)
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text

@@ -1,4 +1,4 @@
-"""Stateless draws: equal for equal purposes, unrelated for others."""
+"""Stateless random numbers: equal for equal arguments, uncorrelated for others."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ def test_equal_arguments_give_equal_numbers() -> None:
     assert np.array_equal(rng.permutation(9, 7, "order", 2), rng.permutation(9, 7, "order", 2))
 
 
-def test_these_numbers_stay_the_same_over_versions() -> None:
-    # A resumed run must draw what it would have drawn; a change here breaks every run that is under way.
+def test_numbers_do_not_change_between_versions() -> None:
+    # A resumed run must get the numbers of an uninterrupted one; a change here breaks every run in progress.
     expected = [-1.8368312, -0.2333395, 0.2940888]
     np.testing.assert_allclose(rng.normal((3,), 42, "training noise", 0), expected, rtol=1e-6)
 
@@ -25,13 +25,10 @@ def test_these_numbers_stay_the_same_over_versions() -> None:
         (7, "nois", 5),
         (7, "noise", 6),
         (7, "noise", 5, 0),
-        (
-            7,
-            "noise/5",
-        ),
+        (7, "noise/5"),
     ],
 )
-def test_any_other_argument_gives_unrelated_numbers(other: tuple) -> None:
+def test_other_arguments_give_uncorrelated_numbers(other: tuple) -> None:
     a, b = rng.normal((4000,), 7, "noise", 5), rng.normal((4000,), *other)
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.07
 

@@ -174,7 +174,7 @@ def test_nothing_is_zeros_but_for_the_sizes(reader: Case, prompt: str) -> None:
     assert (context.shape, context.dtype) == (like.shape, like.dtype)
     assert not context.asnumpy().any()
     width = reader.config.text_encoder_2.width
-    wanted = reader.reference.class_vector(np.zeros((2, width), np.float32), np.array(EACH, np.float32)).numpy()
+    wanted = reader.reference.class_embedding(np.zeros((2, width), np.float32), np.array(EACH, np.float32)).numpy()
     assert not vector.asnumpy()[:, :width].any()
     assert relative_error(vector.asnumpy(), wanted) < 5e-5  # as of the conditioner: float32's for sizes of 2000
 

@@ -210,6 +210,6 @@ def test_the_usual_norm_is_the_median_of_the_words_in_the_prompts(workshop: Work
     assert max(loader.words) < 49406
     assert len(loader.words) < 100
     found = workshop.model.token_norms(loader.words)
-    for norm, table in zip(found, workshop.model.token_tables(), strict=True):
+    for norm, table in zip(found.values(), workshop.model.token_tables().values(), strict=True):
         lengths = np.sqrt((table[loader.words].astype(np.float64) ** 2).sum(1))
         assert (lengths < norm).sum() == pytest.approx(len(loader.words) / 2, abs=1)

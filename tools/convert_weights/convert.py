@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 from gm import config
 from gm.checkpoints import containers, loading
 from gm.config import cli
-from gm.errors import UserError, suggestion
+from gm.errors import UserError, did_you_mean
 
 _GIGABYTE = 1e9
 _SECONDS_BETWEEN_REPORTS = 0.2
@@ -62,7 +62,7 @@ def _flags() -> dict[str, Any]:
 def _check(source: Path, target: Path, overwrite: bool) -> None:
     """Refuse at once what would be refused after minutes, or would cost the user a file."""
     if not source.exists():
-        raise UserError(f"--source {source} is not there{suggestion(source.name, _neighbours(source))}")
+        raise UserError(f"--source {source} is not there{did_you_mean(source.name, _neighbours(source))}")
     if target.suffix not in containers.ENDINGS:
         raise UserError(f"--target {target} must end in {' or '.join(containers.ENDINGS)}, which says what to write")
     if target.exists() and target.samefile(source):

@@ -1,0 +1,109 @@
+"""Spatial transformer of the UNet (Rombach et al., 2022): self- and cross-attention over the pixels of a feature map.
+
+Class and attribute names follow Stability AI's `generative-models` (sgm), whose attributes name the checkpoint's
+tensors. The keys and values of cross-attention are arguments: they depend on the text alone and are the same for every
+sampling step.
+"""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn
+
+from gm import ops as gm_ops
+from gm.config.model import UNetConfig
+from gm.models.layers import GroupNorm, LayerNorm, Projection
+from gm.ops import layout
+from gm.runtime.backend import DType
+
+
+class _CrossAttention(nn.Cell):
+    """Multi-head attention (Vaswani et al., 2017) of a sequence to a context of width `context_dim`."""
+
+    def __init__(self, width: int, context_dim: int, heads: int, dtype: DType) -> None:
+        super().__init__()
+        self.to_q = Projection(width, width, dtype, bias=False)
+        self.to_k = Projection(context_dim, width, dtype, bias=False)
+        self.to_v = Projection(context_dim, width, dtype, bias=False)
+        self.to_out = nn.SequentialCell(Projection(width, width, dtype))
+        self.attend = gm_ops.attention(heads)
+
+    def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the context."""
+        return self.to_k(context), self.to_v(context)
+
+    def construct(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.to_out(self.attend(self.to_q(x), key, value))
+
+
+class _GEGLU(nn.Cell):
+    """Linear unit gated by GELU (Shazeer, 2020): width → 4 · width."""
+
+    def __init__(self, width: int, dtype: DType) -> None:
+        super().__init__()
+        self.proj = Projection(width, 8 * width, dtype)
+        self.gelu = gm_ops.gelu()
+
+    def construct(self, x: Tensor) -> Tensor:
+        value, gate = layout.split_channels(self.proj(x), 2)
+        return value * self.gelu(gate)
+
+
+class _FeedForward(nn.Cell):
+    def __init__(self, width: int, dtype: DType) -> None:
+        super().__init__()
+        # The identity stands for dropout, which gives the last projection its published index.
+        self.net = nn.SequentialCell(_GEGLU(width, dtype), nn.Identity(), Projection(4 * width, width, dtype))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class _BasicTransformerBlock(nn.Cell):
+    """Pre-norm self-attention, cross-attention and feed-forward, each added to its input."""
+
+    def __init__(self, width: int, context_dim: int, heads: int, dtype: DType) -> None:
+        super().__init__()
+        self.attn1 = _CrossAttention(width, width, heads, dtype)
+        self.ff = _FeedForward(width, dtype)
+        self.attn2 = _CrossAttention(width, context_dim, heads, dtype)
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
+        self.norm3 = LayerNorm(width)
+
+    def construct(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, *self.attn1.project_context(h))
+        x = x + self.attn2(self.norm2(x), key, value)
+        return x + self.ff(self.norm3(x))
+
+
+CHECKPOINTED_CELLS = (_BasicTransformerBlock,)  # by gradient checkpointing: they store many times their input
+
+
+class SpatialTransformer(nn.Cell):
+    """`depth` transformer blocks over the pixels of x [N, C, H, W], between linear projections, added to x."""
+
+    def __init__(self, channels: int, depth: int, config: UNetConfig, dtype: DType) -> None:
+        super().__init__()
+        heads = channels // config.num_head_channels
+        self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6)
+        self.proj_in = Projection(channels, channels, dtype)
+        self.transformer_blocks = nn.CellList(
+            [_BasicTransformerBlock(channels, config.context_dim, heads, dtype) for _ in range(depth)]
+        )
+        self.proj_out = Projection(channels, channels, dtype)
+
+    def project_context(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Return key and value of the context (a sequence of `gm.ops.layout`) for each block in turn."""
+        context_kv: tuple[Tensor, ...] = ()
+        for block in self.transformer_blocks:
+            context_kv = context_kv + block.attn2.project_context(context)
+        return context_kv
+
+    def construct(self, x: Tensor, context_kv: tuple[Tensor, ...]) -> Tensor:
+        h = self.proj_in(layout.from_image(self.norm(x)))
+        index = 0
+        for block in self.transformer_blocks:
+            h = block(h, context_kv[index], context_kv[index + 1])
+            index += 2
+        return x + layout.to_image(self.proj_out(h), *x.shape[2:])
