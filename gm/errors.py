@@ -20,6 +20,10 @@ class UserError(Exception):
         super().__init__("\n".join(_printable(line) for line in (message, *said.splitlines())))
 
 
+class DamagedFileError(Exception):
+    """A file does not hold what its format asks for; the text says what."""
+
+
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
