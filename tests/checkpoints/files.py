@@ -6,6 +6,7 @@ import random
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -29,15 +30,15 @@ def lazy(tensors: dict[str, np.ndarray]) -> dict[str, LazyTensor]:
     return {name: in_memory(array) for name, array in tensors.items()}
 
 
-def assert_equal(found: dict[str, LazyTensor], expected: dict[str, np.ndarray]) -> None:
+def assert_equal(tensors: dict[str, LazyTensor], expected: dict[str, np.ndarray]) -> None:
     """Assert that keys, shapes, dtypes and every bit agree."""
-    assert set(found) == set(expected)
+    assert set(tensors) == set(expected)
     for name, array in expected.items():
-        values = found[name].read()
-        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype.name), name
+        values = tensors[name].read()
+        assert (tensors[name].shape, tensors[name].dtype) == (array.shape, array.dtype.name), name
         assert (values.shape, values.dtype) == (array.shape, array.dtype), name
         assert values.tobytes() == array.tobytes(), name
-        found[name].release()
+        tensors[name].release()
         assert values.tobytes() == array.tobytes(), f"{name} after its pages were released"
 
 
@@ -46,6 +47,12 @@ def cuts(length: int) -> Iterator[int]:
     yield from range(1, min(length, 300))
     yield from range(300, length, 97)
     yield from range(max(300, length - 50), length)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a new file to `path`; truncating an existing one takes ten times longer, because ext4 flushes it."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
 
 def mutations(whole: bytes, count: int, seed: int = 1) -> Iterator[bytes]:

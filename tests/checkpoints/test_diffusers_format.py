@@ -100,9 +100,9 @@ def test_diffusers_reads_the_published_file_converted_from_a_folder(any_case: Ca
     for name in ("unet", "vae", "text_encoder_1", "text_encoder_2"):
         if getattr(case.reference, name) is None:
             continue
-        expected, found = getattr(case.reference, name).state_dict(), getattr(again, name).state_dict()
-        assert set(found) == set(expected)
-        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+        expected, state_dict = getattr(case.reference, name).state_dict(), getattr(again, name).state_dict()
+        assert set(state_dict) == set(expected)
+        assert all(torch.equal(state_dict[key], expected[key]) for key in expected), name
 
 
 def rewrite(path: Path, change: Callable[[str, np.ndarray], tuple[str, np.ndarray]]) -> None:
@@ -131,11 +131,11 @@ def test_unknown_and_missing_tensors_are_not_hidden(smallest: Case, folder: Path
         return name.replace("layers.0.self_attn.k_proj.bias", "extra.bias").replace("layers.1", "odd.1"), array
 
     rewrite(folder / "text_encoder_2" / "model.safetensors", rename)
-    found = set(diffusers_format.read(folder, smallest.config))
+    keys = set(diffusers_format.read(folder, smallest.config))
     block = PREFIX + "transformer.resblocks.0.attn."
-    assert block + "in_proj_bias" not in found
+    assert block + "in_proj_bias" not in keys
     assert {block + "q_proj.bias", PREFIX + "encoder.extra.bias"} <= {
-        name.replace("transformer.resblocks.extra", "encoder.extra") for name in found
+        name.replace("transformer.resblocks.extra", "encoder.extra") for name in keys
     }
 
 

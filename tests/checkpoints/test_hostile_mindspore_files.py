@@ -13,7 +13,7 @@ from mindspore.train import serialization
 from gm.checkpoints import containers, mindspore_format
 from gm.checkpoints.protobuf_wire import encode_bytes, encode_integer, encode_length, encode_varint
 from gm.errors import UserError
-from tests.checkpoints.files import lazy, little_memory, mutations
+from tests.checkpoints.files import lazy, little_memory, mutations, replace_file
 
 F32, EIGHT = encode_bytes(2, b"Float32"), encode_bytes(3, bytes(8))
 TWO = encode_integer(1, 2)
@@ -153,7 +153,7 @@ def test_a_file_cut_anywhere_is_refused_or_reads_as_protobuf_reads_it(tmp_path: 
     large = (tmp_path / "b.ckpt").read_bytes()
     for content, every in ((whole, 1), (large, 1024)):
         for end in range(1, len(content), every):
-            path.write_bytes(content[:end])
+            replace_file(path, content[:end])
             try:
                 assert ours(path) == protobufs(content[:end])
                 read.append(end)
@@ -166,7 +166,7 @@ def test_a_file_cut_anywhere_is_refused_or_reads_as_protobuf_reads_it(tmp_path: 
 def test_ten_thousand_mutations_are_refused_or_read_as_protobuf_reads_them(tmp_path: Path, whole: bytes) -> None:
     path, refusals = tmp_path / "a.ckpt", []
     for changed in mutations(whole, 10_000):
-        path.write_bytes(changed)
+        replace_file(path, changed)
         try:
             found = ours(path)
         except UserError as error:

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from gm.checkpoints import containers
 from gm.errors import UserError
-from tests.checkpoints.files import little_memory, mutations
+from tests.checkpoints.files import little_memory, mutations, replace_file
 
 
 def entry(kind: str = "F32", shape: tuple[int, ...] = (2,), place: tuple[int, int] = (0, 8)) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     large = save({"a": np.zeros((300, 50), np.float32), "b": np.zeros(7)})
     for whole, every in ((SMALL, 1), (large, 1024)):
         for end in range(1, len(whole), every):
-            path.write_bytes(whole[:end])
+            replace_file(path, whole[:end])
             with pytest.raises(UserError):
                 containers.read(path)
 
@@ -147,7 +147,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 def test_ten_thousand_mutations_are_refused_or_read_as_the_library_reads_them(tmp_path: Path) -> None:
     path, refusals = tmp_path / "a.safetensors", []
     for changed in mutations(SMALL, 10_000):
-        path.write_bytes(changed)
+        replace_file(path, changed)
         try:
             contents = containers.read(path)
             found = {name: tensor.read() for name, tensor in contents.tensors.items()}

@@ -27,8 +27,8 @@ def assert_filled(model: SDXL, weights: dict[str, np.ndarray], half: bool = Fals
     for parameter in model.get_parameters():
         expected = weights[key_mapping.published_name(parameter.name)]
         expected = expected.astype(np.float16) if half else expected
-        found = parameter.asnumpy()
-        assert np.array_equal(found, expected.astype(found.dtype)), parameter.name
+        values = parameter.asnumpy()
+        assert np.array_equal(values, expected.astype(values.dtype)), parameter.name
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

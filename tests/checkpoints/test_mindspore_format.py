@@ -16,7 +16,7 @@ from gm.checkpoints import containers, mindspore_format
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.protobuf_wire import encode_bytes
 from gm.errors import UserError
-from tests.checkpoints.files import assert_equal, cuts, lazy, mixed
+from tests.checkpoints.files import assert_equal, cuts, lazy, mixed, replace_file
 
 APPENDED = {"word": "<cät-toy>", "empty": "", "count": 10, "seed": 2**40, "rate": 0.5, "flag": True}
 
@@ -93,7 +93,7 @@ def test_a_file_cut_anywhere_is_refused_or_has_whole_tensors(tmp_path: Path) -> 
     whole = (tmp_path / "a.ckpt").read_bytes()
     refused = []
     for length in cuts(len(whole)):
-        (tmp_path / "a.ckpt").write_bytes(whole[:length])
+        replace_file(tmp_path / "a.ckpt", whole[:length])
         try:
             contents = containers.read(tmp_path / "a.ckpt")
         except UserError as error:
@@ -122,7 +122,7 @@ def test_damaged_files_never_crash(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         for place in random.integers(0, len(whole), 2):
             damaged[place] = random.integers(0, 256)
-        (tmp_path / "a.ckpt").write_bytes(damaged)
+        replace_file(tmp_path / "a.ckpt", bytes(damaged))
         with contextlib.suppress(UserError):
             for tensor in containers.read(tmp_path / "a.ckpt").tensors.values():
                 assert tensor.read().shape == tensor.shape

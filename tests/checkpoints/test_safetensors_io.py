@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from gm.checkpoints import containers
 from gm.errors import UserError
-from tests.checkpoints.files import assert_equal, cuts, lazy, mixed
+from tests.checkpoints.files import assert_equal, cuts, lazy, mixed, replace_file
 
 
 def test_a_file_of_the_library_is_read(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     containers.write(tmp_path / "a.safetensors", lazy(mixed()))
     whole = (tmp_path / "a.safetensors").read_bytes()
     for length in cuts(len(whole)):
-        (tmp_path / "a.safetensors").write_bytes(whole[:length])
+        replace_file(tmp_path / "a.safetensors", whole[:length])
         with pytest.raises(UserError) as caught:
             containers.read(tmp_path / "a.safetensors")
         assert "\n" not in str(caught.value)

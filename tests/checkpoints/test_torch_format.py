@@ -19,7 +19,7 @@ import torch
 from gm.checkpoints import torch_format
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
-from tests.checkpoints.files import little_memory, mutations
+from tests.checkpoints.files import little_memory, mutations, replace_file
 
 pytestmark = pytest.mark.reference
 
@@ -55,19 +55,19 @@ def test_files_of_pytorch_are_read(tmp_path: Path, archive: bool, protocol: int)
     path = tmp_path / "a.pt"
     torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=archive)
     assert torch_format.is_torch_file(path)
-    found = torch_format.read(path)
-    assert found["ordered"] == saved["ordered"]
-    assert {k: type(v) for k, v in found.items()} == dict.fromkeys(saved, LazyTensor) | {
+    loaded = torch_format.read(path)
+    assert loaded["ordered"] == saved["ordered"]
+    assert {k: type(v) for k, v in loaded.items()} == dict.fromkeys(saved, LazyTensor) | {
         "ids": dict,
         "dict": dict,
         "ordered": dict,
     }
-    assert found["half"].dtype == "float16"
-    assert np.array_equal(found["dict"]["_parameters"]["<a>"].read(), saved["dict"]["<a>"].detach().numpy())
-    assert found["ids"]["*"].read().tolist() == [265]
+    assert loaded["half"].dtype == "float16"
+    assert np.array_equal(loaded["dict"]["_parameters"]["<a>"].read(), saved["dict"]["<a>"].detach().numpy())
+    assert loaded["ids"]["*"].read().tolist() == [265]
     for name, tensor in saved.items():
         if isinstance(tensor, torch.Tensor):
-            ours, theirs = found[name], tensor.detach()
+            ours, theirs = loaded[name], tensor.detach()
             assert ours.shape == tuple(theirs.shape)
             assert np.array_equal(ours.read(), theirs.float().numpy() if name == "bfloat16" else theirs.numpy())
 
@@ -217,12 +217,12 @@ def test_a_missing_or_short_storage_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as file:
         parts = {name.split("/", 1)[1]: file.read(name) for name in file.namelist()}
     for data in (b"", parts["data/0"][:-1]):
-        found = torch_format.read(zipped(path, parts["data.pkl"], **{"archive/data/0": data}))
+        loaded = torch_format.read(zipped(path, parts["data.pkl"], **{"archive/data/0": data}))
         with pytest.raises(UserError, match="is cut off or damaged"):
-            found["a"].read()
-    found = torch_format.read(zipped(path, parts["data.pkl"]))
+            loaded["a"].read()
+    loaded = torch_format.read(zipped(path, parts["data.pkl"]))
     with pytest.raises(UserError, match="is cut off or damaged"):
-        found["a"].read()
+        loaded["a"].read()
 
 
 def test_a_file_too_large_for_an_embedding_is_refused(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def whole(request: pytest.FixtureRequest) -> bytes:
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "a.pt"
     for end in range(2, len(whole), 37):
-        path.write_bytes(whole[:end])
+        replace_file(path, whole[:end])
         with pytest.raises(UserError, match="is cut off or damaged"):
             values(torch_format.read(path))
 
@@ -254,7 +254,7 @@ def test_ten_thousand_mutations_are_read_or_refused(tmp_path: Path, whole: bytes
     path = tmp_path / "a.pt"
     refused = 0
     for changed in mutations(whole, 5000):  # of each kind
-        path.write_bytes(changed)
+        replace_file(path, changed)
         try:
             values(torch_format.read(path))
         except UserError as error:

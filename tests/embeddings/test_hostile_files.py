@@ -14,7 +14,7 @@ from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.io import EmbeddingFile
 from gm.errors import UserError
-from tests.checkpoints.files import little_memory, mutations
+from tests.checkpoints.files import little_memory, mutations, replace_file
 
 CLIP_L, CLIP_G = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 5), np.float32)
 SUFFIXES = {
@@ -46,7 +46,7 @@ def test_two_thousand_mutations_of_each_format_are_read_or_refused(tmp_path: Pat
     path, refusals = tmp_path / f"learned_embeds{SUFFIXES[format_]}", []
     before = {each.name for each in tmp_path.iterdir()}
     for changed in mutations(content, 2000, seed=2):
-        path.write_bytes(changed)
+        replace_file(path, changed)
         try:
             if format_ == "a1111":
                 assert_well_formed_file(embedding_io.read_file(path))
@@ -81,7 +81,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, format_: str) -> None:
     content, count = write(tmp_path, format_), 0
     path = tmp_path / f"learned_embeds{SUFFIXES[format_]}"
     for end in range(1, len(content), 37):
-        path.write_bytes(content[:end])
+        replace_file(path, content[:end])
         try:
             embedding_io.read_file(path)
             count += 1
