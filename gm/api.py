@@ -75,7 +75,7 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     backend = backend_.setup(config.run, config.training.is_parallel, config.training.distributed_timeout)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
-    loading.load(model, config.run.weight, config.model, backend.keep_half_above)
+    loading.load_weights(model, config.run.weight, config.model, backend.keep_half_above)
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)

@@ -84,7 +84,7 @@ def workshop(device: None, tmp_path_factory: pytest.TempPathFactory) -> Workshop
     from tests.project import Workshop
 
     made = Workshop(tmp_path_factory.mktemp("workshop"))
-    loading.load(made.model, made.folder / "weights.ckpt", made.config().model)
+    loading.load_weights(made.model, made.folder / "weights.ckpt", made.config().model)
     return made
 
 

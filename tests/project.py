@@ -64,7 +64,7 @@ class Workshop:
 
 
 def _write_weights(model: SDXL, path: Path, seed: int) -> None:
-    layout = key_mapping.layout(model)
+    layout = key_mapping.parameter_shapes(model)
     weights = {name: values(key_mapping.published_name(name), shape, seed) for name, shape in layout.items()}
     containers.write(path, {name: in_memory(w.astype(np.float32)) for name, w in weights.items()})
 
@@ -77,6 +77,6 @@ def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None
 def whole_runs(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> list[Path]:
     """Do as `whole_run` and return the file of every word."""
     model = build(config.model)  # a run may give the autoencoder away
-    loading.load(model, config.run.weight, config.model)
+    loading.load_weights(model, config.run.weight, config.model)
     spoil(model)
     return trainer.run(model, setup.prepare(config), Backend("CPU", graph=False, dtype=ms.float32))

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     flags = parser.read()
     model = sdxl.build(configuration.load(flags["config"]).model)
-    shapes = {key_mapping.published_name(name): shape for name, shape in key_mapping.layout(model).items()}
+    shapes = {key_mapping.published_name(name): shape for name, shape in key_mapping.parameter_shapes(model).items()}
     # Drawn when they are written, one at a time: at full size all of them would be 7 GB.
     tensors = {
         name: LazyTensor(shape, "float16", partial(_half, name, shape, flags["seed"])) for name, shape in shapes.items()

@@ -1,1 +1,1 @@
-"""Weights: the names derived from the networks, every container format, strict loading and conversion."""
+"""Checkpoints: key mapping, file formats, strict loading, conversion."""

@@ -1,4 +1,4 @@
-"""Files of tensors, whatever their format: read by what they hold, written by their ending."""
+"""Tensor files of any container format: read by content, written by suffix."""
 
 from __future__ import annotations
 
@@ -7,64 +7,68 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gm.checkpoints import mindspore_format, safetensors_io
-from gm.checkpoints.detect import foreign
+from gm.checkpoints.detect import detect_foreign_format
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
 
-ENDINGS = (".ckpt", ".safetensors")
+SUFFIXES = (".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True)
-class Contents:
-    """The tensors of a file by name, and the strings stored beside them."""
+class TensorFile:
+    """Contents of a file: tensors by key, and the strings stored beside them."""
 
     tensors: dict[str, LazyTensor]
     metadata: dict[str, str]
 
 
-def read(path: str | Path) -> Contents:
-    """Return what the safetensors or MindSpore file at `path` holds; a tensor's values are read when asked for.
+def read(path: str | Path) -> TensorFile:
+    """Return the contents of a safetensors or MindSpore file, tensors as LazyTensors.
 
-    Raises UserError for a file that is not there, not readable, of another kind (saying which), cut off or damaged.
+    Raises UserError for a file that is missing, unreadable, of another kind (naming it), cut off or damaged.
     """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a .safetensors or .ckpt file")
     try:
         with path.open("rb") as file:
-            start = file.read(64)
+            header = file.read(64)
     except FileNotFoundError as error:
-        raise UserError(f"there is not a file {path}; give the path of a .safetensors or .ckpt file") from error
+        raise UserError(f"{path} is not a file; give the path of a .safetensors or .ckpt file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # as an index may ask for
+    except ValueError as error:  # the name of a shard in a damaged index may hold anything
         raise UserError(f"cannot read {str(path)!r}: no file can have such a name") from error
-    if not start:
+    if not header:
         raise UserError(f"{path} is empty; download or copy it again")
-    if start[4:9] == b"\0\0\0\0{":  # a header of less than 4 GB, then its JSON
-        return Contents(*safetensors_io.read(path))
-    meaning = foreign(start)
-    if meaning:
-        raise UserError(f"{path} seems to be {meaning}")
-    return Contents(*mindspore_format.read(path))
+    if header[4:9] == b"\0\0\0\0{":  # length of a header of less than 4 GB, then its JSON
+        return TensorFile(*safetensors_io.read(path))
+    foreign = detect_foreign_format(header)
+    if foreign:
+        raise UserError(f"{path} seems to be {foreign}")
+    return TensorFile(*mindspore_format.read(path))
+
+
+def _no_progress(size: int) -> None:
+    pass
 
 
 def write(
     path: str | Path,
     tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str | int | float | bool] | None = None,
-    progress: Callable[[int], None] = lambda size: None,
+    progress: Callable[[int], None] = _no_progress,
 ) -> None:
-    """Write `tensors` to `path`, atomically and one at a time, as its ending asks for.
+    """Write `tensors` to `path` atomically and one at a time, in the format of its suffix.
 
-    In a `.ckpt`, `metadata` becomes entries as `append_dict` makes them, in a `.safetensors` strings. `progress` is
-    told the bytes of each tensor written. Raises UserError for another ending and whatever `atomic.replacing` finds.
+    In a `.ckpt`, `metadata` becomes entries like those of `append_dict`, in a `.safetensors` strings. `progress` is
+    called with the bytes of each tensor. Raises UserError for another suffix, and as `atomic_io.atomic_write` does.
     """
     path = Path(path)
     metadata = metadata or {}
     if path.suffix in (".safetensors", ".pti"):
-        safetensors_io.write(path, tensors, {name: str(value) for name, value in metadata.items()}, progress)
+        safetensors_io.write(path, tensors, {key: str(value) for key, value in metadata.items()}, progress)
     elif path.suffix == ".ckpt":
         mindspore_format.write(path, tensors, metadata, progress)
     else:
-        raise UserError(f"{path} must end in {' or '.join(ENDINGS)}, which says what to write")
+        raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}, which says what to write")

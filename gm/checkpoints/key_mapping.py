@@ -1,26 +1,26 @@
-"""Parameter names: MindSpore's ↔ those of the published single file.
+"""Parameter names: MindSpore's ↔ the keys of the published single file.
 
-The networks' attributes are the published names, so the network is the table. Only three suffixes differ, because
-MindSpore's own layers call their parameters otherwise, and users' files made by other MindSpore programs do too.
+The networks' attributes are the published keys, so no table is needed. Only three suffixes differ, because MindSpore's
+own layers name their parameters otherwise, and so do the files of other MindSpore programs.
 """
 
 from __future__ import annotations
 
 from mindspore import nn
 
-Layout = dict[str, tuple[int, ...]]
+ParameterShapes = dict[str, tuple[int, ...]]
 
 _SUFFIXES = {".gamma": ".weight", ".beta": ".bias", ".embedding_table": ".weight"}
-# Found beside the weights, and none: 0, 1, 2, … in the published file; the noise levels in many that were merged since.
-UNUSED = (".position_ids", "denoiser.sigmas")
+# Keys beside the weights: position_ids (0, 1, 2, …) in the published file, noise levels in many merged models.
+IGNORED_SUFFIXES = (".position_ids", "denoiser.sigmas")
 
 
-def layout(model: nn.Cell) -> Layout:
-    """Return MindSpore's name and the shape of every published parameter of `model`, in the network's order."""
-    return {p.name: tuple(p.shape) for p in model.get_parameters()}
+def parameter_shapes(model: nn.Cell) -> ParameterShapes:
+    """Return the shape of every parameter of `model` by MindSpore's name, in the order of the network."""
+    return {parameter.name: tuple(parameter.shape) for parameter in model.get_parameters()}
 
 
 def published_name(name: str) -> str:
-    """Return the published name of the parameter that MindSpore calls `name`."""
+    """Return the published key of the parameter with MindSpore's `name`."""
     stem, dot, last = name.rpartition(".")
     return stem + _SUFFIXES.get(dot + last, dot + last)

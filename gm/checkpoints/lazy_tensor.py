@@ -1,4 +1,4 @@
-"""Tensors that are read when they are asked for, so that a file larger than the memory can pass through."""
+"""Lazy tensors, read on access, so that a file larger than the memory can be converted."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ import numpy as np
 
 from gm.errors import UserError
 
-_MOST_DIMENSIONS, _MOST_VALUES = 32, 2**60  # that NumPy addresses
+_MAX_DIMENSIONS = 32  # of a NumPy array
+_MAX_VALUES = 2**60
 
 
-def _nothing() -> None:
-    """What there is to release of a tensor that lies in memory."""
+def _no_release() -> None:
+    pass
 
 
-def possible(shape: tuple[int, ...]) -> bool:
-    """Return whether an array can have this shape, be it empty or not; a damaged file may say anything."""
-    return len(shape) <= _MOST_DIMENSIONS and math.prod(max(n, 1) for n in shape) < _MOST_VALUES
+def is_valid_shape(shape: tuple[int, ...]) -> bool:
+    """Return whether an array, also an empty one, can have this shape; a damaged file may hold any numbers."""
+    return len(shape) <= _MAX_DIMENSIONS and math.prod(max(n, 1) for n in shape) < _MAX_VALUES
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor of `shape`; `dtype` is NumPy's name of what the file holds.
+    """Tensor of `shape`; `dtype` is NumPy's name of the type in the file.
 
-    `read` returns the values, often a view of the file; "bfloat16", which NumPy has not, reads as float32. After
-    `release` the file's pages count no longer as this process's memory; views stay valid, unless they were written to.
+    `read` returns the values, often a view of the file; "bfloat16", which NumPy lacks, reads as float32. After
+    `release` the file's pages no longer count as memory of this process; views stay valid unless they were written to.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
-    release: Callable[[], None] = _nothing
+    release: Callable[[], None] = _no_release
 
     @property
     def itemsize(self) -> int:
-        """Bytes a value in the file."""
+        """Bytes of a value in the file."""
         return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """Bytes of the tensor in the file."""
         return math.prod(self.shape) * self.itemsize
 
 
@@ -56,39 +57,39 @@ def in_memory(array: np.ndarray) -> LazyTensor:
 
 
 def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
-    """Return the same values in another `shape` of as many."""
+    """Return the same values in another `shape`."""
     return dataclasses.replace(tensor, shape=shape, read=lambda: tensor.read().reshape(shape))
 
 
-def cast(tensor: LazyTensor, dtype: str, name: str) -> LazyTensor:
-    """Return `tensor` with the values of `dtype`; reading raises UserError as `cast_values` does."""
-    return dataclasses.replace(tensor, dtype=dtype, read=lambda: cast_values(tensor.read(), dtype, name))
+def cast(tensor: LazyTensor, dtype: str, key: str) -> LazyTensor:
+    """Return `tensor` as `dtype`; reading raises UserError as `cast_values` does."""
+    return dataclasses.replace(tensor, dtype=dtype, read=lambda: cast_values(tensor.read(), dtype, key))
 
 
-def cast_values(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """Return `values` as `dtype`, uncopied if they are; UserError naming the tensor if finite ones become infinite."""
+def cast_values(values: np.ndarray, dtype: str, key: str) -> np.ndarray:
+    """Return `values` as `dtype`, without a copy if they have it; UserError naming `key` if finite values overflow."""
     if values.dtype == dtype:
         return values
     with np.errstate(over="ignore"):
         result = values.astype(dtype)
-    if np.can_cast(values.dtype, dtype):  # nothing is too large for a wider type
+    if np.can_cast(values.dtype, dtype):  # a wider type cannot overflow
         return result
     if not np.isfinite(result).all() and (np.isinf(result) & np.isfinite(values)).any():
         largest = np.abs(values[np.isfinite(values)]).max()
-        raise UserError(f"{name} holds {largest:g}, too large for {dtype}; use float32")
+        raise UserError(f"{key} holds {largest:g}, too large for {dtype}; use float32")
     return result
 
 
 class MappedFile:
-    """A file as an address range: parts are read when touched and can be released again."""
+    """Memory-mapped file: pages are read on access and can be released again."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            # Who writes to a value gets a page of his own, and the file stays as it is.
+            # Copy on write: writing to a tensor does not change the file.
             self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def tensor(self, shape: tuple[int, ...], dtype: str, spans: list[tuple[int, int]]) -> LazyTensor:
-        """Return the tensor whose bytes are those in `spans` of (start, end), one after the other."""
+        """Return the tensor whose bytes are the concatenated `spans`, (start, end) each."""
         return LazyTensor(shape, dtype, partial(self._read, shape, dtype, spans), partial(self._release, spans))
 
     def _read(self, shape: tuple[int, ...], dtype: str, spans: list[tuple[int, int]]) -> np.ndarray:
@@ -102,6 +103,6 @@ class MappedFile:
         if not hasattr(self.data, "madvise"):  # Windows
             return
         for start, end in spans:
-            page = start - start % mmap.PAGESIZE  # what a neighbour has on it is read again when touched
+            page = start - start % mmap.PAGESIZE  # a neighbor on the same page is read again on access
             if end > start:
                 self.data.madvise(mmap.MADV_DONTNEED, page, end - page)

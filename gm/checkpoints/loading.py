@@ -1,4 +1,4 @@
-"""Weights from any source into a model, or into a file of another format; strict, one tensor at a time."""
+"""Weights from any source into a model, or into a file of another format: strict, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from gm.checkpoints import containers, diffusers_format, key_mapping
-from gm.checkpoints.detect import other_model
-from gm.checkpoints.key_mapping import Layout
+from gm.checkpoints import containers, diffusers_format
+from gm.checkpoints.detect import detect_other_model
+from gm.checkpoints.key_mapping import IGNORED_SUFFIXES, ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
 from gm.config.model import ModelConfig
 from gm.errors import UserError
@@ -23,68 +23,73 @@ from gm.models import sdxl
 
 log = logging.getLogger("gm")
 
-_SHOWN = 3  # names in a message
-_NUMPY = {ms.float16: "float16", ms.float32: "float32", ms.float64: "float64"}
+_MAX_KEYS_SHOWN = 3  # in a message
+_NUMPY_DTYPES = {ms.float16: "float16", ms.float32: "float32", ms.float64: "float64"}
 
 
-def open_weights(path: str | Path, layout: Layout, config: ModelConfig) -> dict[str, LazyTensor]:
-    """Return the tensors of a file or diffusers folder by MindSpore's names, if in `layout`, else by their own.
+def open_state_dict(path: str | Path, shapes: ParameterShapes, config: ModelConfig) -> dict[str, LazyTensor]:
+    """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
 
-    Raises UserError for what `containers.read` and `diffusers_folder.read` refuse.
+    Raises UserError as `containers.read` and `diffusers_format.read` do.
     """
     path = Path(path)
     tensors = diffusers_format.read(path, config) if path.is_dir() else containers.read(path).tensors
-    # A file with MindSpore's names passes through: those that differ from the published ones are no published names.
-    ours = {key_mapping.published_name(name): name for name in layout}
-    return {ours.get(name, name): tensor for name, tensor in tensors.items() if not name.endswith(key_mapping.UNUSED)}
+    # A file with MindSpore's names passes through: where they differ from published keys, they are not among these.
+    names = {published_name(name): name for name in shapes}
+    return {names.get(key, key): tensor for key, tensor in tensors.items() if not key.endswith(IGNORED_SUFFIXES)}
 
 
-def check(layout: Layout, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
-    """Raise UserError naming what is missing in `source`, what is unexpected and what has another shape.
+def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
+    """Raise UserError naming what `source` lacks, what is unexpected and what has another shape.
 
-    `kind` is that of the model whose layout it is: "base" or "refiner".
+    `kind` is that of the model with these `shapes`: "base" or "refiner".
     """
-    missing = [name for name in layout if name not in tensors]
-    unexpected = [name for name in tensors if name not in layout]
-    shaped = [
+    missing = [name for name in shapes if name not in tensors]
+    unexpected = [name for name in tensors if name not in shapes]
+    mismatched = [
         f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in layout.items()
+        for name, shape in shapes.items()
         if name in tensors and tensors[name].shape != shape
     ]
-    findings = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
-    if not any(findings.values()):
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    if not any(problems.values()):
         return
-    counts = "; ".join(f"{len(found)} {kind} ({_few(found)})" for kind, found in findings.items() if found)
-    if 2 * (len(missing) + len(shaped)) < len(layout):
+    counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
+    if 2 * (len(missing) + len(mismatched)) < len(shapes):
         hint = "it is incomplete or changed; take a fresh copy"
     else:
-        meaning = other_model(tensors, kind)
-        hint = f"it seems to be {meaning}" if meaning else "the config's model section describes another model"
-    raise UserError(f"{source} does not fit the model of {len(layout)} tensors: {hint}; {counts}")
+        other = detect_other_model(tensors, kind)
+        hint = f"it seems to be {other}" if other else "the config's model section describes another model"
+    raise UserError(f"{source} does not fit the model of {len(shapes)} tensors: {hint}; {counts}")
 
 
-def load(model: nn.Cell, path: str | Path, config: ModelConfig, keep_half_above: float = math.inf) -> None:
-    """Fill `model` from a file or folder of any kind, each parameter keeping its dtype.
+def load_weights(model: nn.Cell, path: str | Path, config: ModelConfig, keep_half_above: float = math.inf) -> None:
+    """Load weights from a file or folder of any kind into `model`; each parameter keeps its dtype.
 
-    Except those of at least `keep_half_above` values that the file has in float16: the networks widen them.
+    Exceptions are parameters of at least `keep_half_above` values that the file has in float16: they stay float16, and
+    the networks cast them in use.
 
-    What lies in the file as the model wants it stays there, mapped: writing to the model does not change the file, but
-    the file must not be written over while the model lives (replacing it, as this toolkit does, is no harm).
-    Raises UserError as `open_weights` and `check` do, before anything is changed, and as `cast_values` does.
+    Values that the file holds in the dtype of the model stay memory-mapped: writing to the model does not change the
+    file, but the file must not be written over while the model lives (replacing it, as this toolkit does, is safe).
+    Raises UserError as `open_state_dict` and `check_tensors` do, before anything is changed, and as `cast_values` does.
     """
-    layout = key_mapping.layout(model)
-    tensors = open_weights(path, layout, config)
-    check(layout, tensors, path, config.kind)
-    parameters = [parameter for parameter in model.get_parameters() if parameter.name in layout]
+    shapes = parameter_shapes(model)
+    tensors = open_state_dict(path, shapes, config)
+    check_tensors(shapes, tensors, path, config.kind)
+    parameters = [parameter for parameter in model.get_parameters() if parameter.name in shapes]
     for parameter in parameters:
         if tensors[parameter.name].dtype == "float16" and math.prod(parameter.shape) >= keep_half_above:
             parameter.set_dtype(ms.float16)
-    widened_here = [p for p in parameters if tensors[p.name].dtype == "float16" and p.itemsize == 4]
-    _warn_if_too_large(sum(p.itemsize * p.size for p in parameters), sum(2 * p.size for p in widened_here))
-    # Casts take the time, and NumPy casts without Python's lock: one thread a core.
+    upcast = [p for p in parameters if tensors[p.name].dtype == "float16" and p.itemsize == 4]
+    _warn_if_too_large(sum(p.itemsize * p.size for p in parameters), sum(2 * p.size for p in upcast))
+    # Casts take most of the time, and NumPy releases Python's lock while casting: one thread per core.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(lambda parameter: _fill(parameter, tensors[parameter.name]), parameters):
+        for _ in threads.map(lambda parameter: _load_parameter(parameter, tensors[parameter.name]), parameters):
             pass
+
+
+def _no_progress(done: int, total: int) -> None:
+    pass
 
 
 def convert(
@@ -92,22 +97,21 @@ def convert(
     target: str | Path,
     config: ModelConfig,
     dtype: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = _no_progress,
 ) -> None:
-    """Write the weights at `source` as `dtype` to `target`, in the format of its ending.
+    """Write the weights at `source` as `dtype` to `target`, atomically and in the format of its suffix.
 
-    A `.ckpt` gets MindSpore's names and the network's order, a `.safetensors` the published ones. `progress` is told
-    the bytes written and their total. Raises UserError as `open_weights`, `check`, `cast_values` and
-    `containers.write` do; the target is written whole or not at all.
+    A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys. `progress` is
+    called with the bytes written and their total. Raises UserError as `open_state_dict`, `check_tensors`, `cast_values`
+    and `containers.write` do.
     """
-    layout = key_mapping.layout(sdxl.build(config))
-    tensors = open_weights(source, layout, config)
-    check(layout, tensors, source, config.kind)
+    shapes = parameter_shapes(sdxl.build(config))
+    tensors = open_state_dict(source, shapes, config)
+    check_tensors(shapes, tensors, source, config.kind)
     to_published = Path(target).suffix == ".safetensors"
-    out = {
-        key_mapping.published_name(name) if to_published else name: cast(tensors[name], dtype, name) for name in layout
-    }
-    total, done = sum(tensor.size for tensor in out.values()), 0
+    out = {published_name(name) if to_published else name: cast(tensors[name], dtype, name) for name in shapes}
+    total = sum(tensor.size for tensor in out.values())
+    done = 0
 
     def count(size: int) -> None:
         nonlocal done
@@ -117,33 +121,36 @@ def convert(
     containers.write(target, out, {"format": "pt"} if to_published else None, count)
 
 
-def _fill(parameter: Parameter, tensor: LazyTensor) -> None:
+def _load_parameter(parameter: Parameter, tensor: LazyTensor) -> None:
     values = tensor.read()
-    if parameter.dtype == ms.bfloat16:  # NumPy has none
+    if parameter.dtype == ms.bfloat16:  # NumPy lacks it
         parameter.set_data(Tensor(values, ms.bfloat16))
-        return tensor.release()
-    wanted = cast_values(values, _NUMPY[parameter.dtype], parameter.name)
-    # Values that need no cast stay in the pages of their file, which all processes of a machine share.
-    kept = np.require(wanted, requirements=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
-    parameter.set_data(Tensor.from_numpy(kept))
-    if not np.may_share_memory(kept, values):
         tensor.release()
-    return None
+        return
+    converted = cast_values(values, _NUMPY_DTYPES[parameter.dtype], parameter.name)
+    # Values that need no cast stay in the pages of their file, which all processes of a machine share.
+    data = np.require(converted, requirements=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
+    parameter.set_data(Tensor.from_numpy(data))
+    if not np.may_share_memory(data, values):
+        tensor.release()
 
 
-def _warn_if_too_large(size: int, spare: int) -> None:
-    """Say so before the system ends a process that takes more memory than there is, which it does without a word.
+def _warn_if_too_large(size: int, half_savings: int) -> None:
+    """Warn if the weights exceed the free memory: the system kills such a process without a message.
 
-    `spare` are the bytes less if all weights stayed as narrow as in their file.
+    `half_savings` are the bytes saved if all weights stayed as narrow as in their file.
     """
     free = memory_available()
     if size > free:
-        way = "--low_memory most keeps float16 weights half as large" if spare > 0.1 * size else "close other programs"
-        log.warning("the weights take %.1f GB of memory, and %.1f GB are free: %s", size / 1e9, free / 1e9, way)
+        if half_savings > 0.1 * size:
+            advice = "--low_memory most keeps float16 weights half as large"
+        else:
+            advice = "close other programs"
+        log.warning("the weights take %.1f GB of memory, and %.1f GB are free: %s", size / 1e9, free / 1e9, advice)
 
 
 def memory_available() -> float:
-    """Return the bytes that a process can still get without others being moved to the disk; infinite if not known."""
+    """Return the bytes that a process can allocate before others are swapped out; infinite if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -151,5 +158,6 @@ def memory_available() -> float:
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
-def _few(found: list[str]) -> str:
-    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+def _shorten(keys: list[str]) -> str:
+    more = f" and {len(keys) - _MAX_KEYS_SHOWN} more" if len(keys) > _MAX_KEYS_SHOWN else ""
+    return ", ".join(keys[:_MAX_KEYS_SHOWN]) + more

@@ -1,14 +1,14 @@
-"""Reading and writing MindSpore's `.ckpt`, tensor by tensor.
+"""MindSpore's `.ckpt` format, read and written tensor by tensor.
 
-The format is that of the messages in mindspore/train/checkpoint_pb2.py:
+The format consists of the messages in mindspore/train/checkpoint_pb2.py:
 
     Checkpoint  { repeated Value value = 1; }
     Value       { string tag = 1; TensorProto tensor = 2; }
     TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3; }
 
-and the conventions are those of mindspore/train/serialization.py: a large tensor is spread over Values of one tag that
-follow one another, each with the dims of the whole; a scalar has no dims, or in older files dims [0]; a string is
-UTF-32 of type "str" with dims [0]; a checksum may follow the message.
+with the conventions of mindspore/train/serialization.py: a large tensor is spread over consecutive Values of one tag,
+each with the dims of the whole; a scalar has no dims, in older files dims [0]; a string is UTF-32 of type "str" with
+dims [0]; a checksum may follow the message.
 """
 
 from __future__ import annotations
@@ -19,40 +19,42 @@ from pathlib import Path
 
 import numpy as np
 
-from gm.checkpoints import wire
-from gm.checkpoints.lazy_tensor import LazyTensor, MappedFile, possible
-from gm.checkpoints.wire import Damaged, Span
-from gm.errors import UserError, shorten
+from gm.checkpoints import protobuf_wire
+from gm.checkpoints.lazy_tensor import LazyTensor, MappedFile, is_valid_shape
+from gm.checkpoints.protobuf_wire import Span, encode_bytes, encode_integer, encode_length
+from gm.errors import DamagedFileError, UserError, shorten
 from gm.runtime import atomic_io
 
-_VALUE = 1
+_VALUE = 1  # field numbers
 _TAG, _TENSOR = 1, 2
 _DIMS, _TYPE, _CONTENT = 1, 2, 3
-_NUMPY = {
+_NUMPY_DTYPES = {
     **{f"{sign}Int{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
     **{f"Float{bits}": f"float{bits}" for bits in (16, 32, 64)},
     "BFloat16": "bfloat16",
     "Bool": "bool",
 }
-_MINDSPORE = {numpy: ours for ours, numpy in _NUMPY.items()}
+_MINDSPORE_TYPES = {numpy: mindspore for mindspore, numpy in _NUMPY_DTYPES.items()}
 _CHECKSUM = b"crc_num"
 _CHECKSUM_LENGTH = len(_CHECKSUM) + 10
-_MOST_VALUES, _MOST_FIELDS = 100_000, 64  # in a file (SDXL's has 2,514), and in each of the messages inside
-_SLICE = 512 * 1024 * 1024  # bytes that a Value holds at most, as MindSpore writes them
+_MAX_VALUES = 100_000  # in a file; SDXL's has 2,514
+_MAX_FIELDS = 64  # in each message inside
+_SLICE_SIZE = 512 * 1024 * 1024  # most bytes of a Value, as MindSpore writes them
 
-Entry = tuple[str, tuple[int, ...], str, list[Span]]  # tag, dims, type, where the content is
+Entry = tuple[str, tuple[int, ...], str, list[Span]]  # tag, dims, type, spans of the content
 
 
 def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """Return the tensors by name, in the file's order, and the strings that were appended.
+    """Return the tensors by key, in the order of the file, and the appended strings.
 
-    Raises UserError for a file that is cut off or damaged, and for a tensor of a type that is not read here.
+    Raises UserError for a file that is cut off or damaged, and for a tensor of an unsupported type.
     """
     try:
         return _parse(MappedFile(path))
-    except Damaged as error:
-        reason = shorten(error)
-        raise UserError(f"{path} is no whole MindSpore checkpoint ({reason}); download or copy it again") from error
+    except DamagedFileError as error:
+        raise UserError(
+            f"{path} is not a complete MindSpore checkpoint ({shorten(error)}); download or copy it again"
+        ) from error
 
 
 def write(
@@ -61,19 +63,19 @@ def write(
     appended: Mapping[str, str | int | float | bool],
     progress: Callable[[int], None],
 ) -> None:
-    """Write `tensors`, one at a time, then `appended` as `mindspore.save_checkpoint` appends its `append_dict`.
+    """Write `tensors` one at a time, then `appended` as `mindspore.save_checkpoint` writes its `append_dict`.
 
-    `progress` is told each tensor's bytes.
+    `progress` is called with the bytes of each tensor.
     """
     with atomic_io.atomic_write(path) as temporary, temporary.open("wb") as file:
-        for name, tensor in tensors.items():
+        for key, tensor in tensors.items():
             values = tensor.read()
-            assert (values.shape, values.dtype) == (tensor.shape, tensor.dtype), f"{name} is not what was announced"
-            file.writelines(_pieces(name, values.shape, _MINDSPORE[tensor.dtype], values.tobytes()))
+            assert (values.shape, values.dtype) == (tensor.shape, tensor.dtype), f"{key} is not as announced"
+            file.writelines(_encode_tensor(key, values.shape, _MINDSPORE_TYPES[tensor.dtype], values.tobytes()))
             tensor.release()
             progress(tensor.size)
-        for name, value in appended.items():
-            file.writelines(_appended(name, value))
+        for key, value in appended.items():
+            file.writelines(_encode_appended(key, value))
 
 
 def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
@@ -82,88 +84,92 @@ def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
         end -= _CHECKSUM_LENGTH
     tensors: dict[str, LazyTensor] = {}
     strings: dict[str, str] = {}
-    for name, dims, kind, spans in _joined(file.data, end):
-        if name in tensors or name in strings:
-            raise Damaged(f"{name!r} is there twice")
-        if kind == "str":
-            strings[name] = _string(b"".join(file.data[slice(*span)] for span in spans), name)
+    for key, dims, type_, spans in _read_entries(file.data, end):
+        if key in tensors or key in strings:
+            raise DamagedFileError(f"{key!r} occurs twice")
+        if type_ == "str":
+            strings[key] = _decode_string(b"".join(file.data[slice(*span)] for span in spans), key)
             continue
-        if kind not in _NUMPY:
-            raise Damaged(f"{name!r} has type {kind!r}, which is not read here")
+        if type_ not in _NUMPY_DTYPES:
+            raise DamagedFileError(f"{key!r} has type {type_!r}, which is not supported")
         size = sum(end - start for start, end in spans)
         shape = () if dims == (0,) and size else dims
-        if not possible(shape):
-            raise Damaged(f"no tensor can have the shape of {name!r}")
-        tensors[name] = file.tensor(shape, _NUMPY[kind], spans)
-        if tensors[name].size != size:
-            raise Damaged(f"{name!r} has {size} bytes where its shape {shape} asks for {tensors[name].size}")
+        if not is_valid_shape(shape):
+            raise DamagedFileError(f"no tensor can have the shape of {key!r}")
+        tensors[key] = file.tensor(shape, _NUMPY_DTYPES[type_], spans)
+        if tensors[key].size != size:
+            raise DamagedFileError(f"{key!r} has {size} bytes where its shape {shape} needs {tensors[key].size}")
     return tensors, strings
 
 
-def _joined(data: mmap.mmap, end: int) -> Iterator[Entry]:
-    """Yield the entries, Values of one tag that follow one another as one."""
-    last: Entry | None = None
-    for number, span in wire.fields(data, (0, end), _MOST_VALUES):
+def _read_entries(data: mmap.mmap, end: int) -> Iterator[Entry]:
+    """Yield the entries, with consecutive Values of one tag as one."""
+    previous: Entry | None = None
+    for number, span in protobuf_wire.read_fields(data, (0, end), _MAX_VALUES):
         if number != _VALUE or not isinstance(span, tuple):
-            raise Damaged(f"a field {number} where a tensor should be")
-        entry = _entry(data, span)
-        if last is not None and last[:3] == entry[:3]:
-            last[3].extend(entry[3])
+            raise DamagedFileError(f"a field {number} in place of a tensor")
+        entry = _read_entry(data, span)
+        if previous is not None and previous[:3] == entry[:3]:
+            previous[3].extend(entry[3])
             continue
-        if last is not None:
-            yield last
-        last = entry
-    if last is not None:
-        yield last
+        if previous is not None:
+            yield previous
+        previous = entry
+    if previous is not None:
+        yield previous
 
 
-def _entry(data: mmap.mmap, span: Span) -> Entry:
-    """Return what the Value in `span` holds."""
+def _read_entry(data: mmap.mmap, span: Span) -> Entry:
+    """Return the entry of the Value in `span`."""
     value: dict[int, int | Span] = {}
-    for number, found in wire.fields(data, span, _MOST_FIELDS):
+    for number, content in protobuf_wire.read_fields(data, span, _MAX_FIELDS):
         if number in value:
-            raise Damaged("a name or a tensor is there twice")
-        value[number] = found
+            raise DamagedFileError("a tag or a tensor occurs twice")
+        value[number] = content
     tag, tensor = value.get(_TAG), value.get(_TENSOR)
     if not isinstance(tag, tuple) or not isinstance(tensor, tuple):
-        raise Damaged("an entry without a name or a tensor")
+        raise DamagedFileError("an entry without a tag or a tensor")
     dims: list[int] = []
     spans: dict[int, Span] = {}
-    for number, found in wire.fields(data, tensor, _MOST_FIELDS):
+    for number, content in protobuf_wire.read_fields(data, tensor, _MAX_FIELDS):
         if number == _DIMS:
-            dims += [found] if isinstance(found, int) else wire.packed_integers(data, found, _MOST_FIELDS)
-        elif isinstance(found, tuple):
+            if isinstance(content, int):
+                dims.append(content)
+            else:
+                dims += protobuf_wire.read_packed_integers(data, content, _MAX_FIELDS)
+        elif isinstance(content, tuple):
             if number in spans:
-                raise Damaged("a type or a content is there twice")
-            spans[number] = found
+                raise DamagedFileError("a type or a content occurs twice")
+            spans[number] = content
     if _TYPE not in spans or _CONTENT not in spans:
-        raise Damaged("a tensor without type or content")
+        raise DamagedFileError("a tensor without type or content")
     if any(dim >= 1 << 63 for dim in dims):
-        raise Damaged("a negative size")
-    return wire.text(data, tag), tuple(dims), wire.text(data, spans[_TYPE]), [spans[_CONTENT]]
+        raise DamagedFileError("a negative size")
+    type_ = protobuf_wire.read_text(data, spans[_TYPE])
+    return protobuf_wire.read_text(data, tag), tuple(dims), type_, [spans[_CONTENT]]
 
 
-def _string(content: bytes, name: str) -> str:
+def _decode_string(content: bytes, key: str) -> str:
     try:
         return content.decode("utf-32-le").rstrip("\0")  # an empty string is written as one NUL
     except UnicodeDecodeError as error:
-        raise Damaged(f"{name!r} is no text") from error
+        raise DamagedFileError(f"{key!r} is not a text") from error
 
 
-def _pieces(name: str, dims: tuple[int, ...], kind: str, content: bytes) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of the Values that hold one tensor; the content is not copied."""
-    tag = wire.bytes_field(_TAG, name.encode())
-    shape = b"".join(wire.integer_field(_DIMS, dim) for dim in dims) + wire.bytes_field(_TYPE, kind.encode())
-    for start in range(0, max(len(content), 1), _SLICE):
-        part = memoryview(content)[start : start + _SLICE]
-        tensor = shape + wire.bytes_head(_CONTENT, len(part))
-        value = tag + wire.bytes_head(_TENSOR, len(tensor) + len(part)) + tensor
-        yield wire.bytes_head(_VALUE, len(value) + len(part)) + value
+def _encode_tensor(key: str, dims: tuple[int, ...], type_: str, content: bytes) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of the Values of one tensor, without copying its content."""
+    tag = encode_bytes(_TAG, key.encode())
+    header = b"".join(encode_integer(_DIMS, dim) for dim in dims) + encode_bytes(_TYPE, type_.encode())
+    for start in range(0, max(len(content), 1), _SLICE_SIZE):
+        part = memoryview(content)[start : start + _SLICE_SIZE]
+        tensor = header + encode_length(_CONTENT, len(part))
+        value = tag + encode_length(_TENSOR, len(tensor) + len(part)) + tensor
+        yield encode_length(_VALUE, len(value) + len(part)) + value
         yield part
 
 
-def _appended(name: str, value: str | int | float | bool) -> Iterator[bytes | memoryview]:
+def _encode_appended(key: str, value: str | int | float | bool) -> Iterator[bytes | memoryview]:
     if isinstance(value, str):
-        return _pieces(name, (0,), "str", (value or "\0").encode("utf-32-le"))
+        return _encode_tensor(key, (0,), "str", (value or "\0").encode("utf-32-le"))
     dtype = {bool: "bool", int: "int64", float: "float32"}[type(value)]
-    return _pieces(name, (), _MINDSPORE[dtype], np.array(value, dtype).tobytes())
+    return _encode_tensor(key, (), _MINDSPORE_TYPES[dtype], np.array(value, dtype).tobytes())

@@ -1,24 +1,22 @@
-"""Reading a pickle without running it, and writing one for PyTorch.
+"""Unpickler that executes nothing.
 
 A pickle is a program for a stack machine that can call any function of Python by its name. This machine knows the
-instructions that make plain values and a short list of names, none of which it calls: it notes the tensors that PyTorch
-would make, and refuses every other name. Facts are from Lib/pickletools.py and torch/_utils.py.
+opcodes of plain values and a short list of globals, none of which it calls: it records the tensors that PyTorch would
+rebuild, and refuses every other name. Facts are from Lib/pickletools.py and torch/_utils.py.
 """
 
 from __future__ import annotations
 
 import io
 import pickletools
-import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from gm.errors import DamagedFileError
 
-_MOST_STEPS = 20_000  # instructions; a learned word needs some hundreds
-_MOST_DIMENSIONS = 8
-_VALUES = {
+STORAGE_DTYPES = {
     "FloatStorage": "float32",
     "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16",
@@ -30,13 +28,22 @@ _VALUES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-_TYPES = {numpy: torch for torch, numpy in _VALUES.items()}
-_LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+_MAX_OPCODES = 20_000  # an embedding file has some hundreds
+_MAX_DIMENSIONS = 8
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+    "EMPTY_TUPLE": tuple,
 }
-_KNOWN = {
+_NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+_BYTES = {"STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+_TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+_LITERALS = _NUMBERS | _BYTES | _TEXTS
+_ALLOWED_GLOBALS = {
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_parameter",
@@ -47,28 +54,17 @@ _KNOWN = {
     "collections.OrderedDict",
     "builtins.set",
     "__builtin__.set",
-    *(f"torch.{name}" for name in _VALUES),
+    *(f"torch.{storage}" for storage in STORAGE_DTYPES),
 }
 
 
-class Damaged(Exception):
-    """The file is not as PyTorch writes them; the text says how."""
-
-
-class Refused(Exception):
-    """The file asks for something by this name."""
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A function or class that the file names."""
-
-    text: str
+class UnsafePickleError(Exception):
+    """The pickle asks for a global or an opcode that no tensor needs; the text names it."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the values of a tensor are, and of which type."""
+    """Storage of tensor values: its key in the file, dtype and number of values."""
 
     key: str
     dtype: str
@@ -76,198 +72,183 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Noted:
-    """A tensor: the place of its first value in a storage, its size and its strides, in values."""
+class TensorRecord:
+    """Tensor to rebuild; offset and strides count values of its storage."""
 
     storage: Storage
-    place: int
-    size: tuple[int, ...]
+    offset: int
+    shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Global:
+    """Function or class that the pickle names."""
+
+    name: str
+
+
 class _Module(dict):
-    """An object whose state is what it holds."""
+    """Object whose state are the items of the dict."""
+
+
+def load(stream: io.BytesIO) -> Any:
+    """Return the value of the pickle at the stream's position, with tensors as TensorRecords, and read to its end.
+
+    Raises UnsafePickleError, DamagedFileError, or whatever the standard library raises for bytes that are not a pickle.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pickletools warns about damaged texts
+        return _Machine().run(stream)
 
 
 @dataclass
 class _Machine:
-    """The stack of a pickle, and what it remembers."""
+    """Stack machine of a pickle: its stack, the positions of marks, and the memo."""
 
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
     def run(self, stream: io.BytesIO) -> Any:
-        """Return the value that the pickle at the stream's place makes; the stream is then behind it."""
-        for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
-            if count > _MOST_STEPS:
-                raise Damaged(f"more than {_MOST_STEPS} instructions")
-            if instruction.name == "STOP":
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > _MAX_OPCODES:
+                raise DamagedFileError(f"more than {_MAX_OPCODES} opcodes")
+            if opcode.name == "STOP":
                 return self.stack.pop()
-            self.step(instruction.name, argument)
-        raise Damaged("it does not end")
+            self.step(opcode.name, argument)
+        raise DamagedFileError("it does not end")
 
     def step(self, name: str, argument: Any) -> None:
-        stack = self.stack
+        """Execute one opcode."""
         match name:
             case "PROTO" | "FRAME":
                 pass
             case "MARK":
-                self.marks.append(len(stack))
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "LIST" | "TUPLE":
-                stack.append((list if name == "LIST" else tuple)(self.marked()))
-            case "DICT":
-                items = self.marked()
-                stack.append({})
-                self.put(items)
+                self.marks.append(len(self.stack))
+            case "POP":
+                self.stack.pop()
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                self.stack.append(self.memo[argument])
+            case _ if name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[name]())
+            case _ if name in _LITERALS:
+                self.stack.append(argument)
+            case _:
+                self.step_container(name, argument)
+
+    def step_container(self, name: str, argument: Any) -> None:
+        """Execute an opcode that builds or fills a list, tuple or dict."""
+        stack = self.stack
+        match name:
+            case "LIST":
+                stack.append(self.pop_to_mark())
+            case "TUPLE":
+                stack.append(tuple(self.pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
-            case "POP":
-                stack.pop()
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self.memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
-                stack.append(self.memo[argument])
-            case "GLOBAL":
-                stack.append(_name(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                last = stack.pop()
-                stack.append(_name(stack.pop(), last))
+            case "DICT":
+                items = self.pop_to_mark()
+                stack.append({})
+                self.set_items(items)
             case "APPEND":
-                last = stack.pop()
-                self.append([last])
+                item = stack.pop()
+                self.extend_list([item])
             case "APPENDS" | "ADDITEMS":
-                self.append(self.marked())
+                self.extend_list(self.pop_to_mark())
             case "SETITEM":
-                self.put([stack.pop(-2), stack.pop()])
+                self.set_items([stack.pop(-2), stack.pop()])
             case "SETITEMS":
-                self.put(self.marked())
+                self.set_items(self.pop_to_mark())
+            case _:
+                self.step_object(name, argument)
+
+    def step_object(self, name: str, argument: Any) -> None:
+        """Execute an opcode that names or makes an object."""
+        stack = self.stack
+        match name:
+            case "GLOBAL":
+                stack.append(_find_global(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute = stack.pop()
+                stack.append(_find_global(stack.pop(), attribute))
             case "BINPERSID":
-                stack.append(_elsewhere(stack.pop()))
+                stack.append(_persistent_load(stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
-                stack.append(self.made(stack.pop(), arguments))
+                stack.append(_rebuild(stack.pop(), arguments))
             case "BUILD":
                 state = stack.pop()
                 if isinstance(stack[-1], _Module) and isinstance(state, dict):
                     stack[-1].update(state)
-            case _ if name in _LITERALS:
-                stack.append(argument)
             case _:
-                raise Refused(f"the instruction {name}")
+                raise UnsafePickleError(f"the opcode {name}")
 
-    def marked(self) -> list[Any]:
-        """Take what is on the stack above the last mark."""
+    def pop_to_mark(self) -> list[Any]:
+        """Remove and return what is on the stack above the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
-    def append(self, items: list[Any]) -> None:
+    def extend_list(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise Damaged("a list is missing")
+            raise DamagedFileError("a list is missing")
         self.stack[-1].extend(items)
 
-    def put(self, items: list[Any]) -> None:
-        """Put keys and values, in turns, into the dictionary on top."""
+    def set_items(self, items: list[Any]) -> None:
+        """Put alternating keys and values into the dict on top of the stack."""
         if not isinstance(self.stack[-1], dict) or len(items) % 2:
-            raise Damaged("a dictionary is missing")
+            raise DamagedFileError("a dict is missing")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int | bytes):  # the hash of nested tuples takes time without end
-                raise Damaged("a key that is neither word nor number")
+            if not isinstance(key, str | int | bytes):  # hashing nested tuples takes exponential time
+                raise DamagedFileError("a key that is neither a string nor a number")
             self.stack[-1][key] = value
 
-    def made(self, what: Any, arguments: Any) -> Any:
-        """Return what the function or class `what` is known to make of `arguments`."""
-        if not isinstance(what, _Name) or not isinstance(arguments, tuple):
-            raise Damaged("a call of what is no function")
-        match what.text:
-            case "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor":
-                storage, place, size, strides = arguments[:4]
-                if not isinstance(storage, Storage) or len(size) != len(strides) or len(size) > _MOST_DIMENSIONS:
-                    raise Damaged("a tensor of impossible shape")
-                if not all(type(n) is int and n >= 0 for n in (place, *size, *strides)):
-                    raise Damaged("a tensor of impossible shape")
-                return Noted(storage, place, tuple(size), tuple(strides))
-            case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state":
-                return arguments[0]
-            case "torch.nn.modules.container.ParameterDict":
-                return _Module()
-            case "collections.OrderedDict" if not arguments:
-                return {}
-            case "builtins.set" | "__builtin__.set" | "torch.Size" | "torch.device":
-                return None  # of no use, and copied again and again it would fill the memory
-        raise Refused(what.text)
+
+def _find_global(module: Any, attribute: Any) -> _Global:
+    name = f"{module}.{attribute}"
+    if name not in _ALLOWED_GLOBALS:
+        raise UnsafePickleError(name)
+    return _Global(name)
 
 
-def value(stream: io.BytesIO) -> Any:
-    """Return what the pickle at the stream's place makes: plain values and `Noted` tensors; it is then read to its end.
+def _rebuild(function: Any, arguments: Any) -> Any:
+    """Return what calling `function`, a global, would return."""
+    if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        raise DamagedFileError("a call of something that is not a function")
+    match function.name:
+        case "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor":
+            storage, offset, shape, strides = arguments[:4]
+            if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+                raise DamagedFileError("a tensor of impossible shape")
+            if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+                raise DamagedFileError("a tensor of impossible shape")
+            return TensorRecord(storage, offset, tuple(shape), tuple(strides))
+        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state":
+            return arguments[0]
+        case "torch.nn.modules.container.ParameterDict":
+            return _Module()
+        case "collections.OrderedDict" if not arguments:
+            return {}
+        case "builtins.set" | "__builtin__.set" | "torch.Size" | "torch.device":
+            return None  # unused, and nested copies would fill the memory
+    raise UnsafePickleError(function.name)
 
-    Raises Refused for a name or an instruction that no tensor needs, Damaged, or what the standard library raises, for
-    bytes that are no pickle.
+
+def _persistent_load(identifier: Any) -> Storage | _Global:
+    """Return the storage that a persistent id describes: ("storage", type, key, device, number of values).
+
+    Files before PyTorch 1.6 also name a module's class so, with its source: ("module", class, file, source).
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickletools, at texts that are none
-        return _Machine().run(stream)
-
-
-def written(made: Any, tensors: list[np.ndarray]) -> bytes:
-    """Return the pickle of dicts, words, numbers and arrays, as `torch.save` has it; `tensors` takes the arrays."""
-    return b"\x80\x02" + _written(made, tensors) + b"."
-
-
-def _written(made: Any, tensors: list[np.ndarray]) -> bytes:
-    if isinstance(made, bool) or made is None:
-        return {None: b"N", True: b"\x88", False: b"\x89"}[made]
-    if isinstance(made, int):
-        length = made.bit_length() // 8 + 1
-        return b"\x8a" + bytes([length]) + made.to_bytes(length, "little", signed=True)
-    if isinstance(made, float):
-        return b"G" + struct.pack(">d", made)
-    if isinstance(made, str):
-        text = made.encode()
-        return b"X" + struct.pack("<I", len(text)) + text
-    if isinstance(made, tuple):
-        return b"(" + b"".join(_written(part, tensors) for part in made) + b"t"
-    if isinstance(made, np.ndarray):
-        key, kind = str(len(tensors)), _TYPES[made.dtype.name]
-        tensors.append(made)
-        head = _written("storage", []) + f"ctorch\n{kind}\n".encode()
-        storage = b"(" + head + _written(key, []) + _written("cpu", []) + _written(made.size, []) + b"tQ"
-        strides = tuple(step // made.itemsize for step in np.ascontiguousarray(made).strides)
-        shape = _written(0, []) + _written(made.shape, []) + _written(strides, [])
-        hooks = b"\x89ccollections\nOrderedDict\n)R"
-        return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + shape + hooks + b"tR"
-    items = b"".join(_written(key, tensors) + _written(value, tensors) for key, value in made.items())
-    return b"}(" + items + b"u"
-
-
-def _name(module: Any, name: Any) -> _Name:
-    text = f"{module}.{name}"
-    if text not in _KNOWN:
-        raise Refused(text)
-    return _Name(text)
-
-
-def _elsewhere(identity: Any) -> Storage | _Name:
-    """Return what a pickle says is kept elsewhere: ("storage", type, key, device, number of values).
-
-    Old files name a module's class so, too, with its source: ("module", class, file, source).
-    """
-    match identity:
-        case ("module", _Name() as name, _, _):
-            return name
-        case ("storage", _Name() as kind, str() as key, _, int() as count, *_) if count >= 0:
-            return Storage(key, _VALUES[kind.text.removeprefix("torch.")], count)
-    raise Damaged("a storage without name and size")
+    match identifier:
+        case ("module", _Global() as class_, _, _):
+            return class_
+        case ("storage", _Global() as type_, str() as key, _, int() as count, *_) if count >= 0:
+            return Storage(key, STORAGE_DTYPES[type_.name.removeprefix("torch.")], count)
+    raise DamagedFileError("a storage without name and size")

@@ -1,8 +1,8 @@
-"""Reading and writing `.safetensors`: 8 bytes of header length, a JSON header, the tensors' bytes.
+"""Safetensors format: 8 bytes of header length, a JSON header, the bytes of the tensors.
 
-The format is described at https://github.com/huggingface/safetensors. Its library checks a file's header here (that
-tensors neither overlap nor leave gaps, and are as long as their shapes ask for), but the bytes are read through our own
-map: its NumPy side has no bfloat16, and mapped pages should be released.
+The format is described at https://github.com/huggingface/safetensors. The library validates the header (tensors neither
+overlap nor leave gaps, and have the size of their shapes), but the bytes are read through our own memory map: the
+library's NumPy interface lacks bfloat16 and cannot release pages.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gm.checkpoints.lazy_tensor import LazyTensor, MappedFile, possible
+from gm.checkpoints.lazy_tensor import LazyTensor, MappedFile, is_valid_shape
 from gm.errors import UserError, shorten
 from gm.runtime import atomic_io
 
-# In the order in which the library lays tensors out, last first, so that larger items stay aligned.
-_NUMPY = {
+# The library lays tensors out in the reverse of this order, so that larger items stay aligned.
+_NUMPY_DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
@@ -34,48 +34,49 @@ _NUMPY = {
     "I64": "int64",
     "U64": "uint64",
 }
-_PUBLISHED = {numpy: ours for ours, numpy in _NUMPY.items()}
-_ORDER = list(_PUBLISHED)
-_LARGEST_HEADER = 16 * 1024 * 1024  # bytes; SDXL's has 0.3 MB, and one takes up to ten times as much when read
+_SAFETENSORS_TYPES = {numpy: safetensors for safetensors, numpy in _NUMPY_DTYPES.items()}
+_ORDER = list(_SAFETENSORS_TYPES)
+_MAX_HEADER = 16 * 1024 * 1024  # bytes; SDXL's has 0.3 MB, and parsing takes up to ten times as much memory
 
 
 def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """Return the tensors by name and the metadata; UserError for a damaged header, a short file, an unknown type."""
+    """Return the tensors by key and the metadata; UserError for a damaged header, a short file, an unknown type."""
     file = MappedFile(path)
     length = int.from_bytes(file.data[:8], "little")
     try:
-        if length > _LARGEST_HEADER:
+        if length > _MAX_HEADER:
             raise ValueError(f"its header has {length} bytes, more than any model needs")
         with safe_open(path, framework="np"):
             pass
-        header = json.loads(file.data[8 : 8 + length], object_pairs_hook=_unique)
+        header = json.loads(file.data[8 : 8 + length], object_pairs_hook=_check_unique_keys)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is cut off or damaged ({shorten(error)}); download or copy it again") from error
     metadata = header.pop("__metadata__", None) or {}
     tensors = {}
-    for name, entry in header.items():
-        # The library takes a list of the three values for an entry, and {type: null} for a type.
+    for key, entry in header.items():
+        # The library also accepts a list of the three values as an entry, and {type: null} as a type.
         if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
-            what = f"{shorten(repr(name))} is not described as the format asks for"
-            raise UserError(f"{path} is damaged: {what}; download or copy it again")
-        if entry["dtype"] not in _NUMPY:
-            kind = f"{shorten(repr(name))} has type {entry['dtype']}"
-            raise UserError(f"{path}: {kind}, which is not read here; use a float16 file")
-        if not possible(tuple(entry["shape"])):
-            what = f"no tensor can have the shape of {shorten(repr(name))}"
-            raise UserError(f"{path} is damaged: {what}; download or copy it again")
+            reason = f"{shorten(repr(key))} is not described as the format requires"
+            raise UserError(f"{path} is damaged: {reason}; download or copy it again")
+        if entry["dtype"] not in _NUMPY_DTYPES:
+            reason = f"{shorten(repr(key))} has type {entry['dtype']}"
+            raise UserError(f"{path}: {reason}, which is not supported; use a float16 file")
+        shape = tuple(entry["shape"])
+        if not is_valid_shape(shape):
+            reason = f"no tensor can have the shape of {shorten(repr(key))}"
+            raise UserError(f"{path} is damaged: {reason}; download or copy it again")
         start, end = entry["data_offsets"]
         span = (8 + length + start, 8 + length + end)
-        tensors[name] = file.tensor(tuple(entry["shape"]), _NUMPY[entry["dtype"]], [span])
+        tensors[key] = file.tensor(shape, _NUMPY_DTYPES[entry["dtype"]], [span])
     return tensors, metadata
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a table of JSON; ValueError if it has a name twice, of which readers take the one or the other."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name is there twice")
-    return table
+def _check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; ValueError if a key occurs twice, because readers differ in which one they take."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return mapping
 
 
 def write(
@@ -84,21 +85,24 @@ def write(
     metadata: Mapping[str, str],
     progress: Callable[[int], None],
 ) -> None:
-    """Write `tensors` to `path`, one at a time; `progress` is told each one's bytes. The layout is the library's."""
-    names = sorted(tensors, key=lambda name: (-_ORDER.index(tensors[name].dtype), name))
+    """Write `tensors` one at a time in the library's layout; `progress` is called with the bytes of each."""
+    keys = sorted(tensors, key=lambda key: (-_ORDER.index(tensors[key].dtype), key))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in names:
-        start, end = end, end + tensors[name].size
-        dtype = _PUBLISHED[tensors[name].dtype]
-        header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    for key in keys:
+        start = end
+        end += tensors[key].size
+        dtype = _SAFETENSORS_TYPES[tensors[key].dtype]
+        header[key] = {"dtype": dtype, "shape": list(tensors[key].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with atomic_io.atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            values = tensors[name].read()
-            assert (values.shape, values.dtype) == (tensors[name].shape, tensors[name].dtype), f"{name} is another"
+        for key in keys:
+            values = tensors[key].read()
+            assert (values.shape, values.dtype) == (tensors[key].shape, tensors[key].dtype), (
+                f"{key} is not as announced"
+            )
             file.write(values.tobytes())
-            tensors[name].release()
-            progress(tensors[name].size)
+            tensors[key].release()
+            progress(tensors[key].size)

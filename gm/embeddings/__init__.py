@@ -1,1 +1,1 @@
-"""A learned word: its rows in both text encoders, its placeholder, its file."""
+"""Embeddings: the trained vectors of a placeholder token in each text encoder, and their files."""

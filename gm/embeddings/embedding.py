@@ -1,4 +1,4 @@
-"""A concept: one placeholder word and the rows that both text encoders read for it."""
+"""Embedding: a placeholder token and its trained vectors in each text encoder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gm.text.tokenizer import Tokenizer
 class Embedding:
     """The trained vectors of one placeholder token.
 
-    vectors: float32 [num_vectors, dim] of each text encoder by its name, "clip_l" and "clip_g"; pooling: the rule of
-    the pooled text vector that they were trained with; metadata: what is kept with the file, anything that JSON holds
-    (base model, step, seed, training options)
+    vectors: float32 [num_vectors, width] by text encoder, "clip_l" and "clip_g"; pooling: the rule of the pooled text
+    vector that they were trained with; metadata: JSON values stored in the file (base model, step, seed, training
+    options)
     """
 
     placeholder_token: str
@@ -40,9 +40,9 @@ class Embedding:
 
 @dataclass(frozen=True)
 class LoadedEmbeddings:
-    """Any number of embeddings for the text encoders: a tokenizer with their placeholder tokens, and all vectors.
+    """Embeddings combined for the text encoders: a tokenizer with their placeholder tokens, and all vectors.
 
-    `vectors` [total, dim] of each encoder; token id `vocab_size + k` is vector k.
+    `vectors` [total, width] by text encoder; token id `vocab_size + k` selects vector k.
     """
 
     tokenizer: Tokenizer
@@ -50,7 +50,7 @@ class LoadedEmbeddings:
 
 
 def safe_filename(token: str) -> str:
-    """Return `token` without what the name of a file should not hold; "" if nothing is left."""
+    """Return `token` without the characters that a file name should not have; "" if nothing is left."""
     return re.sub(r"[^\w.-]+", "", token).strip("._-")[:64]
 
 
@@ -58,10 +58,11 @@ def check_dims(embedding: Embedding, config: ModelConfig) -> None:
     """Raise UserError if the embedding's vectors do not fit the model's text encoders."""
     dims = {name: encoder.width for name, encoder in config.text_encoders.items()}
     if embedding.dims != dims:
-        found, wanted = (" and ".join(map(str, each.values())) for each in (embedding.dims, dims))
+        widths = " and ".join(map(str, embedding.dims.values()))
+        model_widths = " and ".join(map(str, dims.values()))
         raise UserError(
-            f"{embedding.placeholder_token} has vectors of {found} values, the model's have {wanted}: it was trained "
-            "on another model; use that model's --config and --weight"
+            f"{embedding.placeholder_token} has vectors of {widths} values, the model's have {model_widths}: it was "
+            "trained on another model; use that model's --config and --weight"
         )
 
 
@@ -76,7 +77,7 @@ def combine(embeddings: Sequence[Embedding], config: ModelConfig) -> LoadedEmbed
         tokenizer.add_placeholder(embedding.placeholder_token, embedding.num_vectors)
     vectors = {}
     for name, encoder in config.text_encoders.items():
-        # Without an embedding there is one vector that no id selects: MindSpore has no empty tensors.
-        own = [embedding.vectors[name] for embedding in embeddings] or [np.zeros((1, encoder.width), np.float32)]
-        vectors[name] = np.concatenate(own)
+        # Without embeddings there is one vector that no id selects, because MindSpore has no empty tensors.
+        unused = np.zeros((1, encoder.width), np.float32)
+        vectors[name] = np.concatenate([embedding.vectors[name] for embedding in embeddings] or [unused])
     return LoadedEmbeddings(tokenizer, vectors)

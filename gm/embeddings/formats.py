@@ -1,185 +1,230 @@
-"""How each program calls the rows of a concept; docs/formats.md has the table.
+"""Embedding file formats, one class per program; docs/formats.md has the table.
 
-A file is recognised by the names in it, never by its ending. Each format is two functions: from the tree of a file to
-the rows of its words, and back.
+A file is recognized by its keys, never by its suffix. A format translates between the tree of a file and the embedding
+vectors of its placeholder tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gm.checkpoints.lazy_tensor import LazyTensor
-from gm.errors import UserError
+from gm.errors import DamagedFileError, UserError
 
+ENCODERS = {"clip_l": "CLIP-L, text encoder 1", "clip_g": "OpenCLIP bigG, text encoder 2"}  # SDXL's, narrowest first
 CLIP_L_TABLE = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.embedding_table"
 CLIP_G_TABLE = "conditioner.embedders.1.model.token_embedding.embedding_table"
-ENCODERS = ("CLIP-L, text encoder 1", "OpenCLIP bigG, text encoder 2")
-UNNAMED = "*"  # AUTOMATIC1111 calls every word so, and finds it by the file's name
-_MOST_ROWS = 75  # that a prompt has room for
-_BIGG = 1280  # width of rows that are OpenCLIP bigG's where a file does not say so
-_TOKEN = 265  # of "*" in CLIP's vocabulary
-_LARGEST = 64 * 1024 * 1024  # bytes of rows; a learned word's are some kilobytes
+_A1111_TOKEN = "*"  # AUTOMATIC1111's name of every embedding; the program takes the name of the file
+_A1111_TOKEN_ID = 265  # of "*" in CLIP's vocabulary
+_MAX_VECTORS = 75  # as many as a prompt has room for
+_BIGG_WIDTH = 1280  # vectors of this width are OpenCLIP bigG's where a file does not name the encoder
+_MAX_BYTES = 64 * 1024 * 1024  # of vectors; an embedding has some kilobytes
 
-Tree = Mapping[str, Any]  # of a file: tensors, words and numbers by name, in PyTorch's files dicts of these, too
-EncoderVectors = tuple[
-    np.ndarray | None, np.ndarray | None
-]  # [n, width] float32 of CLIP-L and of bigG, None where missing
-TokenVectors = dict[str | None, EncoderVectors]  # None for a word that its file does not say
+Tree = Mapping[str, Any]  # a file's tensors, strings and numbers by key; PyTorch's files also nest dicts
+EncoderVectors = dict[str, np.ndarray]  # float32 [num_vectors, width] by encoder name; encoders may be missing
+TokenVectors = dict[str | None, EncoderVectors]  # by placeholder token, None where the file does not name it
 
 
-class NotAnEmbedding(Exception):
-    """What stands where rows should be is none; the text says what it is."""
+class Format(ABC):
+    """Embedding file format of one program.
 
-
-@dataclass(frozen=True)
-class Format:
-    """What a program writes.
-
-    known: whether a file's tree is of it; read: the words of that; written: the tree of one or of several words, of
-    each file that they take (diffusers has one for each encoder); pooling: the rule that its words are learned under;
-    notes: whether its PyTorch file may hold words beside the rows, which a program takes that asks for rows by name
+    program: its name in messages; pooling: the pooling rule that its embeddings are trained with; extra_entries:
+    whether its PyTorch file may hold entries beside the vectors, because the program looks vectors up by key
     """
 
-    program: str
-    known: Callable[[Tree], bool]
-    read: Callable[[Tree], TokenVectors]
-    written: Callable[[TokenVectors, Mapping[str, Any]], list[dict[str, Any]]]
-    pooling: str
-    notes: bool = False
+    program: ClassVar[str]
+    pooling: ClassVar[str]
+    extra_entries: ClassVar[bool] = False
+
+    @abstractmethod
+    def matches(self, tree: Tree) -> bool:
+        """Return whether `tree` is that of a file in this format."""
+
+    @abstractmethod
+    def read(self, tree: Tree) -> TokenVectors:
+        """Return the vectors of each placeholder token; raises DamagedFileError for anything else in their place."""
+
+    @abstractmethod
+    def write(self, vectors: TokenVectors, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the trees of the files that hold `vectors`; UserError if the format cannot hold them."""
+
+
+class NamedTensorsFormat(Format):
+    """Format of one embedding without its placeholder token: one tensor per text encoder, under a fixed key."""
+
+    keys: ClassVar[dict[str, str]]
+    single_vector: ClassVar[bool] = False  # whether the tensor is one vector, [width]
+
+    def matches(self, tree: Tree) -> bool:
+        return any(key in tree for key in self.keys.values())
+
+    def read(self, tree: Tree) -> TokenVectors:
+        return {None: {encoder: _read_vectors(tree[key]) for encoder, key in self.keys.items() if key in tree}}
+
+    def write(self, vectors: TokenVectors, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+        embedding = _only_embedding(vectors, self.program)
+        if missing := missing_encoder(embedding):
+            raise UserError(f"{self.program} needs the vectors of all text encoders; those of {missing} are missing")
+        count = len(next(iter(embedding.values())))
+        if self.single_vector and count > 1:
+            raise UserError(f"{self.program} holds one vector, and there are {count}; choose another format")
+        tensors = {key: embedding[encoder] for encoder, key in self.keys.items()}
+        return [{key: tensor[0] if self.single_vector else tensor for key, tensor in tensors.items()}]
+
+
+class MindoneFormat(NamedTensorsFormat):
+    program = "mindone's .ckpt"
+    pooling = "argmax"
+    keys: ClassVar = {"clip_l": CLIP_L_TABLE, "clip_g": CLIP_G_TABLE}
+
+
+class ComfyUIFormat(NamedTensorsFormat):
+    """SDXL file of ComfyUI, which AUTOMATIC1111 and kohya's scripts share."""
+
+    program = "ComfyUI's .safetensors"
+    pooling = "end_of_text"
+    keys: ClassVar = {"clip_l": "clip_l", "clip_g": "clip_g"}
+
+
+class CogSDXLFormat(NamedTensorsFormat):
+    program = "cog-sdxl's embeddings.pti"
+    pooling = "argmax"
+    keys: ClassVar = {"clip_l": "text_encoders_0", "clip_g": "text_encoders_1"}
+
+
+class OssRoettgerFormat(NamedTensorsFormat):
+    program = "oss-roettger's .pt"
+    pooling = "argmax"
+    extra_entries = True
+    keys: ClassVar = {"clip_l": "emb", "clip_g": "emb2"}
+    single_vector = True
+
+
+class A1111Format(Format):
+    """Stable Diffusion 1.5 file of AUTOMATIC1111; InvokeAI's holds several placeholder tokens."""
+
+    program = "AUTOMATIC1111's .pt"
+    pooling = "end_of_text"
+    extra_entries = True
+
+    def matches(self, tree: Tree) -> bool:
+        return isinstance(tree.get("string_to_param"), dict)
+
+    def read(self, tree: Tree) -> TokenVectors:
+        parameters = tree["string_to_param"]
+        parameters = parameters.get("_parameters", parameters)
+        if not isinstance(parameters, dict):
+            raise DamagedFileError("no vectors by placeholder token")
+        vectors: TokenVectors = {}
+        for key, tensor in parameters.items():
+            if isinstance(tensor, LazyTensor):
+                token = tree.get("name") if key == _A1111_TOKEN else key
+                vectors[token if isinstance(token, str) and token else None] = _by_width(_read_vectors(tensor))
+        return vectors
+
+    def write(self, vectors: TokenVectors, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+        single = len(vectors) == 1
+        parameters = {
+            _A1111_TOKEN if single or token is None else token: _only_clip_l(embedding, self.program)
+            for token, embedding in vectors.items()
+        }
+        tokens = {token: np.array([_A1111_TOKEN_ID], np.int64) for token in parameters}
+        others = {key: metadata.get(key) for key in ("step", "sd_checkpoint", "sd_checkpoint_name")}
+        name = next(iter(vectors)) or ""
+        return [{"string_to_token": tokens, "string_to_param": parameters, "name": name, **others}]
+
+
+class KohyaFormat(Format):
+    """Stable Diffusion 1.5 file of kohya's scripts."""
+
+    program = "kohya's SD 1.5 file"
+    pooling = "end_of_text"
+
+    def matches(self, tree: Tree) -> bool:
+        return "emb_params" in tree
+
+    def read(self, tree: Tree) -> TokenVectors:
+        return {None: {"clip_l": _read_vectors(tree["emb_params"])}}
+
+    def write(self, vectors: TokenVectors, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"emb_params": _only_clip_l(_only_embedding(vectors, self.program), self.program)}]
+
+
+class DiffusersFormat(Format):
+    """Files of diffusers, one per text encoder: vectors by placeholder token and nothing else."""
+
+    program = "diffusers' learned_embeds"
+    pooling = "argmax"
+
+    def matches(self, tree: Tree) -> bool:
+        if not tree or not all(isinstance(token, str) for token in tree):
+            return False
+        if not all(isinstance(tensor, LazyTensor) and 1 <= len(tensor.shape) <= 2 for tensor in tree.values()):
+            return False
+        few = all(len(tensor.shape) == 1 or tensor.shape[0] <= _MAX_VECTORS for tensor in tree.values())
+        return few and len({tensor.shape[-1] for tensor in tree.values()}) == 1
+
+    def read(self, tree: Tree) -> TokenVectors:
+        return {token: _by_width(_read_vectors(tensor)) for token, tensor in tree.items()}
+
+    def write(self, vectors: TokenVectors, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if None in vectors:
+            raise UserError("diffusers' files name their placeholder token; give --placeholder_token")
+        files: list[dict[str, Any]] = [
+            {str(token): embedding[encoder] for token, embedding in vectors.items() if encoder in embedding}
+            for encoder in ENCODERS
+        ]
+        return [tree for tree in files if tree]
+
+
+FORMATS: dict[str, Format] = {
+    "mindspore": MindoneFormat(),
+    "a1111": A1111Format(),
+    "kohya": KohyaFormat(),
+    "clip": ComfyUIFormat(),
+    "cog": CogSDXLFormat(),
+    "roettger": OssRoettgerFormat(),
+    "diffusers": DiffusersFormat(),
+}
 
 
 def detect(tree: Tree) -> str | None:
-    """Return the name of the format of a file that holds `tree`, None for none that is known."""
-    return next((name for name, each in FORMATS.items() if each.known(tree)), None)
+    """Return the name of the format of a file that holds `tree`, None if no format matches."""
+    return next((name for name, format_ in FORMATS.items() if format_.matches(tree)), None)
 
 
-def missing(rows: EncoderVectors) -> str:
-    """Return the encoder whose rows are not there, "" if both are."""
-    return next((name for name, own in zip(ENCODERS, rows, strict=True) if own is None), "")
+def missing_encoder(vectors: EncoderVectors) -> str:
+    """Return the description of the first text encoder without vectors, "" if none is missing."""
+    return next((description for encoder, description in ENCODERS.items() if encoder not in vectors), "")
 
 
-def _named(program: str, first: str, second: str, pooling: str, flat: bool = False) -> Format:
-    """Return the format of files of one word, whose rows have these names; `flat` if it is one row [width]."""
-
-    def read(tree: Tree) -> TokenVectors:
-        one, two = (_rows(tree[name]) if name in tree else None for name in (first, second))
-        return {None: (one, two)}
-
-    def written(words: TokenVectors, _: Mapping[str, Any]) -> list[dict[str, Any]]:
-        rows = _only(words, program)
-        if missing(rows):
-            raise UserError(f"{program} needs the rows of both encoders; those of {missing(rows)} are missing")
-        if flat and len(_both(rows)[0]) > 1:
-            raise UserError(f"{program} holds one vector, and there are {len(_both(rows)[0])}; choose another format")
-        return [{name: own[0] if flat else own for name, own in zip((first, second), _both(rows), strict=True)}]
-
-    return Format(program, lambda tree: first in tree or second in tree, read, written, pooling, notes=flat)
+def _by_width(vectors: np.ndarray) -> EncoderVectors:
+    return {"clip_g" if vectors.shape[-1] == _BIGG_WIDTH else "clip_l": vectors}
 
 
-def _read_by_word(tree: Tree) -> TokenVectors:
-    parameters = tree["string_to_param"]
-    parameters = parameters.get("_parameters", parameters)
-    if not isinstance(parameters, dict):
-        raise NotAnEmbedding("no rows by word")
-    words: TokenVectors = {}
-    for word, tensor in parameters.items():
-        if isinstance(tensor, LazyTensor):
-            called = tree.get("name") if word == UNNAMED else word
-            words[called if isinstance(called, str) and called else None] = _placed(_rows(tensor))
-    return words
-
-
-def _write_by_word(words: TokenVectors, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    one = len(words) == 1
-    rows = {UNNAMED if one or word is None else word: _clip_l(rows, _BY_WORD) for word, rows in words.items()}
-    tokens = {word: np.array([_TOKEN], np.int64) for word in rows}
-    kept = {name: notes.get(name) for name in ("step", "sd_checkpoint", "sd_checkpoint_name")}
-    return [{"string_to_token": tokens, "string_to_param": rows, "name": next(iter(words)) or "", **kept}]
-
-
-def _read_words(tree: Tree) -> TokenVectors:
-    return {word: _placed(_rows(tensor)) for word, tensor in tree.items()}
-
-
-def _write_words(words: TokenVectors, _: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if None in words:
-        raise UserError("diffusers' files say their word; give --placeholder_token")
-    files: list[dict[str, Any]] = [
-        {str(word): rows[k] for word, rows in words.items() if rows[k] is not None} for k in (0, 1)
-    ]
-    return [tree for tree in files if tree]
-
-
-def _are_words(tree: Tree) -> bool:
-    """Whether everything in the file is a few rows of one width, by the word that they stand for."""
-    if not tree or not all(isinstance(word, str) for word in tree):
-        return False
-    if not all(isinstance(rows, LazyTensor) and 1 <= len(rows.shape) <= 2 for rows in tree.values()):
-        return False
-    few = all(len(rows.shape) == 1 or rows.shape[0] <= _MOST_ROWS for rows in tree.values())
-    return few and len({rows.shape[-1] for rows in tree.values()}) == 1
-
-
-def _placed(rows: np.ndarray) -> EncoderVectors:
-    return (None, rows) if rows.shape[-1] == _BIGG else (rows, None)
-
-
-def _rows(tensor: Any) -> np.ndarray:
-    """Return rows [n, width]; raises Unfit for anything else, before it is read."""
+def _read_vectors(tensor: Any) -> np.ndarray:
+    """Return vectors [num_vectors, width]; raises DamagedFileError for anything else, before it is read."""
     if not isinstance(tensor, LazyTensor):
-        raise NotAnEmbedding(f"a {type(tensor).__name__} where rows should be")
-    if not 1 <= len(tensor.shape) <= 2 or "float" not in tensor.dtype or tensor.size > _LARGEST:
-        raise NotAnEmbedding(f"{tensor.dtype} {list(tensor.shape)} where rows should be")
+        raise DamagedFileError(f"a {type(tensor).__name__} in place of embedding vectors")
+    if not 1 <= len(tensor.shape) <= 2 or "float" not in tensor.dtype or tensor.size > _MAX_BYTES:
+        raise DamagedFileError(f"{tensor.dtype} {list(tensor.shape)} in place of embedding vectors")
     with np.errstate(over="ignore"):
         values = np.array(tensor.read(), np.float32)
     return values[None] if values.ndim == 1 else values
 
 
-def _only(words: TokenVectors, program: str) -> EncoderVectors:
-    if len(words) > 1:
-        raise UserError(f"{program} holds one word a file, and there are {len(words)}; write them one by one")
-    return next(iter(words.values()))
+def _only_embedding(vectors: TokenVectors, program: str) -> EncoderVectors:
+    if len(vectors) > 1:
+        raise UserError(f"{program} holds one embedding per file, and there are {len(vectors)}; write them one by one")
+    return next(iter(vectors.values()))
 
 
-def _both(rows: EncoderVectors) -> tuple[np.ndarray, np.ndarray]:
-    one, two = rows
-    assert one is not None
-    assert two is not None
-    return one, two
-
-
-def _clip_l(rows: EncoderVectors, program: str) -> np.ndarray:
-    """Return the rows of CLIP-L; UserError if there are others, too, which would be lost, or none."""
-    one, two = rows
-    if one is None or two is not None:
-        raise UserError(f"{program} holds rows of CLIP-L alone, as Stable Diffusion 1.5 has them; choose another")
-    return one
-
-
-_BY_WORD, _KOHYA = "AUTOMATIC1111's .pt", "kohya's SD 1.5 file"
-FORMATS = {
-    "mindspore": _named("mindone's .ckpt", CLIP_L_TABLE, CLIP_G_TABLE, "argmax"),
-    "a1111": Format(
-        _BY_WORD,
-        lambda tree: isinstance(tree.get("string_to_param"), dict),
-        _read_by_word,
-        _write_by_word,
-        "end_of_text",
-        notes=True,
-    ),
-    "kohya": Format(
-        _KOHYA,
-        lambda tree: "emb_params" in tree,
-        lambda tree: {None: (_rows(tree["emb_params"]), None)},
-        lambda words, _: [{"emb_params": _clip_l(_only(words, _KOHYA), _KOHYA)}],
-        "end_of_text",
-    ),
-    "clip": _named("ComfyUI's .safetensors", "clip_l", "clip_g", "end_of_text"),
-    "cog": _named("cog-sdxl's embeddings.pti", "text_encoders_0", "text_encoders_1", "argmax"),
-    "roettger": _named("oss-roettger's .pt", "emb", "emb2", "argmax", flat=True),
-    "diffusers": Format("diffusers' learned_embeds", _are_words, _read_words, _write_words, "argmax"),
-}
+def _only_clip_l(vectors: EncoderVectors, program: str) -> np.ndarray:
+    """Return the vectors of CLIP-L; UserError if there are none, or others that would be lost."""
+    if set(vectors) != {"clip_l"}:
+        raise UserError(f"{program} holds vectors of CLIP-L alone, as Stable Diffusion 1.5 has them; choose another")
+    return vectors["clip_l"]

@@ -1,4 +1,4 @@
-"""What the rows are before anything is learned."""
+"""Initial embedding vectors: those of an initializer token, or random ones."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from gm.runtime import rng
 from gm.text.tokenizer import Tokenizer
 
 
-def token_ids(initializer: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of the word or phrase to start from; UserError if it has none."""
-    ids = tokenizer.encode(initializer)
+def token_ids(initializer_token: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of the initializer, a word or a phrase; UserError if it has none."""
+    ids = tokenizer.encode(initializer_token)
     if not ids:
-        raise UserError(f"--initializer_token {initializer!r} holds no word; give one, or leave it out for random rows")
+        raise UserError(
+            f"--initializer_token {initializer_token!r} has no tokens; give a word, or leave it out for random vectors"
+        )
     return ids
 
 
-def from_words(table: np.ndarray, ids: list[int], num_vectors: int) -> np.ndarray:
-    """Return rows [num_vectors, width]: the phrase's own rows of `table`, over and over."""
+def from_tokens(table: np.ndarray, ids: list[int], num_vectors: int) -> np.ndarray:
+    """Return vectors [num_vectors, width]: those of the token `ids` in `table` [tokens, width], repeated in turn."""
     return table[[ids[k % len(ids)] for k in range(num_vectors)]].astype(np.float32)
 
 
-def random(table: np.ndarray, num_vectors: int, seed: int, encoder: int, word: int = 0) -> np.ndarray:
-    """Return rows [num_vectors, width] drawn with the mean and spread of each column of `table` [rows, width].
+def random_vectors(table: np.ndarray, num_vectors: int, seed: int, encoder: int, concept: int = 0) -> np.ndarray:
+    """Return random vectors [num_vectors, width] with the mean and deviation of each column of `table` [tokens, width].
 
-    `word` is the number of the word among several: each has rows of its own.
+    `encoder` and `concept` are indices: each concept has vectors of its own in each text encoder.
     """
-    which = (encoder, word) if word else (encoder,)
-    noise = rng.normal((num_vectors, table.shape[1]), seed, "initial rows", *which)
+    stream = (encoder, concept) if concept else (encoder,)
+    noise = rng.normal((num_vectors, table.shape[1]), seed, "initial rows", *stream)
     return (table.mean(0, dtype=np.float64) + noise * table.std(0, dtype=np.float64)).astype(np.float32)

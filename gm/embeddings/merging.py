@@ -1,4 +1,4 @@
-"""Several learned words in one file, and one word out of several."""
+"""Merging embeddings into one file, and mixing them into one embedding."""
 
 from __future__ import annotations
 
@@ -7,66 +7,73 @@ from typing import Any
 
 import numpy as np
 
-from gm.embeddings import notes
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.formats import TokenVectors
-from gm.embeddings.interchange import EmbeddingFile
+from gm.embeddings.io import EmbeddingFile
+from gm.embeddings.metadata import merge_metadata
 from gm.errors import UserError
 
 
 def merge(files: Sequence[EmbeddingFile]) -> EmbeddingFile:
-    """Return the words of all `files` together, in their order, each with its pooling rule and details.
+    """Return the embeddings of all `files` in order, each with its pooling rule and details.
 
-    Raises UserError for a word that is there twice, or that its file does not say. Upper and lower case are the same.
+    Raises UserError for a placeholder token that occurs twice, in upper or lower case, or that its file does not name.
     """
-    words: TokenVectors = {}
-    own = {}
-    for learned in files:
-        for word, rows in learned.words.items():
-            if word is None:
-                raise UserError("a file does not say its word; give --placeholder_token, one for each --source")
-            twin = next((other for other in words if str(other).lower() == word.lower()), None)
-            if twin is not None:
+    vectors: TokenVectors = {}
+    metadata = {}
+    for file in files:
+        for token, embedding in file.vectors.items():
+            if token is None:
                 raise UserError(
-                    f"two files hold the word {twin}; call one otherwise: --placeholder_token, one for each file"
+                    "a file does not name its placeholder token; give --placeholder_token, one for each --source"
                 )
-            words[word], own[word] = rows, learned.own(word)
-    return EmbeddingFile(files[0].format, words, notes.merged(own))
+            duplicate = next((other for other in vectors if str(other).lower() == token.lower()), None)
+            if duplicate is not None:
+                raise UserError(
+                    f"two files have the placeholder token {duplicate}; rename one: --placeholder_token, one for each "
+                    "--source"
+                )
+            vectors[token] = embedding
+            metadata[token] = file.token_metadata(token)
+    return EmbeddingFile(files[0].format, vectors, merge_metadata(metadata))
 
 
-def mix(concepts: Sequence[Embedding], weights: Sequence[float], word: str) -> Embedding:
-    """Return the sum of the rows of `concepts`, each times its weight, as `word`, with the recipe in its details.
+def mix(embeddings: Sequence[Embedding], weights: Sequence[float], placeholder_token: str) -> Embedding:
+    """Return the weighted sum of `embeddings` as `placeholder_token`, with their weights and metadata in its metadata.
 
-    A half of each of two is their mean, 0.8 and 0.2 lies between them, a single 1.2 exaggerates. Raises UserError for
-    as many weights as there are not concepts, and for concepts of other shapes or pooling rules.
+    Weights of 0.5 for two embeddings give their mean, 0.8 and 0.2 a point between them, a single 1.2 exaggerates.
+    Raises UserError if weights and embeddings differ in number, or the embeddings in shape or pooling rule.
     """
-    if len(weights) != len(concepts):
+    if len(weights) != len(embeddings):
         raise UserError(
-            f"there are {len(concepts)} words and {len(weights)} weights; give --weights one for each --source"
+            f"there are {len(embeddings)} embeddings and {len(weights)} weights; give --weights one for each --source"
         )
-    first = concepts[0]
-    for other in concepts[1:]:
-        names = f"{first.placeholder_token} and {other.placeholder_token}"
-        if (other.num_vectors, other.dims) != (first.num_vectors, first.dims):
-            raise UserError(
-                f"{names} have {_shape(first)} and {_shape(other)}; only embeddings of one shape can be mixed"
-            )
-        if other.pooling != first.pooling:
-            raise UserError(
-                f"{names} were trained with the pooling rules {first.pooling} and {other.pooling}; only embeddings of "
-                "one rule can be mixed"
-            )
+    first = embeddings[0]
+    for other in embeddings[1:]:
+        _check_compatible(first, other)
+    pairs = list(zip(weights, embeddings, strict=True))
     vectors = {
-        encoder: np.asarray(sum(np.float32(w) * c.vectors[encoder] for w, c in zip(weights, concepts, strict=True)))
+        encoder: np.asarray(sum(np.float32(weight) * embedding.vectors[encoder] for weight, embedding in pairs))
         for encoder in first.vectors
     }
     parts: list[dict[str, Any]] = [
-        {"word": concept.placeholder_token, "weight": float(weight), "details": concept.metadata}
-        for weight, concept in zip(weights, concepts, strict=True)
+        {"word": embedding.placeholder_token, "weight": float(weight), "details": embedding.metadata}
+        for weight, embedding in pairs
     ]
-    return Embedding(word, vectors, first.pooling, {"mixed": parts})
+    return Embedding(placeholder_token, vectors, first.pooling, {"mixed": parts})
 
 
-def _shape(concept: Embedding) -> str:
-    dims = " and ".join(str(vectors.shape[1]) for vectors in concept.vectors.values())
-    return f"{concept.num_vectors} vectors, {dims} wide"
+def _check_compatible(first: Embedding, other: Embedding) -> None:
+    tokens = f"{first.placeholder_token} and {other.placeholder_token}"
+    if (other.num_vectors, other.dims) != (first.num_vectors, first.dims):
+        raise UserError(f"{tokens} have {_shape(first)} and {_shape(other)}; only embeddings of one shape can be mixed")
+    if other.pooling != first.pooling:
+        raise UserError(
+            f"{tokens} were trained with the pooling rules {first.pooling} and {other.pooling}; only embeddings of "
+            "one rule can be mixed"
+        )
+
+
+def _shape(embedding: Embedding) -> str:
+    widths = " and ".join(str(width) for width in embedding.dims.values())
+    return f"{embedding.num_vectors} vectors, {widths} wide"

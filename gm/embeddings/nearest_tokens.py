@@ -1,4 +1,4 @@
-"""Which words of an encoder a learned row is like."""
+"""Nearest tokens of the vocabulary to embedding vectors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import numpy as np
 from gm.text import bpe
 
 
-def nearest_tokens(rows: np.ndarray, table: np.ndarray, count: int) -> list[list[tuple[str, float]]]:
-    """Return the `count` tokens most like each of `rows` [n, width], with the cosine of the angle between them.
+def nearest_tokens(vectors: np.ndarray, table: np.ndarray, count: int) -> list[list[tuple[str, float]]]:
+    """Return the `count` tokens nearest to each of `vectors` [n, width] with their cosine similarity, nearest first.
 
-    `table` [vocabulary, width] is an encoder's; the most alike comes first. The marks of start and end do not count.
+    `table` [vocabulary, width] holds the token embeddings of a text encoder. Start and end token are left out.
     """
-    words = table[: bpe.START].astype(np.float32, copy=False)
-    lengths = np.linalg.norm(words, axis=1) + 1e-12
-    cosines = words @ (rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)).T / lengths[:, None]
-    best = np.argsort(-cosines, axis=0, kind="stable")[:count]
+    tokens = table[: bpe.START].astype(np.float32, copy=False)
+    norms = np.linalg.norm(tokens, axis=1) + 1e-12
+    directions = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-12)
+    cosines = tokens @ directions.T / norms[:, None]
+    nearest = np.argsort(-cosines, axis=0, kind="stable")[:count]
     return [
-        [(bpe.decode_token(int(number)), float(cosines[number, row])) for number in best[:, row]]
-        for row in range(len(rows))
+        [(bpe.decode_token(int(token)), float(cosines[token, k])) for token in nearest[:, k]]
+        for k in range(len(vectors))
     ]

@@ -1,1 +1,1 @@
-"""A learned word as others get it: a folder of files for every program, a card and images, and its way out."""
+"""Publishing of an embedding: a folder of files for every program, a model card, images, and its upload."""

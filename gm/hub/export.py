@@ -1,4 +1,4 @@
-"""What is said of a word that is shared, and what is not: where things are on the machine that learned it."""
+"""Contents of a published embedding, without the paths of the machine that trained it."""
 
 from __future__ import annotations
 
@@ -17,118 +17,120 @@ from gm.embeddings.embedding import Embedding, safe_filename
 from gm.errors import UserError
 from gm.sampling import image_files
 
-_ON_THE_HUB = {"SD-XL-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}
-# Options that name places; a value with a slash is one whatever it is called. Prompts may hold slashes.
-_PLACES = re.compile(r".*(_path|_file|_config|weight)|img|mask|resume|concepts")
-_DEPTH = 8  # of tables in tables; training's own are four deep
-_PROMPTS = re.compile(r".*prompt")
+_HUB_MODELS = {"SD-XL-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}
+# Options that hold paths; a value with a slash is a path whatever its option. Prompts may hold slashes.
+_PATH_OPTIONS = re.compile(r".*(_path|_file|_config|weight)|img|mask|resume|concepts")
+_PROMPT_OPTIONS = re.compile(r".*prompt")
+_MAX_DEPTH = 8  # of nested values; those of training are four deep
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image to show with a word; `recipe` is empty where another program made it."""
+class ExampleImage:
+    """Image to show with an embedding; `parameters` are its generation parameters, empty for another program's."""
 
     path: Path
-    recipe: dict[str, Any]
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A word as it is shared.
+    """Embedding as it is published.
 
-    kind: what it stands for, "object", "style" or "face"; prompt: one that shows it; base_model: the name that the Hub
-    knows the model by, "" for none; licence: as the Hub calls it, "" if none is given; repo: where on the Hub, or ""
+    type_of_concept: "object", "style" or "face"; instance_prompt: a prompt that shows the concept; base_model: the
+    Hub's name of the model, "" if unknown; license: the Hub's name of it, "" for none; repo: repository on the Hub, or
+    ""
     """
 
-    concept: Embedding
-    kind: str
-    prompt: str
+    embedding: Embedding
+    type_of_concept: str
+    instance_prompt: str
     base_model: str
-    licence: str
+    license: str
     repo: str
-    images: Sequence[Shown]
+    images: Sequence[ExampleImage]
 
     @property
     def name(self) -> str:
-        """What its own file is called, by which some programs call the word."""
-        return safe_filename(self.concept.placeholder_token) or "learned"
+        """File name without suffix, by which some programs call the embedding."""
+        return safe_filename(self.embedding.placeholder_token) or "embedding"
 
 
 def prepare(
     source: str | Path,
     images: Sequence[str | Path] = (),
     *,
-    word: str | None = None,
-    kind: str | None = None,
-    prompt: str | None = None,
+    placeholder_token: str | None = None,
+    type_of_concept: str | None = None,
+    instance_prompt: str | None = None,
     base_model: str | None = None,
-    licence: str = "",
+    license: str = "",
     repo: str = "",
 ) -> Publication:
-    """Read the embedding file `source` and its `images`; what is not given is what the file says it was learned with.
+    """Read the embedding file `source` and the example `images`; arguments left out come from the file's metadata.
 
-    Raises UserError for what `files.load` refuses, for images that are none, and a prompt without the word.
+    Raises UserError as `io.load` does, for unreadable images, and for a prompt without the placeholder token.
     """
-    concept = embedding_io.load(source)
-    concept = dataclasses.replace(
-        concept, placeholder_token=word or concept.placeholder_token, metadata=public(concept.metadata)
-    )
-    kind = kind or _kind(concept.metadata)
-    prompt = " ".join((prompt or templates.fill(templates.TEMPLATES[kind][0], concept.placeholder_token)).split())
-    if concept.placeholder_token.lower() not in prompt.lower():
-        raise UserError(f"--instance_prompt {prompt!r} does not hold the word {concept.placeholder_token}")
+    embedding = embedding_io.load(source)
+    token = placeholder_token or embedding.placeholder_token
+    metadata = remove_private_paths(embedding.metadata)
+    embedding = dataclasses.replace(embedding, placeholder_token=token, metadata=metadata)
+    type_of_concept = type_of_concept or _find_type_of_concept(metadata)
+    prompt = " ".join((instance_prompt or templates.fill(templates.TEMPLATES[type_of_concept][0], token)).split())
+    if token.lower() not in prompt.lower():
+        raise UserError(f"--instance_prompt {prompt!r} does not contain the placeholder token {token}")
     if base_model is None:
-        base_model = _ON_THE_HUB.get(str(concept.metadata.get("version")), "")
-    return Publication(concept, kind, prompt, base_model, licence, repo, [_shown(Path(path)) for path in images])
+        base_model = _HUB_MODELS.get(str(metadata.get("version")), "")
+    examples = [_read_example(Path(path)) for path in images]
+    return Publication(embedding, type_of_concept, prompt, base_model, license, repo, examples)
 
 
-def public(noted: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
-    """Return a table of notes or options, and the tables in it, without what names a file or a folder.
+def remove_private_paths(metadata: Mapping[str, Any], depth: int = _MAX_DEPTH) -> dict[str, Any]:
+    """Return metadata or options, nested ones too, without entries that name a file or folder.
 
-    What lies more than `depth` tables and lists deep is left out, too.
+    Values nested more than `depth` levels deep are left out as well.
     """
-    kept = {}
-    for name, value in noted.items():
+    public = {}
+    for key, value in metadata.items():
         if isinstance(value, dict) and depth:
-            kept[name] = public(value, depth - 1)
-        elif not _is_place(name, value, depth):
-            kept[name] = value
-    return kept
+            public[key] = remove_private_paths(value, depth - 1)
+        elif not _is_path(key, value, depth):
+            public[key] = value
+    return public
 
 
-def _kind(details: Mapping[str, Any]) -> str:
-    """Return what a word was learned as; "object" where the details, which may be another program's, do not say."""
-    found: Any = details
-    for name in ("recipe", "concept", "learnable_property"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, str) and found in templates.TEMPLATES else "object"
+def _find_type_of_concept(metadata: Mapping[str, Any]) -> str:
+    """Return the `learnable_property` of training; "object" if the metadata, maybe another program's, lacks it."""
+    value: Any = metadata
+    for key in ("recipe", "concept", "learnable_property"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) and value in templates.TEMPLATES else "object"
 
 
-def _is_place(name: str, value: Any, depth: int) -> bool:
-    """Whether an option of this name and value says where something is, or goes too deep to tell."""
+def _is_path(key: str, value: Any, depth: int) -> bool:
+    """Return whether an option holds a path, or is nested too deep to tell."""
     if isinstance(value, list | dict):
         if not depth:
             return True
         if isinstance(value, dict):
-            return public(value, depth - 1) != value
-        return any(_is_place(name, part, depth - 1) for part in value)
+            return remove_private_paths(value, depth - 1) != value
+        return any(_is_path(key, item, depth - 1) for item in value)
     if not isinstance(value, str):
         return False
-    if _PROMPTS.fullmatch(name):
-        return value.endswith(".txt")  # a file of prompts
-    return bool(_PLACES.fullmatch(name)) or "/" in value or "\\" in value
+    if _PROMPT_OPTIONS.fullmatch(key):
+        return value.endswith(".txt")  # a prompt file
+    return bool(_PATH_OPTIONS.fullmatch(key)) or "/" in value or "\\" in value
 
 
-def _shown(path: Path) -> Shown:
+def _read_example(path: Path) -> ExampleImage:
     try:
         with Image.open(path) as image:
             image.load()
     except FileNotFoundError as error:
-        raise UserError(f"there is no image {path}; --images names images to show") from error
+        raise UserError(f"--images {path} is not a file; give images to show") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"--images {path} is no image, or damaged; leave it out") from error
+        raise UserError(f"--images {path} is not an image, or damaged; leave it out") from error
     try:
-        found: Any = image_files.read_parameters(path)
-    except (UserError, ValueError, RecursionError):  # it has none, or one that another program wrote
-        found = {}
-    return Shown(path, public(found) if isinstance(found, dict) else {})
+        parameters: Any = image_files.read_parameters(path)
+    except (UserError, ValueError, RecursionError):  # none, or those of another program
+        parameters = {}
+    return ExampleImage(path, remove_private_paths(parameters) if isinstance(parameters, dict) else {})

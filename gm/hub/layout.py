@@ -1,7 +1,8 @@
-"""The folder that a word is shared as, in the layout of the Hub's sd-concepts-library.
+"""Folder of a published embedding, in the layout of the Hub's sd-concepts-library.
 
-`token_identifier.txt` holds the word, `type_of_concept.txt` what it stands for, `learned_embeds.safetensors` and
-`learned_embeds_2.safetensors` the rows as diffusers loads them; `<word>.safetensors` holds both for other programs.
+`token_identifier.txt` holds the placeholder token, `type_of_concept.txt` the type of the concept,
+`learned_embeds.safetensors` and `learned_embeds_2.safetensors` the vectors as diffusers loads them;
+`<placeholder token>.safetensors` holds those of all text encoders for other programs.
 """
 
 from __future__ import annotations
@@ -11,52 +12,62 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gm.embeddings import interchange
 from gm.embeddings import io as embedding_io
-from gm.embeddings.interchange import IDENTIFIER
+from gm.embeddings.diffusers_files import IDENTIFIER
 from gm.errors import UserError
 from gm.hub import model_card
 from gm.hub.export import Publication
 from gm.runtime import atomic_io
 from gm.sampling import image_files
 
-TYPE, CARD, IMAGES = "type_of_concept.txt", "README.md", "images"
+TYPE_OF_CONCEPT = "type_of_concept.txt"
+MODEL_CARD = "README.md"
+IMAGES = "images"
 
 
-def names(made: Publication) -> list[str]:
-    """Return the files of the folder, seen from it, the images last."""
-    shown = [f"{IMAGES}/{number}.png" for number in range(len(made.images))]
-    return [f"{made.name}.safetensors", *model_card.PAIR, IDENTIFIER, TYPE, CARD, *shown]
+def file_names(publication: Publication) -> list[str]:
+    """Return the files of the folder, relative to it, the images last."""
+    single = f"{publication.name}.safetensors"
+    return [single, *model_card.DIFFUSERS_FILES, IDENTIFIER, TYPE_OF_CONCEPT, MODEL_CARD, *_image_names(publication)]
 
 
-def write(made: Publication, target: str | Path, overwrite: bool = False) -> list[Path]:
-    """Write the folder and return its files; what else is in it stays.
+def write(publication: Publication, target: str | Path, overwrite: bool = False) -> list[Path]:
+    """Write the folder and return its files; other files in it stay.
 
-    Raises UserError if one of them is there and not to be overwritten, and if `target` cannot be written to.
+    Raises UserError if one of the files exists unless `overwrite` is set, and if `target` is not writable.
     """
     target = Path(target)
     atomic_io.check_writable(target, "--target")
-    all_names = names(made)
-    interchange.check_not_existing([target / name for name in all_names], overwrite)
-    shown = all_names[len(all_names) - len(made.images) :]
-    content = [_pixels(image.path) for image in made.images]  # before anything is replaced: one may be among them
+    names, image_names = file_names(publication), _image_names(publication)
+    embedding_io.check_not_existing([target / name for name in names], overwrite)
+    # Read before anything is replaced: an image may be one of the files.
+    images = [_read_pixels(image.path) for image in publication.images]
     try:
-        (target / IMAGES if shown else target).mkdir(parents=True, exist_ok=True)
+        (target / IMAGES if image_names else target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder --target {target}: {error.strerror}; choose another") from error
-    concept = made.concept
-    embedding_io.save(concept, target / all_names[0])
-    interchange.write(embedding_io.to_embedding_file(concept), target / model_card.PAIR[0], "diffusers", overwrite=True)
-    for image, name, pixels in zip(made.images, shown, content, strict=True):
-        image_files.write(pixels, image.recipe, target / name)
-    texts = {IDENTIFIER: concept.placeholder_token, TYPE: made.kind, CARD: model_card.text(made, shown)}
+    embedding = publication.embedding
+    embedding_io.save(embedding, target / names[0])
+    embedding_file = embedding_io.to_embedding_file(embedding)
+    embedding_io.write_file(embedding_file, target / model_card.DIFFUSERS_FILES[0], "diffusers", overwrite=True)
+    for image, name, pixels in zip(publication.images, image_names, images, strict=True):
+        image_files.write(pixels, image.parameters, target / name)
+    texts = {
+        IDENTIFIER: embedding.placeholder_token,
+        TYPE_OF_CONCEPT: publication.type_of_concept,
+        MODEL_CARD: model_card.render(publication, image_names),
+    }
     for name, text in texts.items():
         with atomic_io.atomic_write(target / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return [target / name for name in all_names]
+    return [target / name for name in names]
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """Return an image [H, W, 3] without what a camera or a program wrote beside it."""
+def _image_names(publication: Publication) -> list[str]:
+    return [f"{IMAGES}/{number}.png" for number in range(len(publication.images))]
+
+
+def _read_pixels(path: Path) -> np.ndarray:
+    """Return an image [H, W, 3] without the metadata of a camera or program."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))

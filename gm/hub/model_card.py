@@ -1,6 +1,6 @@
-"""The card of a shared word, README.md: what it is, images with their recipes, and how each program uses it.
+"""Model card of a published embedding, README.md: example images, and how to use it in each program.
 
-Its head is the YAML by which the Hub finds and shows it (https://huggingface.co/docs/hub/model-cards).
+It begins with the YAML metadata by which the Hub lists it (https://huggingface.co/docs/hub/model-cards).
 """
 
 from __future__ import annotations
@@ -16,104 +16,113 @@ import yaml
 from gm.hub.export import Publication
 from gm.text.bpe import END
 
-PAIR = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of diffusers: one for each text encoder
-_WIDE = 10_000  # characters of a line of the head: one value, one line
+DIFFUSERS_FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # one per text encoder
+_LINE_WIDTH = 10_000  # characters, so that each YAML value stays on one line
 _TAGS = ["text-to-image", "stable-diffusion-xl", "textual_inversion", "diffusers", "mindspore"]
-# Of an image's recipe, what is worth a line under it.
-_SHOWN = ("prompt", "negative_prompt", "seed", "sampler", "sample_step", "guidance_scale", "height", "width")
+# Generation parameters shown under an image.
+_PARAMETERS = ("prompt", "negative_prompt", "seed", "sampler", "sample_step", "guidance_scale", "height", "width")
 
 
-def text(made: Publication, shown: list[str]) -> str:
-    """Return the card; `shown` are the places of the images, seen from the card."""
-    concept, word = made.concept, _code(made.concept.placeholder_token)
-    rows = "one row" if concept.num_vectors == 1 else f"{concept.num_vectors} rows"
-    model = made.base_model or str(concept.metadata.get("version", "a model of SDXL's architecture"))
+def render(publication: Publication, image_names: list[str]) -> str:
+    """Return the card; `image_names` are the paths of the images relative to it."""
+    embedding = publication.embedding
+    token = _code(embedding.placeholder_token)
+    vectors = "one vector" if embedding.num_vectors == 1 else f"{embedding.num_vectors} vectors"
+    model = publication.base_model or str(embedding.metadata.get("version", "a model of SDXL's architecture"))
+    file_name = f"{publication.name}.safetensors"
     parts = [
-        f"---\n{_head(made, shown)}---",
-        f"# {made.name}",
-        f"{word} is a word that {_code(model)} learned by textual inversion from images of one {made.kind}: {rows} "
-        f"in each text encoder, for any prompt, such as {_code(made.prompt)}."
-        + ("" if made.licence else " No licence is given."),
-        *_images(made, shown),
+        f"---\n{_metadata(publication, image_names)}---",
+        f"# {publication.name}",
+        f"{token} is a textual inversion embedding for {_code(model)}, trained on images of one "
+        f"{publication.type_of_concept}: {vectors} per text encoder. Use it in any prompt, such as "
+        f"{_code(publication.instance_prompt)}." + ("" if publication.license else " No license is given."),
+        *_images(publication, image_names),
         "## How to use it",
-        *_diffusers(made),
-        f"**AUTOMATIC1111 and ComfyUI**: put {_code(made.name + '.safetensors')} into `embeddings/`; in a prompt the "
-        f"word is {_code(made.name)} in the one and {_code('embedding:' + made.name)} in the other.",
-        "**The MindSpore toolkit that learned it**, this folder being `word`:",
-        _block("bash", _command(made)),
+        *_diffusers(publication),
+        f"**AUTOMATIC1111 and ComfyUI**: put {_code(file_name)} into `embeddings/`; in a prompt, write "
+        f"{_code(publication.name)} in AUTOMATIC1111 and {_code('embedding:' + publication.name)} in ComfyUI.",
+        "**The MindSpore toolkit that trained it**, with this folder as `embedding`:",
+        _code_block("bash", _command(publication)),
     ]
-    if concept.metadata:
+    if embedding.metadata:
         parts += [
-            "## How it was learned",
-            _block("json", json.dumps(concept.metadata, indent=1, ensure_ascii=False)),
+            "## Training parameters",
+            _code_block("json", json.dumps(embedding.metadata, indent=1, ensure_ascii=False)),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(made: Publication, shown: list[str]) -> str:
-    head: dict[str, Any] = {"license": made.licence} if made.licence else {}
-    if made.base_model:
-        head["base_model"] = made.base_model
-    head |= {"instance_prompt": made.prompt, "pipeline_tag": "text-to-image", "tags": _TAGS}
+def _metadata(publication: Publication, image_names: list[str]) -> str:
+    metadata: dict[str, Any] = {"license": publication.license} if publication.license else {}
+    if publication.base_model:
+        metadata["base_model"] = publication.base_model
+    metadata |= {"instance_prompt": publication.instance_prompt, "pipeline_tag": "text-to-image", "tags": _TAGS}
     widgets = [
-        {"text": str(image.recipe.get("prompt", made.prompt)), "output": {"url": place}}
-        for image, place in zip(made.images, shown, strict=True)
+        {"text": str(image.parameters.get("prompt", publication.instance_prompt)), "output": {"url": name}}
+        for image, name in zip(publication.images, image_names, strict=True)
     ]
     if widgets:
-        head["widget"] = widgets
-    return str(yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=_WIDE))
+        metadata["widget"] = widgets
+    return str(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=_LINE_WIDTH))
 
 
-def _images(made: Publication, shown: list[str]) -> list[str]:
-    parts = ["## Images"] if shown else []
-    for image, place in zip(made.images, shown, strict=True):
-        parts += [f"![]({place})", _recipe(image.recipe)]
+def _images(publication: Publication, image_names: list[str]) -> list[str]:
+    parts = ["## Images"] if image_names else []
+    for image, name in zip(publication.images, image_names, strict=True):
+        parts += [f"![]({name})", _describe_parameters(image.parameters)]
     return [part for part in parts if part]
 
 
-def _recipe(recipe: Mapping[str, Any]) -> str:
-    said = {name: recipe[name] for name in _SHOWN if recipe.get(name) not in (None, "")}
-    return ", ".join(f"{name} {_code(str(value))}" for name, value in said.items())
+def _describe_parameters(parameters: Mapping[str, Any]) -> str:
+    shown = {name: parameters[name] for name in _PARAMETERS if parameters.get(name) not in (None, "")}
+    return ", ".join(f"{name} {_code(str(value))}" for name, value in shown.items())
 
 
-def _diffusers(made: Publication) -> list[str]:
-    place = made.repo or "."
+def _diffusers(publication: Publication) -> list[str]:
+    repo = publication.repo or "."
+    base_model = publication.base_model or "…"
     lines = [
         "import torch",
         "from diffusers import StableDiffusionXLPipeline",
         "",
-        f"pipe = StableDiffusionXLPipeline.from_pretrained({made.base_model or '…'!r}, torch_dtype=torch.float16)",
-        f'pipe.load_textual_inversion({place!r}, weight_name="{PAIR[0]}",',
+        f"pipe = StableDiffusionXLPipeline.from_pretrained({base_model!r}, torch_dtype=torch.float16)",
+        f'pipe.load_textual_inversion({repo!r}, weight_name="{DIFFUSERS_FILES[0]}",',
         "                            text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)",
-        f'pipe.load_textual_inversion({place!r}, weight_name="{PAIR[1]}",',
+        f'pipe.load_textual_inversion({repo!r}, weight_name="{DIFFUSERS_FILES[1]}",',
         "                            text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)",
-        f'pipe.to("cuda")({made.prompt!r}).images[0].save("image.png")',
+        f'pipe.to("cuda")({publication.instance_prompt!r}).images[0].save("image.png")',
     ]
-    where = "" if made.repo else ", in this folder"
-    parts = [f"**diffusers**{where}:", _block("python", "\n".join(lines))]
-    if made.concept.pooling == "end_of_text":
+    where = "" if publication.repo else ", in this folder"
+    parts = [f"**diffusers**{where}:", _code_block("python", "\n".join(lines))]
+    if publication.embedding.pooling == "end_of_text":
         parts.append(
-            "It was learned with OpenCLIP's pooled vector taken at the end of the text, and diffusers takes it at the "
-            f"word: `pipe.text_encoder_2.text_model.eos_token_id = {END}` before the last line makes it do the same."
+            "The embedding was trained with OpenCLIP's pooled vector taken at the end of the text, and diffusers takes "
+            f"it at the placeholder token: `pipe.text_encoder_2.text_model.eos_token_id = {END}` before the last line "
+            "makes it do the same."
         )
     return parts
 
 
-def _command(made: Publication) -> str:
-    pooling = "" if made.concept.pooling == "end_of_text" else f" --pooling {made.concept.pooling}"
+def _command(publication: Publication) -> str:
+    pooling = publication.embedding.pooling
+    flag = "" if pooling == "end_of_text" else f" --pooling {pooling}"
     return (
-        "python demo/sampling_without_streamlit.py --textual_inversion_weight word \\\n"
-        f"    --prompt {shlex.quote(made.prompt)}{pooling}"
+        "python demo/sampling_without_streamlit.py --textual_inversion_weight embedding \\\n"
+        f"    --prompt {shlex.quote(publication.instance_prompt)}{flag}"
     )
 
 
-def _code(said: str) -> str:
-    """Return a text of any characters as Markdown shows it as it is, in one line."""
-    said = " ".join(said.split())
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", said)), default=0))
-    return f"{fence}{said}{fence}" if len(fence) == 1 else f"{fence} {said} {fence}"
+def _code(text: str) -> str:
+    """Return any text as inline code of Markdown, in one line."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + _longest_backtick_run(text))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
-def _block(language: str, said: str) -> str:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", said)), default=0))
-    return f"{fence}{language}\n{said}\n{fence}"
+def _code_block(language: str, text: str) -> str:
+    fence = "`" * max(3, 1 + _longest_backtick_run(text))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _longest_backtick_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)

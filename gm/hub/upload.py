@@ -1,6 +1,6 @@
-"""A shared word's way to the Hugging Face Hub, through its own client, which nothing else here needs.
+"""Upload of a published embedding to the Hugging Face Hub, through its client, an optional dependency.
 
-The client reads HF_ENDPOINT, HF_TOKEN and what `hf auth login` stored by itself.
+The client reads HF_ENDPOINT, HF_TOKEN and the login that `hf auth login` stored.
 """
 
 from __future__ import annotations
@@ -11,33 +11,31 @@ from types import ModuleType
 from gm.errors import UserError, shorten
 
 
-def check(repo: str) -> None:
+def check_repo(repo: str) -> None:
     """Raise UserError if the client is not installed, or `repo` is not of the form user/name."""
     client = _client()
     try:
         client.utils.validate_repo_id(repo)
     except client.errors.HFValidationError as error:
-        raise UserError(
-            f"--push_to_hub {repo} is no name of a repository ({shorten(error)}); give user/name"
-        ) from error
+        raise UserError(f"--push_to_hub {repo} is not a repository name ({shorten(error)}); give user/name") from error
     if repo.count("/") != 1:
-        raise UserError(f"--push_to_hub {repo} is no name of a repository; give user/name")
+        raise UserError(f"--push_to_hub {repo} is not a repository name; give user/name")
 
 
-def push(folder: str | Path, names: list[str], repo: str, private: bool) -> str:
-    """Upload the files `names` of `folder` to `repo`, which is made if it is not there, and return its address.
+def push_folder(folder: str | Path, names: list[str], repo: str, private: bool) -> str:
+    """Upload the files `names` of `folder` to `repo`, creating it if it does not exist, and return its address.
 
-    Raises UserError, saying why, if the Hub refuses or does not answer; the folder stays.
+    Raises UserError with the reason if the Hub refuses or does not answer; the folder stays.
     """
     client = _client()
     try:
         address = client.create_repo(repo, private=private, exist_ok=True)
         client.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=names, commit_message="A word learned by textual inversion"
+            repo_id=repo, folder_path=folder, allow_patterns=names, commit_message="Add textual inversion embedding"
         )
-    except Exception as error:  # from the client, from what it sends with, or from its checks of the card
+    except Exception as error:  # of the client, its HTTP library, or its validation of the card
         raise UserError(
-            f"the Hub did not take {repo}: {shorten(error, 300)}; check the network and the login (hf auth login, or "
+            f"the Hub did not accept {repo}: {shorten(error, 300)}; check the network and the login (hf auth login, or "
             f"HF_TOKEN) and push again with --overwrite; {folder} is complete"
         ) from error
     return str(address)

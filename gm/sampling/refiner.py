@@ -49,7 +49,7 @@ def load(sampling: SamplingConfig, base: ModelConfig, backend: Backend) -> SDXL:
     """Return the refiner, loaded, without its autoencoder, which is the base model's; UserError as `check` does."""
     config = check(sampling, base)
     model = sdxl.build(config, backend.dtype)
-    loading.load(model, sampling.pipeline_weight, config, backend.keep_half_above)
+    loading.load_weights(model, sampling.pipeline_weight, config, backend.keep_half_above)
     model.release_vae()
     log.info("loaded %s", sampling.pipeline_weight)
     return model

@@ -106,7 +106,7 @@ class Desk:
     def _save_concept(self, step: int, name: str) -> None:
         now = concepts(self.learned, self.plan, self.base_model, step)
         for concept, each in zip(self.plan.concepts, now, strict=True):
-            for ending in embedding_io.NAMES:
+            for ending in embedding_io.SAVE_FORMATS:
                 embedding_io.save(each, (self.place / file_name(self.plan, concept, name)).with_suffix(ending))
 
     def _describe(self, step: int, last: bool) -> None:

@@ -108,9 +108,9 @@ def _initial_rows(table: np.ndarray, plan: TrainingSetup, encoder: int) -> np.nd
         vectors = concept.entry.num_vectors
         if concept.start is not None:
             own = concept.start[encoder]
-            rows.append(init.from_words(own, list(range(len(own))), vectors))
+            rows.append(init.from_tokens(own, list(range(len(own))), vectors))
         elif concept.ids is not None:
-            rows.append(init.from_words(table, concept.ids, vectors))
+            rows.append(init.from_tokens(table, concept.ids, vectors))
         else:
-            rows.append(init.random(table, vectors, plan.config.training.seed, encoder + 1, number))
+            rows.append(init.random_vectors(table, vectors, plan.config.training.seed, encoder + 1, number))
     return np.concatenate(rows)

@@ -1,3 +1,5 @@
+"""gm/checkpoints/containers.py: tensor files of every container format."""
+
 from __future__ import annotations
 
 import gzip
@@ -8,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from gm.checkpoints import containers
 from gm.errors import UserError
@@ -22,28 +23,31 @@ FOREIGN = {
     "gzip": gzip.compress(b"weights"),
     "JSON": b'{"error": "unauthorized"}',
     "image": b"\x89PNG\r\n\x1a\n" + bytes(20),
-    "no whole MindSpore checkpoint": b"just some words",
+    "not a complete MindSpore checkpoint": b"just some words",
     "empty": b"",
 }
 
 
-@pytest.mark.parametrize("word", FOREIGN)
-@pytest.mark.parametrize("ending", [".ckpt", ".safetensors"])
-def test_a_foreign_file_is_called_what_it_is(tmp_path: Path, word: str, ending: str) -> None:
-    path = tmp_path / f"a{ending}"
-    content = FOREIGN[word]
+@pytest.mark.reference
+@pytest.mark.parametrize("description", FOREIGN)
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_foreign_file_is_identified(tmp_path: Path, description: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    content = FOREIGN[description]
     if content is None:
+        import torch
+
         torch.save({"a": torch.ones(2)}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=word) as caught:
+    with pytest.raises(UserError, match=description) as caught:
         containers.read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("length", [60, 123])
-def test_a_checkpoint_is_not_taken_for_text(tmp_path: Path, length: int) -> None:
+def test_a_checkpoint_is_not_mistaken_for_text(tmp_path: Path, length: int) -> None:
     """Its first two bytes are a line feed and a length: 60 is "<" and 123 is "{"."""
     tensor = {"a": np.arange(length - 16, dtype=np.uint8)}
     containers.write(tmp_path / "a.ckpt", lazy(tensor))
@@ -51,24 +55,24 @@ def test_a_checkpoint_is_not_taken_for_text(tmp_path: Path, length: int) -> None
     assert_equal(containers.read(tmp_path / "a.ckpt").tensors, tensor)
 
 
-def test_what_is_not_there_or_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is not a file .*a\.ckpt"):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.ckpt is not a file"):
         containers.read(tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="is a folder"):
         containers.read(tmp_path)
 
 
-def test_another_ending_is_refused_for_writing(tmp_path: Path) -> None:
+def test_writing_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must end in \.ckpt or \.safetensors"):
         containers.write(tmp_path / "a.pt", lazy(mixed()))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("ending", containers.ENDINGS)
-def test_progress_tells_every_byte(tmp_path: Path, ending: str) -> None:
-    told: list[int] = []
-    containers.write(tmp_path / f"a{ending}", lazy(mixed()), progress=told.append)
-    assert sum(told) == sum(array.nbytes for array in mixed().values())
+@pytest.mark.parametrize("suffix", containers.SUFFIXES)
+def test_progress_counts_every_byte(tmp_path: Path, suffix: str) -> None:
+    sizes: list[int] = []
+    containers.write(tmp_path / f"a{suffix}", lazy(mixed()), progress=sizes.append)
+    assert sum(sizes) == sum(array.nbytes for array in mixed().values())
 
 
 MEMORY = """
@@ -90,9 +94,10 @@ print((kilobytes("VmHWM") - before) * 1024 / (4 * size))
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="counts Linux's resident pages")
 @pytest.mark.parametrize(("source", "target"), [("a.ckpt", "b.safetensors"), ("a.safetensors", "b.ckpt")])
-def test_converting_holds_a_few_tensors_and_not_the_file(tmp_path: Path, source: str, target: str) -> None:
+def test_conversion_holds_a_few_tensors_in_memory_not_the_file(tmp_path: Path, source: str, target: str) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path / source), str(tmp_path / target)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert float(out) < 5  # tensors of the target's type; the whole source is as large as 10

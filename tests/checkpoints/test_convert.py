@@ -1,4 +1,4 @@
-"""tools/convert_weights/convert.py, as the user calls it."""
+"""tools/convert_weights/convert.py as a user calls it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def convert(smallest: Case, tmp_path: Path, call: Call) -> Call:
     return functools.partial(call, SCRIPT, "--config", tmp_path / "model.yaml")
 
 
-@pytest.mark.parametrize("ending", containers.ENDINGS)
-def test_it_writes_and_says_so(convert: Call, smallest: Case, tmp_path: Path, ending: str) -> None:
-    target = tmp_path / f"a{ending}"
+@pytest.mark.parametrize("suffix", containers.SUFFIXES)
+def test_it_writes_and_reports_the_target(convert: Call, smallest: Case, tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"a{suffix}"
     code, out, error = convert("--source", smallest.path, "--target", target)
     assert (code, error) == (0, "")
     assert out.startswith(f"wrote {target}: float16, 0.0")
@@ -33,7 +33,7 @@ def test_it_writes_and_says_so(convert: Call, smallest: Case, tmp_path: Path, en
     assert {tensor.dtype for tensor in containers.read(target).tensors.values()} == {"float16"}
 
 
-def test_it_keeps_float32_when_asked(convert: Call, smallest: Case, tmp_path: Path) -> None:
+def test_dtype_float32_is_written(convert: Call, smallest: Case, tmp_path: Path) -> None:
     assert convert("--source", smallest.path, "--target", tmp_path / "a.ckpt", "--dtype", "float32")[0] == 0
     assert {tensor.dtype for tensor in containers.read(tmp_path / "a.ckpt").tensors.values()} == {"float32"}
 
@@ -47,7 +47,7 @@ def test_it_converts_a_refiner(refiner: Case, tmp_path: Path, call: Call) -> Non
     assert "conditioner.embedders.0.model.ln_final.gamma" in containers.read(target).tensors
 
 
-def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_path: Path) -> None:
+def test_an_existing_target_needs_overwrite(convert: Call, smallest: Case, tmp_path: Path) -> None:
     target = tmp_path / "a.ckpt"
     target.write_text("mine")
     code, _, error = convert("--source", smallest.path, "--target", target)
@@ -60,30 +60,30 @@ def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--sorce", "x"], "unknown argument --sorce; did you mean '--source'?"),
         (["--target", "x.ckpt"], "--source is missing"),
         (["--source", "SOURCE"], "--target is missing"),
-        (["--source", "none", "--target", "x.ckpt"], "--source none is not there"),
+        (["--source", "none", "--target", "x.ckpt"], "--source none does not exist"),
         (["--source", "SOURCE", "--target", "x.pt"], "must end in .ckpt or .safetensors"),
         (["--source", "SOURCE", "--target", "none/x.ckpt"], "none does not exist; create it"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--dtype", "float64"], "invalid choice: 'float64'"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "no config file none.yaml"),
     ],
 )
-def test_mistakes_end_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     convert: Call,
     smallest: Case,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
-    words: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, error = convert(*[str(smallest.path) if word == "SOURCE" else word for word in arguments])
+    code, out, error = convert(*[str(smallest.path) if each == "SOURCE" else each for each in arguments])
     assert (code, out) == (2, "")
     assert error.startswith("error: ")
-    assert words in error
+    assert message in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model.yaml"]

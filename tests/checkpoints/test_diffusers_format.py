@@ -1,4 +1,4 @@
-"""Folders that diffusers and transformers save from models which diffusers' own reader filled from a published file."""
+"""gm/checkpoints/diffusers_format.py, with folders that diffusers and transformers saved of published weights."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from gm.checkpoints import containers, diffusers_format, loading, openclip
+from gm.checkpoints import containers, diffusers_format, loading
+from gm.checkpoints.diffusers_key_mapping import TEXT_ENCODER_2_PREFIXES
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
 from tests.reference.case import Case
 from tests.reference.networks import load as load_reference
 
-PREFIX = openclip.PREFIXES["base"]
+pytestmark = pytest.mark.reference
+
+PREFIX = TEXT_ENCODER_2_PREFIXES["base"]
 SCALE = "logit_scale"
 
 
 def save(case: Case, folder: Path, half: bool = False, **options: object) -> Path:
     reference = case.reference
-    parts = {
+    networks = {
         "unet": reference.unet,
         "text_encoder": reference.text_encoder_1,
         "text_encoder_2": reference.text_encoder_2,
         "vae": reference.vae,
     }
-    for name, model in parts.items():
+    for name, model in networks.items():
         if model is not None:
             (copy.deepcopy(model).half() if half else model).save_pretrained(folder / name, **options)
     return folder
@@ -52,12 +55,12 @@ def assert_published(tensors: dict[str, LazyTensor], case: Case, dtype: str = "f
         assert tensors[name].read().tobytes() == expected.tobytes(), name
 
 
-def test_a_folder_reads_as_the_published_file(any_case: Case, tmp_path: Path) -> None:
+def test_a_folder_equals_the_published_file(any_case: Case, tmp_path: Path) -> None:
     assert_published(diffusers_format.read(save(any_case, tmp_path), any_case.config), any_case)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_shards_read_as_the_whole(smallest: Case, tmp_path: Path, variant: str | None) -> None:
+def test_shards_equal_the_single_file(smallest: Case, tmp_path: Path, variant: str | None) -> None:
     save(smallest, tmp_path, max_shard_size="50KB", variant=variant)
     shards = list(tmp_path.rglob("*.safetensors"))
     assert len(list(tmp_path.rglob("*.index*.json"))) == 4
@@ -65,14 +68,14 @@ def test_shards_read_as_the_whole(smallest: Case, tmp_path: Path, variant: str |
     assert_published(diffusers_format.read(tmp_path, smallest.config), smallest)
 
 
-def test_whole_precision_goes_before_half_in_shards_too(smallest: Case, tmp_path: Path) -> None:
+def test_full_precision_shards_are_preferred(smallest: Case, tmp_path: Path) -> None:
     save(smallest, tmp_path, half=True, max_shard_size="20KB", variant="fp16")
     save(smallest, tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.rglob("*.index*.json"))) == 8
     assert_published(diffusers_format.read(tmp_path, smallest.config), smallest)
 
 
-def test_the_half_precision_variant_is_taken_where_it_is_alone(smallest: Case, tmp_path: Path) -> None:
+def test_the_fp16_variant_is_read_where_it_is_the_only_one(smallest: Case, tmp_path: Path) -> None:
     save(smallest, tmp_path, half=True, variant="fp16")
     assert_published(diffusers_format.read(tmp_path, smallest.config), smallest, "float16")
     save(smallest, tmp_path)
@@ -89,7 +92,7 @@ def test_a_folder_converts_like_the_published_file(cases: Callable[[str], Case],
     assert all(np.array_equal(ours[name].read(), expected[name].read()) for name in ours if not name.endswith(SCALE))
 
 
-def test_diffusers_reads_the_published_file_made_of_a_folder(any_case: Case, tmp_path: Path) -> None:
+def test_diffusers_reads_the_published_file_converted_from_a_folder(any_case: Case, tmp_path: Path) -> None:
     case = any_case
     tensors = diffusers_format.read(save(case, tmp_path / "folder"), case.config)
     containers.write(tmp_path / "a.safetensors", tensors, {"format": "pt"})
@@ -97,16 +100,16 @@ def test_diffusers_reads_the_published_file_made_of_a_folder(any_case: Case, tmp
     for name in ("unet", "vae", "text_encoder_1", "text_encoder_2"):
         if getattr(case.reference, name) is None:
             continue
-        expected, found = getattr(case.reference, name).state_dict(), getattr(again, name).state_dict()
-        assert set(found) == set(expected)
-        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+        expected, state_dict = getattr(case.reference, name).state_dict(), getattr(again, name).state_dict()
+        assert set(state_dict) == set(expected)
+        assert all(torch.equal(state_dict[key], expected[key]) for key in expected), name
 
 
 def rewrite(path: Path, change: Callable[[str, np.ndarray], tuple[str, np.ndarray]]) -> None:
     save_file(dict(change(name, array) for name, array in load_file(path).items()), path)
 
 
-def test_names_of_older_versions_are_read(smallest: Case, folder: Path) -> None:
+def test_keys_of_older_versions_are_read(smallest: Case, folder: Path) -> None:
     """`text_model.` in encoder 1 and position_ids, as published, and the autoencoder's attention as once named."""
     path = folder / "text_encoder" / "model.safetensors"
     rewrite(path, lambda name, array: (f"text_model.{name.removeprefix('text_model.')}", array))
@@ -123,27 +126,27 @@ def test_names_of_older_versions_are_read(smallest: Case, folder: Path) -> None:
     assert_published(diffusers_format.read(folder, smallest.config), smallest)
 
 
-def test_tensors_no_rule_knows_and_missing_ones_stay_visible(smallest: Case, folder: Path) -> None:
+def test_unknown_and_missing_tensors_are_not_hidden(smallest: Case, folder: Path) -> None:
     def rename(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
         return name.replace("layers.0.self_attn.k_proj.bias", "extra.bias").replace("layers.1", "odd.1"), array
 
     rewrite(folder / "text_encoder_2" / "model.safetensors", rename)
-    found = set(diffusers_format.read(folder, smallest.config))
+    keys = set(diffusers_format.read(folder, smallest.config))
     block = PREFIX + "transformer.resblocks.0.attn."
-    assert block + "in_proj_bias" not in found
+    assert block + "in_proj_bias" not in keys
     assert {block + "q_proj.bias", PREFIX + "encoder.extra.bias"} <= {
-        name.replace("transformer.resblocks.extra", "encoder.extra") for name in found
+        name.replace("transformer.resblocks.extra", "encoder.extra") for name in keys
     }
 
 
-def test_missing_parts_and_files_are_named(smallest: Case, folder: Path) -> None:
+def test_missing_networks_and_files_are_reported(smallest: Case, folder: Path) -> None:
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match=r"vae holds no diffusion_pytorch_model\.safetensors.*safe_serialization"):
+    with pytest.raises(UserError, match=r"vae has no diffusion_pytorch_model\.safetensors.*safe_serialization"):
         diffusers_format.read(folder, smallest.config)
     for text in ("{", "[" * 10**5, '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
         index.write_text(text)
-        with pytest.raises(UserError, match="is no index"):
+        with pytest.raises(UserError, match="is not an index"):
             diffusers_format.read(folder, smallest.config)
     for name, reason in (("a\0b", "no file can have"), ("\ud800", "no file can have"), ("..", "is a folder")):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
@@ -151,17 +154,17 @@ def test_missing_parts_and_files_are_named(smallest: Case, folder: Path) -> None
             diffusers_format.read(folder, smallest.config)
         assert str(caught.value).isprintable()
     index.write_text(json.dumps({"weight_map": {"a": "../vae/part-1.safetensors"}}))
-    with pytest.raises(UserError, match=r"there is not a file .*part-1"):
+    with pytest.raises(UserError, match=r"part-1.* is not a file"):
         diffusers_format.read(folder, smallest.config)
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(UserError, match=r"has no text_encoder: it is incomplete, or the SDXL refiner"):
         diffusers_format.read(folder, smallest.config)
     shutil.rmtree(folder / "unet")
-    with pytest.raises(UserError, match=r"no diffusers SDXL folder: it has no unet, text_encoder$"):
+    with pytest.raises(UserError, match=r"is not a diffusers SDXL folder: it has no unet, text_encoder$"):
         diffusers_format.read(folder, smallest.config)
 
 
-def test_a_folder_of_the_other_kind_is_called_what_it_is(smallest: Case, refiner: Case, tmp_path: Path) -> None:
+def test_a_folder_of_the_other_kind_is_identified(smallest: Case, refiner: Case, tmp_path: Path) -> None:
     base, refining = (save(case, tmp_path / case.name) for case in (smallest, refiner))
     with pytest.raises(UserError, match=r"the SDXL refiner, which goes to --pipeline_weight") as caught:
         loading.convert(refining, tmp_path / "a.ckpt", smallest.config, "float32")

@@ -1,4 +1,4 @@
-"""Safetensors files that are damaged or made to hurt: each is refused in a line, or reads as the library reads it."""
+"""Damaged and malicious safetensors files: each is refused in one line, or reads as the library reads it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from gm.checkpoints import containers
 from gm.errors import UserError
-from tests.checkpoints.files import little_memory, mutations
+from tests.checkpoints.files import little_memory, mutations, replace_file
 
 
 def entry(kind: str = "F32", shape: tuple[int, ...] = (2,), place: tuple[int, int] = (0, 8)) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def file_of(folder: Path, header: Any, content: bytes = bytes(8), length: int | 
 
 
 def refusal(path: Path) -> str:
-    """Return the one line that a file is refused with."""
+    """Return the one-line message that a file is refused with."""
     with little_memory(), pytest.raises(UserError) as caught:
         containers.read(path)
     text = str(caught.value)
@@ -38,15 +38,17 @@ def refusal(path: Path) -> str:
     return text
 
 
-TWICE = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}'
-TWO_NOTES = b'{"__metadata__":{"n":"1","n":"2"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+DUPLICATE_KEY = (
+    b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}'
+)
+DUPLICATE_METADATA = b'{"__metadata__":{"n":"1","n":"2"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 
 
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
         ({"a": entry(place=(8, 16))}, "invalid offset"),
-        ({"a": entry(), "b": entry()}, "invalid offset"),  # both at one place
+        ({"a": entry(), "b": entry()}, "invalid offset"),  # both at one offset
         ({"a": entry(), "b": entry(place=(4, 12))}, "invalid offset"),
         ({"a": entry(shape=(1,), place=(0, 4)), "b": entry(shape=(1,), place=(6, 10))}, "invalid offset"),  # a gap
         ({"a": entry(place=(8, 0))}, "invalid"),
@@ -62,50 +64,50 @@ TWO_NOTES = b'{"__metadata__":{"n":"1","n":"2"},"a":{"dtype":"F32","shape":[2],"
         ({"a": entry(shape=(2,) + (1,) * 40)}, "no tensor can have the shape of 'a'"),
         ({"a": entry("float32")}, "unknown variant"),
         ({"a": entry("X\nY")}, "unknown variant"),
-        ({"a": entry("X\x1b[2J\u202e")}, r"unknown variant `X\x1b[2J\u202e`"),  # what a terminal would obey
-        ({"a": entry("F4", (16,))}, "'a' has type F4, which is not read here"),
+        ({"a": entry("X\x1b[2J\u202e")}, r"unknown variant `X\x1b[2J\u202e`"),  # control characters of a terminal
+        ({"a": entry("F4", (16,))}, "'a' has type F4, which is not supported"),
         ({"a\nb" * 3000: entry("F4", (16,))}, "has type F4"),
         ({"a": {**entry(), "shape": "2"}}, "invalid type"),
         ({"a": {**entry(), "shape": [2.0]}}, "floating point"),
         ({"a": {**entry(), "data_offsets": [0, 8, 8]}}, "trailing characters|invalid length"),
         ({"a": {"dtype": "F32"}}, "missing field"),
         ({"a": [1, 2]}, "invalid"),
-        ({"a": ["F32", [2], [0, 8]]}, "'a' is not described as the format asks for"),  # as the library reads, too
-        ({"a": {**entry(), "dtype": {"F32": None}}}, "'a' is not described as the format asks for"),
+        ({"a": ["F32", [2], [0, 8]]}, "'a' is not described as the format requires"),  # as the library reads, too
+        ({"a": {**entry(), "dtype": {"F32": None}}}, "'a' is not described as the format requires"),
         ({"a": None}, "invalid type"),
         ({"__metadata__": {"n": 1}, "a": entry()}, "expected a string"),
         ({"__metadata__": {"n": {"m": "1"}}, "a": entry()}, "expected a string"),
         ({"__metadata__": ["n"], "a": entry()}, "invalid type"),
-        (TWICE, "a name is there twice"),
-        (TWO_NOTES, "a name is there twice"),
+        (DUPLICATE_KEY, "a key occurs twice"),
+        (DUPLICATE_METADATA, "a key occurs twice"),
         (b'{"a":' * 50_000, "recursion limit"),
         (b'{"\xff": 1}', "invalid utf-8"),
         (b'{"a\\ud800": 1}', "hex escape"),
         (b"{" + b" " * 5000, "EOF"),
         (b"{} x", "trailing characters"),
         (b"{}", "not fully covered"),
-        (b"[]", "no whole MindSpore checkpoint"),  # what does not begin as one is not taken for one
+        (b"[]", "not a complete MindSpore checkpoint"),  # only a JSON object makes a safetensors file
     ],
 )
-def test_headers_that_contradict_themselves(tmp_path: Path, header: Any, reason: str) -> None:
+def test_contradictory_headers_are_refused(tmp_path: Path, header: Any, reason: str) -> None:
     text = refusal(file_of(tmp_path, header))
     assert any(part in text for part in reason.split("|")), text
 
 
 @pytest.mark.parametrize("length", [0, 1, 9, 10**6, 99_999_999, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1])
-def test_lengths_of_headers_that_are_not_there(tmp_path: Path, length: int) -> None:
+def test_wrong_header_lengths_are_refused(tmp_path: Path, length: int) -> None:
     refusal(file_of(tmp_path, {"a": entry()}, length=length))
 
 
-def test_a_header_larger_than_any_models_is_not_read(tmp_path: Path) -> None:
+def test_a_header_larger_than_any_model_needs_is_not_read(tmp_path: Path) -> None:
     path = file_of(tmp_path, b'{"a": 1}', length=90_000_000)
     with path.open("r+b") as file:
         file.truncate(100_000_000)  # takes up no disk
     assert "its header has 90000000 bytes, more than any model needs" in refusal(path)
 
 
-def test_what_is_odd_and_allowed_is_read(tmp_path: Path) -> None:
-    """Names are names, whatever they spell; tensors may stand at any byte, and in any order."""
+def test_unusual_but_valid_files_are_read(tmp_path: Path) -> None:
+    """Any key is a key; tensors may start at any byte, in any order."""
     header = {
         "../../etc/passwd": entry("BOOL", (3,), (0, 3)),
         "/dev/null\0": entry("F32", (1,), (3, 7)),
@@ -132,20 +134,20 @@ SMALL = save(
 )
 
 
-def test_cut_off_anywhere(tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     large = save({"a": np.zeros((300, 50), np.float32), "b": np.zeros(7)})
     for whole, every in ((SMALL, 1), (large, 1024)):
         for end in range(1, len(whole), every):
-            path.write_bytes(whole[:end])
+            replace_file(path, whole[:end])
             with pytest.raises(UserError):
                 containers.read(path)
 
 
-def test_ten_thousand_mutations(tmp_path: Path) -> None:
+def test_ten_thousand_mutations_are_refused_or_read_as_the_library_reads_them(tmp_path: Path) -> None:
     path, refusals = tmp_path / "a.safetensors", []
     for changed in mutations(SMALL, 10_000):
-        path.write_bytes(changed)
+        replace_file(path, changed)
         try:
             contents = containers.read(path)
             found = {name: tensor.read() for name, tensor in contents.tensors.items()}

@@ -1,3 +1,5 @@
+"""gm/checkpoints/key_mapping.py: MindSpore's parameter names and the published keys."""
+
 from __future__ import annotations
 
 import hashlib
@@ -8,7 +10,7 @@ import pytest
 
 from gm import config
 from gm.checkpoints import key_mapping
-from gm.checkpoints.key_mapping import Layout
+from gm.checkpoints.key_mapping import ParameterShapes
 from gm.config.model import ModelConfig
 from gm.models import sdxl
 
@@ -22,31 +24,31 @@ REFINER_YAML = Path(__file__).resolve().parents[2] / "configs" / "sampling" / "s
 
 
 @pytest.fixture(scope="module")
-def full_size() -> Layout:
-    return key_mapping.layout(sdxl.build(ModelConfig()))
+def full_size() -> ParameterShapes:
+    return key_mapping.parameter_shapes(sdxl.build(ModelConfig()))
 
 
-def digest(layout: Layout) -> str:
+def digest(shapes: ParameterShapes) -> str:
     lines = sorted(
-        f"{key_mapping.published_name(name)}\t{','.join(map(str, shape))}\n" for name, shape in layout.items()
+        f"{key_mapping.published_name(name)}\t{','.join(map(str, shape))}\n" for name, shape in shapes.items()
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def test_the_full_size_model_has_the_published_names_and_shapes(full_size: Layout) -> None:
+def test_the_full_size_model_has_the_published_keys_and_shapes(full_size: ParameterShapes) -> None:
     assert len(full_size) == 2514
     assert digest(full_size) == PUBLISHED_SHA256
 
 
-def test_the_full_size_refiner_has_the_published_names_and_shapes() -> None:
-    layout = key_mapping.layout(sdxl.build(config.load(REFINER_YAML).model))
-    assert len(layout) == 1858
-    assert digest(layout) == REFINER_SHA256
-    unet = [shape for name, shape in layout.items() if name.startswith("model.")]
+def test_the_full_size_refiner_has_the_published_keys_and_shapes() -> None:
+    shapes = key_mapping.parameter_shapes(sdxl.build(config.load(REFINER_YAML).model))
+    assert len(shapes) == 1858
+    assert digest(shapes) == REFINER_SHA256
+    unet = [shape for name, shape in shapes.items() if name.startswith("model.")]
     assert sum(map(math.prod, unet)) == 2_259_526_660
 
 
-def test_no_two_parameters_share_a_published_name(full_size: Layout) -> None:
+def test_published_keys_are_unique(full_size: ParameterShapes) -> None:
     assert len({key_mapping.published_name(name) for name in full_size}) == len(full_size)
 
 
@@ -62,11 +64,11 @@ def test_no_two_parameters_share_a_published_name(full_size: Layout) -> None:
         ("logit_scale", "logit_scale"),
     ],
 )
-def test_three_suffixes_differ(ours: str, published: str) -> None:
+def test_three_suffixes_differ_from_the_published_keys(ours: str, published: str) -> None:
     assert key_mapping.published_name(ours) == published
 
 
-def test_no_name_of_ours_is_anothers_published_one(full_size: Layout) -> None:
-    """What lets a file be read without knowing whose names it has."""
+def test_no_parameter_name_is_the_published_key_of_another(full_size: ParameterShapes) -> None:
+    """So a file can be read without knowing which names it has."""
     published = {key_mapping.published_name(name): name for name in full_size}
     assert all(published.get(name, name) == name for name in full_size)

@@ -1,4 +1,4 @@
-"""Weights that do not fit the model: found before anything is read, and called what they are."""
+"""gm/checkpoints/loading.py: weights that do not fit the model are refused before they are read, and identified."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from tests.reference.case import Case
 from tests.reference.configs import DEEP
 
 
-def layout(case: Case) -> key_mapping.Layout:
-    return key_mapping.layout(case.model)
+def shapes(case: Case) -> key_mapping.ParameterShapes:
+    return key_mapping.parameter_shapes(case.model)
 
 
 def stored(case: Case) -> dict[str, LazyTensor]:
-    return {name: in_memory(np.zeros(shape, np.float16)) for name, shape in layout(case).items()}
+    return {name: in_memory(np.zeros(shape, np.float16)) for name, shape in shapes(case).items()}
 
 
 def message(case: Case, tensors: dict[str, LazyTensor]) -> str:
     with pytest.raises(UserError) as caught:
-        loading.check(layout(case), tensors, "some.ckpt", case.config.kind)
+        loading.check_tensors(shapes(case), tensors, "some.ckpt", case.config.kind)
     assert str(caught.value).startswith("some.ckpt does not fit the model of")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_what_fits_passes(smallest: Case) -> None:
-    loading.check(layout(smallest), stored(smallest), "some.ckpt", "base")
+def test_matching_tensors_pass(smallest: Case) -> None:
+    loading.check_tensors(shapes(smallest), stored(smallest), "some.ckpt", "base")
 
 
-def test_each_kind_of_misfit_is_found_counted_and_named(smallest: Case) -> None:
+def test_each_kind_of_misfit_is_counted_and_named(smallest: Case) -> None:
     tensors = stored(smallest)
-    gone = list(tensors)[10:15]
-    for name in gone:
+    removed = list(tensors)[10:15]
+    for name in removed:
         del tensors[name]
     text = message(smallest, tensors)
-    assert f"5 missing ({gone[0]}, {gone[1]}, {gone[2]} and 2 more)" in text
+    assert f"5 missing ({removed[0]}, {removed[1]}, {removed[2]} and 2 more)" in text
     assert "incomplete or changed" in text
     text = message(smallest, stored(smallest) | {"extra.weight": in_memory(np.zeros(1))})
     assert text.endswith("1 unexpected (extra.weight)")
-    name, shape = next(iter(layout(smallest).items()))
+    name, shape = next(iter(shapes(smallest).items()))
     text = message(smallest, stored(smallest) | {name: in_memory(np.zeros((*shape, 1)))})
     assert text.endswith(f"1 of another shape ({name} {[*shape, 1]} instead of {list(shape)})")
 
 
 @pytest.mark.parametrize(
-    ("meaning", "found"),
+    ("description", "keys"),
     [
         ("LoRA", ["lora_unet_down_blocks_0.lora_up.weight", "text_model.x"]),
         ("LoRA", ["unet.mid_block.attentions.0.to_q.lora_A.weight"]),
-        ("learned concept", ["clip_l", "clip_g"]),
-        ("learned concept", ["<cat-toy>"]),
-        ("learned concept", ["conditioner.embedders.1.model.token_embedding.embedding_table", "num_vectors"]),
+        ("an embedding file", ["clip_l", "clip_g"]),
+        ("an embedding file", ["<cat-toy>"]),
+        ("an embedding file", ["conditioner.embedders.1.model.token_embedding.embedding_table", "num_vectors"]),
         ("Stable Diffusion 1;", ["cond_stage_model.transformer.text_model.final_layer_norm.weight"]),
         ("Stable Diffusion 2;", ["cond_stage_model.model.ln_final.weight"]),
         ("refiner", ["conditioner.embedders.0.model.ln_final.weight"]),
@@ -73,11 +73,11 @@ def test_each_kind_of_misfit_is_found_counted_and_named(smallest: Case) -> None:
         ("config's model section", []),
     ],
 )
-def test_a_file_of_another_kind_is_called_what_it_is(smallest: Case, meaning: str, found: list[str]) -> None:
-    assert meaning in message(smallest, {name: in_memory(np.zeros(1)) for name in found})
+def test_a_file_of_another_kind_is_identified(smallest: Case, description: str, keys: list[str]) -> None:
+    assert description in message(smallest, {key: in_memory(np.zeros(1)) for key in keys})
 
 
-def test_each_kind_of_model_is_called_what_it_is_where_the_other_is_wanted(smallest: Case, refiner: Case) -> None:
+def test_each_kind_of_model_is_identified_where_the_other_is_wanted(smallest: Case, refiner: Case) -> None:
     text = message(smallest, stored(refiner))
     assert "it seems to be the SDXL refiner, which goes to --pipeline_weight and is converted with --config " in text
     assert "configs/sampling/sd_xl_refiner.yaml; use the SDXL base model; " in text
@@ -85,33 +85,33 @@ def test_each_kind_of_model_is_called_what_it_is_where_the_other_is_wanted(small
     assert "it seems to be the SDXL base model, which goes to --weight and" in text
     assert "with the --config of a base model; use the SDXL refiner; " in text
     lora = {"lora_unet.lora_up.weight": in_memory(np.zeros(1))}
-    assert "a LoRA, which changes a model and is none; use the SDXL refiner; " in message(refiner, lora)
-    assert "a LoRA, which changes a model and is none; use the SDXL base model; " in message(smallest, lora)
-    word = {"conditioner.embedders.1.model.token_embedding.embedding_table": in_memory(np.zeros(1))}
-    assert "a learned concept" in message(refiner, word)
+    assert "a LoRA, which modifies a model but is not one; use the SDXL refiner; " in message(refiner, lora)
+    assert "a LoRA, which modifies a model but is not one; use the SDXL base model; " in message(smallest, lora)
+    embedding = {"conditioner.embedders.1.model.token_embedding.embedding_table": in_memory(np.zeros(1))}
+    assert "an embedding file" in message(refiner, embedding)
 
 
 def test_a_refiner_of_other_sizes_points_to_the_config(refiner: Case) -> None:
     other = dataclasses.replace(refiner.config, unet=dataclasses.replace(refiner.config.unet, model_channels=32))
     with pytest.raises(UserError, match="config's model section describes another model"):
-        loading.load(sdxl.build(other), refiner.path, other)
+        loading.load_weights(sdxl.build(other), refiner.path, other)
 
 
-def test_what_the_workshop_wrote_of_a_refiner_loads(workshop: Workshop) -> None:
+def test_the_refiner_of_the_workshop_loads(workshop: Workshop) -> None:
     config = configuration.load(workshop.folder / "refiner.yaml").model
     model = sdxl.build(config)
-    loading.load(model, workshop.folder / "refiner.ckpt", config)
+    loading.load_weights(model, workshop.folder / "refiner.ckpt", config)
     assert model.config.kind == "refiner"
     base = workshop.config().model
-    assert config.vae == base.vae  # it goes on with the base's latents
-    assert config.text_encoder_2.width == base.text_encoder_2.width  # and hears its learned rows
+    assert config.vae == base.vae  # it continues from the base's latents
+    assert config.text_encoder_2.width == base.text_encoder_2.width  # and uses its embedding vectors
     latents = Tensor(np.random.default_rng(1).standard_normal((1, 4, 4, 4), dtype=np.float32))
     assert np.isfinite(model.first_stage_model.decode(latents).asnumpy()).all()
 
 
 def test_a_model_of_other_sizes_points_to_the_config(smallest: Case) -> None:
     with pytest.raises(UserError, match="config's model section describes another model"):
-        loading.load(sdxl.build(DEEP), smallest.path, DEEP)
+        loading.load_weights(sdxl.build(DEEP), smallest.path, DEEP)
 
 
 def test_nothing_is_converted_that_does_not_fit(smallest: Case, tmp_path: Path) -> None:
@@ -127,5 +127,5 @@ def test_nothing_is_loaded_from_a_file_that_does_not_fit(smallest: Case, tmp_pat
     containers.write(tmp_path / "a.safetensors", lazy(tensors))
     model = sdxl.build(smallest.config)
     with pytest.raises(UserError, match="1 missing"):
-        loading.load(model, tmp_path / "a.safetensors", smallest.config)
+        loading.load_weights(model, tmp_path / "a.safetensors", smallest.config)
     assert all(parameter.has_init for parameter in model.get_parameters())

@@ -1,4 +1,4 @@
-"""gm/checkpoints/torch_format.py: what PyTorch wrote comes back; code and damage are refused."""
+"""gm/checkpoints/torch_format.py: PyTorch's files are read; code and damage are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ import torch
 from gm.checkpoints import torch_format
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
-from tests.checkpoints.files import little_memory, mutations
+from tests.checkpoints.files import little_memory, mutations, replace_file
+
+pytestmark = pytest.mark.reference
 
 
 def values(tree: Any) -> Any:
@@ -28,18 +30,18 @@ def values(tree: Any) -> Any:
     return {key: values(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def wild() -> dict[str, Any]:
-    rows = torch.randn(6, 8)
+def various_tensors() -> dict[str, Any]:
+    matrix = torch.randn(6, 8)
     return {
-        "whole": rows,
-        "part": rows[2:4, ::2],  # of the same storage
-        "turned": rows.T,
+        "whole": matrix,
+        "part": matrix[2:4, ::2],  # of the same storage
+        "transposed": matrix.T,
         "half": torch.randn(3, 5).half(),
-        "brain": torch.randn(2, 7).bfloat16(),
+        "bfloat16": torch.randn(2, 7).bfloat16(),
         "double": torch.randn(1).double(),
         "number": torch.tensor(3.5),
         "none": torch.zeros(0, 4),
-        "learned": torch.nn.Parameter(torch.randn(2, 2)),
+        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
         "ids": {"*": torch.tensor([265])},
         "dict": torch.nn.ParameterDict({"<a>": torch.nn.Parameter(torch.randn(1, 3))}),
         "ordered": OrderedDict(name="cat", step=499, rate=0.25, flag=True, nothing=None),
@@ -47,31 +49,31 @@ def wild() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("archive", [True, False], ids=["zip", "row"])
-def test_it_reads_what_pytorch_wrote(tmp_path: Path, archive: bool, protocol: int) -> None:
-    saved = wild()
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_files_of_pytorch_are_read(tmp_path: Path, archive: bool, protocol: int) -> None:
+    saved = various_tensors()
     path = tmp_path / "a.pt"
     torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=archive)
-    assert torch_format.is_one(path)
-    found = torch_format.read(path)
-    assert found["ordered"] == saved["ordered"]
-    assert {k: type(v) for k, v in found.items()} == dict.fromkeys(saved, LazyTensor) | {
+    assert torch_format.is_torch_file(path)
+    loaded = torch_format.read(path)
+    assert loaded["ordered"] == saved["ordered"]
+    assert {k: type(v) for k, v in loaded.items()} == dict.fromkeys(saved, LazyTensor) | {
         "ids": dict,
         "dict": dict,
         "ordered": dict,
     }
-    assert found["half"].dtype == "float16"
-    assert np.array_equal(found["dict"]["_parameters"]["<a>"].read(), saved["dict"]["<a>"].detach().numpy())
-    assert found["ids"]["*"].read().tolist() == [265]
+    assert loaded["half"].dtype == "float16"
+    assert np.array_equal(loaded["dict"]["_parameters"]["<a>"].read(), saved["dict"]["<a>"].detach().numpy())
+    assert loaded["ids"]["*"].read().tolist() == [265]
     for name, tensor in saved.items():
         if isinstance(tensor, torch.Tensor):
-            ours, theirs = found[name], tensor.detach()
+            ours, theirs = loaded[name], tensor.detach()
             assert ours.shape == tuple(theirs.shape)
-            assert np.array_equal(ours.read(), theirs.float().numpy() if name == "brain" else theirs.numpy())
+            assert np.array_equal(ours.read(), theirs.float().numpy() if name == "bfloat16" else theirs.numpy())
 
 
 class Trap:
-    """Makes a file when it is unpickled the usual way."""
+    """Calls a function when it is unpickled by Python."""
 
     def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
         self.call, self.arguments = call, arguments
@@ -94,7 +96,7 @@ def zipped(path: Path, content: bytes, compression: int = zipfile.ZIP_STORED, **
     ("call", "name"),
     [(os.mkdir, "posix.mkdir"), (eval, "eval"), (exec, "exec"), (getattr, "getattr"), (os.system, "posix.system")],
 )
-def test_nothing_in_it_is_run(tmp_path: Path, call: Callable, name: str, deep: bool, protocol: int) -> None:
+def test_no_code_in_a_file_is_executed(tmp_path: Path, call: Callable, name: str, deep: bool, protocol: int) -> None:
     target = tmp_path / "made"
     arguments = {
         "posix.mkdir": (str(target),),
@@ -103,10 +105,10 @@ def test_nothing_in_it_is_run(tmp_path: Path, call: Callable, name: str, deep: b
     }.get(name, (f"__import__('os').mkdir({str(target)!r})",))
     trap: Any = Trap(call, *arguments) if name != "getattr" else Trap(getattr, "a", "upper")
     content = pickle.dumps({"string_to_param": {"*": [trap]}} if deep else trap, protocol)
-    with pytest.raises(UserError, match=rf"asks for \w+\.{name.split('.')[-1]}, which is no tensor and could run a"):
+    with pytest.raises(UserError, match=rf"asks for \w+\.{name.split('.')[-1]}, which is not a tensor and could run a"):
         torch_format.read(zipped(tmp_path / "a.pt", content))
     assert not target.exists()
-    if name in ("posix.mkdir", "eval"):  # the trap is one
+    if name in ("posix.mkdir", "eval"):  # proves that the trap works
         pickle.loads(content)
         assert target.exists()
 
@@ -125,13 +127,13 @@ def test_nothing_in_it_is_run(tmp_path: Path, call: Callable, name: str, deep: b
         b"\x80\x02c__builtin__\neval\nq\x00h\x00X\x01\x00\x00\x001\x85R.",
     ],
 )
-def test_every_other_way_to_name_something_is_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(UserError, match=r"it is not read; get the concept as .safetensors"):
+def test_every_other_way_to_name_a_global_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UserError, match=r"it is not read; get the embedding as .safetensors"):
         torch_format.read(zipped(tmp_path / "a.pt", content))
 
 
-def laughs(kind: str) -> bytes:
-    """Return short programs for values without end."""
+def pickle_bomb(kind: str) -> bytes:
+    """Return a short pickle of a value that would fill the memory."""
     match kind:
         case "tuples in tuples as a key":
             many = b"N" + b"".join(b"q\x00h\x00h\x00\x86" for _ in range(64))
@@ -182,8 +184,8 @@ def laughs(kind: str) -> bytes:
         "a tensor beyond its storage",
     ],
 )
-def test_a_short_file_fills_no_memory(tmp_path: Path, kind: str) -> None:
-    path = zipped(tmp_path / "a.pt", laughs(kind), **{"archive/data/0": b"\0" * 16})
+def test_a_short_file_does_not_fill_the_memory(tmp_path: Path, kind: str) -> None:
+    path = zipped(tmp_path / "a.pt", pickle_bomb(kind), **{"archive/data/0": b"\0" * 16})
     with little_memory():
         if kind in ("a set of sets", "a place far away"):
             torch_format.read(path)
@@ -192,7 +194,7 @@ def test_a_short_file_fills_no_memory(tmp_path: Path, kind: str) -> None:
                 torch_format.read(path)
 
 
-def test_archives_that_are_not_pytorchs(tmp_path: Path) -> None:
+def test_other_zip_archives_are_refused(tmp_path: Path) -> None:
     content = pickle.dumps({}, 2)
     with pytest.raises(UserError, match=r"archive/data.pkl is compressed"):
         torch_format.read(zipped(tmp_path / "bomb.pt", content + bytes(10**7), zipfile.ZIP_DEFLATED))
@@ -209,51 +211,79 @@ def test_archives_that_are_not_pytorchs(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.parent.rglob("evil")) == []
 
 
-def test_a_storage_that_is_missing_or_short(tmp_path: Path) -> None:
+def test_a_missing_or_short_storage_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"a": torch.randn(4, 4)}, path)
     with zipfile.ZipFile(path) as file:
         parts = {name.split("/", 1)[1]: file.read(name) for name in file.namelist()}
     for data in (b"", parts["data/0"][:-1]):
-        found = torch_format.read(zipped(path, parts["data.pkl"], **{"archive/data/0": data}))
+        loaded = torch_format.read(zipped(path, parts["data.pkl"], **{"archive/data/0": data}))
         with pytest.raises(UserError, match="is cut off or damaged"):
-            found["a"].read()
-    found = torch_format.read(zipped(path, parts["data.pkl"]))
+            loaded["a"].read()
+    loaded = torch_format.read(zipped(path, parts["data.pkl"]))
     with pytest.raises(UserError, match="is cut off or damaged"):
-        found["a"].read()
+        loaded["a"].read()
 
 
-def test_a_file_too_large_for_a_word(tmp_path: Path) -> None:
+def test_a_file_too_large_for_an_embedding_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.pt").open("wb") as file:
         file.truncate(300 * 2**20)  # takes up no disk
-    with pytest.raises(UserError, match="has 300 MB, too much for a learned word"):
+    with pytest.raises(UserError, match="has 300 MB, too much for an embedding"):
         torch_format.read(tmp_path / "a.pt")
 
 
-@pytest.fixture(params=[True, False], ids=["zip", "row"])
+@pytest.fixture(params=[True, False], ids=["zip", "legacy"])
 def whole(request: pytest.FixtureRequest) -> bytes:
-    rows = torch.randn(40, 32)
-    saved = {"string_to_token": {"*": torch.tensor([265])}, "string_to_param": {"*": rows}, "name": "cat", "step": 9}
+    vectors = torch.randn(40, 32)
+    saved = {"string_to_token": {"*": torch.tensor([265])}, "string_to_param": {"*": vectors}, "name": "cat", "step": 9}
     stream = io.BytesIO()
     torch.save(saved, stream, _use_new_zipfile_serialization=request.param)
     return stream.getvalue()
 
 
-def test_cut_off_anywhere(tmp_path: Path, whole: bytes) -> None:
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "a.pt"
     for end in range(2, len(whole), 37):
-        path.write_bytes(whole[:end])
+        replace_file(path, whole[:end])
         with pytest.raises(UserError, match="is cut off or damaged"):
             values(torch_format.read(path))
 
 
-def test_ten_thousand_mutations(tmp_path: Path, whole: bytes) -> None:
-    """Each reads as something or is refused in a line; none names anything but what PyTorch's tensors need."""
-    path, refused = tmp_path / "a.pt", 0
+def test_ten_thousand_mutations_are_read_or_refused(tmp_path: Path, whole: bytes) -> None:
+    """Each gives values or a message of one line."""
+    path = tmp_path / "a.pt"
+    refused = 0
     for changed in mutations(whole, 5000):  # of each kind
-        path.write_bytes(changed)
+        replace_file(path, changed)
         try:
             values(torch_format.read(path))
         except UserError as error:
             refused += len(str(error).splitlines()) == 1
     assert 1000 < refused < 5000
+
+
+def test_pytorch_reads_what_is_written_with_weights_only(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    tree = {
+        "matrix": rng.standard_normal((3, 5)).astype(np.float32),
+        "transposed": rng.standard_normal((4, 6)).astype(np.float16).T,
+        "ids": {"*": np.array([265])},
+        "name": "Würfel",
+        "step": -70_000,
+        "rate": 0.5,
+        "flag": True,
+        "nothing": None,
+        "empty": {},
+    }
+    torch_format.write(tmp_path / "a.pt", tree)
+    loaded = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert np.array_equal(loaded["matrix"].numpy(), tree["matrix"])
+    assert np.array_equal(loaded["transposed"].numpy(), tree["transposed"])
+    assert loaded["ids"]["*"].tolist() == [265]
+    plain = ("name", "step", "rate", "flag", "nothing", "empty")
+    assert {name: loaded[name] for name in plain} == {name: tree[name] for name in plain}
+    ours = torch_format.read(tmp_path / "a.pt")
+    assert np.array_equal(ours["transposed"].read(), tree["transposed"])
+    before = (tmp_path / "a.pt").read_bytes()
+    torch_format.write(tmp_path / "a.pt", tree)
+    assert (tmp_path / "a.pt").read_bytes() == before

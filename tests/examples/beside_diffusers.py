@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--target", default="docs/images/beside_diffusers.png", help="(default: %(default)s)")
     flags = parser.read()
     model = sdxl.build(CONFIG.model)
-    loading.load(model, WEIGHTS, CONFIG.model)
+    loading.load_weights(model, WEIGHTS, CONFIG.model)
     start, sampling = noise(len(PROMPTS)), CONFIG.sampling
     with tempfile.TemporaryDirectory() as folder:
         _, images = pipeline.draw(

@@ -114,7 +114,7 @@ def test_what_was_interrupted_ends_as_what_was_not(tmp_path: Path) -> None:
 
 def test_latents_are_standardised_and_images_stay(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
-    loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
+    loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     network, factor = model.first_stage_model, workshop.config().model.vae.scale_factor
     images = vae.images(range(40), 0, 16)
     mean, log_variance = (x.asnumpy() for x in network.encode(Tensor(images)))
@@ -130,7 +130,7 @@ def test_latents_are_standardised_and_images_stay(workshop: Workshop) -> None:
 
 def test_a_sample_without_caption_is_told_zeros(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
-    loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
+    loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     loader = diffusion.Feed(np.zeros((3, 4, 8, 8), np.float32), 0, model.config)
     rows = diffusion.rows(len(loader.known), model.config, 0)
     loss = diffusion.Loss(model, rows)
@@ -144,7 +144,7 @@ def test_a_sample_without_caption_is_told_zeros(workshop: Workshop) -> None:
 
 def test_what_was_learned_of_words_stands_in_the_tables(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
-    loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
+    loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     loader = diffusion.Feed(np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config)
     rows = diffusion.rows(len(loader.known), model.config, 0)
     loss, batch = diffusion.Loss(model, rows), list(loader.batch(range(4)))
@@ -181,7 +181,7 @@ def recipe_in_miniature(workshop: Workshop, state: Path, ms_mode: int, *launcher
 def test_the_whole_recipe_goes_on_and_is_the_same_compiled_and_shared(workshop: Workshop, tmp_path: Path) -> None:
     whole = recipe_in_miniature(workshop, tmp_path / "whole", 1)
     model = sdxl.build(workshop.config().model)
-    loading.load(model, tmp_path / "whole" / "model.safetensors", workshop.config().model)
+    loading.load_weights(model, tmp_path / "whole" / "model.safetensors", workshop.config().model)
     mpirun = (shutil.which("mpirun") or "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2")
     shared = recipe_in_miniature(workshop, tmp_path / "shared", 0, *mpirun)
     assert list(shared) == list(whole)
@@ -205,7 +205,7 @@ def test_the_curves_are_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_every_weight_that_is_read_learns(workshop: Workshop) -> None:
     model = sdxl.build(workshop.config().model)
-    loading.load(model, workshop.folder / "weights.ckpt", workshop.config().model)
+    loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     loader = diffusion.Feed(np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config)
     rows = diffusion.rows(len(loader.known), model.config, 0)
     parameters = [*diffusion.trained(model), *rows]

@@ -30,5 +30,5 @@ def test_it_is_repeatable_published_and_loads(tmp_path: Path, monkeypatch: pytes
     assert "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight" in tensors
     model = configuration.load(TINY).model
     built = sdxl.build(model)
-    loading.load(built, tmp_path / "a.safetensors", model)
+    loading.load_weights(built, tmp_path / "a.safetensors", model)
     assert len(list(built.get_parameters())) == len(tensors)

@@ -1,4 +1,4 @@
-"""gm/hub/model_card.py: what the card of a shared word says, and that it is true."""
+"""gm/hub/model_card.py: contents of the model card, and that its commands are valid."""
 
 from __future__ import annotations
 
@@ -16,92 +16,96 @@ from safetensors.numpy import save_file
 from gm.config import cli
 from gm.embeddings import io as embedding_io
 from gm.hub import export, layout
-from tests.hub.embedding_files import card, saved
+from tests.hub.embedding_files import read_card, save_embedding
 from tests.project import Call
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_card(publish: Call, learned: Path, drawn: Path, tmp_path: Path) -> None:
+def test_the_card_shows_metadata_images_and_usage(
+    publish: Call, embedding_path: Path, generated_image: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "out"
-    flags = ("--license", "openrail++", "--images", drawn, drawn)
-    assert publish("--source", learned, "--target", target, *flags)[0] == 0
-    head, text = card(target)
-    assert head["license"] == "openrail++"
-    assert head["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert head["instance_prompt"] == "a picture in the style of <cat-toy>"
-    assert {"text-to-image", "stable-diffusion-xl", "textual_inversion"} <= set(head["tags"])
-    assert [each["output"]["url"] for each in head["widget"]] == ["images/0.png", "images/1.png"]
-    assert head["widget"][0]["text"] == "a <cat-toy> | `red`"
-    assert ModelCard((target / "README.md").read_text()).data.to_dict()["base_model"] == head["base_model"]
+    flags = ("--license", "openrail++", "--images", generated_image, generated_image)
+    assert publish("--source", embedding_path, "--target", target, *flags)[0] == 0
+    metadata, text = read_card(target)
+    assert metadata["license"] == "openrail++"
+    assert metadata["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert metadata["instance_prompt"] == "a picture in the style of <cat-toy>"
+    assert {"text-to-image", "stable-diffusion-xl", "textual_inversion"} <= set(metadata["tags"])
+    assert [each["output"]["url"] for each in metadata["widget"]] == ["images/0.png", "images/1.png"]
+    assert metadata["widget"][0]["text"] == "a <cat-toy> | `red`"
+    assert ModelCard((target / "README.md").read_text()).data.to_dict()["base_model"] == metadata["base_model"]
     assert "prompt `` a <cat-toy> | `red` ``, seed `11`, sampler `euler`" in text
     assert all((target / place).is_file() for place in re.findall(r"!\[\]\((.*?)\)", text))
     for name in ("learned_embeds.safetensors", "learned_embeds_2.safetensors", "cat-toy.safetensors"):
         assert name in text
     assert "from_pretrained('stabilityai/stable-diffusion-xl-base-1.0'" in text
-    (shown,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
-    assert json.loads(shown) == embedding_io.load(target).metadata
+    (parameters,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert json.loads(parameters) == embedding_io.load(target).metadata
 
 
-def test_the_toolkits_own_command_on_the_card_is_one(learned: Path, tmp_path: Path) -> None:
+def test_the_command_of_this_toolkit_is_valid(embedding_path: Path, tmp_path: Path) -> None:
     for pooling in ("end_of_text", "argmax"):
-        saved(learned, "<it's>", pooling)
-        layout.write(export.prepare(learned), tmp_path / "out", overwrite=True)
-        (command,) = re.findall(r"```bash\n(.*?)```", card(tmp_path / "out")[1], re.DOTALL)
+        save_embedding(embedding_path, "<it's>", pooling)
+        layout.write(export.prepare(embedding_path), tmp_path / "out", overwrite=True)
+        (command,) = re.findall(r"```bash\n(.*?)```", read_card(tmp_path / "out")[1], re.DOTALL)
         python, script, *arguments = shlex.split(command.replace("\\\n", " "))
         assert (python, (ROOT / script).is_file()) == ("python", True)
         config = cli.parse("", ("run", "sampling"), arguments)
         assert config.sampling.prompt == "a picture in the style of <it's>"
         assert config.run.pooling == pooling
-        assert ("49407" in card(tmp_path / "out")[1]) is (pooling == "end_of_text")
+        assert ("49407" in read_card(tmp_path / "out")[1]) is (pooling == "end_of_text")
 
 
-def test_what_is_given_goes_before_what_the_file_says(publish: Call, learned: Path, tmp_path: Path) -> None:
+def test_flags_take_precedence_over_the_metadata(publish: Call, embedding_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    given = {
+    flags = {
         "--placeholder_token": "<dog>",
         "--type_of_concept": "face",
         "--instance_prompt": "<dog>: `yes` ---\n# no",
         "--base_model": "me/mine",
     }
-    arguments = [part for pair in given.items() for part in pair]
-    assert publish("--source", learned, "--target", target, *arguments)[0] == 0
-    head, text = card(target)
-    assert (head["base_model"], head["instance_prompt"]) == ("me/mine", "<dog>: `yes` --- # no")
-    assert "license" not in head
-    assert "No licence is given" in text
+    arguments = [part for pair in flags.items() for part in pair]
+    assert publish("--source", embedding_path, "--target", target, *arguments)[0] == 0
+    metadata, text = read_card(target)
+    assert (metadata["base_model"], metadata["instance_prompt"]) == ("me/mine", "<dog>: `yes` --- # no")
+    assert "license" not in metadata
+    assert "No license is given" in text
     assert re.findall(r"^# .*", text, re.MULTILINE) == ["# dog"]
     assert (target / "type_of_concept.txt").read_text() == "face"
     assert embedding_io.load(target).placeholder_token == "<dog>"
     assert (target / "dog.safetensors").is_file()
 
 
-def test_a_file_without_details_is_an_object(tmp_path: Path) -> None:
-    rows = {"clip_l": np.ones((1, 3), np.float32), "clip_g": np.ones((1, 5), np.float32)}
-    save_file(rows, tmp_path / "b.safetensors")
+def test_a_file_without_metadata_is_an_object(tmp_path: Path) -> None:
+    vectors = {"clip_l": np.ones((1, 3), np.float32), "clip_g": np.ones((1, 5), np.float32)}
+    save_file(vectors, tmp_path / "b.safetensors")
     layout.write(export.prepare(tmp_path / "b.safetensors"), tmp_path / "out")
-    head, text = card(tmp_path / "out")
-    assert head["instance_prompt"] == "a photo of b"
-    assert "base_model" not in head
-    assert "How it was learned" not in text
+    metadata, text = read_card(tmp_path / "out")
+    assert metadata["instance_prompt"] == "a photo of b"
+    assert "base_model" not in metadata
+    assert "Training parameters" not in text
     for details in ({"recipe": 3}, {"recipe": {"concept": [1]}}, {"recipe": {"concept": {"learnable_property": []}}}):
-        assert export.prepare(saved(tmp_path / "c_ti.ckpt", metadata=details)).kind == "object"
+        assert export.prepare(save_embedding(tmp_path / "c_ti.ckpt", metadata=details)).type_of_concept == "object"
 
 
-@pytest.mark.parametrize("recipe", ["no JSON", "[1]", "3", "[" * 100_000, '{"prompt": ["a"], "seed": {}}'])
-def test_a_recipe_that_another_program_wrote(tmp_path: Path, learned: Path, recipe: str) -> None:
+@pytest.mark.parametrize("parameters", ["no JSON", "[1]", "3", "[" * 100_000, '{"prompt": ["a"], "seed": {}}'])
+def test_generation_parameters_of_another_program_are_ignored(
+    tmp_path: Path, embedding_path: Path, parameters: str
+) -> None:
     text = PngImagePlugin.PngInfo()
-    text.add_itxt("recipe", recipe)
+    text.add_itxt("recipe", parameters)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=text)
-    layout.write(export.prepare(learned, [tmp_path / "a.png"]), tmp_path / "out")
-    assert card(tmp_path / "out")[0]["widget"][0]["output"] == {"url": "images/0.png"}
+    layout.write(export.prepare(embedding_path, [tmp_path / "a.png"]), tmp_path / "out")
+    assert read_card(tmp_path / "out")[0]["widget"][0]["output"] == {"url": "images/0.png"}
 
 
-def test_details_without_end_are_left_out(tmp_path: Path) -> None:
-    rows = {"clip_l": np.ones((1, 3), np.float32), "clip_g": np.ones((1, 5), np.float32)}
+def test_deeply_nested_metadata_is_left_out(tmp_path: Path) -> None:
+    vectors = {"clip_l": np.ones((1, 3), np.float32), "clip_g": np.ones((1, 5), np.float32)}
     for opening, closing in (('{"a":', "}"), ("[", "]")):
         details = '{"step": 7, "deep": ' + opening * 700 + '"/secret"' + closing * 700 + "}"
-        save_file(rows, tmp_path / "b.safetensors", {"details": details})
+        save_file(vectors, tmp_path / "b.safetensors", {"details": details})
         layout.write(export.prepare(tmp_path / "b.safetensors"), tmp_path / "out", overwrite=True)
         assert embedding_io.load(tmp_path / "out").metadata["step"] == 7
         assert "secret" not in (tmp_path / "out" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""tools/push_to_hub.py --push_to_hub: the Hub's own client, against a server that speaks as much as it asks for."""
+"""tools/push_to_hub.py --push_to_hub, with the Hub's own client against a server that answers its requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Hub:
-    """Repositories by name, with the files of each; names that end in `large` take the way of Git LFS."""
+    """Repositories by name, with the files of each; names that end in `large` are uploaded through Git LFS."""
 
     address: str
     large: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ def served() -> Iterator[Hub]:
         do_GET = do_POST = do_PUT = answered
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         here = Hub(f"http://127.0.0.1:{server.server_port}")
@@ -103,9 +103,9 @@ def served() -> Iterator[Hub]:
 def push(
     folder: Path, endpoint: str, *flags: str, token: str = "hf_right", lfs: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Publish a word from another process: the client reads its environment when it is imported."""
-    rows = [np.ones((1, width), np.float32) for width in (16, 24)]
-    embedding_io.save(Embedding("<cat-toy>", dict(zip(("clip_l", "clip_g"), rows, strict=True))), folder / "a_ti.ckpt")
+    """Publish an embedding from another process: the client reads its environment when it is imported."""
+    vectors = {"clip_l": np.ones((1, 16), np.float32), "clip_g": np.ones((1, 24), np.float32)}
+    embedding_io.save(Embedding("<cat-toy>", vectors), folder / "a_ti.ckpt")
     command = [sys.executable, "tools/push_to_hub.py", "--source", str(folder / "a_ti.ckpt")]
     command += ["--target", str(folder / "out"), "--push_to_hub", "ann/cat-toy", *flags]
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(folder / "home")}
@@ -113,51 +113,54 @@ def push(
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("lfs", [False, True], ids=["small", "large"])
-def test_a_folder_goes_to_the_hub_and_nothing_else_does(served: Hub, tmp_path: Path, lfs: bool) -> None:
+def test_the_files_of_the_folder_are_pushed_and_no_others(served: Hub, tmp_path: Path, lfs: bool) -> None:
     served.large = (".safetensors",) if lfs else ()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    ended = push(tmp_path, served.address, lfs=lfs)
-    assert ended.returncode == 0, ended.stderr
+    process = push(tmp_path, served.address, lfs=lfs)
+    assert process.returncode == 0, process.stderr
     assert len(served.stored) == (3 if lfs else 0)
-    assert f"pushed to {served.address}/ann/cat-toy" in ended.stdout
-    held = served.repositories["ann/cat-toy"]
+    assert f"pushed to {served.address}/ann/cat-toy" in process.stdout
+    pushed = served.repositories["ann/cat-toy"]
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert written.pop("notes.txt") == b"mine"
-    assert held == written
+    assert pushed == written
     assert served.private == set()
-    assert "load_textual_inversion('ann/cat-toy', weight_name=" in held["README.md"].decode()
+    assert "load_textual_inversion('ann/cat-toy', weight_name=" in pushed["README.md"].decode()
     (tmp_path / "got").mkdir()
-    for name, content in held.items():
+    for name, content in pushed.items():
         (tmp_path / "got" / name).write_bytes(content)
     assert embedding_io.load(tmp_path / "got").placeholder_token == "<cat-toy>"
 
 
-def test_it_goes_again_into_a_repository_that_is_there(served: Hub, tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_an_existing_repository_is_updated(served: Hub, tmp_path: Path) -> None:
     assert push(tmp_path, served.address, "--private").returncode == 0
     assert served.private == {"ann/cat-toy"}
-    ended = push(tmp_path, served.address, "--license", "mit", "--overwrite")
-    assert ended.returncode == 0, ended.stderr
+    process = push(tmp_path, served.address, "--license", "mit", "--overwrite")
+    assert process.returncode == 0, process.stderr
     assert b"license: mit" in served.repositories["ann/cat-toy"]["README.md"]
 
 
-def test_a_hub_that_refuses_or_does_not_answer(served: Hub, tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_a_hub_that_refuses_or_does_not_answer_is_reported(served: Hub, tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
         for endpoint in (served.address, nobody):
-            ended = push(tmp_path, endpoint, "--overwrite", token="hf_wrong")
-            assert ended.returncode == 2
-            (line,) = ended.stderr.splitlines()
-            assert "error: the Hub did not take ann/cat-toy: " in line
+            process = push(tmp_path, endpoint, "--overwrite", token="hf_wrong")
+            assert process.returncode == 2
+            (line,) = process.stderr.splitlines()
+            assert "error: the Hub did not accept ann/cat-toy: " in line
             assert "check the network and the login" in line
-            assert "hf_wrong" not in ended.stdout + ended.stderr
+            assert "hf_wrong" not in process.stdout + process.stderr
             assert (tmp_path / "out" / "README.md").is_file()
     assert served.repositories == {}
 
 
-def test_without_the_client_only_pushing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushing_needs_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="--push_to_hub needs the Hub's client: pip install huggingface_hub"):
-        upload.check("ann/cat-toy")
+        upload.check_repo("ann/cat-toy")

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from gm.config import SamplingConfig
-from gm.embeddings import interchange
 from gm.embeddings.embedding import Embedding, combine
-from gm.embeddings.interchange import EmbeddingFile
-from gm.embeddings.io import load, save
+from gm.embeddings.io import load, save, to_embedding_file, write_file
 from gm.hub import export, layout
 from gm.runtime.backend import Backend
 from gm.sampling.image_request import ImageRequest, SamplingProgress
@@ -131,10 +129,7 @@ def test_diffusers_loads_the_pair_that_is_written_here(case: Case, pipe, tmp_pat
     from tests.reference.pipeline import load_pair
 
     concept = learned(case, f"<ours-{ending}>", 20)
-    rows = {concept.placeholder_token: (concept.vectors["clip_l"], concept.vectors["clip_g"])}
-    load_pair(
-        pipe, interchange.write(EmbeddingFile("mindspore", rows), tmp_path / f"learned_embeds.{ending}", "diffusers")
-    )
+    load_pair(pipe, write_file(to_embedding_file(concept), tmp_path / f"learned_embeds.{ending}", "diffusers"))
     assert same_image(case, pipe, concept)
 
 
@@ -171,7 +166,7 @@ def test_a_published_folder_draws_the_same_in_diffusers_by_the_lines_on_its_card
 ) -> None:
     save(learned(case, "<shared>", 50), tmp_path / "shared_ti.ckpt")
     layout.write(export.prepare(tmp_path / "shared_ti.ckpt"), tmp_path / "shared")
-    card = (tmp_path / "shared" / layout.CARD).read_text()
+    card = (tmp_path / "shared" / layout.MODEL_CARD).read_text()
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].splitlines()
     (pooling,) = re.findall(r"`(pipe\.\S+ = \d+)`", card)
     monkeypatch.setattr(type(pipe), "from_pretrained", lambda *given, **options: pipe)

@@ -64,7 +64,7 @@ def test_narrow_weights_draw_the_very_same(workshop: Workshop, tmp_path: Path) -
     loading.convert(config.run.weight, tmp_path / "half.safetensors", config.model, "float16")
     for keep_half_above in (math.inf, 300):
         model = sdxl.build(config.model)
-        loading.load(model, tmp_path / "half.safetensors", config.model, keep_half_above)
+        loading.load_weights(model, tmp_path / "half.safetensors", config.model, keep_half_above)
         pipeline = Pipeline(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
         latents.append(draw(pipeline, ImageRequest("a <toy>", 7))[1])
     assert model.unet.time_embed[0].weight.dtype == ms.float16

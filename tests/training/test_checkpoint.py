@@ -56,7 +56,7 @@ def test_nothing_to_go_on_from_is_said(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "gm"):
         assert checkpoint.find("latest", tmp_path / "later") is None
     assert "no state in" in caplog.text
-    with pytest.raises(UserError, match="there is not a file"):
+    with pytest.raises(UserError, match="is not a file"):
         checkpoint.find(str(tmp_path / "state_1.ckpt"), tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_graph_and_pynative_learn_the_same_and_a_second_run_repeats_the_first(wo
 def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -> None:
     config = workshop.config(training={"total_step": 2})
     model = sdxl.build(config.model, ms.float16)
-    loading.load(model, config.run.weight, config.model)
+    loading.load_weights(model, config.run.weight, config.model)
     made, backend = setup.prepare(config), Backend("CPU", graph, ms.float16)
     learned, loader = trainer.prepare(model, made, backend)
     reports = list(loop.run(model, learned, loader, config, made.updates, backend))
@@ -82,7 +82,7 @@ def test_narrow_weights_learn_the_very_same(workshop: Workshop, tmp_path: Path, 
     found = []
     for keep_half_above in (math.inf, 300):
         model = sdxl.build(config.model)
-        loading.load(model, tmp_path / "half.ckpt", config.model, keep_half_above)
+        loading.load_weights(model, tmp_path / "half.ckpt", config.model, keep_half_above)
         narrow = [p for p in model.get_parameters() if p.dtype == ms.float16]
         assert len(narrow) == 0 if keep_half_above == math.inf else len(narrow) > 100
         found.append(train(workshop, config, backend, model))
