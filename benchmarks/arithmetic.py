@@ -8,11 +8,7 @@ Nothing is measured. `counting` says what counts as a FLOP, `costs` what counts 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import costs, report
 from benchmarks.costs import Cost

@@ -8,10 +8,7 @@ Each part is compiled and profiled by itself (`profiled` says why); "other" is w
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import report
 from benchmarks.alternation import Process, worker

@@ -8,11 +8,7 @@ Each case is a process of its own, all relative to the first, the base case.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import costs, report
 from benchmarks.alternation import Measured, alternate, worker

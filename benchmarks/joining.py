@@ -10,11 +10,7 @@ projections of the time vector, of every block at once. Milliseconds in a whole 
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import joined, report
 from benchmarks.alternation import Measured, alternate, worker

@@ -14,8 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import costs, report
 from benchmarks.alternation import Process, worker
 from benchmarks.cases import PROMPT, Case

@@ -8,11 +8,7 @@ Each is chained 20 times inside one graph; the seconds are those of one, forward
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import report, shapes
 from benchmarks.alternation import Measured, alternate, worker

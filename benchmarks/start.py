@@ -16,8 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import report
 from benchmarks.models import ROOT, SIZES, Size, prepare
 from gm.config import cli

@@ -6,11 +6,7 @@ python benchmarks/step.py --size tiny --mode graph
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import costs, report
 from benchmarks.alternation import Measured, alternate, worker

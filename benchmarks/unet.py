@@ -10,10 +10,7 @@ mindone needs other versions of its libraries than the tests, hence an environme
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import report
 from benchmarks.alternation import alternate, worker

@@ -6,14 +6,10 @@ Every run is appended to the results as it ends, and those that are there alread
 prints what is there as Markdown and learns nothing.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -4,12 +4,8 @@ python examples/tiny_sdxl/curves.py --source checkpoints/tiny_sd_xl_base_curves.
 """
 
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 

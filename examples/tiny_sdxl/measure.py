@@ -6,13 +6,9 @@ python examples/tiny_sdxl/measure.py together
 python examples/tiny_sdxl/measure.py away --steps 200
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np

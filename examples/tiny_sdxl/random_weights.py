@@ -6,11 +6,7 @@ It draws nothing sensible, but it is a real model of SDXL's family, of any size 
 trains and samples.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 

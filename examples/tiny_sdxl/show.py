@@ -3,10 +3,7 @@
 python examples/tiny_sdxl/show.py --target docs/images/learned.png
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from PIL import Image

@@ -8,10 +8,8 @@ It can be stopped at any time and started again: it goes on from the folder `--s
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a rank has a core for itself
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from any folder
-
 from gm import config
 from gm.checkpoints import containers, loading
 from gm.config import cli
@@ -81,5 +79,10 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-if __name__ == "__main__":
+def entry_point() -> None:
+    """Run `main` as the console script gm-convert does."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    entry_point()
