@@ -47,7 +47,7 @@ def groups(config: ModelConfig, pixels: int) -> list[Group]:
     alike: list[Group] = []
     text: list[Group] = []
     time_: list[Group] = []
-    side, last = pixels // config.vae.reduction, len(unet.channel_mult) - 1
+    side, last = pixels // config.vae.downsample_factor, len(unet.channel_mult) - 1
     for level, (mult, depth) in enumerate(zip(unet.channel_mult, unet.transformer_depth, strict=True)):
         width = mult * unet.model_channels
         blocks = 2 * unet.num_res_blocks + 1  # down and up

@@ -101,7 +101,7 @@ def unet(case: Case) -> tuple[dict[str, Any], Work]:
         values = random.standard_normal(parameter.shape, np.float32)
         values *= np.float32(np.prod(parameter.shape[1:]) ** -0.5)
         parameter.set_data(Tensor.from_numpy(values))
-    side = case.resolution // model.vae.reduction
+    side = case.resolution // model.vae.downsample_factor
     tokens = (1, model.text_encoder_1.positions, model.unet.context_dim)
     shapes = (tokens, (1, model.unet.in_channels, side, side), (1,), (1, model.unet.adm_in_channels))
     inputs = [Tensor(random.standard_normal(shape, np.float32)) for shape in shapes]

@@ -37,7 +37,7 @@ class Shape:
 def shapes(config: ModelConfig, pixels: int) -> list[Shape]:
     """Return the operators on every level of the UNet that has them, and in the second text encoder."""
     unet, text = config.unet, config.text_encoder_2
-    side, found = pixels // config.vae.reduction, []
+    side, found = pixels // config.vae.downsample_factor, []
     for mult, depth in zip(unet.channel_mult, unet.transformer_depth, strict=True):
         width, tokens = mult * unet.model_channels, side * side
         found.append(Shape("group_norm", width, tokens, height=side, groups=unet.norm_num_groups))

@@ -61,7 +61,7 @@ def latents(model: SDXL, size: Size, pixels: int) -> np.ndarray:
     if size.published:
         return init_image.encode(model, image_folder.read(ROOT / size.images, pixels))
     config = model.config.vae
-    return rng.normal((1, config.latent_channels, *2 * [pixels // config.reduction]), 0, "latents")
+    return rng.normal((1, config.latent_channels, *2 * [pixels // config.downsample_factor]), 0, "latents")
 
 
 def main() -> None:

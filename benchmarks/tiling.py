@@ -33,7 +33,7 @@ def main() -> None:
     size = SIZES[flags["size"]]
     pixels = flags["resolution"] or _TIMES * size.pixels
     tile = flags["tile"] or pixels // 2
-    reduction = size.config().model.vae.reduction
+    reduction = size.config().model.vae.downsample_factor
     if pixels % reduction or tile % reduction or not 0 < tile < pixels:
         raise UserError(f"--resolution {pixels} and --tile {tile}: give multiples of {reduction}, the tile the smaller")
     turns = report.turns(flags, size)

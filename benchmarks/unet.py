@@ -38,7 +38,7 @@ def main() -> None:
     from tests.reference.networks import unet_config  # after the flags: it waits for PyTorch
 
     model = case.config().model
-    theirs = json.dumps({**unet_config(model), "sample_size": size.pixels // model.vae.reduction})
+    theirs = json.dumps({**unet_config(model), "sample_size": size.pixels // model.vae.downsample_factor})
     sides = {
         "ours": worker("benchmarks.ours", "unet", case.written()),
         "reference": [flags["python"], "-m", "benchmarks.mindone_unet", flags["mode"], theirs],

@@ -9,7 +9,7 @@ from gm.config import cli
 
 def main() -> None:
     about = "Draw images with SDXL and words it has learned."
-    config = cli.parse(about, ("run", "sampling"), recipe=_recipe)
+    config = cli.parse(about, ("run", "sampling"), parameters_from=_recipe)
     from gm import api  # after the flags: --help need not wait for MindSpore
     from gm.runtime.progress import Line, bar
     from gm.sampling import request, run

@@ -79,7 +79,7 @@ def epsilon(case: Case, side: tuple[int, int], pooled: torch.Tensor, context: to
 
 def test_autoencoder(case: Case) -> None:
     config, vae = case.config.vae, case.reference.vae
-    height, width = 2 * config.reduction, 3 * config.reduction
+    height, width = 2 * config.downsample_factor, 3 * config.downsample_factor
     encoder = networks.autoencoder_encoder(config, N, (height, width))
     decoder = networks.autoencoder_decoder(config, N, (2, 3))
     with torch.no_grad():

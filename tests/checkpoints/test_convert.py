@@ -69,7 +69,7 @@ def test_nothing_is_lost_without_overwrite(convert: Call, smallest: Case, tmp_pa
         (["--source", "SOURCE", "--target", "x.pt"], "must end in .ckpt or .safetensors"),
         (["--source", "SOURCE", "--target", "none/x.ckpt"], "there is not a folder"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--dtype", "float64"], "invalid choice: 'float64'"),
-        (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "no config file none.yaml"),
+        (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "none.yaml is not a file"),
     ],
 )
 def test_mistakes_end_in_one_line(
