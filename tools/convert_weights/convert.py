@@ -51,7 +51,7 @@ def _flags() -> dict[str, Any]:
     parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
     parser.add_argument("--source", help="published .safetensors file, diffusers folder, or .ckpt file")
     parser.add_argument("--target", help="file to write; .ckpt gets MindSpore's names, .safetensors the published ones")
-    parser.add_argument("--config", default=cli.DEFAULT_CONFIG, help="YAML file whose model section it is")
+    parser.add_config(meaning="YAML file whose model section describes the weights")
     parser.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="(default: %(default)s)")
     parser.add_overwrite()
     return parser.read()
