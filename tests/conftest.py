@@ -109,7 +109,7 @@ def humbug(toolkit: Toolkit) -> Embedding:
     from examples.tiny_sdxl import measure
     from examples.tiny_sdxl.concepts import HUMBUG
 
-    return measure.learn(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
+    return measure.train_concept(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +118,7 @@ def confetti(toolkit: Toolkit) -> Embedding:
     from examples.tiny_sdxl import measure
     from examples.tiny_sdxl.concepts import CONFETTI
 
-    return measure.learn(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
+    return measure.train_concept(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
 
 
 @pytest.fixture
