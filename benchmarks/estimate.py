@@ -69,7 +69,7 @@ def estimate(model: ModelConfig, pixels: int, batch: int) -> list[dict[str, Any]
             rows.append(
                 {
                     "flash": flash,
-                    "gradient_checkpointing": recompute,
+                    "recompute": recompute,
                     "cost": dataclasses.asdict(cost),
                     "memory": cost.memory,
                     "milliseconds": {
