@@ -51,7 +51,11 @@ def used_names(item: pytest.Function) -> set[str]:
     seen: set[Any] = set()
     while functions:
         function = functions.pop()
-        if not isinstance(function, FunctionType) or function in seen or not function.__module__.startswith("tests"):
+        if (
+            not isinstance(function, FunctionType)
+            or function in seen
+            or not (function.__module__ or "").startswith("tests")
+        ):
             continue
         seen.add(function)
         for name in _code_names(function.__code__):
