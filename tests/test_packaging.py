@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,11 @@ import gm
 from gm.config import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-SCRIPTS = PROJECT["project"]["scripts"]
+SCRIPTS = dict(re.findall(r'^(gm-[\w-]+) = "([\w.:]+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M))
+
+
+def test_there_are_five_console_scripts() -> None:
+    assert len(SCRIPTS) == 5
 
 
 def test_version_is_that_of_the_changelog() -> None:
@@ -30,9 +32,7 @@ def test_console_script_shows_its_help(
 ) -> None:
     module, function = SCRIPTS[name].split(":")
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    with pytest.raises(SystemExit) as exit_:
-        getattr(importlib.import_module(module), function)()
-    assert not exit_.value.code
+    getattr(importlib.import_module(module), function)()
     assert capsys.readouterr().out.startswith(f"usage: {name} ")
 
 
