@@ -26,7 +26,16 @@ NAMES = {
         "tests.reference.pipeline",
         "tests.reference.published",
     },
-    "e2e": {"subprocess", "AppTest", "humbug", "confetti", "train_concept", "train_concepts", "joint_training"},
+    "e2e": {
+        "subprocess",
+        "AppTest",
+        "humbug",
+        "confetti",
+        "train_concept",
+        "train_concepts",
+        "train_jointly",
+        "train_with_negative",
+    },
     "graph": {"toolkit", "compile_cell"},
 }
 

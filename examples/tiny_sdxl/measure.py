@@ -84,9 +84,15 @@ def train_concept(toolkit: Toolkit, target: UnseenConcept, num_vectors: int) -> 
     )
 
 
-def concept_quality(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -> dict[str, float]:
-    """Return the median distances of the initializer token and of `embedding`, and the seeds where it halved."""
-    before = distances(toolkit, target, target.initializer_token)
+def concept_quality(
+    toolkit: Toolkit, target: UnseenConcept, embedding: Embedding, before: np.ndarray | None = None
+) -> dict[str, float]:
+    """Return the median distances of the initializer token and of `embedding`, and the seeds where it halved.
+
+    `before` are the distances of the initializer token, if known.
+    """
+    if before is None:
+        before = distances(toolkit, target, target.initializer_token)
     after = distances(toolkit, target, target.placeholder_token, [embedding])
     return {
         "before": round(float(np.median(before)), 3),
@@ -108,16 +114,10 @@ def concept_options(target: UnseenConcept, num_vectors: int) -> dict[str, Any]:
     }
 
 
-def joint_training(toolkit: Toolkit, num_vectors: int) -> list[tuple[str, dict[str, float]]]:
-    """Train both concepts in one run with the steps of two; return the quality of each."""
+def train_jointly(toolkit: Toolkit, num_vectors: int) -> list[Embedding]:
+    """Train all of `CONCEPTS` in one run with the steps of two."""
     steps = {"total_step": 2 * toolkit.config.training.total_step}
-    embeddings = api.train_concepts(
-        toolkit, [concept_options(target, num_vectors) for target in CONCEPTS], training=steps
-    )
-    return [
-        (target.placeholder_token, concept_quality(toolkit, target, embedding))
-        for target, embedding in zip(CONCEPTS, embeddings, strict=True)
-    ]
+    return api.train_concepts(toolkit, [concept_options(target, num_vectors) for target in CONCEPTS], training=steps)
 
 
 def train_with_negative(toolkit: Toolkit, target: UnseenConcept, num_vectors: int, steps: int) -> list[Embedding]:
@@ -158,16 +158,19 @@ def main() -> None:
     if flags["what"] == "prompts":
         print(json.dumps(prompt_accuracy(toolkit, unseen_prompts())))
     elif flags["what"] == "joint":
-        for token, quality in joint_training(toolkit, flags["num_vectors"]):
-            print(token, json.dumps(quality), flush=True)
+        for target, embedding in zip(CONCEPTS, train_jointly(toolkit, flags["num_vectors"]), strict=True):
+            print_quality(toolkit, target, embedding)
     elif flags["what"] == "negative":
         for target in CONCEPTS:
             medians = negative_guidance(toolkit, target, flags["num_vectors"], flags["steps"])
             print(target.placeholder_token, json.dumps(medians), flush=True)
     else:
         for target in CONCEPTS:
-            embedding = train_concept(toolkit, target, flags["num_vectors"])
-            print(target.placeholder_token, json.dumps(concept_quality(toolkit, target, embedding)), flush=True)
+            print_quality(toolkit, target, train_concept(toolkit, target, flags["num_vectors"]))
+
+
+def print_quality(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -> None:
+    print(target.placeholder_token, json.dumps(concept_quality(toolkit, target, embedding)), flush=True)
 
 
 if __name__ == "__main__":

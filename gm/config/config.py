@@ -31,8 +31,8 @@ class RunConfig:
     )
     low_memory: str = option(
         "auto",
-        "keep weights in float16 and cast them to float32 at each use: same results, less memory, slower steps; auto is "
-        "some in PyNative mode on CPU, else off",
+        "keep weights in float16 and cast them to float32 at each use: same results, less memory, slower steps; auto "
+        "is some in PyNative mode on CPU, else off",
         choices=("auto", "off", "some", "most"),
     )
     weight: str = option("checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors")

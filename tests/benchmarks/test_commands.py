@@ -23,11 +23,11 @@ def run(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help(name: str) -> None:
-    ended = run(name, "--help")
-    assert ended.returncode == 0, ended.stderr
-    assert "--size {tiny,small,full}" in ended.stdout
-    assert "--json" in ended.stdout
+def test_help_lists_the_common_flags(name: str) -> None:
+    result = run(name, "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--size {tiny,small,full}" in result.stdout
+    assert "--json" in result.stdout
 
 
 def test_every_command_is_in_the_table_of_the_readme() -> None:
@@ -37,17 +37,17 @@ def test_every_command_is_in_the_table_of_the_readme() -> None:
 
 
 def test_user_error_is_one_line() -> None:
-    ended = run("sampling", "--steps", "2")
-    assert ended.returncode == 2
-    assert ended.stderr == "error: --steps is 2; it must be at least 3: the first and the last are not timed alone\n"
+    result = run("sampling", "--steps", "2")
+    assert result.returncode == 2
+    assert result.stderr == "error: --steps is 2; it must be at least 3: the first and the last are not timed alone\n"
     assert run("step", "--rounds", "0").stderr == "error: --rounds is 0; it must be at least 1\n"
     assert "did you mean '--batch'" in run("step", "--bach", "2").stderr
 
 
 def test_estimate_counts_and_estimates(tmp_path: Path) -> None:
-    ended = run("estimate", "--json", str(tmp_path / "counted.json"))
-    assert ended.returncode == 0, ended.stderr
-    assert "ESTIMATED, not measured" in ended.stdout
+    result = run("estimate", "--json", str(tmp_path / "counted.json"))
+    assert result.returncode == 0, result.stderr
+    assert "ESTIMATED, not measured" in result.stdout
     counted = json.loads((tmp_path / "counted.json").read_text())
     assert counted["case"] == {"version": "SD-XL-base-1.0", "pixels": 1024, "batch": 1, "precision": "float16"}
     parts = [cost["forward"] for name, cost in counted["training"].items() if name != "training step"]
@@ -76,9 +76,9 @@ def test_operator_shapes_are_those_of_full_size() -> None:
 def test_comparison_with_diffusers_runs(tmp_path: Path, name: str, flags: tuple[str, ...]) -> None:
     path = tmp_path / "results.json"
     once = ("--mode", "pynative", "--rounds", "1", "--warm_ups", "0", "--json", str(path))
-    ended = run(name, *flags, *once)
-    assert ended.returncode == 0, ended.stderr
-    assert "ours/reference: " in ended.stdout
+    result = run(name, *flags, *once)
+    assert result.returncode == 0, result.stderr
+    assert "ours/reference: " in result.stdout
     results = json.loads(path.read_text())
     for side in ("ours", "reference"):
         assert len(results["sides"][side]["seconds"]) == 1

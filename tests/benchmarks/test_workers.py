@@ -50,7 +50,7 @@ def test_one_process_lives_at_a_time_when_not_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_crash_is_told_with_the_last_words(tmp_path: Path, together: bool) -> None:
+def test_crash_is_reported_with_the_end_of_the_output(tmp_path: Path, together: bool) -> None:
     with pytest.raises(UserError, match=r"the worker 'b' ended with code 3.*\n(.*\n)*.*the toy is broken"):
         alternate(toys(tmp_path, crash_at=2), rounds=2, pieces=1, warm_ups=1, together=together)
 

@@ -1,4 +1,4 @@
-"""Options: merging, limits, errors; and that none of them stands there for nothing."""
+"""Options: merging, limits, errors; and that code reads every option."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ def test_defaults_are_sdxl_base() -> None:
     assert model.vae.downsample_factor == 8
 
 
-def test_a_refiner_is_described_by_its_file() -> None:
+def test_refiner_config_describes_the_refiner() -> None:
     base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
     assert (refiner.kind, refiner.is_refiner) == ("refiner", True)
     assert (refiner.num_size_values, refiner.size_embedding_dim) == (5, 256)
@@ -38,7 +38,7 @@ def test_a_refiner_is_described_by_its_file() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
-def test_every_shipped_file_loads_and_opens_with_its_command(path: Path) -> None:
+def test_every_shipped_config_loads_and_starts_with_its_command(path: Path) -> None:
     configuration.load(path)
     head = re.match(r"(#.*\n)+", path.read_text())
     assert head
@@ -93,7 +93,7 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
+def test_user_errors_name_the_option(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -112,7 +112,7 @@ def test_encoder_widths_must_match_the_unet() -> None:
         ModelConfig(text_encoder_1=TextEncoderConfig(width=512, heads=8))
 
 
-def test_each_kind_of_model_has_its_place() -> None:
+def test_require_refuses_the_other_kind_of_model() -> None:
     base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
     base.require("base")
     refiner.require("refiner")
