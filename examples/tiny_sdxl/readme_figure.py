@@ -50,9 +50,7 @@ def figure_rows(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -
 
 def main() -> None:
     parser = cli.Parser("Generate the figure of the README; takes a few minutes.")
-    parser.add_argument(
-        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
-    )
+    parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
     parser.add_argument("--target", default="docs/images/learned.png", help="(default: %(default)s)")
     flags = parser.read()

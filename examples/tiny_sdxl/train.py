@@ -103,9 +103,7 @@ def write_curves(curves: dict[str, list[float]], target: Path) -> None:
 
 def main() -> None:
     parser = cli.Parser("Train the tiny model from scratch on two cores, resuming where it was stopped.")
-    parser.add_argument(
-        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
-    )
+    parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_argument(
         "--state", default="runs/tiny_model", help="folder of the state to resume from (default: %(default)s)"
     )
