@@ -35,17 +35,17 @@ _ZERO_INITIALIZED = ("conv2.weight", "out_layers.3.weight", "proj_out.weight", "
 
 
 def train_autoencoder(
-    model: SDXL, where: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
+    model: SDXL, device: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
 ) -> list[float]:
     """Train the autoencoder, resuming from `state`, and standardize its latents; return the losses."""
     config, network = model.config, model.first_stage_model
     parameters = list(network.get_parameters())
     trainer.initialize(parameters, seed, _ZERO_INITIALIZED)
-    autoencoder = Trainer(vae.Loss(network), parameters, hyperparameters, where)
+    autoencoder = Trainer(vae.Loss(network), parameters, hyperparameters, device)
     shape = vae.latent_shape(config)
     trainer.train(
         autoencoder,
-        lambda update: vae.batch(_samples(update, hyperparameters, where), seed, config.resolution, shape),
+        lambda update: vae.batch(_samples(update, hyperparameters, device), seed, config.resolution, shape),
         state / "autoencoder.npz",
         log,
     )
@@ -56,7 +56,7 @@ def train_autoencoder(
 
 
 def train_diffusion(
-    model: SDXL, latents: np.ndarray, where: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
+    model: SDXL, latents: np.ndarray, device: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
 ) -> list[float]:
     """Train UNet and text encoders, resuming from `state`, and fill the token tables; return the losses."""
     batches = diffusion.Batches(latents, seed, model.config)
@@ -64,19 +64,19 @@ def train_diffusion(
     parameters = diffusion.trainable_parameters(model)
     trainer.initialize(parameters, seed, _ZERO_INITIALIZED)
     diffusion.fill_token_tables(model, batches.known, embeddings, seed)
-    network = Trainer(diffusion.Loss(model, embeddings), [*parameters, *embeddings], hyperparameters, where)
+    network = Trainer(diffusion.Loss(model, embeddings), [*parameters, *embeddings], hyperparameters, device)
     trainer.train(
-        network, lambda update: batches.batch(_samples(update, hyperparameters, where)), state / "diffusion.npz", log
+        network, lambda update: batches.batch(_samples(update, hyperparameters, device)), state / "diffusion.npz", log
     )
     network.use_average()
     diffusion.fill_token_tables(model, batches.known, embeddings, seed)
     return network.curve
 
 
-def _samples(update: int, hyperparameters: Hyperparameters, where: Backend) -> range:
+def _samples(update: int, hyperparameters: Hyperparameters, device: Backend) -> range:
     """Return the numbers of this rank's samples of `update`."""
-    share = hyperparameters.batch // where.world
-    first = update * hyperparameters.batch + where.rank * share
+    share = hyperparameters.batch // device.world
+    first = update * hyperparameters.batch + device.rank * share
     return range(first, first + share)
 
 
@@ -117,24 +117,24 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=SCENES, help="number of scenes (default: %(default)s)")
     flags = parser.read()
-    where = backend.setup(RunConfig(device_target="CPU", ms_mode=flags["ms_mode"]), flags["is_parallel"] == "True")
+    device = backend.setup(RunConfig(device_target="CPU", ms_mode=flags["ms_mode"]), flags["is_parallel"] == "True")
     for hyperparameters in (AUTOENCODER, DIFFUSION):
-        if hyperparameters.batch % where.world:
-            raise UserError(f"{where.world} ranks cannot share batches of {hyperparameters.batch}; start 1, 2, 4 or 8")
+        if hyperparameters.batch % device.world:
+            raise UserError(f"{device.world} ranks cannot share batches of {hyperparameters.batch}; start 1, 2, 4 or 8")
     model = sdxl.build(configuration.load(flags["config"]).model)
     state, seed = Path(flags["state"]), flags["seed"]
     state.mkdir(parents=True, exist_ok=True)
     first = dataclasses.replace(AUTOENCODER, updates=flags["autoencoder_updates"])
     second = dataclasses.replace(DIFFUSION, updates=flags["updates"])
-    curves = {"autoencoder": train_autoencoder(model, where, state, seed, first)}
-    latents = vae.encode(model, where, state / "latents.npy", seed, flags["scenes"])
-    curves["diffusion"] = train_diffusion(model, latents, where, state, seed, second)
-    if where.is_main_process:
+    curves = {"autoencoder": train_autoencoder(model, device, state, seed, first)}
+    latents = vae.encode(model, device, state / "latents.npy", seed, flags["scenes"])
+    curves["diffusion"] = train_diffusion(model, latents, device, state, seed, second)
+    if device.is_main_process:
         target = Path(flags["target"])
         write(model, target)
         write_curves(curves, target.with_name(f"{target.stem}_curves.json"))
         log(f"wrote {flags['target']}")
-    where.barrier()
+    device.barrier()
 
 
 if __name__ == "__main__":

@@ -71,16 +71,19 @@ class Trainer:
     """Adam (Kingma and Ba, 2015) on all `parameters`, with the moving average of the weights."""
 
     def __init__(
-        self, loss: nn.Cell, parameters: Sequence[Parameter], hyperparameters: Hyperparameters, where: Backend
+        self, loss: nn.Cell, parameters: Sequence[Parameter], hyperparameters: Hyperparameters, device: Backend
     ) -> None:
         for p in parameters:
             p.requires_grad = True
-        self.parameters, self.hyperparameters, self.where = ParameterTuple(parameters), hyperparameters, where
-        self.gradient = backend.compile_cell(Gradient(loss, self.parameters), where.graph)
-        self.mean_over_ranks = backend.AllReduceMean(where.world)
+        self.parameters = ParameterTuple(parameters)
+        self.hyperparameters = hyperparameters
+        self.device = device
+        self.gradient = backend.compile_cell(Gradient(loss, self.parameters), device.graph)
+        self.mean_over_ranks = backend.AllReduceMean(device.world)
         self.update = 0
         self.weights = np.concatenate([p.asnumpy().ravel() for p in parameters])
-        self.mean, self.square = np.zeros_like(self.weights), np.zeros_like(self.weights)
+        self.mean = np.zeros_like(self.weights)
+        self.square = np.zeros_like(self.weights)
         self.averaged = self.weights.copy()
         self.curve: list[float] = []
 
@@ -142,7 +145,7 @@ def train(trainer: Trainer, batch: Callable[[int], Sequence[Tensor]], state: Pat
     updates = trainer.hyperparameters.updates
     while trainer.update < updates:
         trainer.step(*batch(trainer.update))
-        if trainer.where.is_main_process and (time.monotonic() - saved > 120 or trainer.update == updates):
+        if trainer.device.is_main_process and (time.monotonic() - saved > 120 or trainer.update == updates):
             saved = time.monotonic()
             trainer.save(state)
             each = (saved - started) / (trainer.update - first)

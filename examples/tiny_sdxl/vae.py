@@ -69,24 +69,24 @@ def latent_shape(config: ModelConfig) -> tuple[int, int, int]:
     return config.vae.latent_channels, side, side
 
 
-def encode(model: SDXL, where: Backend, path: Path, seed: int, scenes: int) -> np.ndarray:
+def encode(model: SDXL, device: Backend, path: Path, seed: int, scenes: int) -> np.ndarray:
     """Return scaled latents of the first `scenes` of the world, [scenes, z, h, w], cached at `path`.
 
     Each rank encodes its part of every 64 scenes and adds zeros for the others.
     """
     if path.exists():
         return np.load(path)
-    all_reduce_mean = backend.AllReduceMean(where.world)
+    all_reduce_mean = backend.AllReduceMean(device.world)
     parts = []
     for first in range(0, scenes, 64):
         part = range(first, min(first + 64, scenes))
-        mine = part[where.rank :: where.world]
+        mine = part[device.rank :: device.world]
         latents = np.zeros((len(part), *latent_shape(model.config)), np.float32)
         mean, _ = model.first_stage_model.encode(Tensor(images(mine, seed, model.config.resolution)))
-        latents[where.rank :: where.world] = mean.asnumpy() * model.config.vae.scale_factor
-        parts.append(all_reduce_mean(Tensor(latents)).asnumpy() * where.world)
+        latents[device.rank :: device.world] = mean.asnumpy() * model.config.vae.scale_factor
+        parts.append(all_reduce_mean(Tensor(latents)).asnumpy() * device.world)
     all_latents = np.concatenate(parts)
-    if where.is_main_process:
+    if device.is_main_process:
         with atomic_io.atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.save(file, all_latents)
     return all_latents
