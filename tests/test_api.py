@@ -54,7 +54,7 @@ def test_a_config_loads_as_its_file_does(workshop: Workshop, toolkit: api.Toolki
 
 
 def test_a_refiner_is_no_model_to_begin_with(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match="is a refiner, which cannot be trained or start an image; give a base"):
+    with pytest.raises(UserError, match="is a refiner, which learns no words and begins no images; give a base"):
         api.load(workshop.folder / "refiner.yaml", run={"weight": str(workshop.folder / "refiner.ckpt")})
 
 

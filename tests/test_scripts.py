@@ -89,7 +89,7 @@ def images(tmp_path: Path) -> Path:
         (["--resume", "@nowhere.ckpt"], "there is not a file"),
         (["--is_parallel", "True"], "needs several processes"),
         (["--concepts", "{placeholder_token: <aa>}", "{placeholder: <bb>}"], "--concepts, word 2: unknown option"),
-        (["--concepts", "words.yaml"], "words.yaml is not a file"),
+        (["--concepts", "words.yaml"], "there is not a file words.yaml"),
     ],
 )
 def test_training_names_what_is_wrong(
@@ -132,7 +132,7 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
         (["--prompts", "a cat"], "unknown argument --prompts; did you mean '--prompt'?"),
         (["--task", "img2imgs"], "it may be 'txt2img', 'img2img', 'inpaint'; did you mean 'img2img'?"),
         (["--task", "img2img"], "--img is empty"),
-        (["--parameters_from", "@wide.ckpt"], "is no image that can be read"),
+        (["--recipe", "@wide.ckpt"], "is no image that can be read"),
         (["--save_path", "@wide.ckpt/out"], "wide.ckpt is not a folder; choose another"),
         (["--prompt", "promts.txt"], "there is not a file promts.txt; --prompt is what to draw"),
         (["--sampler", "dpm"], "unknown sampler 'dpm'; known are euler"),

@@ -140,7 +140,7 @@ class _Decoder(nn.Cell):
 
 
 class AutoencoderKL(nn.Cell):
-    """Images [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.downsample_factor`."""
+    """Images [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

@@ -50,4 +50,4 @@ def fresh_noise(order: ImageRequest, frame: ImageSize, config: VAEConfig, step: 
 
 
 def _shape(frame: ImageSize, config: VAEConfig) -> tuple[int, int, int]:
-    return config.latent_channels, frame.height // config.downsample_factor, frame.width // config.downsample_factor
+    return config.latent_channels, frame.height // config.reduction, frame.width // config.reduction

@@ -61,7 +61,7 @@ def frame_for(original: Size, sampling: SamplingConfig, model: ModelConfig) -> S
     if sampling.height or sampling.width or sampling.sd_xl_base_ratios is not None:
         frame = resolution.image_size(sampling, model)
         return frame.height, frame.width
-    reduction = model.vae.downsample_factor
+    reduction = model.vae.reduction
     step = max(model.resolution // _STEPS // reduction, 1) * reduction
     return bucketing.nearest(original, bucketing.sizes(model.resolution, step))
 

@@ -148,7 +148,7 @@ def _noise(
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--init_latent_path {path} is no .npy of numbers; numpy.save writes one") from error
     vae = config.model.vae
-    side = (frame.height // vae.downsample_factor, frame.width // vae.downsample_factor)
+    side = (frame.height // vae.reduction, frame.width // vae.reduction)
     wanted = (vae.latent_channels, *side)
     if (
         noise.ndim != 4

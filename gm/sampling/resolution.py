@@ -71,7 +71,7 @@ def image_size(sampling: SamplingConfig, model: ModelConfig) -> ImageSize:
             )
         width, height = ASPECT_RATIOS[sampling.sd_xl_base_ratios]
     height, width = sampling.height or height, sampling.width or width
-    reduction = model.vae.downsample_factor
+    reduction = model.vae.reduction
     for name, side in (("height", height), ("width", width)):
         if side % reduction:
             raise UserError(f"--{name} is {side}; it must be a multiple of {reduction}, the autoencoder's reduction")

@@ -61,7 +61,7 @@ def draw(model: SDXL, pipeline: Pipeline, sheet: PromptGrid, words: LoadedEmbedd
         yield from pipeline.draw(sheet.requests, words, sheet.sampling)
         return
     (start,) = init_image.encode(model, [source])
-    mask = None if source.mask is None else init_image.latent_mask(source, model.config.vae.downsample_factor)
+    mask = None if source.mask is None else init_image.latent_mask(source, model.config.vae.reduction)
     requests = [dataclasses.replace(order, image=start, mask=mask) for order in sheet.requests]
     for drawn in pipeline.draw(requests, words, sheet.sampling):
         if source.mask is not None:

@@ -26,10 +26,10 @@ def tile_side(sampling: SamplingConfig, config: VAEConfig) -> int | None:
     """Return the side of a tile in latents, None for no tiles; UserError if that is not a whole number."""
     if not sampling.vae_tiling:
         return None
-    side, rest = divmod(sampling.vae_tile_size, config.downsample_factor)
+    side, rest = divmod(sampling.vae_tile_size, config.reduction)
     if rest:
         raise UserError(
-            f"--vae_tile_size is {sampling.vae_tile_size}; it must be a multiple of {config.downsample_factor}, "
+            f"--vae_tile_size is {sampling.vae_tile_size}; it must be a multiple of {config.reduction}, "
             "the autoencoder's reduction"
         )
     return side
@@ -144,13 +144,13 @@ class VAEDecoder:
         """Return the scaled latents [z, h, w] of an image of random colours, and its levels [3, h, w] there."""
         colours = rng.generator(0, "preview").uniform(0.0, 255.0, (3, _PATCHES, _PATCHES)).astype(np.float32)
         levels = _enlarged(colours, _PATCH)
-        image = _enlarged(levels, self.config.downsample_factor) / 127.5 - 1
+        image = _enlarged(levels, self.config.reduction) / 127.5 - 1
         mean, _ = self.vae.encode(Tensor(image[None]))
         return mean.asnumpy()[0] * np.float32(self.config.scale_factor), levels
 
     def _tiled(self, latents: np.ndarray, tile: int) -> np.ndarray:
         """Return the levels [3, H, W] of `latents` [z, h, w], decoded in tiles."""
-        scale, (height, width) = self.config.downsample_factor, (min(side, tile) for side in latents.shape[1:])
+        scale, (height, width) = self.config.reduction, (min(side, tile) for side in latents.shape[1:])
         (tops, rows), (lefts, columns) = (blend(side, tile, scale) for side in latents.shape[1:])
         levels = np.zeros((3, rows.shape[1], columns.shape[1]), np.float32)
         for (i, top), (j, left) in product(enumerate(tops), enumerate(lefts)):

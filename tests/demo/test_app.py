@@ -43,7 +43,7 @@ def test_what_the_versions_hold_is_what_their_configs_say() -> None:
     for spec in VERSION2SPECS.values():
         model = configuration.load(spec["config"]).model
         assert (spec["H"], spec["W"]) == (model.resolution, model.resolution)
-        assert (spec["C"], spec["f"]) == (model.vae.latent_channels, model.vae.downsample_factor)
+        assert (spec["C"], spec["f"]) == (model.vae.latent_channels, model.vae.reduction)
         names = {"H", "W", "C", "f", "is_legacy", "config", "ckpt", "textual_inversion_weight"}
         assert set(spec) == names
 

@@ -30,5 +30,5 @@ def test_the_fingerprint_tells_weights_apart_and_precisions_not(workshop: Worksh
 
 def test_a_refiner_has_no_tables_for_words_to_start_from(refiner: Case) -> None:
     for asked in (refiner.model.token_tables, lambda: refiner.model.token_norms([1])):
-        with pytest.raises(UserError, match="refiner is a refiner, which cannot be trained"):
+        with pytest.raises(UserError, match="refiner is a refiner, which learns no words"):
             asked()

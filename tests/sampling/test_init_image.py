@@ -198,7 +198,7 @@ def test_masks_that_will_not_do(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_grad")
 def test_latents_are_those_of_the_reference(tmp_path: Path, smallest: Case) -> None:
-    reduction = smallest.config.vae.downsample_factor
+    reduction = smallest.config.vae.reduction
     size = SamplingConfig(height=12 * reduction, width=8 * reduction)
     shown = [save(tmp_path / f"{k}.png", np.random.default_rng(k).integers(0, 256, (90, 60, 3))) for k in range(2)]
     read = [init_image.read(path, size, smallest.config) for path in shown]

@@ -56,12 +56,12 @@ def test_a_recipe_alone_gives_the_config_back(tmp_path: Path, concept: Path) -> 
         },
     )
     path = saved(made, tmp_path)
-    again = cli.parse("", ("run", "sampling"), ["--parameters_from", str(path)], metadata.overrides)
+    again = cli.parse("", ("run", "sampling"), ["--recipe", str(path)], metadata.overrides)
     assert again.model == made.model
     own = {"prompt": ORDER.prompt, "seed": 9, "num_cols": 1, "save_path": "outputs", "base_model": "abc"}
     assert again.sampling == dataclasses.replace(made.sampling, **own)
     assert (again.run.pooling, again.run.weight) == ("argmax", "some/weights.ckpt")
-    flags = ["--parameters_from", str(path), "--seed", "10", "--sample_step", "5", "--num_cols", "2"]
+    flags = ["--recipe", str(path), "--seed", "10", "--sample_step", "5", "--num_cols", "2"]
     changed = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
     assert changed.sampling == dataclasses.replace(again.sampling, seed=10, sample_step=5, num_cols=2)
 

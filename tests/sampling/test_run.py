@@ -97,7 +97,7 @@ def test_noise_from_a_file_replaces_the_seeds(workshop: Workshop, pipeline: Pipe
     (ours,) = images(job(workshop, tmp_path, seed=40), pipeline)
     assert np.array_equal(pixels(first), pixels(ours))
     assert not np.array_equal(pixels(second), pixels(ours))
-    flags = ["--parameters_from", str(second), "--save_path", str(tmp_path / "again")]
+    flags = ["--recipe", str(second), "--save_path", str(tmp_path / "again")]
     again = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
     assert np.array_equal(pixels(images(prepare(again), pipeline)[0]), pixels(second))
 
@@ -132,10 +132,10 @@ def test_a_recipe_alone_repeats_an_image_to_the_bit(
     Image.linear_gradient("L").resize((25, 20)).save(workshop.folder / "mask.png")
     *_, drawn = images(job(workshop, tmp_path, **placed(TASKS[task], workshop.folder)), pipeline)
     folder = ["--save_path", str(tmp_path / "again")]
-    config = cli.parse("", ("run", "sampling"), ["--parameters_from", str(drawn), *folder], metadata.overrides)
+    config = cli.parse("", ("run", "sampling"), ["--recipe", str(drawn), *folder], metadata.overrides)
     (again,) = images(prepare(config), pipeline)
     assert again.read_bytes() == drawn.read_bytes()
-    flags = ["--parameters_from", str(drawn), "--seed", "1", *folder]
+    flags = ["--recipe", str(drawn), "--seed", "1", *folder]
     config = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
     (other,) = images(prepare(config), pipeline)
     assert not np.array_equal(pixels(other), pixels(drawn))
@@ -229,7 +229,7 @@ def test_concepts_learned_otherwise_are_warned_about(
             {"task": "img2img", "img": ["@small.png"], "strength": 0.3},
             "--strength 0.3 of 3 steps is none; give at least 0.33",
         ),
-        ({"add_pipeline": True, "pipeline_config": "@nowhere.yaml"}, "nowhere.yaml is not a file"),
+        ({"add_pipeline": True, "pipeline_config": "@nowhere.yaml"}, "no config file .*nowhere.yaml"),
         ({"add_pipeline": True, "pipeline_config": "@base.yaml"}, "is a base model; give a refiner"),
         ({"add_pipeline": True, "pipeline_config": "@refiner.yaml"}, "leaves the refiner none; give at least 0.33"),
         (

@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Pat
 
 
 def test_a_refiner_learns_no_words(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match="is a refiner, which cannot be trained"):
+    with pytest.raises(UserError, match="is a refiner, which learns no words"):
         setup.prepare(configuration.load(workshop.folder / "refiner.yaml"))
 
 
