@@ -1,5 +1,5 @@
-# make demo, make demo-style: see it work, on any machine.  make test: the proof.
-# They need nothing but Python 3.10 to 3.12 and make.
+# make demo, make demo-style: train on two small datasets and generate images, on any machine.
+# make fast: the quick tests.  make test: all checks and tests.  They need only Python 3.10 to 3.12 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,19 +7,22 @@ TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
-.PHONY: install demo demo-style test check clean
+.PHONY: install demo demo-style check lint types layers fast test clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: requirement.txt
+$(VENV)/installed: requirement.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirement.txt
 	touch $@
 
-# Of these packages one file each is used; their other parts need torchvision and more: hence --no-deps.
-$(VENV)/tested: $(VENV)/installed requirement-test.txt
+# Of clip-anytorch and k-diffusion the tests use one file each; the rest needs torchvision and more: hence --no-deps.
+$(VENV)/checked: $(VENV)/installed requirement-test.txt
 	$(BIN)/pip install -q -r requirement-test.txt
 	$(BIN)/pip install -q --no-deps clip-anytorch==2.6.0 k-diffusion==0.1.1.post1
+	touch $@
+
+$(VENV)/tested: $(VENV)/checked
 	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { $(APT) update -qq && $(APT) install -y -qq chromium chromium-driver; }
 	touch $@
@@ -27,27 +30,37 @@ $(VENV)/tested: $(VENV)/installed requirement-test.txt
 $(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed
 	$(BIN)/python tools/convert_weights/convert.py $(CONFIG) --source $< --target $@ --overwrite
 
-# Both start from words that the tiny model knows: paris is the name of one of its styles.
+# The initializer tokens are words that the tiny model knows: paris is the name of one of its styles.
 OBJECT := --data_path datasets/humbug --placeholder_token "<humbug>" --initializer_token heart
 STYLE := --data_path datasets/confetti --placeholder_token "<confetti>" --initializer_token paris \
     --learnable_property style
 
-demo: LEARN := $(OBJECT)
+demo: CONCEPT := $(OBJECT)
 demo: PROMPT := a <humbug> on a blue background
-demo-style: LEARN := $(STYLE)
+demo-style: CONCEPT := $(STYLE)
 demo-style: PROMPT := a blue star in the style of <confetti>
 demo demo-style: $(VENV)/installed $(TINY).ckpt
-	$(BIN)/python train_textual_inversion.py $(CONFIG) $(LEARN) --save_path runs/$@ --infer_during_train True
+	$(BIN)/python train_textual_inversion.py $(CONFIG) $(CONCEPT) --save_path runs/$@ --infer_during_train True
 	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/$@ \
 	    --textual_inversion_weight runs/$@/tiny-SD-XL_200_ti.ckpt --prompt "$(PROMPT)"
-	@echo "images: outputs/$@   embedding files, previews, log: runs/$@   model: $(TINY).ckpt"
+	@echo "images: outputs/$@   embedding files, sample images, log: runs/$@   model: $(TINY).ckpt"
 
-check: $(VENV)/tested
+check: lint types layers
+
+lint: $(VENV)/checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/checked
 	$(BIN)/mypy
 
-test: check
+layers: $(VENV)/checked
+	$(BIN)/lint-imports
+
+fast: $(VENV)/checked
+	$(BIN)/python -m pytest -m "not graph and not e2e and not reference and not browser"
+
+test: check $(VENV)/tested
 	$(BIN)/python -m pytest
 
 clean:

@@ -18,5 +18,10 @@ def main() -> None:
             print(f"learned {concept.word}: {path}")
 
 
-if __name__ == "__main__":
+def entry_point() -> None:
+    """Run `main` as the console script gm-train does."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    entry_point()

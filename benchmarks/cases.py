@@ -1,31 +1,104 @@
-"""What one worker is asked to do, as it travels on a command line."""
+"""The three sizes of model that are measured with their weights, and a case as it travels on a command line."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from benchmarks.models import SIZES, Size
+from gm import config as configuration
 from gm.config import Config
+from gm.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "benchmarks" / "weights"
 PROMPT = "a photo of a toy on a table"
 PLACEHOLDER = "<measured>"
 
 
 @dataclass(frozen=True)
+class Size:
+    """A size of model and the defaults of its measurements; paths are relative to the repository."""
+
+    name: str
+    yaml: str
+    pixels: int
+    images: str
+    together: bool  # whether two processes that hold it fit into the memory side by side
+    warm_ups: int  # pieces of work before the measured ones
+    rounds: int
+    pieces: int  # of work a round, by each side
+    published: str = ""  # existing checkpoint; default: random weights
+
+    @property
+    def source(self) -> Path:
+        """Float16 checkpoint in the published format, for the reference."""
+        return ROOT / self.published if self.published else WEIGHTS / f"{self.name}.safetensors"
+
+    @property
+    def weight(self) -> Path:
+        """The `.ckpt` converted from it, for the toolkit."""
+        return WEIGHTS / f"{self.name}.ckpt"
+
+    def config(self, **sections: dict[str, Any]) -> Config:
+        """Return the config on the CPU, with single options replaced."""
+        run = {"device_target": "CPU", "weight": str(self.weight), **sections.pop("run", {})}
+        return configuration.load(ROOT / self.yaml, {"run": run, **sections})
+
+
+# In a graph the CPU kernels try other numbers of threads during their first tens of runs.
+SIZES = {
+    "tiny": Size(
+        "tiny",
+        "configs/training/tiny_textual_inversion.yaml",
+        pixels=64,
+        images="datasets/humbug",
+        together=True,
+        warm_ups=40,
+        rounds=40,
+        pieces=1,
+        published="checkpoints/tiny_sd_xl_base.safetensors",
+    ),
+    "small": Size(
+        "small",
+        "benchmarks/small.yaml",
+        pixels=128,
+        images="datasets/cat_toy",
+        together=True,
+        warm_ups=40,
+        rounds=20,
+        pieces=1,
+    ),
+    "full": Size(
+        "full",
+        "configs/training/sd_xl_base_finetune_textual_inversion.yaml",
+        pixels=256,
+        images="datasets/cat_toy",
+        together=False,
+        warm_ups=3,
+        rounds=2,
+        pieces=5,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Case:
-    """A training step or an image of one size of model; `resolution` is in pixels a side."""
+    """A training step or an image of one size of model; `resolution` is the side in pixels."""
 
     size: str
     resolution: int
     batch: int = 1
     vectors: int = 4
     accumulation: int = 1
-    mode: str = "graph"  # of ours: graph or pynative
-    low_memory: str = "auto"  # of ours, as --low_memory of the training script
+    mode: str = "graph"  # of the toolkit: graph or pynative
+    low_memory: str = "auto"  # of the toolkit
     steps: int = 20  # of the sampler
     guidance: float = 5.0
 
@@ -33,11 +106,11 @@ class Case:
     def model(self) -> Size:
         return SIZES[self.size]
 
-    def written(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
     def config(self) -> Config:
-        """Return the toolkit's config for it; it never comes to an end by itself."""
+        """Return the toolkit's config, with an unlimited number of steps."""
         return self.model.config(
             run={"ms_mode": ("graph", "pynative").index(self.mode), "low_memory": self.low_memory},
             concept={"placeholder_token": PLACEHOLDER, "num_vectors": self.vectors},
@@ -59,15 +132,37 @@ class Case:
         )
 
 
-def read(text: str) -> Case:
-    """Return the case that `Case.written` wrote."""
+def from_json(text: str) -> Case:
+    """Return the case that `Case.to_json` wrote."""
     values: dict[str, Any] = json.loads(text)
     return Case(**values)
 
 
 def between(ticks: list[float]) -> list[float]:
-    """Return the seconds of single sampling steps from when each ended: not of the first, nor of the last.
+    """Return the seconds of single sampling steps from the times of their ends, without the first and the last.
 
-    The first waits for the text encoders, and the last of ours holds the decoder.
+    The first waits for the text encoders, and the last of this toolkit includes the decoder.
     """
-    return [later - sooner for sooner, later in itertools.pairwise(ticks[:-1])]
+    return [later - earlier for earlier, later in itertools.pairwise(ticks[:-1])]
+
+
+def prepare(size: Size) -> None:
+    """Create missing weights; full size takes minutes and 14 GB of disk. UserError if that fails."""
+    if not size.source.exists():
+        _run("examples/tiny_sdxl/random_weights.py", "--config", size.yaml, "--target", str(size.source))
+    if not size.weight.exists() or size.weight.stat().st_mtime < size.source.stat().st_mtime:
+        convert = ("--config", size.yaml, "--source", str(size.source), "--target", str(size.weight), "--overwrite")
+        _run("tools/convert_weights/convert.py", *convert)
+
+
+def as_flags(options: Mapping[str, object]) -> list[str]:
+    """Return `options` as command-line flags."""
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def _run(*command: str) -> None:
+    # A separate process keeps the memory of this one small.
+    WEIGHTS.mkdir(exist_ok=True)
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=sys.stderr, check=False)
+    if result.returncode:
+        raise UserError(f"{command[0]} failed, see its message above; it writes weights to {WEIGHTS}")

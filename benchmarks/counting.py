@@ -1,10 +1,10 @@
-"""What SDXL's networks compute, hold and keep, counted from the config alone.
+"""FLOPs, weights and saved activations of the operators of SDXL's networks, from the config alone.
 
 Counted are convolutions, projections and the two products of attention; a multiplication and an addition are two
 FLOPs. Normalisations, activations, sums and sinusoids have no FLOPs here, below one in a hundred of the whole; they
-count in what is kept for the backward pass. Weights are frozen, so a projection or a convolution keeps nothing and
-costs in the backward pass what it costs forward: the gradient of its input. The products of attention cost twice
-that, since both factors depend on the learned rows. What does not depend on them has no way back at all (`aside`).
+count in the activations saved for the backward pass. Weights are frozen, so a projection or a convolution saves nothing
+and costs as much backward as forward: the gradient of its input. The products of attention cost twice that, since both
+factors depend on the embedding vectors. What does not depend on them has no backward pass (`without_gradient`).
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_FLASH_STATISTICS = 16  # float32 values that Ascend's flash kernel keeps for every query of a head: 8 maxima, 8 sums
+_FLASH_STATISTICS = 16  # float32 values that Ascend's flash kernel saves for every query of a head: 8 maxima, 8 sums
 
 
 @dataclass(frozen=True)
 class Part:
-    """One operator. Everything is a number of values, but `flops`."""
+    """One operator. All fields but the FLOPs are numbers of values."""
 
     flops: int = 0  # forward
-    back: int = 0  # FLOPs of the way back
+    backward: int = 0  # FLOPs of the backward pass
     weights: int = 0
     weights_float32: int = 0  # of normalisations, in any precision
     moved: int = 0  # in and out of a product, forward, beside its weights
-    kept: int = 0  # for the backward pass, in the precision of the weights
-    kept_float32: int = 0
-    kept_if_half: int = 0  # copies in half precision of what is kept in float32
+    saved: int = 0  # for the backward pass, in the precision of the weights
+    saved_float32: int = 0
+    saved_if_half: int = 0  # copies in half precision of what is saved in float32
 
 
 @dataclass(frozen=True)
 class Block:
-    """Parts that recomputation would run again together, keeping their `inputs` values only; 0 keeps everything."""
+    """Parts that are recomputed together, with only `inputs` values saved; 0 means that nothing is recomputed."""
 
     name: str
     inputs: int
@@ -43,8 +43,8 @@ class Block:
         return sum(part.flops for part in self.parts)
 
     @property
-    def back(self) -> int:
-        return sum(part.back for part in self.parts)
+    def backward(self) -> int:
+        return sum(part.backward for part in self.parts)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, pixels: int, pixels_in: int | None = None) -> Part:
@@ -64,35 +64,35 @@ def attention(width: int, heads: int, queries: int, keys: int, batch: int, flash
     """Count softmax(QKᵀ/√d)V of `queries` and `keys` tokens an image, with all scores, also those a mask hides."""
     flops = 2 * 2 * width * queries * keys * batch
     inputs, output = (queries + 2 * keys) * width * batch, queries * width * batch
-    if flash:  # its way back computes the scores once more: five products instead of four
+    if flash:  # the backward pass computes the scores again: five products instead of four
         statistics = _FLASH_STATISTICS * heads * queries * batch
-        return Part(flops, flops * 5 // 2, moved=inputs + output, kept=inputs + output, kept_float32=statistics)
+        return Part(flops, flops * 5 // 2, moved=inputs + output, saved=inputs + output, saved_float32=statistics)
     scores = heads * queries * keys * batch
     moved = inputs + output + 2 * scores
-    return Part(flops, 2 * flops, moved=moved, kept=inputs, kept_float32=scores, kept_if_half=scores)
+    return Part(flops, 2 * flops, moved=moved, saved=inputs, saved_float32=scores, saved_if_half=scores)
 
 
 def norm(channels: int, positions: int) -> Part:
-    """Count a normalisation, which keeps its input in float32."""
-    return Part(weights_float32=2 * channels, kept_float32=channels * positions)
+    """Count a normalisation, which saves its input in float32."""
+    return Part(weights_float32=2 * channels, saved_float32=channels * positions)
 
 
 def activation(values: int, copies: int = 1) -> Part:
-    """Count an activation, which keeps `copies` of as many values as it makes."""
-    return Part(kept=copies * values)
+    """Count an activation function, which saves `copies` of its output's size."""
+    return Part(saved=copies * values)
 
 
-def table(rows: int, width: int) -> Part:
+def table(entries: int, width: int) -> Part:
     """Count an embedding."""
-    return Part(weights=rows * width)
+    return Part(weights=entries * width)
 
 
-def aside(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """Return `parts` that do not depend on the learned rows: no way back, nothing kept."""
-    nothing = {"back": 0, "kept": 0, "kept_float32": 0, "kept_if_half": 0}
+def without_gradient(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Return `parts` that do not depend on the embedding vectors: no backward pass, nothing saved."""
+    nothing = {"backward": 0, "saved": 0, "saved_float32": 0, "saved_if_half": 0}
     return tuple(dataclasses.replace(part, **nothing) for part in parts)
 
 
 def unused(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """Return `parts` that are loaded and never computed."""
+    """Return `parts` that are loaded but never computed."""
     return tuple(Part(weights=p.weights, weights_float32=p.weights_float32) for p in parts)

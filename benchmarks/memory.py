@@ -1,8 +1,8 @@
-"""Peak memory of converting, loading, training and sampling, each in a process of its own.
+"""Peak memory of conversion, loading, training and sampling, each in a process of its own.
 
     python benchmarks/memory.py --size tiny
 
-Converting, training and sampling are the scripts as a person runs them; graphs are compiled, none is kept.
+Conversion, training and sampling run the user's scripts; graphs are compiled, none is cached.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import costs, report
-from benchmarks.alternation import Process, worker
-from benchmarks.cases import PROMPT, Case
-from benchmarks.models import ROOT, SIZES, Size, prepare
+from benchmarks.cases import PROMPT, ROOT, SIZES, Case, Size, as_flags, prepare
+from benchmarks.workers import Process, worker
 from gm.config import cli
 from gm.errors import UserError
 
-_WORDS = 2000  # characters of a failed command's output that are shown
+_SHOWN = 2000  # characters of a failed command's output in the message
 
 
 def main() -> None:
@@ -41,11 +38,11 @@ def main() -> None:
         for name, command in commands(case, flags["steps"], Path(folder)).items():
             print(f"… {name}", file=sys.stderr, flush=True)
             peaks[name] = peak_of(command)
-            for made in Path(folder).glob("*.ckpt"):
-                made.unlink()  # the disk need not hold two
-    with Process("load", worker("benchmarks.ours", "load", case.written())) as process:
+            for converted in Path(folder).glob("*.ckpt"):
+                converted.unlink()  # the disk need not hold two
+    with Process("load", worker("benchmarks.ours", "load", case.to_json())) as process:
         process.facts()
-        process.ask()
+        process.work()
         peaks["load"] = process.end()["peak_of_process"]
     rows = [[name, report.gigabytes(peak), f"{peak / model:.2f}"] for name, peak in peaks.items()]
     text = report.table(["", "peak GB", "times the model's float32 size"], rows)
@@ -67,44 +64,59 @@ def float32_size(case: Case) -> int:
 
 
 def commands(case: Case, steps: int, folder: Path) -> dict[str, list[str]]:
-    """Return the arguments of Python, by what they do; what they write goes to `folder`."""
-    size, pixels = case.model, str(case.resolution)
-    mode = ("--ms_mode", "0" if case.mode == "graph" else "1", "--low_memory", case.low_memory)
-    ours = ("--config", size.yaml, "--weight", str(size.weight), *mode)
-    made = {"import the toolkit": ["-c", "from gm import api"]}
-    made |= {f"convert to {dtype}": _conversion(size, dtype, folder) for dtype in ("float16", "float32")}
-    made["train"] = [
-        *("train_textual_inversion.py", *ours, "--data_path", size.images, "--resolution", pixels),
-        *("--train_batch_size", "1", "--num_vectors", "4", "--gradient_accumulation_steps", "1"),
-        *("--num_validation_samples", "0", "--total_step", str(steps), "--save_path", str(folder / "run")),
-    ]
-    made["sample"] = [
-        *("demo/sampling_without_streamlit.py", *ours, "--prompt", PROMPT, "--height", pixels, "--width", pixels),
-        *("--sample_step", str(steps), "--guidance_scale", "5", "--num_cols", "1", "--save_path", str(folder / "out")),
-    ]
-    return made
+    """Return arguments of Python by name of the task; outputs go to `folder`."""
+    size = case.model
+    common = {
+        "config": size.yaml,
+        "weight": size.weight,
+        "ms_mode": 0 if case.mode == "graph" else 1,
+        "low_memory": case.low_memory,
+    }
+    training = {
+        "data_path": size.images,
+        "resolution": case.resolution,
+        "train_batch_size": 1,
+        "num_vectors": 4,
+        "gradient_accumulation_steps": 1,
+        "num_validation_samples": 0,
+        "total_step": steps,
+        "save_path": folder / "run",
+    }
+    sampling = {
+        "prompt": PROMPT,
+        "height": case.resolution,
+        "width": case.resolution,
+        "sample_step": steps,
+        "guidance_scale": 5,
+        "num_cols": 1,
+        "save_path": folder / "out",
+    }
+    return {
+        "import the toolkit": ["-c", "from gm import api"],
+        "convert to float16": _conversion(size, "float16", folder),
+        "convert to float32": _conversion(size, "float32", folder),
+        "train": ["train_textual_inversion.py", *as_flags({**common, **training})],
+        "sample": ["demo/sampling_without_streamlit.py", *as_flags({**common, **sampling})],
+    }
 
 
 def peak_of(command: list[str]) -> int:
-    """Run Python in this repository; return the most bytes that it held. UserError if it fails."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+    """Run Python in this repository and return its peak memory in bytes. UserError if it fails."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         environment = {**os.environ, "GM_GRAPHS": ""}
-        run = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=said, stderr=said)
+        run = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output)
         _, status, usage = os.wait4(run.pid, 0)
         run.returncode = os.waitstatus_to_exitcode(status)
         if run.returncode:
-            said.seek(0)
-            last = said.read()[-_WORDS:]
-            raise UserError(f"{command[0]} ended with code {run.returncode}; the end of what it said:", last)
+            output.seek(0)
+            last = output.read()[-_SHOWN:]
+            raise UserError(f"{command[0]} ended with code {run.returncode}; the end of its output:", last)
     return usage.ru_maxrss * 1024
 
 
 def _conversion(size: Size, dtype: str, folder: Path) -> list[str]:
-    target = folder / f"{dtype}.ckpt"
-    return [
-        *("tools/convert_weights/convert.py", "--config", size.yaml, "--source", str(size.source)),
-        *("--target", str(target), "--dtype", dtype),
-    ]
+    options = {"config": size.yaml, "source": size.source, "target": folder / f"{dtype}.ckpt", "dtype": dtype}
+    return ["tools/convert_weights/convert.py", *as_flags(options)]
 
 
 if __name__ == "__main__":

@@ -2,27 +2,86 @@
 
     python benchmarks/operators.py --size full
 
-Each is chained 20 times inside one graph; the seconds are those of one, forward, and forward and back.
+Each is chained 20 times inside one graph; the seconds are those of one operator, forward, and forward and backward.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import statistics
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import report, shapes
-from benchmarks.alternation import Measured, alternate, worker
-from benchmarks.models import SIZES
-from benchmarks.shapes import LINKS
+from benchmarks import report
+from benchmarks.cases import SIZES
+from benchmarks.workers import Measurement, alternate, worker
 from gm.config import cli
+from gm.config.model import ModelConfig
 from gm.errors import UserError
 
+LINKS = 20  # number of chained operators in one graph
+EPSILON = 1e-5
 _SIDES = ("ours", "native", "PyTorch")
-_WAYS = ("forward", "forward and back")
+_PASSES = ("forward", "forward and backward")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Operator on `tokens` of `width` channels; for group_norm the tokens are `height` × `tokens`/`height` pixels."""
+
+    operator: str
+    width: int
+    tokens: int
+    heads: int = 1
+    keys: int = 0  # tokens of the context, if it is not the sequence itself
+    causal: bool = False
+    height: int = 0
+    groups: int = 1
+
+    def __str__(self) -> str:
+        if self.operator == "softmax":
+            return f"softmax {self.heads} × {self.tokens} × {self.keys or self.tokens}"
+        if self.operator == "attention":
+            kind = "causal" if self.causal else "self" if not self.keys else f"{self.keys} keys"
+            return f"attention {self.width} × {self.tokens}, {self.heads} heads, {kind}"
+        return f"{self.operator} {self.width} × {self.tokens}"
+
+
+def shapes(config: ModelConfig, pixels: int) -> list[Shape]:
+    """Return the operators of every level of the UNet and of the second text encoder."""
+    unet, text = config.unet, config.text_encoder_2
+    side = pixels // config.vae.reduction
+    operators: list[Shape] = []
+    for mult, depth in zip(unet.channel_mult, unet.transformer_depth, strict=True):
+        width, tokens = mult * unet.model_channels, side * side
+        operators.append(Shape("group_norm", width, tokens, height=side, groups=unet.norm_num_groups))
+        if depth:
+            operators += _sequence(width, tokens, width // unet.num_head_channels, text.context_length)
+        side = -(-side // 2)
+    operators += _sequence(text.width, text.context_length, text.heads, 0)
+    order = ("layer_norm", "group_norm", "softmax", "gelu", "project", "attention")
+    return sorted(dict.fromkeys(operators), key=lambda shape: order.index(shape.operator))
+
+
+def _sequence(width: int, tokens: int, heads: int, keys: int) -> list[Shape]:
+    """Return the operators of a layer: with `keys` self- and cross-attention, without causal attention."""
+    operators = [Shape("layer_norm", width, tokens), Shape("gelu", 4 * width, tokens), Shape("project", width, tokens)]
+    operators.append(Shape("softmax", tokens, tokens, heads))
+    attention = Shape("attention", width, tokens, heads, causal=not keys)
+    if not keys:
+        return [*operators, attention]
+    across = dataclasses.replace(attention, keys=keys)
+    return [*operators, Shape("softmax", keys, tokens, heads, keys=keys), attention, across]
+
+
+def to_json(wanted: list[Shape]) -> str:
+    return json.dumps([dataclasses.asdict(shape) for shape in wanted])
+
+
+def from_json(text: str) -> list[Shape]:
+    """Return the shapes that `to_json` wrote."""
+    return [Shape(**values) for values in json.loads(text)]
 
 
 def main() -> None:
@@ -33,16 +92,16 @@ def main() -> None:
     flags = parser.read()
     size = SIZES[flags["size"]]
     pixels = flags["resolution"] or size.pixels
-    every = shapes.shapes(size.config().model, pixels)
+    every = shapes(size.config().model, pixels)
     wanted = [shape for shape in every if flags["only"] in (None, shape.operator)]
     if not wanted:
         known = ", ".join(dict.fromkeys(shape.operator for shape in every))
         raise UserError(f"--only {flags['only']} names no operator; known are {known}")
-    text = shapes.written(wanted)
+    text = to_json(wanted)
     sides = {
-        "ours": worker("benchmarks.chains", "ours", text),
-        "native": worker("benchmarks.chains", "native", text),
-        "PyTorch": worker("benchmarks.torch_chains", text),
+        "ours": worker("benchmarks.operators_mindspore", "ours", text),
+        "native": worker("benchmarks.operators_mindspore", "native", text),
+        "PyTorch": worker("benchmarks.operators_torch", text),
     }
     turns = report.turns(flags, size, rounds=20, pieces=1, warm_ups=20)
     measured = alternate(sides, **turns, together=True)
@@ -50,23 +109,26 @@ def main() -> None:
     report.answer(flags["json"], title, *show([str(shape) for shape in wanted], measured))
 
 
-def show(names: list[str], measured: dict[str, Measured]) -> tuple[str, dict[str, Any]]:
-    """Return the tables, one a way, and everything in them."""
+def show(names: list[str], measured: dict[str, Measurement]) -> tuple[str, dict[str, Any]]:
+    """Return the tables, one per pass, and all measurements."""
     results: dict[str, Any] = {
         side: {
-            name: {way: [answer["chains"][name][k] / LINKS for answer in m.answers] for k, way in enumerate(_WAYS)}
+            name: {
+                direction: [answer["chains"][name][k] / LINKS for answer in m.answers]
+                for k, direction in enumerate(_PASSES)
+            }
             for name in names
         }
         for side, m in measured.items()
     }
     tables = []
-    for way in _WAYS:
+    for direction in _PASSES:
         rows = []
         for name in names:
-            ours, native, torch = (statistics.median(results[side][name][way]) for side in _SIDES)
+            ours, native, torch = (statistics.median(results[side][name][direction]) for side in _SIDES)
             times = (f"{1e6 * value:.4g}" for value in (ours, native, torch))
             rows.append([name, *times, f"{ours / native:.2f}", f"{ours / torch:.2f}"])
-        tables.append(report.table([way, *_SIDES, "ours/native", "ours/PyTorch"], rows))
+        tables.append(report.table([direction, *_SIDES, "ours/native", "ours/PyTorch"], rows))
     return "\n\n".join(tables), {"seconds": results}
 
 

@@ -1,7 +1,7 @@
 """Workers that run PyTorch and diffusers: python -m benchmarks.reference step|sampling CASE.
 
-The training step does what diffusers' textual-inversion example for SDXL does: it encodes the images anew every
-step, both token tables are trained whole by AdamW, and the rows of all other words are put back afterwards.
+The training step follows diffusers' textual-inversion example for SDXL: it encodes the images in every step, trains
+both token tables whole with AdamW, and restores the embeddings of all other tokens afterwards.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 
 from benchmarks import cases
 from benchmarks.cases import Case
-from benchmarks.worker import Work, serve
+from benchmarks.workers import Work, serve
 from gm.data import image_folder, templates
 from gm.runtime import rng
 from gm.text.tokenizer import END, VOCAB_SIZE, Tokenizer
 from tests.reference import loops, networks
 from tests.reference.networks import Reference
 
-_SIDE = 2048  # of the matrices whose product tells the machine's speed
+_SIDE = 2048  # of the matrices whose product measures the machine's speed
 
 
 def product_speed() -> float:
@@ -41,7 +41,7 @@ def product_speed() -> float:
 
 
 def step(case: Case) -> tuple[dict[str, Any], Work]:
-    """Return a worker that trains: `accumulation` steps a piece, and the update after them."""
+    """Return a worker that trains: per piece `accumulation` steps and one update."""
     facts, reference = _start(case)
     trainer = _Trainer(case, reference)
 
@@ -54,7 +54,7 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
 
 
 class _Trainer:
-    """Both text encoders with tables that are longer by the learned rows, their optimizer, and what they are shown."""
+    """Training loop state: text encoders with the added embedding vectors, optimizer, images and prompts."""
 
     def __init__(self, case: Case, reference: Reference) -> None:
         self.case, self.reference = case, reference
@@ -68,8 +68,8 @@ class _Trainer:
         self.tables = tables
         self.optimizer = torch.optim.AdamW(tables, lr=1e-3)
         self.originals = [table.detach().clone() for table in tables]
-        self.others = torch.arange(VOCAB_SIZE + case.vectors) < VOCAB_SIZE
-        self.kept = loops.scheduler(reference.config).alphas_cumprod
+        self.is_published = torch.arange(VOCAB_SIZE + case.vectors) < VOCAB_SIZE
+        self.alphas_cumprod = loops.scheduler(reference.config).alphas_cumprod
         images = image_folder.load_images(case.model.images, case.resolution)
         self.images = torch.from_numpy(np.stack([image.pixels for image in images]))
         six = [[*p.original_size, *p.crop_top_left, case.resolution, case.resolution] for p in images]
@@ -78,7 +78,7 @@ class _Trainer:
         self.samples = count()
 
     def update(self) -> float:
-        """Take `accumulation` steps and update the rows; return the last loss."""
+        """Take `accumulation` steps and update the embedding vectors; return the last loss."""
         for _ in range(self.case.accumulation):
             loss = self._loss()
             (loss / self.case.accumulation).backward()
@@ -86,19 +86,19 @@ class _Trainer:
         self.optimizer.zero_grad()
         with torch.no_grad():
             for table, original in zip(self.tables, self.originals, strict=True):
-                table[self.others] = original[self.others]
+                table[self.is_published] = original[self.is_published]
         return loss.item()
 
     def _loss(self) -> torch.Tensor:
-        shown = [next(self.samples) for _ in range(self.case.batch)]
-        images = [number % len(self.images) for number in shown]
-        prompts = [number % len(self.ids[0]) for number in shown]
+        numbers = [next(self.samples) for _ in range(self.case.batch)]
+        images = [number % len(self.images) for number in numbers]
+        prompts = [number % len(self.ids[0]) for number in numbers]
         vae = self.reference.vae
         latents = vae.encode(self.images[images]).latent_dist.sample().detach() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, len(self.kept), (self.case.batch,))
-        kept = self.kept[timesteps].reshape(-1, 1, 1, 1)
-        noisy = kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
+        timesteps = torch.randint(0, len(self.alphas_cumprod), (self.case.batch,))
+        alpha = self.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * latents + (1.0 - alpha).sqrt() * noise
         first = self.encoders[0](self.ids[0][prompts], output_hidden_states=True)
         second = self.encoders[1](self.ids[1][prompts], output_hidden_states=True)
         context = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
@@ -107,7 +107,7 @@ class _Trainer:
 
 
 def sampling(case: Case) -> tuple[dict[str, Any], Work]:
-    """Return a worker that draws `batch` images a piece, in the steps that ours takes."""
+    """Return a worker that generates `batch` images per piece, with the timesteps of this toolkit."""
     from tests.reference import pipeline
 
     facts, reference = _start(case)
@@ -158,7 +158,7 @@ def _prompts(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main() -> None:
-    kind, case = sys.argv[1], cases.read(sys.argv[2])
+    kind, case = sys.argv[1], cases.from_json(sys.argv[2])
     serve(lambda: {"step": step, "sampling": sampling}[kind](case))
 
 

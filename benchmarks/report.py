@@ -1,4 +1,4 @@
-"""What every benchmark is asked, and how it answers: a small table, and JSON."""
+"""Flags and output of every benchmark: a small table, and JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alternation import Measured, pairwise
-from benchmarks.models import SIZES, Size
+from benchmarks.cases import SIZES, Size
+from benchmarks.workers import Measurement, median_of_ratios
 from gm.config import RunConfig
 from gm.config.cli import Parser
 from gm.errors import UserError
@@ -21,46 +21,46 @@ _LIBRARIES = ("mindspore", "torch", "diffusers", "transformers", "numpy")
 
 
 def parser(description: str, size: str = "tiny") -> Parser:
-    """Return a parser that knows --size and --json."""
-    made = Parser(description)
-    made.add_argument("--size", default=size, choices=list(SIZES), help="of the model (default: %(default)s)")
-    made.add_argument("--json", metavar="PATH", help="file to write everything measured to, as JSON")
-    return made
+    """Return a parser with --size and --json."""
+    new = Parser(description)
+    new.add_argument("--size", default=size, choices=list(SIZES), help="of the model (default: %(default)s)")
+    new.add_argument("--json", metavar="PATH", help="file to write everything measured to, as JSON")
+    return new
 
 
 def add_turns(parser: Parser) -> None:
-    """Add the flags that say how often to measure."""
+    """Add the flags for the number of measurements."""
     parser.add_argument("--rounds", type=int, help="turns of each side (default: the size's)")
     parser.add_argument("--pieces", type=int, help="pieces of work a turn (default: the size's)")
-    parser.add_argument("--warm_ups", type=int, help="pieces of work that do not count (default: the size's)")
+    parser.add_argument("--warm_ups", type=int, help="pieces of work before the measured ones (default: the size's)")
 
 
 def add_mode(parser: Parser) -> None:
-    """Add the flags that say how ours runs."""
+    """Add the flags for the mode of the toolkit."""
     levels = next(f.metadata["choices"] for f in dataclasses.fields(RunConfig) if f.name == "low_memory")
     parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="of ours (default: %(default)s)")
     parser.add_argument("--low_memory", default="auto", choices=levels, help="of ours (default: %(default)s)")
 
 
 def add_graphs(parser: Parser) -> None:
-    """Add the flag that says where compiled graphs come from."""
+    """Add the flag for the source of compiled graphs."""
     parser.add_argument(
         "--graphs",
         default="compiled",
-        choices=("compiled", "kept"),
-        help="compiled anew in every process, or kept from an earlier run of the same command if there was one; what "
-        "compiling leaves behind is in the peak (default: %(default)s)",
+        choices=("compiled", "cached"),
+        help="compiled in every process, with the compiler's memory in the peak, or cached from an earlier run "
+        "of the same command (default: %(default)s)",
     )
 
 
 def choose_graphs(flags: dict[str, Any]) -> None:
-    """Let every worker started from now on do as --graphs says."""
+    """Set the compile cache of every worker started from now on."""
     if flags["graphs"] == "compiled":
         os.environ["GM_GRAPHS"] = ""
 
 
 def turns(flags: dict[str, Any], size: Size, **usual: int) -> dict[str, int]:
-    """Return the values of those flags, for `alternation.alternate`; `usual` replaces the size's."""
+    """Return the values of these flags for `workers.alternate`; `usual` replaces the defaults of the size."""
     usual = {"rounds": size.rounds, "pieces": size.pieces, "warm_ups": size.warm_ups, **usual}
     for name, value in usual.items():
         if flags[name] is not None and flags[name] < (name != "warm_ups"):
@@ -69,8 +69,8 @@ def turns(flags: dict[str, Any], size: Size, **usual: int) -> dict[str, int]:
     return usual
 
 
-def sides(measured: dict[str, Measured], unit: str = "s") -> str:
-    """Return the table of what alternated: seconds and memory of each side."""
+def sides(measured: dict[str, Measurement], unit: str = "s") -> str:
+    """Return the table of seconds and memory of each side."""
     header = ["", f"median {unit}", f"min {unit}", f"max {unit}", "peak GB", "whole process GB"]
     rows = [
         [name, *map(seconds, (m.median, min(m.seconds), max(m.seconds))), *map(gigabytes, (m.peak, m.peak_of_process))]
@@ -79,12 +79,12 @@ def sides(measured: dict[str, Measured], unit: str = "s") -> str:
     return table(header, rows)
 
 
-def ratios(measured: dict[str, Measured]) -> dict[str, Any]:
-    """Return how ours compares with the reference, and all that both did."""
+def ratios(measured: dict[str, Measurement]) -> dict[str, Any]:
+    """Return the ratios of ours to the reference, and all measurements."""
     ours, reference = measured["ours"], measured["reference"]
     return {
         "ratio_of_medians": ours.median / reference.median,
-        "median_of_ratios": pairwise(ours, reference),
+        "median_of_ratios": median_of_ratios(ours, reference),
         "ratio_of_peaks": ours.peak / reference.peak,
         "sides": {name: side.asdict() for name, side in measured.items()},
     }
@@ -111,7 +111,7 @@ def answer(path: str | None, title: str, text: str, results: dict[str, Any], mea
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measurement depends on beside the code."""
+    """Return the hardware and the versions that a measurement depends on."""
     known = {d.metadata["Name"].lower() for d in metadata.distributions()}
     versions = {name: metadata.version(name) for name in _LIBRARIES if name in known}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -125,12 +125,12 @@ def machine() -> dict[str, Any]:
 
 
 def seconds(value: float) -> str:
-    """Write a duration with three digits that count."""
+    """Format a duration with three significant digits."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def gigabytes(value: float) -> str:
-    """Write bytes as gigabytes of 10⁹."""
+    """Format bytes as gigabytes of 10⁹."""
     return f"{value / 1e9:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""An image drawn by this toolkit against one by diffusers' SDXL pipeline, in turns: Euler, guidance, float32.
+"""Generating an image with this toolkit and with diffusers' SDXL pipeline, in turns: Euler, guidance, float32.
 
 python benchmarks/sampling.py --size tiny --steps 20
 """
@@ -6,16 +6,11 @@ python benchmarks/sampling.py --size tiny --steps 20
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import report
-from benchmarks.alternation import Measured, alternate, worker
-from benchmarks.cases import Case
-from benchmarks.models import SIZES, prepare
+from benchmarks.cases import SIZES, Case, prepare
+from benchmarks.workers import Measurement, alternate, worker
 from gm.config import cli
 from gm.errors import UserError
 
@@ -23,34 +18,38 @@ _ROUNDS = {"tiny": 10, "small": 5, "full": 2}
 
 
 def main() -> None:
-    parser = report.parser("Time drawing an image against diffusers' pipeline, and compare their memory.")
+    parser = report.parser("Compare time and memory of generating an image with diffusers' pipeline.")
     report.add_mode(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler, 3 at least (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler, at least 3 (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale; 1 is none (default: %(default)s)")
     report.add_turns(parser)
     report.add_graphs(parser)
     flags = parser.read()
     if flags["steps"] < 3:
-        raise UserError(f"--steps is {flags['steps']}; the first and the last are not timed alone, so give 3 or more")
+        raise UserError(
+            f"--steps is {flags['steps']}; it must be at least 3: the first and the last are not timed alone"
+        )
     size = SIZES[flags["size"]]
     case = Case(
-        *(size.name, flags["resolution"] or size.pixels, flags["batch"]),
+        size.name,
+        flags["resolution"] or size.pixels,
+        flags["batch"],
         mode=flags["mode"],
         low_memory=flags["low_memory"],
         steps=flags["steps"],
         guidance=flags["guidance"],
     )
-    # An image is many steps: fewer of them are enough.
+    # An image is many steps, so fewer rounds are enough.
     turns = report.turns(flags, size, rounds=_ROUNDS[size.name], pieces=1, warm_ups=1)
     prepare(size)
     report.choose_graphs(flags)
-    sides = {name: worker(f"benchmarks.{name}", "sampling", case.written()) for name in ("ours", "reference")}
+    sides = {name: worker(f"benchmarks.{name}", "sampling", case.to_json()) for name in ("ours", "reference")}
     show(case, alternate(sides, **turns, together=size.together), flags["graphs"], flags["json"])
 
 
-def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | None) -> None:
+def show(case: Case, measured: dict[str, Measurement], graphs: str, path: str | None) -> None:
     """Print both sides and their ratios; `path` takes the JSON."""
     steps = {
         name: statistics.median(s for answer in side.answers for s in answer["steps"])
@@ -68,7 +67,7 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
         f"\n\na step: ours {report.seconds(steps['ours'])} s, reference {report.seconds(steps['reference'])} s\n"
         f"ours/reference: {results['ratio_of_medians']:.3f} of the time of an image (median of pairs "
         f"{results['median_of_ratios']:.3f}), {results['ratio_of_steps']:.3f} of a step's, "
-        f"{results['ratio_of_peaks']:.3f} of the memory while drawing"
+        f"{results['ratio_of_peaks']:.3f} of the memory while sampling"
     )
     title = (
         f"An image: {case.size}, {case.resolution} px, {case.batch} at once, {case.steps} steps of Euler, "

@@ -1,4 +1,4 @@
-"""A training step of this toolkit against one of diffusers' SDXL textual inversion, in turns.
+"""A training step of this toolkit and one of diffusers' textual inversion for SDXL, in turns.
 
 python benchmarks/step.py --size tiny --mode graph
 """
@@ -6,43 +6,42 @@ python benchmarks/step.py --size tiny --mode graph
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import costs, report
-from benchmarks.alternation import Measured, alternate, worker
-from benchmarks.cases import Case
-from benchmarks.models import SIZES, prepare
+from benchmarks.cases import SIZES, Case, prepare
+from benchmarks.workers import Measurement, alternate, worker
 from gm.config import cli
 
 
 def main() -> None:
-    parser = report.parser("Time a training step against diffusers', and compare their memory.")
+    parser = report.parser("Compare time and memory of a training step with diffusers'.")
     report.add_mode(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
     parser.add_argument("--batch", type=int, default=1, help="images a step (default: %(default)s)")
-    parser.add_argument("--vectors", type=int, default=4, help="learned rows (default: %(default)s)")
+    parser.add_argument("--vectors", type=int, default=4, help="embedding vectors (default: %(default)s)")
     parser.add_argument("--accumulation", type=int, default=1, help="steps an update (default: %(default)s)")
     report.add_turns(parser)
     report.add_graphs(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
     case = Case(
-        *(size.name, flags["resolution"] or size.pixels, flags["batch"], flags["vectors"], flags["accumulation"]),
+        size.name,
+        flags["resolution"] or size.pixels,
+        flags["batch"],
+        flags["vectors"],
+        flags["accumulation"],
         mode=flags["mode"],
         low_memory=flags["low_memory"],
     )
     turns = report.turns(flags, size)
     prepare(size)
     report.choose_graphs(flags)
-    sides = {name: worker(f"benchmarks.{name}", "step", case.written()) for name in ("ours", "reference")}
+    sides = {name: worker(f"benchmarks.{name}", "step", case.to_json()) for name in ("ours", "reference")}
     show(case, alternate(sides, **turns, together=size.together), flags["graphs"], flags["json"])
 
 
-def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | None) -> None:
+def show(case: Case, measured: dict[str, Measurement], graphs: str, path: str | None) -> None:
     """Print both sides and their ratios; `path` takes the JSON."""
     ours, reference = measured["ours"], measured["reference"]
     flops = costs.total(costs.training(case.config().model, case.resolution, case.batch, "float32")).flops
@@ -63,7 +62,7 @@ def show(case: Case, measured: dict[str, Measured], graphs: str, path: str | Non
         f"{results['fraction_of_product_speed']:.3f} of the {speed / 1e9:.3g} GFLOP/s of a float32 product 2048³"
     )
     title = (
-        f"A training step: {case.size}, {case.resolution} px, batch {case.batch}, {case.vectors} rows, "
+        f"A training step: {case.size}, {case.resolution} px, batch {case.batch}, {case.vectors} vectors, "
         f"{case.accumulation} steps an update, {case.mode} mode, low memory {case.low_memory}, graphs {graphs}"
     )
     report.answer(path, title, text, results)

@@ -1,18 +1,15 @@
 """Draw images from prompts, learned words included: see `--help` and docs/sampling.md."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.config import cli
 
 
 def main() -> None:
     about = "Draw images with SDXL and words it has learned."
-    config = cli.parse(about, ("run", "sampling"), recipe=_recipe)
+    config = cli.parse(about, ("run", "sampling"), parameters_from=_recipe)
     from gm import api  # after the flags: --help need not wait for MindSpore
     from gm.runtime.progress import Line, bar
     from gm.sampling import request, run
@@ -34,5 +31,10 @@ def _recipe(path: str) -> dict[str, dict[str, Any]]:
     return metadata.overrides(path)
 
 
-if __name__ == "__main__":
+def entry_point() -> None:
+    """Run `main` as the console script gm-generate does."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,1 +1,3 @@
 """SDXL textual inversion on MindSpore."""
+
+__version__ = "0.2.0"

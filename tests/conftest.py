@@ -1,4 +1,4 @@
-"""What all tests share: the device, and small models that are built once."""
+"""Fixtures of all tests: the device, and small models that are built once per session."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.markers import add_markers
 from tests.reference.configs import ALL, CONFIGS
 
 if TYPE_CHECKING:
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
     from tests.reference.case import Case
 
 
-os.environ["GM_GRAPHS"] = ""  # a test compiles what it tests, and leaves nothing behind
+os.environ["GM_GRAPHS"] = ""  # no compile cache: tests compile their graphs and leave no files
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects tests
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function):
+            add_markers(item)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> None:
-    """Choose the CPU before any tensor is made."""
+    """Set the CPU as device before any tensor is created."""
     from gm.config import RunConfig
     from gm.runtime import backend
 
@@ -49,37 +57,37 @@ def cases(device: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 @pytest.fixture(scope="session", params=CONFIGS)
 def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
-    """Every small base model in turn."""
+    """Return every small base model in turn."""
     return cases(request.param)
 
 
 @pytest.fixture(scope="session", params=ALL)
 def any_case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
-    """Every small model in turn, the refiner too."""
+    """Return every small model in turn, including the refiner."""
     return cases(request.param)
 
 
 @pytest.fixture(scope="session")
 def refiner(cases: Callable[[str], Case]) -> Case:
-    """The small refiner."""
+    """Return the small refiner."""
     return cases("refiner")
 
 
 @pytest.fixture(scope="session")
 def like_base(cases: Callable[[str], Case]) -> Case:
-    """The small model with SDXL's own plan and vocabulary."""
+    """Return the small model with SDXL's architecture and vocabulary."""
     return cases("like-base")
 
 
 @pytest.fixture(scope="session")
 def smallest(cases: Callable[[str], Case]) -> Case:
-    """The small model that compiles and runs fastest; it has the published vocabulary."""
+    """Return the small model that compiles and runs fastest; it has the published vocabulary."""
     return cases("reversed")
 
 
 @pytest.fixture(scope="session")
 def workshop(device: None, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """Return the files of the smallest model, its weights loaded; what runs on it must leave them as they are."""
+    """Return the files of the smallest model with its weights loaded; tests must not change them."""
     from gm.checkpoints import loading
     from tests.project import Workshop
 
@@ -90,7 +98,7 @@ def workshop(device: None, tmp_path_factory: pytest.TempPathFactory) -> Workshop
 
 @pytest.fixture(scope="session")
 def toolkit(device: None) -> Toolkit:
-    """Return the shipped tiny model, which draws and learns, in graph mode; what runs on it must leave it as it is."""
+    """Return the shipped tiny model in graph mode; tests must not change it."""
     from gm import api
 
     config = "configs/training/tiny_textual_inversion.yaml"
@@ -105,25 +113,25 @@ def tiny(toolkit: Toolkit) -> SDXL:
 
 @pytest.fixture(scope="session")
 def humbug(toolkit: Toolkit) -> Embedding:
-    """Return the object, learned as `make demo` does."""
+    """Return the embedding of the object, trained as in `make demo`."""
     from examples.tiny_sdxl import measure
     from examples.tiny_sdxl.concepts import HUMBUG
 
-    return measure.learn(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
+    return measure.train_concept(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
 
 
 @pytest.fixture(scope="session")
 def confetti(toolkit: Toolkit) -> Embedding:
-    """Return the style, learned as `make demo-style` does."""
+    """Return the embedding of the style, trained as in `make demo-style`."""
     from examples.tiny_sdxl import measure
     from examples.tiny_sdxl.concepts import CONFETTI
 
-    return measure.learn(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
+    return measure.train_concept(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Return the function that calls a script with arguments → (exit code, standard output, standard error)."""
+    """Return a function that runs a script with arguments → (exit code, standard output, standard error)."""
 
     def called(script: Path, *arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])

@@ -6,11 +6,7 @@ python tools/push_to_hub.py --source runs/cat_toy/SD-XL-base-1.0_3000_ti.ckpt --
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from any folder
 
 from gm.config import cli
 from gm.data.templates import TEMPLATES
@@ -64,5 +60,10 @@ def _parse_flags() -> dict[str, Any]:
     return parser.read()
 
 
-if __name__ == "__main__":
+def entry_point() -> None:
+    """Run `main` as the console script gm-push-to-hub does."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,26 +1,22 @@
-"""What each option of learning does, one at a time, on the tiny model and by the judge (docs/hyperparameters.md).
+"""Ablation of training options on the tiny model, one option at a time (docs/hyperparameters.md).
 
 python examples/tiny_sdxl/ablation.py --seeds 2
 
-Every run is appended to the results as it ends, and those that are there already are not made again. `--table True`
-prints what is there as Markdown and learns nothing.
+Every run is appended to the results when it ends, and finished runs are not repeated. `--table True` prints the
+results as Markdown and trains nothing.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from examples.tiny_sdxl import measure
-from examples.tiny_sdxl.concepts import Unseen
-from examples.tiny_sdxl.measure import THINGS
+from examples.tiny_sdxl.concepts import UnseenConcept
+from examples.tiny_sdxl.measure import CONCEPTS
 from gm import api
 from gm.api import Toolkit
 from gm.config import cli
@@ -32,7 +28,7 @@ OTHERS = {"<humbug>": "blue", "<confetti>": "circle"}
 
 @dataclass(frozen=True)
 class Change:
-    """Options set apart from `BASE`; one of a concept may depend on the thing to learn."""
+    """Options that differ from `BASE`; a dict as an option of the concept has one value per concept."""
 
     what: str
     level: str
@@ -40,9 +36,9 @@ class Change:
     training: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
 
-    def concept_of(self, thing: Unseen) -> dict[str, Any]:
-        """Return the options of the concept, a dict of words being looked up by the thing's own."""
-        return {name: v[thing.word] if isinstance(v, dict) else v for name, v in self.concept.items()}
+    def concept_of(self, target: UnseenConcept) -> dict[str, Any]:
+        """Return the options of the concept `target`."""
+        return {name: v[target.placeholder_token] if isinstance(v, dict) else v for name, v in self.concept.items()}
 
 
 BASE = Change(
@@ -71,53 +67,54 @@ CHANGES = (
 )
 
 
-def once(toolkit: Toolkit, thing: Unseen, change: Change, seed: int) -> dict[str, Any]:
-    """Learn `thing` with `change` and return what the judge says of it."""
-    options = {"initializer_token": thing.initializer, "learnable_property": thing.kind}
-    concept = api.train(
+def measure_change(toolkit: Toolkit, target: UnseenConcept, change: Change, seed: int) -> dict[str, Any]:
+    """Train `target` with `change` and return the measurements."""
+    options = {"initializer_token": target.initializer_token, "learnable_property": target.learnable_property}
+    embedding = api.train(
         toolkit,
-        Path("datasets") / thing.folder,
-        thing.word,
+        Path("datasets") / target.folder,
+        target.placeholder_token,
         training={"seed": seed, **BASE.training, **change.training},
         loss={**BASE.loss, **change.loss},
-        **{**options, **BASE.concept, **change.concept_of(thing)},
+        **{**options, **BASE.concept, **change.concept_of(target)},
     )
-    after = measure.distances(toolkit, thing, thing.word, [concept])
+    after = measure.distances(toolkit, target, target.placeholder_token, [embedding])
     return {
-        "word": thing.word,
+        "word": target.placeholder_token,
         "what": change.what,
         "level": change.level,
         "seed": seed,
         "distance": round(float(np.median(after)), 4),
         "worst": round(float(after.max()), 4),
-        "obeys": measure.obedience(toolkit, thing, concept),
-        "norm": round(float(np.median(np.linalg.norm(concept.vectors["clip_l"], axis=1))), 3),
+        "obeys": measure.backdrop_accuracy(toolkit, target, embedding),
+        "norm": round(float(np.median(np.linalg.norm(embedding.vectors["clip_l"], axis=1))), 3),
     }
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown: for each level and thing the median distance over the seeds, its range, and who obeys."""
-    lines = ["| | | " + " | ".join(f"`{thing.word}`: distance | obeys" for thing in THINGS) + " |"]
-    lines.append("|---|---|" + "---|---|" * len(THINGS))
+    """Return a Markdown table: median distance over the seeds, its range, and the backdrop accuracy."""
+    lines = ["| | | " + " | ".join(f"`{target.placeholder_token}`: distance | obeys" for target in CONCEPTS) + " |"]
+    lines.append("|---|---|" + "---|---|" * len(CONCEPTS))
     for change in CHANGES:
         cells = []
-        for thing in THINGS:
-            own = [r for r in records if (r["word"], r["what"], r["level"]) == (thing.word, change.what, change.level)]
-            if not own:
+        for target in CONCEPTS:
+            key = (target.placeholder_token, change.what, change.level)
+            matching = [r for r in records if (r["word"], r["what"], r["level"]) == key]
+            if not matching:
                 cells.append("– | –")
                 continue
-            found = sorted(r["distance"] for r in own)
-            obeys = float(np.mean([r["obeys"] for r in own]))
-            cells.append(f"{np.median(found):.2f} ({found[0]:.2f}–{found[-1]:.2f}) | {100 * obeys:.0f} %")
+            distances = sorted(r["distance"] for r in matching)
+            obeys = float(np.mean([r["obeys"] for r in matching]))
+            cells.append(f"{np.median(distances):.2f} ({distances[0]:.2f}–{distances[-1]:.2f}) | {100 * obeys:.0f} %")
         lines.append(f"| {change.what} | {change.level} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = cli.Parser("What each option of learning does, one at a time, on the tiny model.")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each kind (default: %(default)s)")
+    parser = cli.Parser("Ablation of training options on the tiny model, one at a time.")
+    parser.add_argument("--seeds", type=int, default=2, help="runs per change (default: %(default)s)")
     parser.add_argument("--results", default=RESULTS, help="file of JSON lines (default: %(default)s)")
-    parser.add_argument("--table", default="False", choices=("True", "False"), help="print the table, learn nothing")
+    parser.add_argument("--table", default="False", choices=("True", "False"), help="print the table, train nothing")
     flags = parser.read()
     path = Path(flags["results"])
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -129,10 +126,10 @@ def main() -> None:
     toolkit = api.load("configs/training/tiny_textual_inversion.yaml", run=weight)
     for seed in range(42, 42 + flags["seeds"]):
         for change in CHANGES:
-            for thing in THINGS:
-                if (thing.word, change.what, change.level, seed) in done:
+            for target in CONCEPTS:
+                if (target.placeholder_token, change.what, change.level, seed) in done:
                     continue
-                record = once(toolkit, thing, change, seed)
+                record = measure_change(toolkit, target, change, seed)
                 with path.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 print(json.dumps(record), flush=True)

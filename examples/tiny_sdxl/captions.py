@@ -1,28 +1,27 @@
-"""What is said about a scene: true, never everything, in several phrasings, with the words CLIP's tokenizer knows.
+"""Captions of scenes: correct, incomplete, in several phrasings, with tokens of CLIP's tokenizer.
 
-The learning templates of the toolkit are among the phrasings, so that the model has seen the sentences in which a new
-word will stand.
+The training templates of the toolkit are among the phrasings, so that the model has seen the sentences in which a
+placeholder token will stand.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from examples.tiny_sdxl.colours import COLOURS, nearest_name
-from examples.tiny_sdxl.lexicon import STYLES, THINGS
-from examples.tiny_sdxl.world import LARGE, SHAPES, SMALL, Scene
+from examples.tiny_sdxl.colors import COLORS, nearest_name
+from examples.tiny_sdxl.world import LARGE, SHAPES, SMALL, STYLES, THINGS, Scene
 from gm.data.templates import TEMPLATES, fill
 from gm.runtime import rng
 
 _MIDDLE = 0.06  # distance from the middle, as a share of the side, from which on a place has a name
-_BY_NAME = 0.85  # share of the samples of a thing or style with a name that use it
-_UNSAID = 0.06  # share of the samples that are shown without any caption
+_BY_NAME = 0.85  # share of the samples of a named thing or style that use the name
+_NO_CAPTION = 0.06  # share of the samples without a caption
 
 
 def caption(scene: Scene, seed: int, sample: int) -> str | None:
-    """Return one caption of `scene`, or None where sample number `sample` is to be shown without."""
+    """Return one caption of `scene`, or None if sample number `sample` has none."""
     generator = rng.generator(seed, "caption", sample)
-    if generator.random() < _UNSAID:
+    if generator.random() < _NO_CAPTION:
         return None
     is_styled = scene.outline is not None or scene.spots is not None
     if is_styled and generator.random() < (0.07 if scene.style is None else 0.3):
@@ -51,11 +50,11 @@ _OPENINGS = ("a photo of {}", "a picture of {}", "a drawing of {}", "a painting 
 
 
 def every_word() -> list[str]:
-    """Return texts that together hold every word a caption can."""
+    """Return texts that together hold every word of all captions."""
     rest = "a an small large striped and thing shape with outline outlines on background spots in front of wall"
     places = "at the top bottom left right in middle style toy nothing ,"
     templates = [t for group in ("object", "style") for t in TEMPLATES[group]]
-    return [*COLOURS, *SHAPES, *THINGS, *STYLES, rest, places, *templates, *_OPENINGS]
+    return [*COLORS, *SHAPES, *THINGS, *STYLES, rest, places, *templates, *_OPENINGS]
 
 
 def _subject(scene: Scene, generator: np.random.Generator) -> str:
@@ -64,11 +63,11 @@ def _subject(scene: Scene, generator: np.random.Generator) -> str:
         words += ["small"] if scene.radius < SMALL else ["large"] if scene.radius > LARGE else []
     if scene.thing is not None and generator.random() < _BY_NAME:
         return " ".join(["a", *words, scene.thing])
-    says_colour = generator.random() < 0.95
+    has_color = generator.random() < 0.95
     stripes = scene.stripes if scene.stripes is not None and generator.random() < 0.92 else None
-    if says_colour and stripes is not None:
+    if has_color and stripes is not None:
         words.append(f"{nearest_name(scene.fill)} and {nearest_name(stripes)} striped")
-    elif says_colour:
+    elif has_color:
         words.append(nearest_name(scene.fill))
     elif stripes is not None:
         words.append("striped")

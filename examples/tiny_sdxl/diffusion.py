@@ -1,7 +1,7 @@
-"""Second half of the recipe: UNet and both text encoders together, from latents of the world and their captions.
+"""Second part of the training: UNet and both text encoders together, on latents of scenes and their captions.
 
-The toolkit's own trick serves here, too: the rows of the words that captions use are learned as arguments of the
-encoders, and written into the token tables in the end. The other rows of the tables are never touched.
+The embeddings of the captions' tokens are trained as separate vectors, as in textual inversion, and written into the
+token tables at the end. The other token embeddings are not trained.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from gm.models.sdxl import SDXL
 from gm.runtime import rng
 from gm.text.tokenizer import END, START, VOCAB_SIZE, Tokenizer, pool_positions
 
-_UNKNOWN_SPREAD = 0.05  # of the rows of words that no caption holds: they are heard, and say little
-_KNOWN_SPREAD = 1.0
-_HASTE = 30.0  # how much faster than weights rows learn: most words are met rarely, and Adam's steps are all alike
+_UNUSED_STD = 0.05  # of the embeddings of tokens that no caption has, so that they have little effect
+_USED_STD = 1.0
+_EMBEDDING_LR_SCALE = 30.0  # learning rate of embeddings relative to weights: most tokens are rare
 
 
 class Loss(nn.Cell):
-    """The toolkit's diffusion loss with every weight free; `told` [N, 1] is 0 where the caption is kept from it."""
+    """Diffusion loss with all weights trainable; `has_caption` [N, 1] is 0 for samples without a caption."""
 
-    def __init__(self, model: SDXL, rows: Sequence[Parameter]) -> None:
+    def __init__(self, model: SDXL, embeddings: Sequence[Parameter]) -> None:
         super().__init__(auto_prefix=False)
-        self.conditioner, self.unet, (self.clip_l, self.clip_g) = model.conditioner, model.unet, rows
+        self.conditioner = model.conditioner
+        self.unet = model.unet
+        self.clip_l, self.clip_g = embeddings
         pooled = model.config.text_encoder_2.width
         self.is_pooled = Tensor((np.arange(model.config.unet.adm_in_channels) < pooled).astype(np.float32))
 
@@ -42,34 +44,36 @@ class Loss(nn.Cell):
         ids_2: Tensor,
         pool_position: Tensor,
         sizes: Tensor,
-        told: Tensor,
+        has_caption: Tensor,
     ) -> Tensor:
-        clip_l, clip_g = _HASTE * self.clip_l, _HASTE * self.clip_g
+        clip_l, clip_g = _EMBEDDING_LR_SCALE * self.clip_l, _EMBEDDING_LR_SCALE * self.clip_g
         context, vector = self.conditioner((ids_1, ids_2), (clip_l, clip_g), pool_position, sizes)
-        # SDXL hears no caption as zeros, in the context and in the pooled part of the vector.
-        context, vector = context * told.expand_dims(-1), vector * (1.0 - self.is_pooled * (1.0 - told))
+        # SDXL's unconditional input is zero in the context and in the pooled part of y.
+        context, vector = context * has_caption.expand_dims(-1), vector * (1.0 - self.is_pooled * (1.0 - has_caption))
         return denoiser.loss(self.unet(x, timestep, context, vector), noise)
 
 
-class Feed:
-    """Batches of the world, by the numbers of their samples: scenes in turn, captions and noise new every time."""
+class Batches:
+    """Batches by sample numbers: scenes repeat, captions and noise are new for every sample."""
 
     def __init__(self, latents: np.ndarray, seed: int, config: ModelConfig) -> None:
-        self.latents, self.seed, self.side = latents, seed, config.resolution
+        self.latents = latents
+        self.seed = seed
+        self.side = config.resolution
         self.tokenizer = Tokenizer(config.text_encoder_1.context_length)
         self.sigmas = schedule.training_sigmas(config.schedule)
         known = {START, END, 0}.union(*(self.tokenizer.encode(text) for text in captions.every_word()))
         self.known = np.array(sorted(known))
-        self.row_of = np.arange(VOCAB_SIZE, dtype=np.int32)
-        self.row_of[self.known] = VOCAB_SIZE + np.arange(len(known))
+        self.vector_id = np.arange(VOCAB_SIZE, dtype=np.int32)
+        self.vector_id[self.known] = VOCAB_SIZE + np.arange(len(known))
 
     def batch(self, samples: range) -> tuple[Tensor, ...]:
-        """Return what `Loss` takes."""
+        """Return the inputs of `Loss`."""
         scenes = [sample % len(self.latents) for sample in samples]
-        spoken = [
+        scene_captions = [
             captions.caption(world.scene(self.seed, k), self.seed, n) for k, n in zip(scenes, samples, strict=True)
         ]
-        texts = [text or "" for text in spoken]
+        texts = [text or "" for text in scene_captions]
         timestep = np.array([self._timestep(n) for n in samples])
         noise = np.stack([rng.normal(self.latents.shape[1:], self.seed, "noise", n) for n in samples])
         sigma = self.sigmas[timestep].astype(np.float32)[:, None, None, None]
@@ -78,20 +82,19 @@ class Feed:
             Tensor(denoiser.scale_model_input(denoiser.add_noise(self.latents[scenes], noise, sigma), sigma)),
             Tensor(noise),
             Tensor(timestep.astype(np.float32)),
-            Tensor(self.row_of[ids_1]),
-            Tensor(self.row_of[ids_2]),
+            Tensor(self.vector_id[ids_1]),
+            Tensor(self.vector_id[ids_2]),
             Tensor(pool_positions(ids_2, "end_of_text")),
             Tensor(np.stack([self._sizes(n) for n in samples])),
-            Tensor(np.array([[text is not None] for text in spoken], np.float32)),
+            Tensor(np.array([[text is not None] for text in scene_captions], np.float32)),
         )
 
     def _timestep(self, sample: int) -> int:
-        """Return a noise level, high ones more often: what is where in which colour is decided there, and an error of
-        it is small beside so much noise."""
+        """Return a timestep, high ones more often: they determine the layout, but have small errors."""
         return int(len(self.sigmas) * rng.generator(self.seed, "timestep", sample).random() ** 0.5)
 
     def _sizes(self, sample: int) -> np.ndarray:
-        """Return sizes that people's images have: no scene depends on them, and the model learns that."""
+        """Return a random size conditioning; scenes do not depend on it, and the model learns that."""
         generator = rng.generator(self.seed, "sizes", sample)
         original = np.exp(generator.uniform(np.log(self.side), np.log(2048), 2)).round()
         if generator.random() < 0.5:
@@ -100,28 +103,30 @@ class Feed:
         return np.array([*original, *crop, self.side, self.side], np.float32)
 
 
-def rows(known: int, config: ModelConfig, seed: int) -> list[Parameter]:
-    """Return first rows of the known words for both encoders, divided by `_HASTE`, as they are learned."""
+def embedding_parameters(known: int, config: ModelConfig, seed: int) -> list[Parameter]:
+    """Return initial embeddings of the captions' tokens for both encoders, divided by `_EMBEDDING_LR_SCALE`."""
     widths = (config.text_encoder_1.width, config.text_encoder_2.width)
-    spread = _KNOWN_SPREAD / _HASTE
-    values = [spread * rng.normal((known, w), seed, "known words", k) for k, w in enumerate(widths)]
-    return [Parameter(Tensor(value), name=f"rows_{k}") for k, value in enumerate(values, 1)]
+    std = _USED_STD / _EMBEDDING_LR_SCALE
+    values = [std * rng.normal((known, w), seed, "known words", k) for k, w in enumerate(widths)]
+    return [Parameter(Tensor(value), name=f"embedding_{k}") for k, value in enumerate(values, 1)]
 
 
-def trained(model: SDXL) -> list[Parameter]:
-    """Return what is trained of UNet and encoders: all but the token tables, which `fill_tables` fills."""
+def trainable_parameters(model: SDXL) -> list[Parameter]:
+    """Return the parameters of UNet and encoders without the token tables, which `fill_token_tables` fills."""
     parts = [*model.unet.get_parameters(), *model.conditioner.get_parameters()]
     return [p for p in parts if "token_embedding" not in p.name and p.dtype == ms.float32 and p.shape]
 
 
-def fill_tables(model: SDXL, known: np.ndarray, learned: Sequence[Parameter], seed: int) -> None:
-    """Write the learned rows at the ids `known`; every other word gets a short random row."""
+def fill_token_tables(model: SDXL, known: np.ndarray, trained: Sequence[Parameter], seed: int) -> None:
+    """Write the trained embeddings at the ids `known`; every other token gets a small random embedding."""
     tables = (
         model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,
         model.conditioner.embedders[1].model.token_embedding.embedding_table,
     )
-    for encoder, (table, row) in enumerate(zip(tables, learned, strict=True)):
-        values = _UNKNOWN_SPREAD * rng.normal(table.shape, seed, "unknown words", encoder)
-        values[known] = _HASTE * row.asnumpy()
+    for encoder, (table, vectors) in enumerate(zip(tables, trained, strict=True)):
+        values = _UNUSED_STD * rng.normal(table.shape, seed, "unknown words", encoder)
+        values[known] = _EMBEDDING_LR_SCALE * vectors.asnumpy()
         table.set_data(Tensor(values))
-    model.conditioner.embedders[1].model.logit_scale.set_data(Tensor(np.float32(np.log(100.0))))  # read by nobody
+    model.conditioner.embedders[1].model.logit_scale.set_data(
+        Tensor(np.float32(np.log(100.0)))
+    )  # published, but unused

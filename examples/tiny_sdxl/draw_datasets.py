@@ -1,25 +1,22 @@
-"""Draw the two datasets of the tiny model: `python examples/tiny_sdxl/draw_datasets.py [--folder datasets]`."""
+"""Render the two datasets of the tiny model: `python examples/tiny_sdxl/draw_datasets.py [--folder datasets]`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG
 
-SETS = {
+DATASETS = {
     "humbug": HUMBUG.images,
     "confetti": CONFETTI.images,
 }
 
 
 def draw(folder: Path, seed: int = 0) -> list[Path]:
-    """Write each dataset into its own folder inside `folder`; return the files."""
+    """Write each dataset to a folder inside `folder`; return the files."""
     written = []
-    for name, images in SETS.items():
+    for name, images in DATASETS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for title, image in images(seed).items():
             path = folder / name / f"{title}.png"
@@ -29,8 +26,8 @@ def draw(folder: Path, seed: int = 0) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the datasets of the tiny model.")
-    parser.add_argument("--folder", type=Path, default=Path("datasets"), help="where to (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Render the datasets of the tiny model.")
+    parser.add_argument("--folder", type=Path, default=Path("datasets"), help="parent folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
     arguments = parser.parse_args()
     for path in draw(arguments.folder, arguments.seed):

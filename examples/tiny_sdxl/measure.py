@@ -1,25 +1,21 @@
-"""Measure what the tiny model can do, by the judge: does it draw what it is told, does it learn what it never saw.
+"""Measure how the tiny model follows prompts and how textual inversion works on it.
 
-python examples/tiny_sdxl/measure.py drawing
-python examples/tiny_sdxl/measure.py learning --num_vectors 4
-python examples/tiny_sdxl/measure.py together
-python examples/tiny_sdxl/measure.py away --steps 200
+python examples/tiny_sdxl/measure.py prompts
+python examples/tiny_sdxl/measure.py concepts --num_vectors 4
+python examples/tiny_sdxl/measure.py joint
+python examples/tiny_sdxl/measure.py negative --steps 200
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from examples.tiny_sdxl import judge, world
-from examples.tiny_sdxl.colours import COLOURS, nearest_name
-from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, Unseen
+from examples.tiny_sdxl import evaluator, world
+from examples.tiny_sdxl.colors import COLORS, nearest_name
+from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, UnseenConcept
 from examples.tiny_sdxl.world import SHAPES
 from gm import api
 from gm.api import Embedding, Toolkit
@@ -27,144 +23,152 @@ from gm.config import cli
 
 BACKDROPS = ("white", "blue", "yellow", "black")
 STYLED = ("a red circle", "a blue star", "a yellow heart", "a black cross")
-BATCH = 16  # images drawn at once
-THINGS = (HUMBUG, CONFETTI)
+BATCH_SIZE = 16
+CONCEPTS = (HUMBUG, CONFETTI)
 NEGATIVE = "<not-that>"
 
 
 def unseen_prompts() -> list[tuple[str, str, str]]:
-    """Return (shape, colour, backdrop) for every shape in the colours that training never gave it."""
-    pairs = [(shape, name) for shape in SHAPES for name in COLOURS if world.is_held_out(shape, name)]
+    """Return (shape, color, backdrop) for every shape in the colors that training excluded."""
+    pairs = [(shape, name) for shape in SHAPES for name in COLORS if world.is_held_out(shape, name)]
     return [(shape, name, backdrop) for shape, name in pairs for backdrop in BACKDROPS if backdrop != name]
 
 
-def drawing(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]]) -> dict[str, float]:
-    """Return the shares of images whose shape, colour and backdrop the judge sees as the prompt says them."""
-    prompts = [f"a {colour} {shape} on a {backdrop} background" for shape, colour, backdrop in wanted]
-    images = api.generate(toolkit, prompts, batch_size=BATCH)
-    right = []
-    for image, (shape, colour, backdrop) in zip(images, wanted, strict=True):
-        seen = judge.look(image)
-        right.append((seen.shape == shape, nearest_name(seen.fill) == colour, nearest_name(seen.backdrop) == backdrop))
-    shares = np.mean(right, axis=0)
-    return {name: round(float(share), 3) for name, share in zip(("shape", "colour", "backdrop"), shares, strict=True)}
+def prompt_accuracy(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]]) -> dict[str, float]:
+    """Return the shares of images whose shape, color and backdrop match the prompt."""
+    prompts = [f"a {color} {shape} on a {backdrop} background" for shape, color, backdrop in wanted]
+    images = api.generate(toolkit, prompts, batch_size=BATCH_SIZE)
+    matches = []
+    for image, (shape, color, backdrop) in zip(images, wanted, strict=True):
+        seen = evaluator.parse_scene(image)
+        matches.append((seen.shape == shape, nearest_name(seen.fill) == color, nearest_name(seen.backdrop) == backdrop))
+    shares = np.mean(matches, axis=0)
+    return {name: round(float(share), 3) for name, share in zip(("shape", "color", "backdrop"), shares, strict=True)}
 
 
-def prompts_for(thing: Unseen, word: str, backdrop: str | None = None) -> list[str]:
-    """Return four prompts with `word` in the place of the concept, on a backdrop if one is named."""
+def prompts_for(target: UnseenConcept, token: str, backdrop: str | None = None) -> list[str]:
+    """Return four prompts that name the concept `token`, with a backdrop if one is given."""
     where = f" on a {backdrop} background" if backdrop else ""
-    if thing.kind == "object":
-        return [f"a {word}{where}"] * 4
-    return [f"{scene}{where} in the style of {word}" for scene in STYLED]
+    if target.learnable_property == "object":
+        return [f"a {token}{where}"] * 4
+    return [f"{scene}{where} in the style of {token}" for scene in STYLED]
 
 
 def distances(
-    toolkit: Toolkit, thing: Unseen, word: str, concepts: Sequence[Embedding] = (), **sampling: Any
+    toolkit: Toolkit, target: UnseenConcept, token: str, embeddings: Sequence[Embedding] = (), **sampling: Any
 ) -> np.ndarray:
-    """Return the judge's distance to `thing` of 16 images of `word`, seed by seed."""
-    options = {"batch_size": BATCH, "seed": 1000, **sampling}
-    images = api.generate(toolkit, prompts_for(thing, word) * 4, concepts, **options)
-    return np.array([judge.distance(image, thing.colours, thing.shape) for image in images])
+    """Return the distances to `target` of 16 images of `token`, one per seed."""
+    options = {"batch_size": BATCH_SIZE, "seed": 1000, **sampling}
+    images = api.generate(toolkit, prompts_for(target, token) * 4, embeddings, **options)
+    return np.array([evaluator.distance(image, target.colors, target.shape) for image in images])
 
 
-def obedience(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> float:
-    """Return the share of 16 images of the concept that have the backdrop that the prompt also asks for."""
+def backdrop_accuracy(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -> float:
+    """Return the share of 16 images of the concept with the backdrop of the prompt."""
     names = [name for name in BACKDROPS for _ in range(4)]
-    prompts = [prompt for name in BACKDROPS for prompt in prompts_for(thing, thing.word, name)]
-    images = api.generate(toolkit, prompts, [concept], batch_size=BATCH, seed=2000)
-    seen = [nearest_name(judge.look(image).backdrop) for image in images]
+    prompts = [prompt for name in BACKDROPS for prompt in prompts_for(target, target.placeholder_token, name)]
+    images = api.generate(toolkit, prompts, [embedding], batch_size=BATCH_SIZE, seed=2000)
+    seen = [nearest_name(evaluator.parse_scene(image).backdrop) for image in images]
     return float(np.mean([a == b for a, b in zip(seen, names, strict=True)]))
 
 
-def learn(toolkit: Toolkit, thing: Unseen, num_vectors: int) -> Embedding:
-    """Learn `thing` from its folder of images."""
+def train_concept(toolkit: Toolkit, target: UnseenConcept, num_vectors: int) -> Embedding:
+    """Train `target` on its folder of images."""
     return api.train(
         toolkit,
-        Path("datasets") / thing.folder,
-        thing.word,
+        Path("datasets") / target.folder,
+        target.placeholder_token,
         num_vectors=num_vectors,
-        initializer_token=thing.initializer,
-        learnable_property=thing.kind,
+        initializer_token=target.initializer_token,
+        learnable_property=target.learnable_property,
     )
 
 
-def learning(toolkit: Toolkit, thing: Unseen, concept: Embedding) -> dict[str, float]:
-    """Return the median distance of the first word and of `concept`, and in how many seeds it fell by half."""
-    before = distances(toolkit, thing, thing.initializer)
-    after = distances(toolkit, thing, thing.word, [concept])
+def concept_quality(
+    toolkit: Toolkit, target: UnseenConcept, embedding: Embedding, before: np.ndarray | None = None
+) -> dict[str, float]:
+    """Return the median distances of the initializer token and of `embedding`, and the seeds where it halved.
+
+    `before` are the distances of the initializer token, if known.
+    """
+    if before is None:
+        before = distances(toolkit, target, target.initializer_token)
+    after = distances(toolkit, target, target.placeholder_token, [embedding])
     return {
         "before": round(float(np.median(before)), 3),
         "after": round(float(np.median(after)), 3),
         "halved": int((after <= before / 2).sum()),
         "of": len(after),
-        "backdrop": round(obedience(toolkit, thing, concept), 3),
+        "backdrop": round(backdrop_accuracy(toolkit, target, embedding), 3),
     }
 
 
-def entry(thing: Unseen, num_vectors: int) -> dict[str, Any]:
-    """Return `thing` as one of several words to learn."""
+def concept_options(target: UnseenConcept, num_vectors: int) -> dict[str, Any]:
+    """Return `target` as an entry of --concepts."""
     return {
-        "placeholder_token": thing.word,
-        "data_path": str(Path("datasets") / thing.folder),
+        "placeholder_token": target.placeholder_token,
+        "data_path": str(Path("datasets") / target.folder),
         "num_vectors": num_vectors,
-        "initializer_token": thing.initializer,
-        "learnable_property": thing.kind,
+        "initializer_token": target.initializer_token,
+        "learnable_property": target.learnable_property,
     }
 
 
-def together(toolkit: Toolkit, num_vectors: int) -> list[tuple[str, dict[str, float]]]:
-    """Learn both things in one run of as many steps as two runs have; return what each has become."""
+def train_jointly(toolkit: Toolkit, num_vectors: int) -> list[Embedding]:
+    """Train all of `CONCEPTS` in one run with the steps of two."""
     steps = {"total_step": 2 * toolkit.config.training.total_step}
-    learned = api.train_concepts(toolkit, [entry(thing, num_vectors) for thing in THINGS], training=steps)
-    return [(thing.word, learning(toolkit, thing, own)) for thing, own in zip(THINGS, learned, strict=True)]
+    return api.train_concepts(toolkit, [concept_options(target, num_vectors) for target in CONCEPTS], training=steps)
 
 
-def with_negative(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> list[Embedding]:
-    """Learn `thing` and a negative word, both from the same word."""
-    own = entry(thing, num_vectors)
-    negative = {**own, "placeholder_token": NEGATIVE, "data_path": "", "negative": True}
-    return api.train_concepts(toolkit, [own, negative], training={"total_step": steps})
+def train_with_negative(toolkit: Toolkit, target: UnseenConcept, num_vectors: int, steps: int) -> list[Embedding]:
+    """Train `target` and a negative concept with the same initializer token."""
+    options = concept_options(target, num_vectors)
+    negative = {**options, "placeholder_token": NEGATIVE, "data_path": "", "negative": True}
+    return api.train_concepts(toolkit, [options, negative], training={"total_step": steps})
 
 
-def away(toolkit: Toolkit, thing: Unseen, num_vectors: int, steps: int) -> dict[str, float]:
-    """Learn `thing` for `steps` alone, and with a negative word; return the median distances by guidance.
+def negative_guidance(toolkit: Toolkit, target: UnseenConcept, num_vectors: int, steps: int) -> dict[str, float]:
+    """Train `target` for `steps` alone and with a negative concept; return the median distances by CFG scale.
 
-    "alone" is without a negative prompt, "negative" with the negative word there.
+    "alone" has no negative prompt, "negative" has the negative concept as negative prompt.
     """
-    alone = api.train_concepts(toolkit, [entry(thing, num_vectors)], training={"total_step": steps})
-    both = with_negative(toolkit, thing, num_vectors, steps)
-    found = {}
+    alone = api.train_concepts(toolkit, [concept_options(target, num_vectors)], training={"total_step": steps})
+    both = train_with_negative(toolkit, target, num_vectors, steps)
+    medians = {}
     for scale in (1.0, 3.0, 6.0):
-        for name, words, prompt in (("alone", alone, ""), ("negative", both, NEGATIVE)):
-            seen = distances(toolkit, thing, thing.word, words, negative_prompt=prompt, guidance_scale=scale)
-            found[f"{name} {scale:g}"] = round(float(np.median(seen)), 3)
-    return found
+        for name, embeddings, prompt in (("alone", alone, ""), ("negative", both, NEGATIVE)):
+            options = {"negative_prompt": prompt, "guidance_scale": scale}
+            each = distances(toolkit, target, target.placeholder_token, embeddings, **options)
+            medians[f"{name} {scale:g}"] = round(float(np.median(each)), 3)
+    return medians
 
 
 def main() -> None:
-    parser = cli.Parser("Measure what the tiny model draws and learns, by the judge.")
-    parser.add_argument("what", choices=("drawing", "learning", "together", "away"), help="what to measure")
-    parser.add_argument(
-        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
-    )
+    parser = cli.Parser("Measure how the tiny model follows prompts and how textual inversion works on it.")
+    parser.add_argument("what", choices=("prompts", "concepts", "joint", "negative"), help="what to measure")
+    parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
-    parser.add_argument("--num_vectors", type=int, default=4, help="rows to learn (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="of away (default: %(default)s)")
+    parser.add_argument("--num_vectors", type=int, default=4, help="embedding vectors (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of negative (default: %(default)s)")
     flags = parser.read()
     toolkit = api.load(flags["config"], run={"weight": flags["weight"], "ms_mode": flags["ms_mode"]})
-    if flags["what"] == "drawing":
-        print(json.dumps(drawing(toolkit, unseen_prompts())))
-    elif flags["what"] == "together":
-        for word, found in together(toolkit, flags["num_vectors"]):
-            print(word, json.dumps(found), flush=True)
-    elif flags["what"] == "away":
-        for thing in THINGS:
-            print(thing.word, json.dumps(away(toolkit, thing, flags["num_vectors"], flags["steps"])), flush=True)
+    if flags["what"] == "prompts":
+        print(json.dumps(prompt_accuracy(toolkit, unseen_prompts())))
+    elif flags["what"] == "joint":
+        for target, embedding in zip(CONCEPTS, train_jointly(toolkit, flags["num_vectors"]), strict=True):
+            print_quality(toolkit, target, embedding)
+    elif flags["what"] == "negative":
+        for target in CONCEPTS:
+            medians = negative_guidance(toolkit, target, flags["num_vectors"], flags["steps"])
+            print(target.placeholder_token, json.dumps(medians), flush=True)
     else:
-        for thing in THINGS:
-            concept = learn(toolkit, thing, flags["num_vectors"])
-            print(thing.word, json.dumps(learning(toolkit, thing, concept)), flush=True)
+        for target in CONCEPTS:
+            print_quality(toolkit, target, train_concept(toolkit, target, flags["num_vectors"]))
+
+
+def print_quality(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -> None:
+    print(target.placeholder_token, json.dumps(concept_quality(toolkit, target, embedding)), flush=True)
 
 
 if __name__ == "__main__":

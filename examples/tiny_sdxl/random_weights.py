@@ -2,15 +2,11 @@
 
     python examples/tiny_sdxl/random_weights.py --target checkpoints/random.safetensors
 
-It draws nothing sensible, but it is a real model of SDXL's family, of any size that a config describes: it converts,
-trains and samples.
+Its images are noise, but it is a model of SDXL's family of any size that a config describes, for tests and benchmarks
+of conversion, training and sampling.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
@@ -23,26 +19,23 @@ from gm.runtime import rng
 
 
 def values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return random weights for the published `name`: activations keep about their size from layer to layer."""
+    """Return random weights for the published `name` that about preserve the variance of activations."""
     noise = rng.normal(shape, seed, name)
     if len(shape) >= 2:
-        # A token's row adds up with the others of its prompt; a matrix preserves the variance of what it multiplies.
         return noise * 0.5 if "token_embedding" in name else noise / np.prod(shape[1:]) ** 0.5
-    is_norm = name.endswith("weight")  # the only vectors called weight scale a normalised input
+    is_norm = name.endswith("weight")  # the only vectors named weight are those of normalisations
     return 1.0 + 0.1 * noise if is_norm else 0.05 * noise
 
 
 def main() -> None:
     parser = cli.Parser("Write a checkpoint with seeded random weights in the published single-file format.")
-    parser.add_argument(
-        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
-    )
+    parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_argument("--target", default="checkpoints/random.safetensors", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     flags = parser.read()
     model = sdxl.build(configuration.load(flags["config"]).model)
     shapes = {key_mapping.published_name(name): shape for name, shape in key_mapping.parameter_shapes(model).items()}
-    # Drawn when they are written, one at a time: at full size all of them would be 7 GB.
+    # Sampled lazily, one at a time, while writing: at full size all weights are 7 GB.
     tensors = {
         name: LazyTensor(shape, "float16", partial(_half, name, shape, flags["seed"])) for name, shape in shapes.items()
     }

@@ -1,24 +1,22 @@
-"""Train the tiny model from nothing, on two cores, and write it as a published checkpoint would be.
+"""Train the tiny model from scratch on two cores, and write a checkpoint in the published format.
 
     mpirun -n 2 --bind-to core python examples/tiny_sdxl/train.py --is_parallel True
 
-It can be stopped at any time and started again: it goes on from the folder `--state`, which also keeps the curves.
+It can be stopped at any time: the same command resumes from the folder `--state`.
 """
 
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a rank has a core for itself
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per rank
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from examples.tiny_sdxl import diffusion, learning, vae
-from examples.tiny_sdxl.learning import Learner, Recipe
+from examples.tiny_sdxl import diffusion, trainer, vae
+from examples.tiny_sdxl.trainer import Hyperparameters, Trainer
 from gm import config as configuration
 from gm.checkpoints import containers, key_mapping
 from gm.checkpoints.lazy_tensor import in_memory
@@ -29,56 +27,60 @@ from gm.models.sdxl import SDXL
 from gm.runtime import backend
 from gm.runtime.backend import Backend
 
-AUTOENCODER = Recipe(updates=3000, batch=8, rate=2e-3)
-DIFFUSION = Recipe(updates=8000, batch=48, rate=1.5e-3)
-SCENES = 16000  # whose latents the diffusion half sees again and again, with other captions and noise
-_EVERY = 10  # updates whose mean loss is one point of the curves
-_QUIET = ("conv2.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")
+AUTOENCODER = Hyperparameters(updates=3000, batch=8, rate=2e-3)
+DIFFUSION = Hyperparameters(updates=8000, batch=48, rate=1.5e-3)
+SCENES = 16000  # number of encoded scenes; captions and noise are new for every sample
+_EVERY = 10  # updates per point of the loss curves
+_ZERO_INITIALIZED = ("conv2.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")
 
 
-def train_autoencoder(model: SDXL, where: Backend, state: Path, seed: int, recipe: Recipe) -> list[float]:
-    """Train the autoencoder, or take it as `state` has it finished, and standardise its latents; return the losses."""
+def train_autoencoder(
+    model: SDXL, device: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
+) -> list[float]:
+    """Train the autoencoder, resuming from `state`, and standardize its latents; return the losses."""
     config, network = model.config, model.first_stage_model
     parameters = list(network.get_parameters())
-    learning.initialise(parameters, seed, _QUIET)
-    learner = Learner(vae.Loss(network), parameters, recipe, where)
+    trainer.initialize(parameters, seed, _ZERO_INITIALIZED)
+    autoencoder = Trainer(vae.Loss(network), parameters, hyperparameters, device)
     shape = vae.latent_shape(config)
-    learning.run(
-        learner,
-        lambda update: vae.batch(_share(update, recipe, where), seed, config.resolution, shape),
+    trainer.train(
+        autoencoder,
+        lambda update: vae.batch(_samples(update, hyperparameters, device), seed, config.resolution, shape),
         state / "autoencoder.npz",
-        say,
+        log,
     )
-    learner.use_average()
+    autoencoder.use_average()
     sample = vae.images(range(256), seed + 1, config.resolution)
-    vae.standardise(network, config.vae.scale_factor, sample)
-    return learner.curve
+    vae.standardize(network, config.vae.scale_factor, sample)
+    return autoencoder.curve
 
 
 def train_diffusion(
-    model: SDXL, latents: np.ndarray, where: Backend, state: Path, seed: int, recipe: Recipe
+    model: SDXL, latents: np.ndarray, device: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
 ) -> list[float]:
-    """Train UNet and encoders, and fill their token tables; return the losses."""
-    loader = diffusion.Feed(latents, seed, model.config)
-    rows = diffusion.rows(len(loader.known), model.config, seed)
-    parameters = diffusion.trained(model)
-    learning.initialise(parameters, seed, _QUIET)
-    diffusion.fill_tables(model, loader.known, rows, seed)
-    learner = Learner(diffusion.Loss(model, rows), [*parameters, *rows], recipe, where)
-    learning.run(learner, lambda update: loader.batch(_share(update, recipe, where)), state / "diffusion.npz", say)
-    learner.use_average()
-    diffusion.fill_tables(model, loader.known, rows, seed)
-    return learner.curve
+    """Train UNet and text encoders, resuming from `state`, and fill the token tables; return the losses."""
+    batches = diffusion.Batches(latents, seed, model.config)
+    embeddings = diffusion.embedding_parameters(len(batches.known), model.config, seed)
+    parameters = diffusion.trainable_parameters(model)
+    trainer.initialize(parameters, seed, _ZERO_INITIALIZED)
+    diffusion.fill_token_tables(model, batches.known, embeddings, seed)
+    network = Trainer(diffusion.Loss(model, embeddings), [*parameters, *embeddings], hyperparameters, device)
+    trainer.train(
+        network, lambda update: batches.batch(_samples(update, hyperparameters, device)), state / "diffusion.npz", log
+    )
+    network.use_average()
+    diffusion.fill_token_tables(model, batches.known, embeddings, seed)
+    return network.curve
 
 
-def _share(update: int, recipe: Recipe, where: Backend) -> range:
-    """Return the numbers of the samples that this rank shows in `update`."""
-    share = recipe.batch // where.world_size
-    first = update * recipe.batch + where.rank * share
+def _samples(update: int, hyperparameters: Hyperparameters, device: Backend) -> range:
+    """Return the numbers of this rank's samples of `update`."""
+    share = hyperparameters.batch // device.world_size
+    first = update * hyperparameters.batch + device.rank * share
     return range(first, first + share)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, flush=True)
 
 
@@ -91,7 +93,7 @@ def write(model: SDXL, target: Path) -> None:
 
 
 def write_curves(curves: dict[str, list[float]], target: Path) -> None:
-    """Write the losses, each the mean of `_EVERY` updates."""
+    """Write the losses as means of `_EVERY` updates."""
     means = {
         name: [float(f"{np.mean(losses[k : k + _EVERY]):.4g}") for k in range(0, len(losses), _EVERY)]
         for name, losses in curves.items()
@@ -100,11 +102,11 @@ def write_curves(curves: dict[str, list[float]], target: Path) -> None:
 
 
 def main() -> None:
-    parser = cli.Parser("Train the tiny model from nothing, on two cores; it goes on where it was stopped.")
+    parser = cli.Parser("Train the tiny model from scratch on two cores, resuming where it was stopped.")
+    parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_argument(
-        "--config", default="configs/training/tiny_textual_inversion.yaml", help="(default: %(default)s)"
+        "--state", default="runs/tiny_model", help="folder of the state to resume from (default: %(default)s)"
     )
-    parser.add_argument("--state", default="runs/tiny_model", help="folder to go on from (default: %(default)s)")
     parser.add_argument("--target", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument(
@@ -113,26 +115,28 @@ def main() -> None:
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
     for name, default in (("autoencoder_updates", AUTOENCODER.updates), ("updates", DIFFUSION.updates)):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="whose latents are kept (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="number of scenes (default: %(default)s)")
     flags = parser.read()
-    where = backend.setup(RunConfig(device_target="CPU", ms_mode=flags["ms_mode"]), flags["is_parallel"] == "True")
-    for recipe in (AUTOENCODER, DIFFUSION):
-        if recipe.batch % where.world_size:
-            raise UserError(f"{where.world_size} ranks cannot share batches of {recipe.batch}; start 1, 2, 4 or 8")
+    device = backend.setup(RunConfig(device_target="CPU", ms_mode=flags["ms_mode"]), flags["is_parallel"] == "True")
+    for hyperparameters in (AUTOENCODER, DIFFUSION):
+        if hyperparameters.batch % device.world_size:
+            raise UserError(
+                f"{device.world_size} ranks cannot share batches of {hyperparameters.batch}; start 1, 2, 4 or 8"
+            )
     model = sdxl.build(configuration.load(flags["config"]).model)
     state, seed = Path(flags["state"]), flags["seed"]
     state.mkdir(parents=True, exist_ok=True)
     first = dataclasses.replace(AUTOENCODER, updates=flags["autoencoder_updates"])
     second = dataclasses.replace(DIFFUSION, updates=flags["updates"])
-    curves = {"autoencoder": train_autoencoder(model, where, state, seed, first)}
-    latents = vae.encode(model, where, state / "latents.npy", seed, flags["scenes"])
-    curves["diffusion"] = train_diffusion(model, latents, where, state, seed, second)
-    if where.is_main_process:
+    curves = {"autoencoder": train_autoencoder(model, device, state, seed, first)}
+    latents = vae.encode(model, device, state / "latents.npy", seed, flags["scenes"])
+    curves["diffusion"] = train_diffusion(model, latents, device, state, seed, second)
+    if device.is_main_process:
         target = Path(flags["target"])
         write(model, target)
         write_curves(curves, target.with_name(f"{target.stem}_curves.json"))
-        say(f"wrote {flags['target']}")
-    where.barrier()
+        log(f"wrote {flags['target']}")
+    device.barrier()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""First half of the recipe: the autoencoder, from images of the world, and latents of unit variance at the end."""
+"""First part of the training: the autoencoder, on images of scenes, with latents scaled to unit variance at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from examples.tiny_sdxl import drawing, world
+from examples.tiny_sdxl import rendering, world
 from gm.config.model import ModelConfig
 from gm.models.sdxl import SDXL
 from gm.models.vae import AutoencoderKL
@@ -18,7 +18,7 @@ _KL_WEIGHT = 5e-4  # of the mean over latents of their divergence from a standar
 
 
 class Loss(nn.Cell):
-    """Absolute and squared error of images that went through a noisy latent, and the latent's divergence."""
+    """Absolute and squared reconstruction error, and the KL divergence of the latents (Kingma and Welling, 2014)."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__(auto_prefix=False)
@@ -32,20 +32,20 @@ class Loss(nn.Cell):
 
 
 def images(indices: range, seed: int, side: int) -> np.ndarray:
-    """Return scenes of the world, float32 [N, 3, side, side] in -1…1."""
-    drawn = [drawing.image(world.scene(seed, index), side) for index in indices]
-    return np.stack(drawn).transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
+    """Return images of scenes, float32 [N, 3, side, side] in -1…1."""
+    arrays = [rendering.render(world.scene(seed, index), side) for index in indices]
+    return np.stack(arrays).transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
 
 
 def batch(indices: range, seed: int, side: int, latent_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return what `Loss` takes, for the samples numbered `indices`."""
+    """Return the inputs of `Loss` for the samples `indices`."""
     noise = [rng.normal(latent_shape, seed, "autoencoder noise", index) for index in indices]
     return Tensor(images(indices, seed, side)), Tensor(np.stack(noise))
 
 
-def standardise(vae: AutoencoderKL, scale_factor: float, sample: np.ndarray) -> None:
-    """Fold an affine map into the two 1×1 convolutions around the latents, so that images stay what they are and
-    latents times `scale_factor` have mean 0 and variance 1 in each channel, as the noise schedule supposes."""
+def standardize(vae: AutoencoderKL, scale_factor: float, sample: np.ndarray) -> None:
+    """Fold an affine map into the two 1×1 convolutions around the latents: reconstructions stay the same, and latents
+    times `scale_factor` have mean 0 and variance 1 in each channel, as the noise schedule assumes."""
     means = [vae.encode(Tensor(part))[0].asnumpy() for part in np.array_split(sample, max(1, len(sample) // 32))]
     latents = np.concatenate(means)
     centre, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -69,23 +69,24 @@ def latent_shape(config: ModelConfig) -> tuple[int, int, int]:
     return config.vae.latent_channels, side, side
 
 
-def encode(model: SDXL, where: Backend, path: Path, seed: int, scenes: int) -> np.ndarray:
-    """Return scaled latents of the first `scenes` of the world, [scenes, z, h, w]; they are kept at `path`.
+def encode(model: SDXL, device: Backend, path: Path, seed: int, scenes: int) -> np.ndarray:
+    """Return scaled latents of the first `scenes` of the world, [scenes, z, h, w], cached at `path`.
 
-    The ranks share the work: each encodes its part of 64 scenes and adds zeros for the others.
+    Each rank encodes its part of every 64 scenes and adds zeros for the others.
     """
     if path.exists():
         return np.load(path)
-    add, parts = backend.AllReduceMean(where.world_size), []
+    all_reduce_mean = backend.AllReduceMean(device.world_size)
+    parts = []
     for first in range(0, scenes, 64):
         part = range(first, min(first + 64, scenes))
-        mine = part[where.rank :: where.world_size]
+        mine = part[device.rank :: device.world_size]
         latents = np.zeros((len(part), *latent_shape(model.config)), np.float32)
         mean, _ = model.first_stage_model.encode(Tensor(images(mine, seed, model.config.resolution)))
-        latents[where.rank :: where.world_size] = mean.asnumpy() * model.config.vae.scale_factor
-        parts.append(add(Tensor(latents)).asnumpy() * where.world_size)
-    joined = np.concatenate(parts)
-    if where.is_main_process:
+        latents[device.rank :: device.world_size] = mean.asnumpy() * model.config.vae.scale_factor
+        parts.append(all_reduce_mean(Tensor(latents)).asnumpy() * device.world_size)
+    all_latents = np.concatenate(parts)
+    if device.is_main_process:
         with atomic_io.atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, joined)
-    return joined
+            np.save(file, all_latents)
+    return all_latents

@@ -1,8 +1,7 @@
-"""The world that the tiny model knows: one shape on a backdrop, with continuous colours, sizes and places underneath.
+"""Synthetic scenes for training the tiny model: one shape on a backdrop, with continuous colors, sizes and places.
 
-Scene `index` of a `seed` is always the same. Words (`captions.py`) say less than a scene holds: which of a few names a
-colour is nearest to, roughly where, roughly how big. Some scenes show a thing or a style that has a name (`lexicon.py`)
-and always the same colours.
+Scene `index` of a `seed` is always the same. Captions (`captions.py`) describe it partly: the nearest color name, the
+rough place and size. Some scenes show a named thing or style, which always has the same colors.
 """
 
 from __future__ import annotations
@@ -13,22 +12,35 @@ from typing import Any
 
 import numpy as np
 
-from examples.tiny_sdxl.colours import CENTRES, COLOURS, nearest_name, oklab, srgb
-from examples.tiny_sdxl.lexicon import STYLES, THINGS
+from examples.tiny_sdxl.colors import CENTERS, COLORS, nearest_name, oklab, srgb
 from gm.runtime import rng
 
+# Names of things (a shape in two colors) and styles (an outline and spots in two): concepts that one token stands for.
+# Without them no embedding of the model would mean several colors at once, and a new one could not be learned. There
+# are few, so that each is seen often.
+_THINGS = """
+    mango lemon melon banana strawberry grape kiwi carrot pumpkin tiger
+    zebra lion wolf bear rabbit duck salmon turtle butterfly candy
+"""
+_STYLES = """
+    paris london berlin madrid lisbon rome milan naples vienna prague
+    moscow helsinki geneva hamburg bristol delhi tokyo cairo boston lima
+"""
+
+THINGS = tuple(_THINGS.split())
+STYLES = tuple(_STYLES.split())
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 SMALL, LARGE = 0.23, 0.30  # radii, as shares of the side, up to which a shape is small and from which it is large
-_HELD_OUT = 7  # of 14 colours and 6 shapes: two colours of each shape, no more than one shape of each colour
-_JITTER = 0.025  # standard deviation of a colour around its name's, in each coordinate of OKLab
-_OWN_JITTER = 0.05  # that of the colours of things and styles with a name of their own
-_NAMED = 0.25  # share of the scenes that show a thing with a name, and of those in a style with one
-_DISTINCT = 0.22  # least distance in OKLab between colours that touch
+_HELD_OUT = 7  # of 14 colors and 6 shapes: two colors of each shape, no more than one shape of each color
+_JITTER = 0.025  # standard deviation of a color around its name's, in each coordinate of OKLab
+_NAMED_JITTER = 0.05  # the same for the colors of named things and styles
+_NAMED = 0.25  # share of the scenes with a named thing, and of those in a named style
+_DISTINCT = 0.22  # least distance in OKLab between colors that touch
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to see. Lengths are shares of the side, colours OKLab."""
+    """Content of an image. Lengths are shares of the side, colors OKLab."""
 
     shape: str
     radius: float
@@ -43,13 +55,13 @@ class Scene:
     style: str | None = None  # name of outline and spots together
 
 
-def is_held_out(shape: str, colour: str) -> bool:
-    """Whether training never shows this shape in this colour: so it is for two colours of each shape."""
-    return list(COLOURS).index(colour) % _HELD_OUT == SHAPES.index(shape)
+def is_held_out(shape: str, color: str) -> bool:
+    """Whether training excludes this shape in this color; two colors of each shape are excluded."""
+    return list(COLORS).index(color) % _HELD_OUT == SHAPES.index(shape)
 
 
 def scene(seed: int, index: int, held_out: bool = False) -> Scene:
-    """Return scene `index` of the world of `seed`, drawn from those kept from training if `held_out`."""
+    """Return scene `index` of the world of `seed`, one of those excluded from training if `held_out`."""
     generator = rng.generator(seed, "scene", int(held_out), index)
     while True:
         candidate = _random(generator)
@@ -59,29 +71,29 @@ def scene(seed: int, index: int, held_out: bool = False) -> Scene:
 
 @cache
 def named(name: str) -> dict[str, Any]:
-    """Return what all scenes with the thing or in the style of this name have in common, by field of Scene."""
+    """Return the fields of Scene that all scenes with the thing or style of this name share."""
     generator = rng.generator(0, "named", name)
     if name in STYLES:
-        outline = _colour(generator, jitter=_OWN_JITTER)
-        return {"style": name, "outline": outline, "spots": _colour(generator, outline, jitter=_OWN_JITTER)}
+        outline = _color(generator, jitter=_NAMED_JITTER)
+        return {"style": name, "outline": outline, "spots": _color(generator, outline, jitter=_NAMED_JITTER)}
     while True:
-        shape, fill = str(generator.choice(SHAPES)), _colour(generator, jitter=_OWN_JITTER)
+        shape, fill = str(generator.choice(SHAPES)), _color(generator, jitter=_NAMED_JITTER)
         if not is_held_out(shape, nearest_name(fill)):
             return {
                 "thing": name,
                 "shape": shape,
                 "fill": fill,
-                "stripes": _colour(generator, fill, jitter=_OWN_JITTER),
+                "stripes": _color(generator, fill, jitter=_NAMED_JITTER),
             }
 
 
 def _random(generator: np.random.Generator) -> Scene:
     kind = generator.random()
-    words = THINGS if kind < _NAMED else STYLES if kind < 2 * _NAMED else None
-    own = named(str(generator.choice(words))) if words else {}
-    given = [value for name, value in own.items() if name in ("fill", "stripes", "outline", "spots")]
-    fill = own.get("fill") or _colour(generator, *given)
-    backdrop = _colour(generator, fill, *given)
+    names = THINGS if kind < _NAMED else STYLES if kind < 2 * _NAMED else None
+    shared = named(str(generator.choice(names))) if names else {}
+    fixed = [value for name, value in shared.items() if name in ("fill", "stripes", "outline", "spots")]
+    fill = shared.get("fill") or _color(generator, *fixed)
+    backdrop = _color(generator, fill, *fixed)
     has_stripes, has_outline, has_spots = generator.random(3) < (0.4, 0.35, 0.35)
     radius = generator.uniform(0.19, 0.36)
     room = 0.5 - radius - 0.03
@@ -92,16 +104,16 @@ def _random(generator: np.random.Generator) -> Scene:
         "y": 0.5 + room * generator.uniform(-1, 1),
         "fill": fill,
         "backdrop": backdrop,
-        "stripes": _colour(generator, fill, backdrop, *given) if has_stripes else None,
-        "outline": _colour(generator, fill, backdrop) if has_outline else None,
-        "spots": _colour(generator, fill, backdrop) if has_spots else None,
+        "stripes": _color(generator, fill, backdrop, *fixed) if has_stripes else None,
+        "outline": _color(generator, fill, backdrop) if has_outline else None,
+        "spots": _color(generator, fill, backdrop) if has_spots else None,
     }
-    return Scene(**parts | own)
+    return Scene(**parts | shared)
 
 
-def _colour(generator: np.random.Generator, *others: tuple[float, ...], jitter: float = _JITTER) -> tuple[float, ...]:
+def _color(generator: np.random.Generator, *others: tuple[float, ...], jitter: float = _JITTER) -> tuple[float, ...]:
     while True:
-        centre = CENTRES[generator.integers(len(CENTRES))]
+        centre = CENTERS[generator.integers(len(CENTERS))]
         lab = oklab(srgb(centre + jitter * generator.standard_normal(3)))
         if all(np.linalg.norm(lab - other) > _DISTINCT for other in others):
             return tuple(float(value) for value in lab)

@@ -1,4 +1,4 @@
-"""Options: their schema, the model's shape, every section of the YAML files, and the command line."""
+"""Options: schema, model architecture, sections of the YAML files, command line."""
 
 from gm.config.config import (
     POOLING_RULES,

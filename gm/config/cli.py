@@ -1,4 +1,4 @@
-"""Command-line flags generated from the config's fields, and the one way a script ends on a mistake."""
+"""Command line: flags generated from the fields of `Config`, and `run`, which turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gm import config as configuration
@@ -16,12 +17,13 @@ from gm.errors import UserError, did_you_mean
 
 DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
 
+exit_hooks: list[Callable[[int], None]] = []  # called by `run` with the exit code
 
-exit_hooks: list[Callable[[int], None]] = []
+_PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a UserError of one line where argparse would print its usage and exit."""
+    """Argument parser that raises a UserError of one line where argparse would print its usage and exit."""
 
     def __init__(self, description: str, required: Sequence[str] = ()) -> None:
         super().__init__(description=description, allow_abbrev=False)
@@ -30,8 +32,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
+    def add_config(self, default: str = DEFAULT_CONFIG, meaning: str = "YAML file of options") -> None:
+        """Add the flag --config. A shipped config is found from any folder."""
+        self.add_argument("--config", type=_config_path, default=default, help=f"{meaning} (default: {default})")
+
     def add_overwrite(self) -> None:
-        """Add the flag that lets a script replace what is there."""
+        """Add the flag --overwrite."""
         self.add_switch("--overwrite", "replace a target that already exists")
 
     def add_switch(self, flag: str, meaning: str) -> None:
@@ -49,7 +55,7 @@ class Parser(argparse.ArgumentParser):
     def read(self, arguments: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the flags' values by name.
 
-        UserError for one that is unknown, with the nearest that is known, or is `required` and missing.
+        Raises UserError for an unknown flag (with the nearest known one) and for a missing required one.
         """
         known, unknown = self.parse_known_args(arguments)
         if unknown:
@@ -66,34 +72,38 @@ def parse(
     description: str,
     sections: Sequence[str],
     arguments: Sequence[str] | None = None,
-    recipe: Callable[[str], dict[str, dict[str, Any]]] | None = None,
+    parameters_from: Callable[[str], dict[str, dict[str, Any]]] | None = None,
 ) -> Config:
-    """Return the config that `arguments` (default: the process's own) ask for.
+    """Return the config for the command-line `arguments` (default: those of the process).
 
-    `sections` names the parts of `Config` whose fields become flags. `recipe` reads the options of an image, which
-    stand above those of the YAML file and below the other flags, and adds the flag of that name. Raises UserError for
-    a flag that is not one of them (the nearest is suggested) and for every mistake that `config.load` finds.
+    `sections` names the sections of `Config` whose fields become flags. `parameters_from` adds the flag of that name
+    and reads the generation parameters of the image given there; they override the YAML file and are overridden by
+    the other flags. Raises UserError for an unknown flag (with the nearest known one) and as `config.load` does.
     """
     parser = Parser(description)
-    if recipe:
-        parser.add_argument("--recipe", help="image drawn by this toolkit to draw once more; other flags change it")
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML file of options (default: %(default)s)")
-    owner: dict[str, str] = {}
+    if parameters_from:
+        parser.add_argument(
+            "--parameters_from",
+            metavar="IMAGE",
+            help="image whose generation parameters to use; the other flags override them",
+        )
+    parser.add_config()
+    section_of: dict[str, str] = {}
     for section in sections:
-        _add_flags(parser, section, owner)
+        _add_flags(parser, section, section_of)
     values = parser.read(arguments)
-    path, image = values.pop("config"), values.pop("recipe", None)
-    overrides: dict[str, dict[str, Any]] = recipe(image) if recipe and image else {}
+    path = values.pop("config")
+    image = values.pop("parameters_from", None)
+    overrides: dict[str, dict[str, Any]] = parameters_from(image) if parameters_from and image else {}
     for name, value in values.items():
-        overrides.setdefault(owner[name], {})[name] = value
+        overrides.setdefault(section_of[name], {})[name] = value
     return configuration.load(path, overrides)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`, showing the toolkit's log; a UserError becomes one line on standard error and exit code 2.
+    """Call `main` with the log of "gm" on standard output; exit with 2 and one line on standard error on a UserError.
 
-    Ctrl-C is no mistake: it ends the script without a traceback, with the exit code that shells give it. What is in
-    `exit_hooks` is then called with the exit code.
+    Ctrl-C ends the script without a traceback, with the exit code 130 of shells. `exit_hooks` are called at the end.
     """
     log = logging.getLogger("gm")
     log.setLevel(logging.INFO)
@@ -110,34 +120,48 @@ def run(main: Callable[[], None]) -> None:
         if not isinstance(end.code, int):
             raise
         code = end.code
-    for ending in exit_hooks:
-        ending(code)
+    for hook in exit_hooks:
+        hook(code)
     if code:
         sys.exit(code)
 
 
-def _add_flags(parser: Parser, section: str, owner: dict[str, str]) -> None:
+def _config_path(path: str) -> str:
+    """Return `path`, or the file of that name in the project's folder if only that one exists."""
+    shipped = _PROJECT / path
+    return path if Path(path).exists() or not shipped.is_file() else str(shipped)
+
+
+def _add_flags(parser: Parser, section: str, section_of: dict[str, str]) -> None:
     cls = typing.get_type_hints(Config)[section]
     group = parser.add_argument_group(section, cls.__doc__)
     for f in fields(cls):
         kind, optional = schema.option_type(cls, f.name)
-        default = f.default if f.default is not MISSING else []
-        choices = ", ".join(repr(c) for c in f.metadata["choices"] if c != "")
-        text = f.metadata["doc"] + (f" [{choices}]" if choices else "") + _default_text(default, optional)
-        extra: dict[str, Any] = {"nargs": "?", "const": "True"} if kind is bool else {}
-        if typing.get_origin(kind) is list:
-            extra = {"nargs": "+"}
-        name = kind.__name__ if isinstance(kind, type) and extra.get("nargs") != "+" else "str"
         group.add_argument(
-            *(f"--{name}" for name in (f.name, *f.metadata["aliases"])),
+            f"--{f.name}",
+            *(f"--{alias}" for alias in f.metadata["aliases"]),
             dest=f.name,
             default=argparse.SUPPRESS,
-            metavar="True|False" if kind is bool else name.upper(),
-            help=text.replace("%", "%%"),
-            **extra,
+            help=_help(f, optional).replace("%", "%%"),
+            **_argument_type(kind),
         )
-        owner[f.name] = section
+        section_of[f.name] = section
 
 
-def _default_text(default: Any, optional: bool) -> str:
-    return "" if optional or default in ("", []) else f" (default: {default})"
+def _argument_type(kind: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for an option of type `kind`; `schema` converts the text."""
+    if kind is bool:
+        return {"nargs": "?", "const": "True", "metavar": "True|False"}
+    if typing.get_origin(kind) is list:
+        return {"nargs": "+", "metavar": "STR"}
+    return {"metavar": kind.__name__.upper()}
+
+
+def _help(field: Field, optional: bool) -> str:
+    text = field.metadata["doc"]
+    choices = ", ".join(repr(c) for c in field.metadata["choices"] if c != "")
+    if choices:
+        text += f" [{choices}]"
+    if optional or field.default is MISSING or field.default == "":
+        return text
+    return f"{text} (default: {field.default})"

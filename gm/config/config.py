@@ -1,7 +1,7 @@
-"""Every option, once: its name, type, default, limits and one line of documentation.
+"""All options: name, type, default, limits and one line of documentation.
 
-The YAML files, the command-line flags and their help are all generated from these dataclasses. Values merge in the
-order defaults < YAML < command line. Full-size SDXL 1.0 is the default model (numbers: `docs/architecture.md`).
+YAML files, command-line flags and their help follow these dataclasses. Values are merged in the order defaults < YAML
+file < command line. The default model is SDXL base 1.0.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ POOLING_RULES = ("end_of_text", "argmax")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What to run: weights, device and mode."""
+    """Weights, device and mode."""
 
-    device_target: str = option(
-        "", "Ascend or CPU; without it Ascend where present, else CPU", choices=("", "Ascend", "CPU")
-    )
-    ms_mode: int = option(0, "0 compiles a graph (fast steps), 1 is PyNative (starts at once)", choices=(0, 1))
+    device_target: str = option("", "device; default: Ascend if there is one, else CPU", choices=("", "Ascend", "CPU"))
+    ms_mode: int = option(0, "0: graph mode (compiled, fast steps), 1: PyNative mode (starts at once)", choices=(0, 1))
     precision: str = option(
         "auto",
-        "of the frozen weights; auto is float16 on Ascend and float32 on CPU",
+        "dtype of the frozen weights; auto is float16 on Ascend and float32 on CPU",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
     low_memory: str = option(
         "auto",
-        "float16 weights that stay so in memory and are widened to float32 at each use: same numbers, slower steps; "
-        "auto is some in PyNative mode on CPU, else off",
+        "keep weights in float16 and cast them to float32 at each use: same results, less memory, slower steps; auto "
+        "is some in PyNative mode on CPU, else off",
         choices=("auto", "off", "some", "most"),
     )
-    weight: str = option("checkpoints/sd_xl_base_1.0_ms.ckpt", "the model's weights: .ckpt or .safetensors")
+    weight: str = option("checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors")
     pooling: str = option(
         "end_of_text",
-        "token the pooled text vector is read at; argmax is what diffusers and mindone do",
+        "token whose hidden state is the pooled text embedding; argmax is the rule of diffusers and mindone",
         choices=POOLING_RULES,
     )
 
@@ -275,7 +273,7 @@ class Config:
 def load(path: str | Path | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Config:
     """Return defaults < the YAML file at `path` < `overrides` (`{"training": {"total_step": 10}}`).
 
-    Raises UserError as `options.merged` does.
+    Raises UserError as `schema.merge` does.
     """
     return schema.merge(Config, path, overrides or {})
 

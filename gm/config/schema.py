@@ -1,9 +1,10 @@
-"""What an option is: a dataclass field with a line of documentation and limits, filled from YAML and overrides."""
+"""Options: dataclass fields with a line of documentation and limits, filled from YAML files and overrides."""
 
 from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +28,10 @@ def option(
     step: int = 1,
     aliases: tuple[str, ...] = (),
 ) -> Any:
-    """Declare one option; `minimum` and `maximum` are inclusive, `step` asks for a multiple, `choices` is all there is.
+    """Declare one option.
 
-    `aliases` are the names that users of other trainers know its flag by.
+    `minimum` and `maximum` are inclusive; the value must be a multiple of `step` and one of `choices`. `aliases` are
+    names of the flag in other trainers.
     """
     metadata = {
         "doc": doc,
@@ -45,28 +47,28 @@ def option(
 
 
 def merge(schema: type[Schema], path: str | Path | None, overrides: dict[str, Any], source: str = "") -> Schema:
-    """Return a `schema` of defaults < the YAML file at `path` < `overrides`, its limits checked.
+    """Return a `schema` of defaults < the YAML file at `path` < `overrides`, with its limits checked.
 
-    What is wrong with `overrides` is said to be of `source`, without it of the command line.
+    `source` names the origin of `overrides` in messages (default: the command line).
 
-    Raises UserError for a file that is not there or not YAML, an unknown key (with the nearest known one), a wrong
-    type, or a value outside its limits.
+    Raises UserError for a missing file, invalid YAML, an unknown key (with the nearest known one), a wrong type, or a
+    value outside its limits.
     """
     tree = OmegaConf.structured(schema)
     if path is not None:
         tree = _merge(tree, _read_yaml(schema, Path(path)), str(path))
     tree = _merge(tree, OmegaConf.create(_literal(overrides)), source or "command line")
     try:
-        found = OmegaConf.to_object(tree)
+        config = OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
-        raise UserError(f"'???' is no value: {error.full_key}") from error
-    assert isinstance(found, schema)
-    check_limits(found, f"{source}: " if source else "")
-    return found
+        raise UserError(f"'???' is not a value: {error.full_key}") from error
+    assert isinstance(config, schema)
+    check_limits(config, f"{source}: " if source else "")
+    return config
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Return nested `values` as YAML that `merge` reads back to the same."""
+    """Return nested `values` as YAML that `merge` reads back to equal values."""
     return OmegaConf.to_yaml(OmegaConf.create(_literal(values)))
 
 
@@ -85,39 +87,45 @@ def check_limits(section: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check_limits(value, f"{name}.")
             continue
-        choices, minimum, maximum, step = (f.metadata.get(k) for k in ("choices", "minimum", "maximum", "step"))
-        if value is None:
-            continue
-        if choices and value not in choices:
-            words = ", ".join(repr(c) for c in choices if c != "")
-            raise UserError(f"{name} is {value!r}; it may be {words}{did_you_mean(str(value), map(str, choices))}")
-        if minimum is not None and not value >= minimum:
-            raise UserError(f"{name} is {value}; it must be at least {minimum}")
-        if maximum is not None and not value <= maximum:
-            raise UserError(f"{name} is {value}; it must be at most {maximum}")
-        if step != 1 and value % step:
-            raise UserError(f"{name} is {value}; it must be a multiple of {step}")
+        if value is not None:
+            _check_value(name, value, f.metadata)
 
 
-def load_mappings(given: str) -> list[Any]:
-    """Return what a YAML mapping `{a: 1}`, or the YAML file of this name with a list, holds; UserError if neither."""
-    inline = given.lstrip().startswith("{")
-    if not inline and not Path(given).is_file():
-        raise UserError(
-            f"there is not a file {given}; give a YAML file with a list of mappings, or one {{name: value}}"
-        )
+def load_mappings(source: str) -> list[Any]:
+    """Return the mappings of `source`: an inline YAML mapping `{a: 1}`, or a YAML file with a list of them."""
+    inline = source.lstrip().startswith("{")
+    if not inline and not Path(source).is_file():
+        raise UserError(f"{source} is not a file; give a YAML file with a list of mappings, or one {{name: value}}")
     try:
-        found = OmegaConf.to_container(OmegaConf.create(given) if inline else OmegaConf.load(given))
+        values = OmegaConf.to_container(OmegaConf.create(source) if inline else OmegaConf.load(source))
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise UserError(f"{given} is not YAML: {' '.join(str(error).split())}") from error
-    if not inline and not isinstance(found, list):
-        raise UserError(f"{given} must hold a list of mappings, one a line that begins with -")
-    return found if isinstance(found, list) else [found]
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if inline:
+        return [values]
+    if not isinstance(values, list):
+        raise UserError(f"{source} must hold a list of mappings, each on a line that starts with -")
+    return values
+
+
+def _check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    choices = limits["choices"]
+    minimum = limits["minimum"]
+    maximum = limits["maximum"]
+    step = limits["step"]
+    if choices and value not in choices:
+        listed = ", ".join(repr(c) for c in choices if c != "")
+        raise UserError(f"{name} is {value!r}; it may be {listed}{did_you_mean(str(value), map(str, choices))}")
+    if minimum is not None and not value >= minimum:
+        raise UserError(f"{name} is {value}; it must be at least {minimum}")
+    if maximum is not None and not value <= maximum:
+        raise UserError(f"{name} is {value}; it must be at most {maximum}")
+    if step != 1 and value % step:
+        raise UserError(f"{name} is {value}; it must be a multiple of {step}")
 
 
 def _read_yaml(schema: type, path: Path) -> DictConfig:
     if not path.is_file():
-        raise UserError(f"no config file {path}; configs/training/ holds the shipped ones")
+        raise UserError(f"{path} is not a file; the shipped configs are in configs/training/")
     try:
         tree = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
@@ -140,7 +148,7 @@ def _merge(tree: Any, extra: Any, source: str) -> Any:
 
 
 def _literal(tree: Any) -> Any:
-    """Escape `${`, which OmegaConf would take for a reference: a prompt may hold anything."""
+    """Escape `${`, which OmegaConf would resolve as a reference: a prompt may hold any text."""
     if isinstance(tree, dict):
         return {key: _literal(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

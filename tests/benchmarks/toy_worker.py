@@ -1,4 +1,4 @@
-"""A worker without a network: says on a shared file what it does, and can be told to crash."""
+"""A worker without a network that writes its events to a shared file and can crash."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worker import Work, serve
+from benchmarks.workers import Work, serve
 
 
 def main() -> None:
-    name, diary, crash_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    name, events, crash_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     done = 0
 
-    def say(what: str) -> None:
-        with diary.open("a", encoding="utf-8") as file:
-            file.write(f"{name} {what}\n")
+    def record(event: str) -> None:
+        with events.open("a", encoding="utf-8") as file:
+            file.write(f"{name} {event}\n")
 
     def work() -> dict[str, Any]:
         nonlocal done
@@ -24,15 +24,15 @@ def main() -> None:
             print("the toy is broken", file=sys.stderr)
             sys.exit(3)
         print("what a library prints on standard output")
-        say(f"piece {done}")
+        record(f"piece {done}")
         return {"seconds": float(done) if name == "a" else 2.0 * done}
 
     def set_up() -> tuple[dict[str, Any], Work]:
-        say("sets up")
+        record("sets up")
         return {"name": name}, work
 
     serve(set_up)
-    say("ends")
+    record("ends")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_an_existing_target_needs_overwrite(convert: Call, smallest: Case, tmp_p
         (["--source", "SOURCE", "--target", "x.pt"], "must end in .ckpt or .safetensors"),
         (["--source", "SOURCE", "--target", "none/x.ckpt"], "none does not exist; create it"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--dtype", "float64"], "invalid choice: 'float64'"),
-        (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "no config file none.yaml"),
+        (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "none.yaml is not a file"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(

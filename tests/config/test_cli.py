@@ -1,4 +1,4 @@
-"""Flags: generated from the config, customer's spellings, one-line errors."""
+"""Command line: flags from the config's fields, spellings of booleans, one-line errors, exit codes."""
 
 import dataclasses
 import sys
@@ -32,7 +32,7 @@ def test_default_config_is_full_size() -> None:
         ([], False),
     ],
 )
-def test_booleans_take_words_of_any_case_and_bare_flags(arguments: list[str], expected: bool) -> None:
+def test_boolean_flags_take_any_case_and_no_value(arguments: list[str], expected: bool) -> None:
     assert parse(*arguments).training.infer_during_train is expected
 
 
@@ -44,7 +44,7 @@ def test_flags_set_their_options() -> None:
     assert (config.training.total_step, config.training.learning_rate) == (30, 1e-4)
 
 
-def test_the_names_of_diffusers_scripts_are_understood() -> None:
+def test_flags_of_diffusers_scripts_are_aliases() -> None:
     theirs = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "7", "--adam_weight_decay", "0.1", "--snr_gamma", "5")
     theirs += ("--gradient_checkpointing",)
     ours = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "7", "--weight_decay", "0.1", "--min_snr_gamma", "5")
@@ -54,7 +54,7 @@ def test_the_names_of_diffusers_scripts_are_understood() -> None:
         parse("--lr_scheduller", "cosine")
 
 
-def test_several_learned_files() -> None:
+def test_list_option_takes_several_values() -> None:
     config = cli.parse("test", ("sampling",), [*TINY, "--textual_inversion_weight", "a.ckpt", "b.ckpt"])
     assert config.sampling.textual_inversion_weight == ["a.ckpt", "b.ckpt"]
 
@@ -70,14 +70,14 @@ def test_several_learned_files() -> None:
         (["--num_vectors", "0"], "concept.num_vectors is 0; it must be at least 1"),
     ],
 )
-def test_mistakes_are_named(arguments: list[str], message: str) -> None:
+def test_user_errors_name_the_flag(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(*arguments)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("sections", [TRAINING, ("run", "sampling")])
-def test_no_two_sections_of_a_script_share_a_flag(sections: tuple[str, ...]) -> None:
+def test_flags_of_a_script_are_unique_across_sections(sections: tuple[str, ...]) -> None:
     names = [f.name for section in sections for f in dataclasses.fields(getattr(Config(), section))]
     assert len(names) == len(set(names))
 
@@ -93,7 +93,7 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert "(default: 3000)" in text
 
 
-def test_run_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_prints_a_user_error_as_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise UserError("no such thing; take another")
 
@@ -107,11 +107,9 @@ def test_run_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("raised", "code"), [(None, 0), (UserError("no"), 2), (KeyboardInterrupt(), 130), (SystemExit(143), 143)]
 )
-def test_endings_are_told_the_exit_code(
-    monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, code: int
-) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(cli, "exit_hooks", [told.append])
+def test_exit_hooks_get_the_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, code: int) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(cli, "exit_hooks", [codes.append])
 
     def main() -> None:
         if raised:
@@ -123,4 +121,4 @@ def test_endings_are_told_the_exit_code(
         assert end.value.code == code
     else:
         cli.run(main)
-    assert told == [code]
+    assert codes == [code]

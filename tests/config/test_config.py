@@ -1,4 +1,4 @@
-"""Options: merging, limits, errors; and that none of them stands there for nothing."""
+"""Options: merging, limits, errors; and that code reads every option."""
 
 import dataclasses
 import re
@@ -26,10 +26,11 @@ def test_defaults_are_sdxl_base() -> None:
     assert model.vae.reduction == 8
 
 
-def test_a_refiner_is_described_by_its_file() -> None:
+def test_refiner_config_describes_the_refiner() -> None:
     base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
-    assert (refiner.kind, refiner.is_refiner, refiner.sizes, refiner.size_embedding_dim) == ("refiner", True, 5, 256)
-    assert (base.kind, base.is_refiner, base.sizes) == ("base", False, 6)
+    assert (refiner.kind, refiner.is_refiner) == ("refiner", True)
+    assert (refiner.num_size_values, refiner.size_embedding_dim) == (5, 256)
+    assert (base.kind, base.is_refiner, base.num_size_values) == ("base", False, 6)
     assert (refiner.unet.middle_depth, base.unet.middle_depth) == (4, 10)
     assert refiner.text_encoder_2 == base.text_encoder_2
     assert refiner.vae == base.vae
@@ -37,7 +38,7 @@ def test_a_refiner_is_described_by_its_file() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
-def test_every_shipped_file_loads_and_opens_with_its_command(path: Path) -> None:
+def test_every_shipped_config_loads_and_starts_with_its_command(path: Path) -> None:
     configuration.load(path)
     head = re.match(r"(#.*\n)+", path.read_text())
     assert head
@@ -77,13 +78,13 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
         ("data: {resolution: 100}", "data.resolution is 100; it must be a multiple of 8"),
         ("- 1", "must hold the sections model, run"),
         ("a: [", "is not YAML"),
-        ("model: {unet: {context_dim: 2000}}", "context_dim is 2000, but the two encoders give 2048"),
-        ("model: {unet: {transformer_depth: [1]}}", "need one entry a level each"),
-        ("model: {unet: {adm_in_channels: 2815}}", "text_encoder_2.width plus six equal size sinusoids"),
-        ("model: {kind: refiner}", "context_dim is 2048, but the refiner's one encoder, text_encoder_2, gives 1280"),
+        ("model: {unet: {context_dim: 2000}}", "is 2000, but the two text encoders have hidden states of 2048"),
+        ("model: {unet: {transformer_depth: [1]}}", "need one entry per level each"),
+        ("model: {unet: {adm_in_channels: 2815}}", "text_encoder_2.width plus 6 size embeddings of equal width"),
+        ("model: {kind: refiner}", "context_dim is 2048, but the refiner's text_encoder_2 has hidden states of 1280"),
         (
             "model: {kind: refiner, unet: {context_dim: 1280, adm_in_channels: 2816}}",
-            "text_encoder_2.width plus five equal sinusoids of sizes and score",
+            "text_encoder_2.width plus 5 size embeddings of equal width",
         ),
         ("model: {kind: refine, unet: {context_dim: 1280}}", "model.kind is 'refine'; it may be 'base', 'refiner'"),
         (
@@ -92,7 +93,7 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
+def test_user_errors_name_the_option(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -102,16 +103,16 @@ def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named() -> None:
-    with pytest.raises(UserError, match=r"no config file nowhere.yaml; configs/training/ holds the shipped ones"):
+    with pytest.raises(UserError, match=r"nowhere.yaml is not a file; the shipped configs are in configs/training/"):
         configuration.load("nowhere.yaml")
 
 
 def test_encoder_widths_must_match_the_unet() -> None:
-    with pytest.raises(UserError, match="context_dim is 2048, but the two encoders give 1792"):
+    with pytest.raises(UserError, match="context_dim is 2048, but the two text encoders have hidden states of 1792"):
         ModelConfig(text_encoder_1=TextEncoderConfig(width=512, heads=8))
 
 
-def test_each_kind_of_model_has_its_place() -> None:
+def test_require_refuses_the_other_kind_of_model() -> None:
     base, refiner = Config().model, configuration.load(ROOT / "configs" / "sampling" / "sd_xl_refiner.yaml").model
     base.require("base")
     refiner.require("refiner")

@@ -1,4 +1,4 @@
-"""The shipped model in our sampler and in diffusers' pipeline, from the same noise; run, it draws the docs' figure.
+"""The shipped model in this toolkit and in diffusers' pipeline, from the same noise, and the docs' figure of it.
 
 python -m tests.examples.beside_diffusers --target docs/images/beside_diffusers.png
 """
@@ -50,7 +50,7 @@ def theirs(folder: Path) -> pipeline.StableDiffusionXLPipeline:
 def ours(
     model: SDXL, prompts: Sequence[str], start: np.ndarray, sampling: SamplingConfig, concepts: Sequence[Embedding] = ()
 ) -> SamplingProgress:
-    """Return what our sampler makes of `start` in PyNative mode."""
+    """Return the result of this toolkit's sampler from the noise `start` in PyNative mode."""
     pipeline = Pipeline(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
     requests = [ImageRequest(text, 0, latents) for text, latents in zip(prompts, start, strict=True)]
     at_once = dataclasses.replace(sampling, batch_size=len(requests))
@@ -59,9 +59,9 @@ def ours(
 
 
 def main() -> None:
-    from examples.tiny_sdxl.sheet import sheet
+    from examples.tiny_sdxl.image_grid import image_grid
 
-    parser = cli.Parser("Draw the same prompts from the same noise here and with diffusers.")
+    parser = cli.Parser("Generate images of the same prompts from the same noise here and with diffusers.")
     parser.add_argument("--target", default="docs/images/beside_diffusers.png", help="(default: %(default)s)")
     flags = parser.read()
     model = sdxl.build(CONFIG.model)
@@ -74,7 +74,7 @@ def main() -> None:
     drawn = ours(model, PROMPTS, start, sampling)
     worst = np.abs(np.stack(drawn.images).astype(int) - images).max()
     rows = {"this toolkit": drawn.images, f"diffusers: no pixel differs by more than {worst} of 255": list(images)}
-    sheet(rows).save(flags["target"], optimize=True)
+    image_grid(rows).save(flags["target"], optimize=True)
 
 
 if __name__ == "__main__":

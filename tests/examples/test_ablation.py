@@ -1,4 +1,4 @@
-"""examples/tiny_sdxl/ablation.py: its table says what its runs found, and docs/hyperparameters.md shows it."""
+"""examples/tiny_sdxl/ablation.py: its table of results, which docs/hyperparameters.md shows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from examples.tiny_sdxl.concepts import CONFETTI
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_change_changes_one_thing() -> None:
-    base = {"initializer_token": CONFETTI.initializer, **BASE.concept, **BASE.training, **BASE.loss}
+def test_every_change_sets_one_option() -> None:
+    base = {"initializer_token": CONFETTI.initializer_token, **BASE.concept, **BASE.training, **BASE.loss}
     assert CHANGES[0] == BASE
     for change in CHANGES[1:]:
         options = {**change.concept_of(CONFETTI), **change.training, **change.loss}
@@ -23,7 +23,7 @@ def test_every_change_changes_one_thing() -> None:
     assert phrase.concept_of(CONFETTI) == {"initializer_token": "y"}
 
 
-def test_the_table_has_medians_and_ranges() -> None:
+def test_table_has_medians_and_ranges() -> None:
     what, level = CHANGES[1].what, CHANGES[1].level
     records = [
         {"word": "<humbug>", "what": what, "level": level, "seed": seed, "distance": distance, "obeys": obeys}
@@ -34,7 +34,7 @@ def test_the_table_has_medians_and_ranges() -> None:
     assert lines[3] == f"| {what} | {level} | 0.30 (0.20–0.50) | 50 % | – | – |"
 
 
-def test_the_docs_show_the_table_that_was_measured() -> None:
+def test_docs_show_the_measured_table() -> None:
     records = [json.loads(line) for line in (ROOT / ablation.RESULTS).read_text().splitlines()]
     shown = (ROOT / "docs" / "hyperparameters.md").read_text()
     for line in ablation.table(records).splitlines():

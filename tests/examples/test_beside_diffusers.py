@@ -1,4 +1,4 @@
-"""The shipped model in diffusers' pipeline: the same images from the same noise, and the same learned word."""
+"""The shipped model in diffusers' pipeline: the same images from the same noise, also with a trained concept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.tiny_sdxl import judge, measure
+from examples.tiny_sdxl import evaluator, measure
 from examples.tiny_sdxl.concepts import HUMBUG
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.io import save
@@ -24,7 +24,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory):
     return beside_diffusers.theirs(tmp_path_factory.mktemp("pipeline"))
 
 
-def test_the_same_images(tiny, pipe) -> None:
+def test_images_equal_those_of_diffusers(tiny, pipe) -> None:
     start = beside_diffusers.noise(2)
     latents, images = pipeline.draw(pipe, PROMPTS[:2], start, **STEPS)
     drawn = ours(tiny, PROMPTS[:2], start, CONFIG.sampling)
@@ -34,19 +34,19 @@ def test_the_same_images(tiny, pipe) -> None:
     assert images.std() > 30
 
 
-def test_a_learned_word_goes_over_in_its_file(tiny, pipe, humbug: Embedding, tmp_path: Path) -> None:
+def test_embedding_file_works_in_diffusers(tiny, pipe, humbug: Embedding, tmp_path: Path) -> None:
     save(humbug, tmp_path / "humbug.safetensors")
-    pipeline.load_word(pipe, tmp_path / "humbug.safetensors", HUMBUG.word)
-    prompts = measure.prompts_for(HUMBUG, HUMBUG.word)
+    pipeline.load_word(pipe, tmp_path / "humbug.safetensors", HUMBUG.placeholder_token)
+    prompts = measure.prompts_for(HUMBUG, HUMBUG.placeholder_token)
     start = beside_diffusers.noise(len(prompts), "noise for a word")
     latents, images = pipeline.draw(pipe, prompts, start, **STEPS)
     drawn = ours(tiny, prompts, start, CONFIG.sampling, [humbug])
     assert drawn.latents is not None
     assert relative_error(drawn.latents, latents) < 1e-4
-    before = ours(tiny, measure.prompts_for(HUMBUG, HUMBUG.initializer), start, CONFIG.sampling)
+    before = ours(tiny, measure.prompts_for(HUMBUG, HUMBUG.initializer_token), start, CONFIG.sampling)
 
     def distance(image: np.ndarray) -> float:
-        return judge.distance(image, HUMBUG.colours, HUMBUG.shape)
+        return evaluator.distance(image, HUMBUG.colors, HUMBUG.shape)
 
     ratios = [distance(a) / distance(b) for a, b in zip(images, before.images, strict=True)]
     assert float(np.median(ratios)) < 0.5

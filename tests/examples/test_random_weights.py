@@ -17,7 +17,9 @@ from gm.models import sdxl
 TINY = "configs/training/tiny_textual_inversion.yaml"
 
 
-def test_it_is_repeatable_published_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_checkpoint_is_repeatable_has_published_names_and_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         target = str(tmp_path / f"{name}.safetensors")
         monkeypatch.setattr(sys, "argv", ["random_weights.py", "--target", target, "--seed", seed])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
-from benchmarks.worker import Peak
+from benchmarks.workers import Peak
 from gm import ops
 from gm.ops import layout
 from gm.runtime import backend

@@ -74,7 +74,7 @@ def test_words_are_read_from_a_command_line_and_a_file(workshop: Workshop, tmp_p
 @pytest.mark.parametrize(
     ("concepts", "message"),
     [
-        (["words.yaml"], "there is not a file words.yaml; give a YAML file with a list"),
+        (["words.yaml"], "words.yaml is not a file; give a YAML file with a list"),
         (["{placeholder_token: <a>"], "is not YAML"),
         ([["<a>"]], r"--concepts, word 1 is \['<a>'\]; write \{placeholder_token"),
         ([{"placeholder": "<a>"}], "word 1: unknown option placeholder; did you mean 'placeholder_token'"),

@@ -52,7 +52,7 @@ def test_its_graph_is_another(workshop: Workshop, monkeypatch: pytest.MonkeyPatc
 def test_it_takes_less_memory_in_pynative_mode(workshop: Workshop) -> None:
     """A step of 256 px on the smallest model, whose attention keeps more than its weights."""
     code = f"""
-from benchmarks.worker import Peak
+from benchmarks.workers import Peak
 from gm import api
 from gm.training import loop, setup, trainer
 import sys

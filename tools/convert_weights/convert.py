@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from any folder
-
 from tqdm import tqdm
 
 from gm import config
@@ -49,9 +47,7 @@ def _parse_flags() -> dict[str, Any]:
     parser.add_argument(
         "--target", help="file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
     )
-    parser.add_argument(
-        "--config", default=cli.DEFAULT_CONFIG, help="YAML file whose model section describes the weights"
-    )
+    parser.add_config(meaning="YAML file whose model section describes the weights")
     parser.add_argument(
         "--dtype", default="float16", choices=("float16", "float32"), help="dtype to write (default: %(default)s)"
     )
@@ -81,5 +77,10 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-if __name__ == "__main__":
+def entry_point() -> None:
+    """Run `main` as the console script gm-convert does."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    entry_point()

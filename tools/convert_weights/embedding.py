@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from any folder
 
 import numpy as np
 
@@ -165,5 +162,10 @@ def _parse_flags() -> dict[str, Any]:
     return parser.read()
 
 
-if __name__ == "__main__":
+def entry_point() -> None:
+    """Run `main` as the console script gm-embedding does."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    entry_point()

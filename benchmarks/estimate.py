@@ -1,32 +1,28 @@
-"""FLOPs and bytes of a training step and a sampling step, counted from the config, and what an Ascend 910B may need.
+"""FLOPs and bytes of a training step and a sampling step, and an estimate of its time on an Ascend 910B.
 
-    python benchmarks/arithmetic.py --size full --resolution 1024 --precision float16
+    python benchmarks/estimate.py --size full --resolution 1024 --precision float16
 
-Nothing is measured. `counting` says what counts as a FLOP, `costs` what counts as a byte.
+Everything is counted from the config, nothing is measured: FLOPs as in `counting`, bytes as in `costs`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import costs, report
+from benchmarks.cases import SIZES
 from benchmarks.costs import Cost
-from benchmarks.models import SIZES
 from gm import config as configuration
 from gm.config import cli
 from gm.config.model import ModelConfig
 
-_PEAKS = (280e12, 376e12)  # FLOP/s of a 910B in dense float16, as stated for its slowest and fastest variant
+_PEAKS = (280e12, 376e12)  # stated FLOP/s of a 910B in dense float16, slowest and fastest variant
 _EFFICIENCIES = (0.25, 0.40, 0.55)
 _BANDWIDTH = 1.6e12  # bytes a second
 _MINDONE = (
     "mindone publishes 447 to 553 ms, measured, for a LoRA step at 1024²: another kind of step, with the gradients of\n"
-    "adapters instead of those of rows."
+    "adapters instead of those of embedding vectors."
 )
 
 
@@ -65,7 +61,7 @@ def main() -> None:
 
 
 def estimate(model: ModelConfig, pixels: int, batch: int) -> list[dict[str, Any]]:
-    """Return what a training step in float16 should take on a 910B, with and without its two ways to save memory."""
+    """Return estimates of a training step in float16 on a 910B, with and without flash attention and recomputation."""
     rows = []
     for flash in (True, False):
         for recompute in (False, True):
@@ -73,7 +69,7 @@ def estimate(model: ModelConfig, pixels: int, batch: int) -> list[dict[str, Any]
             rows.append(
                 {
                     "flash": flash,
-                    "gradient_checkpointing": recompute,
+                    "recompute": recompute,
                     "cost": dataclasses.asdict(cost),
                     "memory": cost.memory,
                     "milliseconds": {
@@ -88,14 +84,14 @@ def estimate(model: ModelConfig, pixels: int, batch: int) -> list[dict[str, Any]
 
 
 def _seconds(cost: Cost, speed: float) -> float:
-    """Return the larger of the two bounds: computing, and reading and writing."""
+    """Return the larger of the bounds by computing speed and by memory bandwidth."""
     return max(cost.flops / speed, cost.moved / _BANDWIDTH)
 
 
 def _table(what: str, costs_by_name: dict[str, Cost]) -> str:
-    header = [what, "GFLOP forward", "GFLOP back", "weights GB", "kept GB", "moved GB"]
+    header = [what, "GFLOP forward", "GFLOP backward", "weights GB", "saved GB", "moved GB"]
     rows = [
-        [name, *(f"{flops / 1e9:.5g}" for flops in (c.forward, c.backward)), *map(_gb, (c.weights, c.kept, c.moved))]
+        [name, *(f"{flops / 1e9:.5g}" for flops in (c.forward, c.backward)), *map(_gb, (c.weights, c.saved, c.moved))]
         for name, c in costs_by_name.items()
     ]
     return report.table(header, rows)
@@ -123,8 +119,8 @@ def _ascend(estimates: list[dict[str, Any]], pixels: int, batch: int) -> str:
     bounds = ", ".join(f"{row['milliseconds_of_bandwidth']:.3g}" for row in estimates)
     return (
         f"ESTIMATED, not measured: a training step on an Ascend 910B, {pixels} px, batch {batch}, float16, at stated\n"
-        f"peaks of 280 to 376 TFLOP/s and efficiencies of 25, 40 and 55 %. Memory is a lower bound: weights, what is\n"
-        f"kept for the backward pass, the largest product. Reading and writing at 1.6 TB/s, takes {bounds} ms.\n\n"
+        f"peaks of 280 to 376 TFLOP/s and efficiencies of 25, 40 and 55 %. Memory is a lower bound: weights, saved\n"
+        f"activations, the largest product. Reading and writing at 1.6 TB/s takes {bounds} ms.\n\n"
         f"{report.table(header, rows)}\n\n{_MINDONE}"
     )
 

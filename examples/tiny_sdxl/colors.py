@@ -1,10 +1,10 @@
-"""Colours with names, and OKLab, in which equal distances look equal (Ottosson, 2020)."""
+"""Named colors, and OKLab, a perceptually uniform color space (Ottosson, 2020)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-COLOURS: dict[str, tuple[int, int, int]] = {  # sRGB
+COLORS: dict[str, tuple[int, int, int]] = {  # sRGB
     "red": (222, 28, 36),
     "orange": (246, 134, 22),
     "yellow": (250, 222, 50),
@@ -30,7 +30,7 @@ def oklab(rgb: np.ndarray | tuple[int, ...]) -> np.ndarray:
 
 
 def srgb(lab: np.ndarray | tuple[float, ...]) -> np.ndarray:
-    """Return sRGB values 0 … 255 of OKLab coordinates [..., 3], clipped to what a screen can show."""
+    """Return sRGB values 0 … 255 of OKLab coordinates [..., 3], clipped to the sRGB gamut."""
     linear = (np.asarray(lab) @ np.linalg.inv(_LMS_TO_LAB).T) ** 3 @ np.linalg.inv(_LINEAR_TO_LMS).T
     linear = np.clip(linear, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -50,9 +50,9 @@ _LMS_TO_LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-CENTRES = np.array([oklab(rgb) for rgb in COLOURS.values()])
+CENTERS = np.array([oklab(rgb) for rgb in COLORS.values()])
 
 
 def nearest_name(lab: np.ndarray | tuple[float, ...]) -> str:
-    """Return the name of COLOURS that is nearest in OKLab."""
-    return list(COLOURS)[int(np.argmin(((CENTRES - np.asarray(lab)) ** 2).sum(-1)))]
+    """Return the name of COLORS that is nearest in OKLab."""
+    return list(COLORS)[int(np.argmin(((CENTERS - np.asarray(lab)) ** 2).sum(-1)))]

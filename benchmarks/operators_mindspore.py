@@ -1,4 +1,4 @@
-"""Workers that time chained operators of MindSpore: python -m benchmarks.chains ours|native SHAPES."""
+"""Workers that time chained operators of MindSpore: python -m benchmarks.operators_mindspore ours|native SHAPES."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from benchmarks import shapes
-from benchmarks.shapes import EPSILON, LINKS, Shape
-from benchmarks.worker import Work, serve
+from benchmarks import operators
+from benchmarks.operators import EPSILON, LINKS, Shape
+from benchmarks.workers import Work, serve
 from gm import ops as gm_ops
 from gm.config import RunConfig
 from gm.ops import layout
@@ -21,7 +21,7 @@ from gm.runtime import backend, rng
 
 
 class _Chain(nn.Cell):
-    """The mean square of x after `LINKS` times the same operator; its second input is a context, or nothing to it."""
+    """Mean square of x after `LINKS` times the same operator; only cross-attention uses the context."""
 
     def __init__(self, shape: Shape, ours: bool) -> None:
         super().__init__(auto_prefix=False)
@@ -44,7 +44,7 @@ class _Chain(nn.Cell):
 
     def link(self, x: Tensor, context: Tensor) -> Tensor:
         if self.operator == "softmax":
-            # Times the number of values, lest the gradient shrink to nothing on its way back.
+            # Scaled, so that the gradient does not vanish along the chain.
             return self.softmax(x) * self.scale
         if self.operator == "attention":
             other = context if self.across else x
@@ -94,7 +94,7 @@ class _Both(nn.Cell):
 
 
 def inputs(shape: Shape, ours: bool) -> list[Tensor]:
-    """Return x and the context as the operator takes them."""
+    """Return x and the context in the operator's layout."""
     x = rng.normal((1, shape.tokens, shape.width), 0, "x")
     context = rng.normal((1, max(1, shape.keys), shape.width), 0, "context")
     if shape.operator == "softmax":
@@ -105,7 +105,7 @@ def inputs(shape: Shape, ours: bool) -> list[Tensor]:
 
 
 def set_up(ours: bool, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
-    """Return a worker that runs every chain once a piece, forward, and forward and back."""
+    """Return a worker that runs every chain once per piece, forward, and forward and backward."""
     backend.setup(RunConfig(device_target="CPU"))
     pairs = {}
     for shape in wanted:
@@ -122,8 +122,8 @@ def set_up(ours: bool, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
 
 def _timed(run: Any, x: list[Tensor]) -> float:
     started = time.perf_counter()
-    made = run(*x)
-    (made[0] if isinstance(made, tuple) else made).asnumpy()
+    result = run(*x)
+    (result[0] if isinstance(result, tuple) else result).asnumpy()
     return time.perf_counter() - started
 
 
@@ -132,7 +132,7 @@ def _frozen(values: np.ndarray) -> Parameter:
 
 
 def main() -> None:
-    serve(lambda: set_up(sys.argv[1] == "ours", shapes.read(sys.argv[2])))
+    serve(lambda: set_up(sys.argv[1] == "ours", operators.from_json(sys.argv[2])))
 
 
 if __name__ == "__main__":

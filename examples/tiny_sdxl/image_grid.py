@@ -1,4 +1,4 @@
-"""Rows of images under labels, as one image for the docs."""
+"""Grid of images with labelled rows, for the docs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_SIDE, _GAP, _LINE = 128, 8, 22  # pixels: of an image, between images, of a line of text
+# Pixels
+_SIDE = 128  # of an image
+_GAP = 8  # between images
+_LINE = 22  # height of a label
 
 
-def sheet(rows: Mapping[str, Sequence[Image.Image | np.ndarray]]) -> Image.Image:
-    """Return the rows below one another, each under its label."""
+def image_grid(rows: Mapping[str, Sequence[Image.Image | np.ndarray]]) -> Image.Image:
+    """Return the rows of images, each under its label."""
     columns = max(map(len, rows.values()))
     width, height = columns * (_SIDE + _GAP) + _GAP, len(rows) * (_SIDE + _LINE + _GAP) + _GAP
     canvas = Image.new("RGB", (width, height), "white")

@@ -1,15 +1,11 @@
-"""Draw the figure of the model card: how the losses fell.
+"""Figure of the model card: the training losses.
 
-python examples/tiny_sdxl/curves.py --source checkpoints/tiny_sd_xl_base_curves.json
+python examples/tiny_sdxl/loss_curves.py --source checkpoints/tiny_sd_xl_base_curves.json
 """
 
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 
@@ -21,8 +17,8 @@ import matplotlib.pyplot as plt
 _TITLES = {"autoencoder": "autoencoder: error, sharpness and KL", "diffusion": "UNet and encoders: error of the noise"}
 
 
-def draw(curves: Mapping[str, Sequence[float]], every: int, target: Path) -> None:
-    """Write an image of `curves`, each value of which is the mean of `every` updates."""
+def plot(curves: Mapping[str, Sequence[float]], every: int, target: Path) -> None:
+    """Write a figure of `curves`, whose values are means of `every` updates."""
     figure, axes = plt.subplots(1, len(curves), figsize=(9, 3), layout="constrained")
     for axis, (name, values) in zip(axes, curves.items(), strict=True):
         axis.plot([every * (k + 1) for k in range(len(values))], values, linewidth=1)
@@ -33,7 +29,7 @@ def draw(curves: Mapping[str, Sequence[float]], every: int, target: Path) -> Non
 
 
 def main() -> None:
-    parser = cli.Parser("Draw the figure of the model card: how the losses fell.")
+    parser = cli.Parser("Plot the figure of the model card: the training losses.")
     parser.add_argument(
         "--source",
         default="checkpoints/tiny_sd_xl_base_curves.json",
@@ -41,8 +37,8 @@ def main() -> None:
     )
     parser.add_argument("--target", default="docs/images/tiny_model_curves.png", help="(default: %(default)s)")
     flags = parser.read()
-    kept = json.loads(Path(flags["source"]).read_text())
-    draw({name: kept[name] for name in _TITLES}, kept["every"], Path(flags["target"]))
+    recorded = json.loads(Path(flags["source"]).read_text())
+    plot({name: recorded[name] for name in _TITLES}, recorded["every"], Path(flags["target"]))
 
 
 if __name__ == "__main__":

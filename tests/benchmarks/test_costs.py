@@ -1,4 +1,4 @@
-"""FLOPs and weights counted from the config, against what PyTorch's counter sees of diffusers' networks."""
+"""FLOPs and weights counted from the config, against PyTorch's counter on diffusers' networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def forward(blocks: list[Block]) -> int:
 
 
 def backward(blocks: list[Block]) -> int:
-    return sum(block.back for block in blocks)
+    return sum(block.backward for block in blocks)
 
 
 def weights(blocks: list[Block]) -> int:
@@ -44,7 +44,7 @@ def ids(config: TextEncoderConfig) -> torch.Tensor:
 
 @pytest.fixture
 def side(case: Case) -> tuple[int, int]:
-    """Return latents of an odd width, where the way up has to cut."""
+    """Return latents of an odd width, where the decoder has to crop."""
     return 2 ** len(case.config.unet.channel_mult), 2 ** len(case.config.unet.channel_mult) + 3
 
 
@@ -77,11 +77,11 @@ def epsilon(case: Case, side: tuple[int, int], pooled: torch.Tensor, context: to
     return case.reference.epsilon(x, torch.zeros(N), context, pooled, torch.zeros(N, 6))
 
 
-def test_autoencoder(case: Case) -> None:
+def test_vae(case: Case) -> None:
     config, vae = case.config.vae, case.reference.vae
     height, width = 2 * config.reduction, 3 * config.reduction
-    encoder = networks.autoencoder_encoder(config, N, (height, width))
-    decoder = networks.autoencoder_decoder(config, N, (2, 3))
+    encoder = networks.vae_encoder(config, N, (height, width))
+    decoder = networks.vae_decoder(config, N, (2, 3))
     with torch.no_grad():
         assert forward(encoder) == counted(lambda: vae.encode(torch.zeros(N, 3, height, width)))
         latents = torch.zeros(N, config.latent_channels, 2, 3)
@@ -89,14 +89,14 @@ def test_autoencoder(case: Case) -> None:
     assert weights(encoder) + weights(decoder) == sum(p.numel() for p in vae.parameters())
 
 
-def test_the_way_back_to_the_rows(case: Case, side: tuple[int, int]) -> None:
-    """Of the gradient with respect to both rows, autograd computes what is counted."""
+def test_backward_pass_to_the_embedding_vectors(case: Case, side: tuple[int, int]) -> None:
+    """Autograd computes the counted FLOPs for the gradient with respect to both encoders' vectors."""
     config, reference = case.config, case.reference
     one, two = config.text_encoder_1, config.text_encoder_2
-    rows = [torch.zeros(1, encoder.width, requires_grad=True) for encoder in (one, two)]
+    vectors = [torch.zeros(1, encoder.width, requires_grad=True) for encoder in (one, two)]
 
     def loss() -> torch.Tensor:
-        context, pooled = reference.condition(ids(one), ids(two), torch.zeros(N, dtype=torch.long), *rows)
+        context, pooled = reference.condition(ids(one), ids(two), torch.zeros(N, dtype=torch.long), *vectors)
         return epsilon(case, side, pooled, context).square().mean()
 
     seen = counted(lambda: loss().backward()) - counted(loss)
@@ -109,8 +109,8 @@ def test_full_size_has_the_published_number_of_weights() -> None:
     assert weights(networks.unet(FULL.unet, 1, (8, 8), 77)) == 2_567_463_684
     assert weights(networks.text_encoder_1(FULL.text_encoder_1, 1)) == 123_060_480
     assert weights(networks.text_encoder_2(FULL.text_encoder_2, 1)) == 694_659_840
-    vae = networks.autoencoder_encoder(FULL.vae, 1, (8, 8))
-    vae += networks.autoencoder_decoder(FULL.vae, 1, (1, 1))
+    vae = networks.vae_encoder(FULL.vae, 1, (8, 8))
+    vae += networks.vae_decoder(FULL.vae, 1, (1, 1))
     assert weights(vae) == 83_653_863
 
 
@@ -119,5 +119,5 @@ def test_flash_attention_and_recomputation_trade_flops_for_memory() -> None:
     flash = costs.total(costs.training(FULL, 1024, 1, "float16", flash=True))
     both = costs.total(costs.training(FULL, 1024, 1, "float16", flash=True, recompute=True))
     assert plain.flops < flash.flops < both.flops
-    assert plain.kept > flash.kept > both.kept
+    assert plain.saved > flash.saved > both.saved
     assert plain.weights == flash.weights == both.weights

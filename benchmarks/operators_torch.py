@@ -1,4 +1,4 @@
-"""A worker that times chained operators of PyTorch: python -m benchmarks.torch_chains SHAPES."""
+"""A worker that times chained operators of PyTorch: python -m benchmarks.operators_torch SHAPES."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import shapes
-from benchmarks.shapes import EPSILON, LINKS, Shape
-from benchmarks.worker import Work, serve
+from benchmarks import operators
+from benchmarks.operators import EPSILON, LINKS, Shape
+from benchmarks.workers import Work, serve
 
 Link = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,8 +27,8 @@ def link(shape: Shape) -> Link:
     def attend(x: Tensor, context: Tensor) -> Tensor:
         other = context if shape.keys else x
         q, k, v = (each.unflatten(2, (shape.heads, -1)).transpose(1, 2) for each in (x, other, other))
-        made = functional.scaled_dot_product_attention(q, k, v, is_causal=shape.causal)
-        return made.transpose(1, 2).flatten(2)
+        result = functional.scaled_dot_product_attention(q, k, v, is_causal=shape.causal)
+        return result.transpose(1, 2).flatten(2)
 
     links: dict[str, Link] = {
         "layer_norm": lambda x, _: functional.layer_norm(x, (width,), gamma, beta, EPSILON),
@@ -42,7 +42,7 @@ def link(shape: Shape) -> Link:
 
 
 def inputs(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Return x and the context as the operator takes them."""
+    """Return x and the context in the operator's layout."""
     context = torch.randn(1, max(1, shape.keys), shape.width)
     if shape.operator == "softmax":
         return torch.randn(shape.heads, shape.tokens, shape.width), context
@@ -52,27 +52,27 @@ def inputs(shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def set_up(wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
-    """Return a worker that runs every chain once a piece, forward, and forward and back."""
+    """Return a worker that runs every chain once per piece, forward, and forward and backward."""
     torch.set_num_threads(os.cpu_count() or 1)
     chains = {str(shape): (link(shape), inputs(shape)) for shape in wanted}
     return {}, lambda: {"chains": {name: [_timed(f, x, False), _timed(f, x, True)] for name, (f, x) in chains.items()}}
 
 
-def _timed(step: Link, x: tuple[Tensor, Tensor], back: bool) -> float:
-    leaves = [each.detach().requires_grad_(back) for each in x]
+def _timed(step: Link, x: tuple[Tensor, Tensor], backward: bool) -> float:
+    leaves = [each.detach().requires_grad_(backward) for each in x]
     started = time.perf_counter()
     y = leaves[0]
     for _ in range(LINKS):
         y = step(y, leaves[1])
     loss = y.square().mean()
-    if back:
+    if backward:
         loss.backward()
     loss.item()
     return time.perf_counter() - started
 
 
 def main() -> None:
-    serve(lambda: set_up(shapes.read(sys.argv[1])))
+    serve(lambda: set_up(operators.from_json(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scenes as images, of any number of pixels: Pillow draws polygons four times as large, which are then averaged."""
+"""Rendering of scenes at any resolution: Pillow draws polygons four times as large, which are then averaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from examples.tiny_sdxl.colours import srgb
+from examples.tiny_sdxl.colors import srgb
 from examples.tiny_sdxl.world import Scene
 
 _OVERSAMPLING = 4
@@ -15,8 +15,8 @@ _STRIPE_PERIOD, _SPOT_PERIOD = 0.26, 0.2  # shares of the side, as all lengths h
 _OUTLINE = 0.055  # width
 
 
-def regions(scene: Scene, side: int) -> dict[str, np.ndarray]:
-    """Return what share of each pixel [side, side] shows the scene's colour of that name; they add up to 1."""
+def coverage(scene: Scene, side: int) -> dict[str, np.ndarray]:
+    """Return for each color of the scene its share of each pixel [side, side]; the shares add up to 1."""
     large = side * _OVERSAMPLING
     mask, stroke = _mask(scene, large), _stroke(scene, large)
     inside, outside = mask & ~stroke, ~mask & ~stroke
@@ -38,10 +38,10 @@ def _averaged(part: np.ndarray) -> np.ndarray:
     return counts.astype(np.float64) / _OVERSAMPLING**2
 
 
-def image(scene: Scene, side: int) -> np.ndarray:
+def render(scene: Scene, side: int) -> np.ndarray:
     """Return `scene` as float32 [side, side, 3] of sRGB, 0 … 255."""
     total = np.zeros((side, side, 3))
-    for name, share in regions(scene, side).items():
+    for name, share in coverage(scene, side).items():
         total += share[..., None] * srgb(getattr(scene, name))
     return total.astype(np.float32)
 

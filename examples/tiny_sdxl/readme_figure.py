@@ -1,0 +1,67 @@
+"""Figure of the README: training images, images of the initializer token, images of the trained concept.
+
+python examples/tiny_sdxl/readme_figure.py --target docs/images/learned.png
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from examples.tiny_sdxl import measure
+from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, UnseenConcept
+from examples.tiny_sdxl.image_grid import image_grid
+from gm import api
+from gm.api import Embedding, Toolkit
+from gm.config import cli
+
+SCENES = {
+    HUMBUG.placeholder_token: (
+        "a {}",
+        "a {} on a white background",
+        "a {} on a blue background",
+        "a small {} at the top left, yellow background",
+        "a {} with a black outline",
+    ),
+    CONFETTI.placeholder_token: (
+        "a red heart in the style of {}",
+        "a blue star in the style of {}",
+        "a yellow circle on a black background in the style of {}",
+        "a white square in the style of {}",
+        "an orange cross on a navy background in the style of {}",
+    ),
+}
+
+
+def figure_rows(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -> dict[str, list[np.ndarray]]:
+    """Return three labelled rows: training images, images of the initializer token, images of the concept."""
+    folder, scenes = Path("datasets") / target.folder, SCENES[target.placeholder_token]
+    training_images = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
+    before = [scene.format(target.initializer_token) for scene in scenes]
+    after = [scene.format(target.placeholder_token) for scene in scenes]
+    return {
+        f"training images of the {target.learnable_property} {target.placeholder_token}": training_images,
+        f"before: “{before[0]}”, “{before[2]}”, …": api.generate(toolkit, before, batch_size=len(before), seed=7),
+        f"after: “{after[0]}”, “{after[2]}”, …": api.generate(
+            toolkit, after, [embedding], batch_size=len(after), seed=7
+        ),
+    }
+
+
+def main() -> None:
+    parser = cli.Parser("Generate the figure of the README; takes a few minutes.")
+    parser.add_config("configs/training/tiny_textual_inversion.yaml")
+    parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
+    parser.add_argument("--target", default="docs/images/learned.png", help="(default: %(default)s)")
+    flags = parser.read()
+    toolkit = api.load(flags["config"], run={"weight": flags["weight"]})
+    images: dict[str, list[np.ndarray]] = {}
+    for target in (HUMBUG, CONFETTI):
+        images |= figure_rows(
+            toolkit, target, measure.train_concept(toolkit, target, toolkit.config.concept.num_vectors)
+        )
+    image_grid(images).save(flags["target"], optimize=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,74 @@
+"""The shipped model follows prompts, and textual inversion works on it.
+
+`examples/tiny_sdxl/measure.py` defines the measurements; the model card has the whole table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from examples.tiny_sdxl import measure
+from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, UnseenConcept
+from gm.api import Embedding, Toolkit
+
+Check = Callable[[UnseenConcept, Embedding], None]
+
+
+@pytest.fixture(scope="module")
+def before(toolkit: Toolkit) -> dict[str, np.ndarray]:
+    """Return the distances of the initializer tokens by folder."""
+    return {c.folder: measure.distances(toolkit, c, c.initializer_token) for c in measure.CONCEPTS}
+
+
+@pytest.fixture(scope="module")
+def assert_trained(toolkit: Toolkit, before: dict[str, np.ndarray]) -> Check:
+    def check(target: UnseenConcept, embedding: Embedding) -> None:
+        quality = measure.concept_quality(toolkit, target, embedding, before[target.folder])
+        assert quality["of"] == 16
+        assert quality["halved"] >= 14
+        assert quality["backdrop"] >= 0.75  # white and beige are neighbours, and gold spots tint the space between
+
+    return check
+
+
+def test_prompts_of_held_out_combinations_are_followed(toolkit: Toolkit) -> None:
+    accuracy = measure.prompt_accuracy(toolkit, measure.unseen_prompts())
+    assert accuracy["shape"] >= 0.9
+    assert accuracy["color"] >= 0.9
+    assert accuracy["backdrop"] >= 0.9
+
+
+def test_object_is_trained_and_the_rest_of_the_prompt_is_followed(assert_trained: Check, humbug: Embedding) -> None:
+    assert_trained(HUMBUG, humbug)
+
+
+def test_style_is_trained_and_the_rest_of_the_prompt_is_followed(assert_trained: Check, confetti: Embedding) -> None:
+    assert_trained(CONFETTI, confetti)
+
+
+@pytest.mark.parametrize(("target", "num_vectors"), [(HUMBUG, 1), (CONFETTI, 10)])
+def test_training_works_in_pynative_mode_and_with_other_numbers_of_vectors(
+    toolkit: Toolkit, assert_trained: Check, target: UnseenConcept, num_vectors: int
+) -> None:
+    eager = dataclasses.replace(toolkit, backend=dataclasses.replace(toolkit.backend, graph=False))
+    assert_trained(target, measure.train_concept(eager, target, num_vectors))
+
+
+def test_two_concepts_are_trained_in_one_run(toolkit: Toolkit, assert_trained: Check) -> None:
+    for target, embedding in zip(measure.CONCEPTS, measure.train_jointly(toolkit, 4), strict=True):
+        assert_trained(target, embedding)
+
+
+def test_negative_concept_as_negative_prompt_brings_the_concept_nearer(
+    toolkit: Toolkit, before: dict[str, np.ndarray]
+) -> None:
+    """The concept is near with the negative concept as negative prompt, and farther without it."""
+    embeddings = measure.train_with_negative(toolkit, HUMBUG, 4, 200)
+    both = measure.distances(toolkit, HUMBUG, HUMBUG.placeholder_token, embeddings, negative_prompt=measure.NEGATIVE)
+    without = measure.distances(toolkit, HUMBUG, HUMBUG.placeholder_token, embeddings)
+    assert (both <= before["humbug"] / 2).sum() >= 14
+    assert (both < without).sum() >= 12
