@@ -1,6 +1,6 @@
 """Ways from noise to an image, all of one signature: (denoise, x, sigmas, fresh) → x after each step.
 
-`denoise(x, sigma)` returns the clean latents it believes in; `x` starts at noise level sigmas[0] and ends at
+`denoise(x, sigma, step)` returns the clean latents it believes in; `x` starts at noise level sigmas[0] and ends at
 sigmas[-1], which may be 0. The caller owns the progress bar: a sampler yields its steps. Numbers are floats of Python,
 so that `x` may be an array of any kind.
 """
@@ -16,14 +16,14 @@ import numpy as np
 
 from gm.diffusion import registry
 
-Denoise = Callable[[Any, float], Any]
+Denoise = Callable[[Any, float, int], Any]  # noisy latents, their σ, the step → denoised latents
 
 
 @dataclass(frozen=True)
 class NoiseSampler:
-    """The noise that a sampler draws anew: `draw(step)` is standard normal noise like x, and how much of it."""
+    """The noise that a sampler draws anew: `sample(step)` is standard normal noise like x, and how much of it."""
 
-    draw: Callable[[int], Any]
+    sample: Callable[[int], Any]
     eta: float = 1.0
     s_noise: float = 1.0
     s_churn: float = 0.0
@@ -38,7 +38,7 @@ def euler(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> 
     """Euler's method on the probability-flow equation dx/dσ = (x - D(x, σ)) / σ (Karras et al., 2022, algorithm 2)."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         x, sigma = _churned(x, sigma, step, len(sigmas) - 1, fresh)
-        x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
+        x = x + (x - denoise(x, sigma, step)) / sigma * (following - sigma)
         yield x
 
 
@@ -46,7 +46,7 @@ def euler_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSa
     """Euler's method a little too far down, and noise back up: DDPM's reverse step (Ho et al., 2020) for η = 1."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         down, up = _ancestral(sigma, following, fresh.eta)
-        x = x + (x - denoise(x, sigma)) / sigma * (down - sigma)
+        x = x + (x - denoise(x, sigma, step)) / sigma * (down - sigma)
         yield (x := _noised(x, up, step, fresh))
 
 
@@ -54,10 +54,10 @@ def heun(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> I
     """Euler's step, corrected by the slope at its end (Karras et al., 2022, algorithm 2); two evaluations a step."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         x, sigma = _churned(x, sigma, step, len(sigmas) - 1, fresh)
-        slope = (x - denoise(x, sigma)) / sigma
+        slope = (x - denoise(x, sigma, step)) / sigma
         end = x + slope * (following - sigma)
         if following > 0:
-            slope = (slope + (end - denoise(end, following)) / following) / 2
+            slope = (slope + (end - denoise(end, following, step)) / following) / 2
         yield (x := x + slope * (following - sigma))
 
 
@@ -65,7 +65,7 @@ def lms(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> It
     """The linear multistep method of Adams and Bashforth over up to four slopes, for uneven steps."""
     slopes: list[Any] = []
     for step, (sigma, following) in enumerate(_steps(sigmas)):
-        slopes = [*slopes[-3:], (x - denoise(x, sigma)) / sigma]
+        slopes = [*slopes[-3:], (x - denoise(x, sigma, step)) / sigma]
         levels = sigmas[step + 1 - len(slopes) : step + 1]
         for index, slope in enumerate(slopes):
             x = x + slope * _lagrange_integral(levels, index, sigma, following)
@@ -76,10 +76,10 @@ def dpmpp_2s_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Nois
     """DPM-Solver++(2S) (Lu et al., 2022b, algorithm 1, r = 1/2), ancestral; two evaluations a step."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
         down, up = _ancestral(sigma, following, fresh.eta)
-        clean = denoise(x, sigma)
+        clean = denoise(x, sigma, step)
         if down > 0:
             between = math.sqrt(sigma * down)
-            clean = denoise(_exponential(x, clean, sigma, between), between)
+            clean = denoise(_exponential(x, clean, sigma, between), between, step)
         x = _exponential(x, clean, sigma, down)
         yield (x := _noised(x, up, step, fresh))
 
@@ -87,8 +87,8 @@ def dpmpp_2s_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: Nois
 def dpmpp_2m(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2); the last step down to 0 is of first order."""
     before, length = None, 0.0
-    for sigma, following in _steps(sigmas):
-        clean = guess = denoise(x, sigma)
+    for step, (sigma, following) in enumerate(_steps(sigmas)):
+        clean = guess = denoise(x, sigma, step)
         if following > 0:
             h = math.log(sigma / following)
             if before is not None:
@@ -102,7 +102,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampl
     """SDE-DPM-Solver++(2M) (Lu et al., 2022b, section 5), its midpoint form, with `eta` of the noise."""
     before, length = None, 0.0
     for step, (sigma, following) in enumerate(_steps(sigmas)):
-        clean = denoise(x, sigma)
+        clean = denoise(x, sigma, step)
         if following == 0:
             yield (x := clean)
             continue
@@ -117,7 +117,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampl
 def lcm(denoise: Denoise, x: Any, sigmas: np.ndarray, fresh: NoiseSampler) -> Iterator[Any]:
     """Guess, and noise the guess again: the sampling of latent consistency models (Luo et al., 2023, algorithm 3)."""
     for step, (sigma, following) in enumerate(_steps(sigmas)):
-        x = denoise(x, sigma)
+        x = denoise(x, sigma, step)
         yield (x := _noised(x, following, step, fresh))
 
 
@@ -179,7 +179,7 @@ def _ancestral(sigma: float, following: float, eta: float) -> tuple[float, float
 
 def _noised(x: Any, level: float, step: int, fresh: NoiseSampler) -> Any:
     level = level * fresh.s_noise
-    return x + fresh.draw(step) * level if level > 0 else x
+    return x + fresh.sample(step) * level if level > 0 else x
 
 
 def _exponential(x: Any, clean: Any, sigma: float, following: float) -> Any:
