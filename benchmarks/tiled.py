@@ -26,10 +26,10 @@ def set_up(side: str, size: Size, pixels: int, tile: int, file: Path) -> tuple[d
     decoder = VAEDecoder(model, backend.setup(config.run))
     sampling = SamplingConfig(vae_tiling=side == SIDES[1], vae_tile_size=tile, vae_slicing=True)
     scaled = latents(model, size, pixels)
-    np.save(file, decoder.images(scaled, sampling))
+    np.save(file, decoder.decode(scaled, sampling))
 
     def work() -> dict[str, Any]:
-        decoder.images(scaled[:1], sampling)
+        decoder.decode(scaled[:1], sampling)
         return {}
 
     return {}, work

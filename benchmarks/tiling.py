@@ -72,7 +72,7 @@ def borders(length: int, tile: int, reduction: int) -> np.ndarray:
     """
     from gm.sampling import vae_decode
 
-    return np.diff(vae_decode.blend(length, tile, reduction)[1] > 0, axis=1).any(axis=0)
+    return np.diff(vae_decode.tile_axis(length, tile, reduction)[1] > 0, axis=1).any(axis=0)
 
 
 def compare(whole: np.ndarray, tiles: np.ndarray, lines: np.ndarray) -> dict[str, float]:

@@ -56,7 +56,7 @@ def known_flags() -> set[str]:
     sampling = cli.Parser("sampling")
     cli._add_flags(sampling, "sampling", owner)
     flags = {*parser._option_string_actions, *sampling._option_string_actions}
-    flags |= {"--config", "--recipe", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
+    flags |= {"--config", "--parameters_from", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
     return flags | help_of(sys.executable, str(ROOT / "tools" / "publish.py"))
 
 

@@ -66,24 +66,27 @@ def parse(
     description: str,
     sections: Sequence[str],
     arguments: Sequence[str] | None = None,
-    recipe: Callable[[str], dict[str, dict[str, Any]]] | None = None,
+    parameters_from: Callable[[str], dict[str, dict[str, Any]]] | None = None,
 ) -> Config:
     """Return the config that `arguments` (default: the process's own) ask for.
 
-    `sections` names the parts of `Config` whose fields become flags. `recipe` reads the options of an image, which
-    stand above those of the YAML file and below the other flags, and adds the flag of that name. Raises UserError for
-    a flag that is not one of them (the nearest is suggested) and for every mistake that `config.load` finds.
+    `sections` names the parts of `Config` whose fields become flags. `parameters_from` reads the options of an image,
+    which stand above those of the YAML file and below the other flags, and adds the flag of that name. Raises
+    UserError for a flag that is not one of them (the nearest is suggested) and for every mistake that `config.load`
+    finds.
     """
     parser = Parser(description)
-    if recipe:
-        parser.add_argument("--recipe", help="image drawn by this toolkit to draw once more; other flags change it")
+    if parameters_from:
+        parser.add_argument(
+            "--parameters_from", help="image of this toolkit to generate once more; other flags change it"
+        )
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML file of options (default: %(default)s)")
     owner: dict[str, str] = {}
     for section in sections:
         _add_flags(parser, section, owner)
     values = parser.read(arguments)
-    path, image = values.pop("config"), values.pop("recipe", None)
-    overrides: dict[str, dict[str, Any]] = recipe(image) if recipe and image else {}
+    path, image = values.pop("config"), values.pop("parameters_from", None)
+    overrides: dict[str, dict[str, Any]] = parameters_from(image) if parameters_from and image else {}
     for name, value in values.items():
         overrides.setdefault(owner[name], {})[name] = value
     return configuration.load(path, overrides)
