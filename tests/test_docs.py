@@ -56,7 +56,8 @@ def known_flags() -> set[str]:
     sampling = cli.Parser("sampling")
     cli._add_flags(sampling, "sampling", owner)
     flags = {*parser._option_string_actions, *sampling._option_string_actions}
-    flags |= {"--config", "--parameters_from", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
+    flags |= {"--config", "--source", "--target", "--dtype", "--overwrite", "--format", "--weights"}
+    flags |= {"--parameters_from"}
     return flags | help_of(sys.executable, str(ROOT / "tools" / "publish.py"))
 
 
