@@ -168,6 +168,7 @@ def command(
     )
 
 
+@pytest.mark.e2e
 def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path) -> None:
     """Train and sample by the given commands, in graph mode, with the variables of the customer's shell."""
     shell = {"MS_PYNATIVE_GE": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
