@@ -19,7 +19,7 @@ from gm.text.chunks import TokenChunks, pad_chunks
 
 
 class _GuidedUNet(nn.Cell):
-    """Denoised latents of a guider in `gm.diffusion.guidance`; with guidance the unconditional half comes first."""
+    """UNet and guider (`gm.diffusion.guidance`) → denoised latents; of y and context the unconditional half is first."""
 
     def __init__(self, model: SDXL, guider: str) -> None:
         super().__init__(auto_prefix=False)
@@ -76,11 +76,11 @@ class CompiledModel:
 
 
 class CFGDenoiser:
-    """Denoised latents of a batch, as samplers call it: `denoise(x, sigma, step)`.
+    """Denoiser of one batch with classifier-free guidance (Ho and Salimans, 2022): `denoise(x, sigma, step)`.
 
-    All requests of a batch have the same resolution, steps and guidance scale. `step` counts from `first_step` of the
-    prompts' schedules. With a mask the initial latents replace what the mask protects, as in AUTOMATIC1111's class of
-    this name, so that no sampler need know of masks. `denoised` keeps the last result, for previews.
+    All requests of a batch have the same height, width, steps and guidance scale. `step` counts from `first_step` of
+    the prompts' schedules. With a mask the initial latents replace what the mask protects, as in AUTOMATIC1111's class
+    of this name, so that no sampler needs to know of masks. `denoised` keeps the last result, for previews.
     """
 
     def __init__(

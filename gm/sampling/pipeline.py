@@ -156,5 +156,12 @@ def _batch_key(request: ImageRequest, sampling: SamplingConfig) -> tuple[object,
         prompts.append(request.negative_prompt)
     num_chunks = max(len(prompt.schedule.variants[0]) for prompt in prompts)
     has_negative_prompt = bool(request.negative_prompt.text.strip())
-    size = request.resolution.height, request.resolution.width
-    return size, request.steps, request.first_step, request.guidance_scale, has_negative_prompt, num_chunks
+    return (
+        (request.resolution.height, request.resolution.width),
+        (request.steps, request.first_step),
+        request.guidance_scale,
+        has_negative_prompt,
+        num_chunks,
+        request.init_latents is None,
+        request.mask is None,
+    )
