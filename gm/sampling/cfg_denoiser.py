@@ -19,7 +19,7 @@ from gm.text.chunks import TokenChunks, pad_chunks
 
 
 class _GuidedUNet(nn.Cell):
-    """UNet and guider (`gm.diffusion.guidance`) → denoised latents; of y and context the unconditional half is first."""
+    """UNet and guider (`gm.diffusion.guidance`) → denoised latents; y and context have the unconditional half first."""
 
     def __init__(self, model: SDXL, guider: str) -> None:
         super().__init__(auto_prefix=False)
