@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import time
@@ -37,15 +38,16 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     """Return a worker that generates `batch` images per piece."""
     from gm import api
     from gm.embeddings.embedding import combine
-    from gm.sampling.image_request import ImageRequest
+    from gm.sampling import request
 
     config = case.config()
     toolkit = api.load(config)
     known = combine([], config.model)
-    requests = [ImageRequest(cases.PROMPT, seed) for seed in range(case.batch)]
+    options = dataclasses.replace(config.sampling, seed=0)
+    requests = request.image_requests([cases.PROMPT] * case.batch, options, config.model, known)
 
     def work() -> dict[str, Any]:
-        ticks = [time.perf_counter() for _ in toolkit.pipeline.draw(requests, known, config.sampling)]
+        ticks = [time.perf_counter() for _ in toolkit.pipeline.generate(requests, known, config.sampling)]
         return {"steps": cases.between(ticks)}
 
     return {}, work

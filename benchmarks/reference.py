@@ -112,7 +112,7 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
 
     facts, reference = _start(case)
     with tempfile.TemporaryDirectory() as tokenizers:
-        pipe = pipeline.pipeline(reference, Path(tokenizers))
+        pipe = pipeline.diffusers_pipeline(reference, Path(tokenizers))
     vae, last = reference.config.vae, reference.config.schedule.timesteps - 1
     side = case.resolution // vae.reduction
     times = np.floor(np.linspace(last, 0, case.steps, endpoint=False)).astype(int).tolist()

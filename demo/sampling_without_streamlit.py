@@ -1,34 +1,48 @@
-"""Draw images from prompts, learned words included: see `--help` and docs/sampling.md."""
+"""Generate images from prompts and trained embeddings: see `--help` and docs/sampling.md."""
 
-import time
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gm.config import cli
 
+if TYPE_CHECKING:
+    from gm.sampling.pipeline import SamplingProgress
+
 
 def main() -> None:
-    about = "Draw images with SDXL and words it has learned."
-    config = cli.parse(about, ("run", "sampling"), parameters_from=_recipe)
+    description = "Generate images with SDXL and trained embeddings."
+    config = cli.parse(description, ("run", "sampling"), parameters_from=_parameters_from)
     from gm import api  # after the flags: --help need not wait for MindSpore
-    from gm.runtime.progress import Line, bar
     from gm.sampling import request, run
 
-    made = request.prepare(config)
+    job = request.prepare(config)
     toolkit = api.load(config)
-    line, first = Line(), 0.0
-    for event in run.run(toolkit.model, toolkit.pipeline, made):
-        if isinstance(event, Path):
-            line.say(f"wrote {event}")
-        else:
-            first = time.monotonic() if event.done == 1 else first
-            line.show(bar(event.done, event.total, time.monotonic() - first), last=event.done == event.total)
+    _report(run.run_job(toolkit.pipeline, job))
 
 
-def _recipe(path: str) -> dict[str, dict[str, Any]]:
+def _parameters_from(path: str) -> dict[str, dict[str, Any]]:
     from gm.sampling import metadata
 
-    return metadata.overrides(path)
+    return metadata.config_overrides(path)
+
+
+def _report(events: Iterable[SamplingProgress | Path]) -> None:
+    """Show a progress bar of sampler steps, anew for each grid, and the path of every file."""
+    from tqdm import tqdm
+
+    # A log file needs no animation.
+    with tqdm(unit="step", mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
+        for event in events:
+            if isinstance(event, Path):
+                bar.write(f"wrote {event}")
+                continue
+            if event.done == 1:
+                bar.reset(event.total)
+            bar.update()
 
 
 def entry_point() -> None:

@@ -32,7 +32,6 @@ from gm.models.sdxl import SDXL
 from gm.runtime import backend as backend_
 from gm.runtime.backend import Backend
 from gm.sampling import request, run
-from gm.sampling.image_request import ImageRequest
 from gm.sampling.pipeline import Pipeline
 from gm.training import callbacks, loop, setup
 from gm.training import trainer as runs
@@ -142,16 +141,15 @@ def generate(
     options: SamplingConfig = dataclasses.replace(toolkit.config.sampling, **sampling)
     config = dataclasses.replace(toolkit.config, sampling=options)
     configuration.check(config)
-    request.check(config)
+    request.check(config.model, options)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    requests = [ImageRequest(text, options.seed + k) for k, text in enumerate(prompts)]
-    starts = request.started(options, config.model)
-    if len(starts) != 1:
-        raise UserError(f"there are {len(starts)} images to start from; give one a call")
-    ((options, source),) = starts
-    sheet = request.PromptGrid(options, requests, source)
-    drawn = run.draw(toolkit.model, toolkit.pipeline, sheet, combine(concepts, config.model))
-    return [image for progress in drawn for image in progress.images]
+    embeddings = combine(concepts, config.model)
+    requests = request.image_requests(prompts, options, config.model, embeddings)
+    grids = request.prompt_grids(requests, options, config.model)
+    if len(grids) != 1:
+        raise UserError(f"there are {len(grids)} images to start from; give one a call")
+    steps = run.generate_grid(toolkit.pipeline, grids[0], embeddings, options)
+    return [image for progress in steps for image in progress.images]
 
 
 save_embedding = embedding_io.save

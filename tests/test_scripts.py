@@ -132,9 +132,9 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
         (["--prompts", "a cat"], "unknown argument --prompts; did you mean '--prompt'?"),
         (["--task", "img2imgs"], "it may be 'txt2img', 'img2img', 'inpaint'; did you mean 'img2img'?"),
         (["--task", "img2img"], "--img is empty"),
-        (["--recipe", "@wide.ckpt"], "is no image that can be read"),
+        (["--parameters_from", "@wide.ckpt"], "is not a readable image"),
         (["--save_path", "@wide.ckpt/out"], "wide.ckpt is not a folder; choose another"),
-        (["--prompt", "promts.txt"], "there is not a file promts.txt; --prompt is what to draw"),
+        (["--prompt", "promts.txt"], "promts.txt is not a file; --prompt takes a prompt, or a text file"),
         (["--sampler", "dpm"], "unknown sampler 'dpm'; known are euler"),
         (["--height", "21"], "--height is 21; it must be a multiple of 2"),
         (["--textual_inversion_weight", "@wide.ckpt"], "vectors of 768 and 1280 values, the model's have 16 and 24"),
@@ -144,7 +144,7 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
         (["--guidance_scale", "-1"], "sampling.guidance_scale is -1.0; it must be at least 0.0"),
     ],
 )
-def test_sampling_names_what_is_wrong(script: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_sampling_refuses_bad_options(script: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
     from gm.embeddings import io as embedding_io
     from gm.embeddings.embedding import Embedding
 
@@ -168,6 +168,7 @@ def command(
     )
 
 
+@pytest.mark.e2e
 def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path) -> None:
     """Train and sample by the given commands, in graph mode, with the variables of the customer's shell."""
     shell = {"MS_PYNATIVE_GE": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}

@@ -8,7 +8,7 @@ import streamlit as st
 
 from demo.app.server.worker import ENDED, Task
 from gm.sampling import image_files
-from gm.sampling.image_request import SamplingProgress
+from gm.sampling.pipeline import SamplingProgress
 
 
 def busy(name: str) -> bool:

@@ -196,65 +196,67 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """What to draw."""
+    """Image generation."""
 
-    task: str = option("txt2img", "what to make images from", choices=("txt2img", "img2img", "inpaint"))
+    task: str = option("txt2img", "what to generate images from", choices=("txt2img", "img2img", "inpaint"))
     textual_inversion_weight: list[str] = option([], "embedding files to use, any number")
-    prompt: str = option("", "what to draw, or a text file with a prompt a line")
-    negative_prompt: str = option("", "what to keep away from; empty zeroes the unconditional side")
+    prompt: str = option("", "prompt, or a text file with a prompt a line")
+    negative_prompt: str = option("", "negative prompt; empty zeroes the unconditional conditioning")
     prompt_weights: bool = option(
-        True, "read (word:1.3), [word], [a|b] and BREAK in prompts; False takes brackets for what they are"
+        True, "parse (word:1.3), [word], [a|b] and BREAK in prompts; False takes brackets literally"
     )
-    sampler: str = option("euler", "how to walk from noise to image")
-    schedule: str = option("legacy", "noise levels on that way", aliases=("discretization",))
+    sampler: str = option("euler", "sampler")
+    schedule: str = option("legacy", "noise schedule of the sampler", aliases=("discretization",))
     sigma_min: float = option(0.03, "lowest noise level of the schedule edm", minimum=1e-4)
     sigma_max: float = option(14.61, "highest noise level of the schedule edm", minimum=1e-3)
-    rho: float = option(3.0, "how closely the schedule edm spaces low noise levels", minimum=0.1)
-    eta: float = option(1.0, "part of the noise that ancestral and SDE samplers draw anew; 0 is none", minimum=0.0)
-    s_noise: float = option(1.0, "strength of all noise that a sampler draws anew", minimum=0.0)
-    s_churn: float = option(0.0, "noise that euler and heun draw anew, over all steps; 0 is none", minimum=0.0)
-    s_tmin: float = option(0.0, "lowest noise level at which they do", minimum=0.0)
-    s_tmax: float = option(999.0, "highest noise level at which they do", minimum=0.0)
-    guider: str = option("cfg", "how prompt and negative prompt steer")
+    rho: float = option(3.0, "spacing of the schedule edm; higher puts more steps at low noise", minimum=0.1)
+    eta: float = option(1.0, "share of noise that ancestral and SDE samplers add; 0 is none", minimum=0.0)
+    s_noise: float = option(1.0, "scale of all noise that a sampler adds", minimum=0.0)
+    s_churn: float = option(0.0, "noise that euler and heun add, over all steps; 0 is none", minimum=0.0)
+    s_tmin: float = option(0.0, "lowest noise level at which s_churn adds noise", minimum=0.0)
+    s_tmax: float = option(999.0, "highest noise level at which s_churn adds noise", minimum=0.0)
+    guider: str = option("cfg", "how prompt and negative prompt are combined")
     guidance_rescale: float = option(
-        0.7, "how far the guider rescaled brings contrast back to that of the prompt alone", minimum=0.0, maximum=1.0
+        0.7, "how far the guider rescaled restores the contrast of the prompt alone", minimum=0.0, maximum=1.0
     )
-    sample_step: int = option(40, "steps of the sampler", minimum=1)
-    guidance_scale: float = option(5.0, "strength of the prompt; 1 is no guidance", minimum=0.0)
-    seed: int = option(42, "of the first image; image k uses seed + k", minimum=0)
+    sample_step: int = option(40, "sampler steps", minimum=1)
+    guidance_scale: float = option(5.0, "guidance (CFG) scale; 1 is no guidance", minimum=0.0)
+    seed: int = option(42, "seed of the first image; image k uses seed + k", minimum=0)
     num_cols: int = option(1, "images in a row of the grid", minimum=1)
     num_rows: int = option(1, "rows of the grid", minimum=1)
-    batch_size: int = option(1, "images drawn at once; changes memory and speed, not the images", minimum=1)
+    batch_size: int = option(1, "images generated at once; changes memory and speed, not the images", minimum=1)
     save_path: str = option("outputs", "folder for the images")
-    height: int | None = option(None, "of an image in pixels; default: the model's own", minimum=8)
-    width: int | None = option(None, "of an image in pixels; default: the model's own", minimum=8)
+    height: int | None = option(None, "image height in pixels; default: the model's resolution", minimum=8)
+    width: int | None = option(None, "image width in pixels; default: the model's resolution", minimum=8)
     sd_xl_base_ratios: str | None = option(
-        None, "one of SDXL's sizes by its ratio of width to height, such as 1.0 or 1.75"
+        None, "one of SDXL's resolutions by its aspect ratio, width / height, such as 1.0 or 1.75"
     )
-    orig_height: int | None = option(None, "height the model is told the original had; default: height", minimum=1)
-    orig_width: int | None = option(None, "width the model is told the original had; default: width", minimum=1)
-    target_height: int | None = option(None, "height the model is told to aim at; default: height", minimum=1)
-    target_width: int | None = option(None, "width the model is told to aim at; default: width", minimum=1)
-    crop_coords_top: int = option(0, "top edge of the crop the model is told", minimum=0)
-    crop_coords_left: int = option(0, "left edge of the crop the model is told", minimum=0)
+    orig_height: int | None = option(None, "original height in the size conditioning; default: height", minimum=1)
+    orig_width: int | None = option(None, "original width in the size conditioning; default: width", minimum=1)
+    target_height: int | None = option(None, "target height in the size conditioning; default: height", minimum=1)
+    target_width: int | None = option(None, "target width in the size conditioning; default: width", minimum=1)
+    crop_coords_top: int = option(0, "top of the crop in the size conditioning", minimum=0)
+    crop_coords_left: int = option(0, "left of the crop in the size conditioning", minimum=0)
     init_latent_path: str | None = option(None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from")
-    init_latent_index: int = option(0, "place in that file of the first image's noise", minimum=0)
-    base_model: str | None = option(None, "weights that a recipe was made with; others are warned about")
-    img: list[str] = option([], "images, or folders of them, that img2img and inpaint start from")
-    mask: str | None = option(None, "image that is white where inpaint draws anew; black is kept as it is")
-    strength: float = option(
-        0.75, "part of the steps that img2img and inpaint walk; 1 forgets the image", minimum=0.0, maximum=1.0
+    init_latent_index: int = option(0, "index in that file of the first image's noise", minimum=0)
+    base_model: str | None = option(
+        None, "fingerprint of the weights that the generation parameters are of; warns if it differs"
     )
-    add_pipeline: bool = option(False, "let a refiner draw the last steps")
+    img: list[str] = option([], "images, or folders of them, that img2img and inpaint start from")
+    mask: str | None = option(None, "image that is white where to inpaint; black keeps the image")
+    strength: float = option(
+        0.75, "denoising strength of img2img and inpaint; 1 ignores the image", minimum=0.0, maximum=1.0
+    )
+    add_pipeline: bool = option(False, "use a refiner for the last steps")
     pipeline_config: str = option("configs/sampling/sd_xl_refiner.yaml", "YAML file of the refiner's model")
     pipeline_weight: str = option("checkpoints/sd_xl_refiner_1.0_ms.ckpt", "the refiner's weights")
-    stage2strength: float = option(0.15, "part of the steps that the refiner draws", minimum=0.0, maximum=1.0)
-    aesthetic_score: float = option(6.0, "how beautiful the refiner is told the image is")
-    negative_aesthetic_score: float = option(2.5, "the same of what the refiner keeps away from")
-    vae_tiling: bool = option(False, "decode large images in tiles that overlap: less memory, faint seams")
-    vae_tile_size: int = option(1024, "side of such a tile in pixels", minimum=64, step=8)
-    vae_slicing: bool = option(False, "decode one image of a batch after the other: less memory")
-    preview_interval: int = option(0, "steps between looks at the unfinished images; 0 is none", minimum=0)
+    stage2strength: float = option(0.15, "share of the steps that the refiner takes", minimum=0.0, maximum=1.0)
+    aesthetic_score: float = option(6.0, "aesthetic score in the refiner's conditioning")
+    negative_aesthetic_score: float = option(2.5, "aesthetic score in the refiner's unconditional conditioning")
+    vae_tiling: bool = option(False, "decode large images in overlapping tiles: less memory, faint seams")
+    vae_tile_size: int = option(1024, "side of a tile in pixels", minimum=64, step=8)
+    vae_slicing: bool = option(False, "decode the images of a batch one after the other: less memory")
+    preview_interval: int = option(0, "steps between previews of unfinished images; 0 is none", minimum=0)
 
 
 @dataclass(frozen=True)

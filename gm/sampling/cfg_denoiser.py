@@ -1,9 +1,8 @@
-"""One network with all it takes to ask it: conditions, guidance, and a graph for each."""
+"""Classifier-free guidance around a UNet, in the form that k-diffusion's samplers call."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -15,37 +14,44 @@ from gm.embeddings.embedding import LoadedEmbeddings
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend, compile_cell
 from gm.sampling.conditioning import PromptEncoder
-from gm.sampling.resolution import ImageSize
+from gm.sampling.request import ImageRequest
 from gm.text.chunks import TokenChunks, pad_chunks
-from gm.text.prompt_parser import PromptSchedule, parse
-
-Predict = Callable[[Tensor, float, int], Tensor]
 
 
-class _Guided(nn.Cell):
-    """Clean latents as the model sees them; what it heard is of the unconditional half first if there is guidance."""
+class _GuidedUNet(nn.Cell):
+    """UNet and guider (`gm.diffusion.guidance`) → denoised latents; y and context have the unconditional half first."""
 
     def __init__(self, model: SDXL, guider: str) -> None:
         super().__init__(auto_prefix=False)
-        self.unet, self.with_guidance, self.with_rescaling = model.unet, guider != "none", guider == "rescaled"
+        self.unet = model.unet
+        self.with_guidance = guider != "none"
+        self.with_rescaling = guider == "rescaled"
 
     def construct(
-        self, x: Tensor, sigma: Tensor, time: Tensor, scale: Tensor, share: Tensor, vector: Tensor, *context_kv: Tensor
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        timestep: Tensor,
+        guidance_scale: Tensor,
+        guidance_rescale: Tensor,
+        y: Tensor,
+        *context_kv: Tensor,
     ) -> Tensor:
-        y = denoiser.scale_model_input(x, sigma)
+        model_input = denoiser.scale_model_input(x, sigma)
         if self.with_guidance:
-            y = ops.concat((y, y), axis=0)
-        epsilon = self.unet.forward(y, time.broadcast_to((y.shape[0],)), context_kv, vector)
+            model_input = ops.concat((model_input, model_input), axis=0)
+        timesteps = timestep.broadcast_to((model_input.shape[0],))
+        epsilon = self.unet.forward(model_input, timesteps, context_kv, y)
         if self.with_guidance:
             unconditional, conditional = ops.chunk(epsilon, 2, axis=0)
-            epsilon = guidance.classifier_free_guidance(unconditional, conditional, scale)
+            epsilon = guidance.classifier_free_guidance(unconditional, conditional, guidance_scale)
             if self.with_rescaling:
-                epsilon = guidance.rescale_guidance(epsilon, conditional, share)
+                epsilon = guidance.rescale_guidance(epsilon, conditional, guidance_rescale)
         return denoiser.predict_denoised(x, epsilon, sigma)
 
 
-class _Listen(nn.Cell):
-    """What the UNet hears of a context, the same in every step that shows it the same prompt."""
+class _ContextProjection(nn.Cell):
+    """Keys and values of a context in all cross-attention layers, the same in every step of one prompt."""
 
     def __init__(self, model: SDXL) -> None:
         super().__init__(auto_prefix=False)
@@ -55,82 +61,111 @@ class _Listen(nn.Cell):
         return self.unet.project_context(context)
 
 
-class CFGDenoiser:
-    """A model ready to be asked for clean latents; keeps its compiled graphs."""
+class CompiledModel:
+    """A base model or refiner with the graphs that sampling runs, compiled on first use and kept between batches."""
 
     def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
         self.model = model
-        self.trained = schedule.training_sigmas(model.config.schedule)
-        self.conditions = PromptEncoder(model, backend, pooling)
-        self.project_context = compile_cell(_Listen(model), backend.graph)
-        what = "the drawing graph, with the first step"
-        self.networks = {
-            guider: compile_cell(_Guided(model, guider), backend.graph, what) for guider in guidance.GUIDERS
+        self.training_sigmas = schedule.training_sigmas(model.config.schedule)
+        self.prompt_encoder = PromptEncoder(model, backend, pooling)
+        self.project_context = compile_cell(_ContextProjection(model), backend.graph)
+        name = "the sampling graph, with the first step"
+        self.guided_unets = {
+            guider: compile_cell(_GuidedUNet(model, guider), backend.graph, name) for guider in guidance.GUIDERS
         }
 
-    def predictor(
-        self, prompts: Sequence[str], words: LoadedEmbeddings, frame: ImageSize, sampling: SamplingConfig
-    ) -> Predict:
-        """Return the function from (latents [N, z, h, w], their σ, the step) to clean latents of the prompts [N].
 
-        A step shows the prompts as they read then (`gm.text.prompt_parser`); each reading is heard once.
-        """
-        guider = _guider(sampling)
-        readings = self._readings(prompts, words, sampling)
-        scale, share = Tensor(sampling.guidance_scale, ms.float32), Tensor(sampling.guidance_rescale, ms.float32)
-        network = self.networks[guider]
+class CFGDenoiser:
+    """Denoiser of one batch with classifier-free guidance (Ho and Salimans, 2022): `denoise(x, sigma, step)`.
 
-        @functools.cache
-        def context_kv(shown: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-            variants = [reading.variants[number] for reading, number in zip(readings, shown, strict=True)]
-            context, vector = self._conditions(variants, len(prompts), words, frame, sampling)
-            return vector, self.project_context(context)
+    All requests of a batch have the same height, width, steps and guidance scale. `step` counts from `first_step` of
+    the prompts' schedules. With a mask the initial latents replace what the mask protects, as in AUTOMATIC1111's class
+    of this name, so that no sampler needs to know of masks. `denoised` keeps the last result, for previews.
+    """
 
-        def predict(x: Tensor, sigma: float, step: int) -> Tensor:
-            vector, keys = context_kv(tuple(reading.by_step[step] for reading in readings))
-            time = schedule.sigma_to_timestep(self.trained, np.array([sigma])).astype(np.float32)
-            return network(x, Tensor(sigma, ms.float32), Tensor(time), scale, share, vector, *keys)
-
-        return predict
-
-    def length(self, prompt: str, words: LoadedEmbeddings, sampling: SamplingConfig) -> int:
-        """Return the number of chunks in which the model is shown `prompt` and what it keeps away from."""
-        return max(len(reading.variants[0]) for reading in self._readings([prompt], words, sampling))
-
-    def _readings(
-        self, prompts: Sequence[str], words: LoadedEmbeddings, sampling: SamplingConfig
-    ) -> list[PromptSchedule]:
-        """Return what is read of each prompt, and, last, of the negative one if there is guidance."""
-        texts = [*prompts, sampling.negative_prompt] if _guider(sampling) != "none" else prompts
-        return [parse(text, words.tokenizer, sampling.sample_step, sampling.prompt_weights) for text in texts]
-
-    def _conditions(
+    def __init__(
         self,
-        variants: Sequence[TokenChunks],
-        count: int,
-        words: LoadedEmbeddings,
-        frame: ImageSize,
+        compiled: CompiledModel,
+        requests: Sequence[ImageRequest],
+        embeddings: LoadedEmbeddings,
         sampling: SamplingConfig,
-    ) -> tuple[Tensor, Tensor]:
-        """Return context and vector of `count` texts; those of the negative one, if there is one more, come first."""
-        length = max(map(len, variants))
-        variants = [pad_chunks(variant, length) for variant in variants]
-        context, vector = self.conditions.of(variants[:count], words, self._told(frame, sampling.aesthetic_score))
-        if len(variants) == count:
-            return context, vector
-        told = self._told(frame, sampling.negative_aesthetic_score)
+        first_step: int = 0,
+    ) -> None:
+        self.compiled = compiled
+        self.requests = requests
+        self.embeddings = embeddings
+        self.sampling = sampling
+        self.first_step = first_step
+        self.guider = guider_name(sampling, requests[0].guidance_scale)
+        self.guidance_scale = Tensor(requests[0].guidance_scale, ms.float32)
+        self.guidance_rescale = Tensor(sampling.guidance_rescale, ms.float32)
+        self.denoised: Tensor | None = None
+        self._conditioning: dict[tuple[int, ...], tuple[Tensor, tuple[Tensor, ...]]] = {}
+        prompts = [request.prompt for request in requests]
+        if self.guider != "none":
+            prompts += [request.negative_prompt for request in requests]
+        self._schedules = [prompt.schedule for prompt in prompts]
+        self._mask: Tensor | None = None
+        if requests[0].mask is not None:
+            mask = stack([request.mask for request in requests])[:, None]
+            init_latents = stack([request.init_latents for request in requests])
+            self._mask = Tensor(mask)
+            self._protected = Tensor(init_latents * (1.0 - mask))
+
+    def __call__(self, x: Tensor, sigma: float, step: int) -> Tensor:
+        """Return the denoised latents [N, z, h, w] of noisy latents `x` at noise level `sigma`."""
+        y, context_kv = self._conditioning_of_step(self.first_step + step)
+        timestep = schedule.sigma_to_timestep(self.compiled.training_sigmas, np.array([sigma])).astype(np.float32)
+        denoised = self.compiled.guided_unets[self.guider](
+            x, Tensor(sigma, ms.float32), Tensor(timestep), self.guidance_scale, self.guidance_rescale, y, *context_kv
+        )
+        if self._mask is not None:
+            denoised = denoised * self._mask + self._protected
+        self.denoised = denoised
+        return denoised
+
+    def _conditioning_of_step(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return y and the projected context of what the prompts' schedules use in `step`; each is encoded once."""
+        key = tuple(prompt_schedule.by_step[step] for prompt_schedule in self._schedules)
+        if key not in self._conditioning:
+            texts = [
+                prompt_schedule.variants[number] for prompt_schedule, number in zip(self._schedules, key, strict=True)
+            ]
+            context, y = self._encode(texts)
+            self._conditioning[key] = y, self.compiled.project_context(context)
+        return self._conditioning[key]
+
+    def _encode(self, texts: Sequence[TokenChunks]) -> tuple[Tensor, Tensor]:
+        """Return context and y of the prompts' texts; with guidance the unconditional ones, which come last, first."""
+        encoder = self.compiled.prompt_encoder
+        length = max(len(text) for text in texts)
+        padded = [pad_chunks(text, length) for text in texts]
+        count = len(self.requests)
+        sizes = self._size_conditioning(self.sampling.aesthetic_score)
+        context, y = encoder.encode(padded[:count], self.embeddings, sizes)
+        if self.guider == "none":
+            return context, y
+        sizes = self._size_conditioning(self.sampling.negative_aesthetic_score)
         # The refiner was trained with an empty caption where the base model was trained with none.
-        if sampling.negative_prompt.strip() or self.model.config.is_refiner:
-            negative = self.conditions.of([variants[count]] * count, words, told)
+        if self.requests[0].negative_prompt.text.strip() or self.compiled.model.config.is_refiner:
+            negative_context, negative_y = encoder.encode(padded[count:], self.embeddings, sizes)
         else:
-            negative = self.conditions.nothing(context, words, told)
-        return ops.concat((negative[0], context)), ops.concat((negative[1], vector))
+            negative_context, negative_y = encoder.encode_unconditional(context, self.embeddings, sizes)
+        return ops.concat((negative_context, context)), ops.concat((negative_y, y))
 
-    def _told(self, frame: ImageSize, score: float) -> tuple[float, ...]:
-        """Return what the model is told of sizes; a refiner, instead of the target's, how beautiful the image is."""
-        return (*frame.told[:4], score) if self.model.config.is_refiner else frame.told
+    def _size_conditioning(self, aesthetic_score: float) -> list[tuple[float, ...]]:
+        """Return the size conditioning of each request; a refiner's has the score instead of the target size."""
+        sizes = [request.resolution.size_conditioning for request in self.requests]
+        if self.compiled.model.config.is_refiner:
+            return [(*size[:4], aesthetic_score) for size in sizes]
+        return list(sizes)
 
 
-def _guider(sampling: SamplingConfig) -> str:
-    """Return the guider's name; at a scale of 1 there is nothing to guide, and half the work to save."""
-    return "none" if sampling.guidance_scale == 1.0 else guidance.resolve_name(sampling.guider)
+def guider_name(sampling: SamplingConfig, guidance_scale: float) -> str:
+    """Return the name of the guider; a scale of 1 is no guidance and saves the unconditional half."""
+    return "none" if guidance_scale == 1.0 else guidance.resolve_name(sampling.guider)
+
+
+def stack(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return arrays of a batch as one, float32 [N, …]."""
+    return np.stack([np.asarray(array, np.float32) for array in arrays])

@@ -1,4 +1,4 @@
-"""Readings of prompts → what steers the UNet: the context of all chunks and the class vector."""
+"""Token chunks → the UNet's conditioning: the context of all chunks, and the class embedding y."""
 
 from __future__ import annotations
 
@@ -15,68 +15,82 @@ from gm.text import chunks
 from gm.text.chunks import Chunk, TokenChunks
 from gm.text.tokenizer import pool_positions
 
-Told = Sequence[float] | Sequence[Sequence[float]]  # the sizes, of all texts alike or of each
+# Original height and width, crop top and left, target height and width (for a refiner an aesthetic score), of all texts
+# alike or of each.
+SizeConditioning = Sequence[float] | Sequence[Sequence[float]]
 
 
-class _Condition(nn.Cell):
-    """The model's conditioner, to be compiled for itself: elsewhere it is part of a larger graph."""
+class _Conditioner(nn.Cell):
+    """The model's conditioner as a graph of its own; in training it is part of a larger one."""
 
     def __init__(self, model: SDXL) -> None:
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
 
     def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
-        # A graph takes tensors one by one: the ids of each encoder, then the vectors of each.
+        # A graph takes tensors one by one: the ids of each encoder, then the embedding vectors of each.
         count = len(tokens) // 2
         return self.conditioner(tokens[:count], tokens[count:], pool_position, sizes)
 
 
 class PromptEncoder:
-    """A model ready to read; the graph of its encoders is compiled once for each number of texts."""
+    """A model's text encoders; their graph is compiled once for each number of texts."""
 
     def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
-        self.model, self.pooling = model, pooling
-        self.condition = compile_cell(_Condition(model), backend.graph, "the text encoders")
+        self.model = model
+        self.pooling = pooling
+        self.conditioner = compile_cell(_Conditioner(model), backend.graph, "the text encoders")
 
-    def of(self, variants: Sequence[TokenChunks], words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
-        """Return the context [N, positions · chunks, C] and the vector [N, V] of N texts.
+    def encode(
+        self, texts: Sequence[TokenChunks], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Return the context [N, positions · chunks, C] and the class embedding y [N, V] of N texts.
 
-        Texts of fewer chunks than the longest get empty ones. The pooled part of the vector is that of the first
-        chunk, as in AUTOMATIC1111 and ComfyUI. Where a token weighs w, its context c is replaced by e + w (c - e), with
-        e that of the empty prompt at its place, as in ComfyUI; the vector is not weighted.
+        Texts of fewer chunks than the longest get empty ones. The pooled part of y is that of the first chunk, as in
+        AUTOMATIC1111 and ComfyUI. The context c of a token with weight w becomes e + w (c - e), where e is the context
+        of the empty prompt at the token's position, as in ComfyUI; y is not weighted.
         """
-        count = max(map(len, variants))
-        columns = zip(*(chunks.pad_chunks(variant, count) for variant in variants), strict=True)
-        read = [self._emphasised(column, words, told) for column in columns]
-        return ops.concat([context for context, _ in read], axis=1), read[0][1]
+        count = max(len(text) for text in texts)
+        padded = [chunks.pad_chunks(text, count) for text in texts]
+        encoded = [self._encode_weighted(column, embeddings, size_conditioning) for column in zip(*padded, strict=True)]
+        _, y = encoded[0]
+        return ops.concat([context for context, _ in encoded], axis=1), y
 
-    def nothing(self, like: Tensor, words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
-        """Return context and vector of no prompt, as many and as long as the context `like` [N, L, C].
+    def encode_unconditional(
+        self, context: Tensor, embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Return the unconditional context and y, of the shape of `context` [N, L, C].
 
-        SDXL was trained with dropped captions as zeros, in the context and in the pooled part of the vector.
+        SDXL was trained with dropped captions as zeros, in the context and in the pooled part of y.
         """
-        _, vector = self._plain([Chunk()] * len(like), words, told)
-        pooled = self.model.config.text_encoder_2.width
-        zeros = ops.zeros((len(like), pooled), vector.dtype)
-        return ops.zeros_like(like), ops.concat((zeros, vector[:, pooled:]), axis=1)
+        _, y = self._encode_chunks([Chunk()] * len(context), embeddings, size_conditioning)
+        *_, pooled_encoder = self.model.config.text_encoders.values()
+        pooled = ops.zeros((len(context), pooled_encoder.width), y.dtype)
+        return ops.zeros_like(context), ops.concat((pooled, y[:, pooled_encoder.width :]), axis=1)
 
-    def _emphasised(self, column: Sequence[Chunk], words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
-        """Return context [N, positions, C] and vector [N, V] of a chunk of each text."""
-        context, vector = self._plain(column, words, told)
+    def _encode_weighted(
+        self, column: Sequence[Chunk], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Return context [N, positions, C] and y [N, V] of one chunk of each text, weights applied."""
+        context, y = self._encode_chunks(column, embeddings, size_conditioning)
         if all(weight == 1 for chunk in column for weight in chunk.weights):
-            return context, vector
-        # Of the same shape as the chunks, so that the same graph serves.
-        empty, _ = self._plain([Chunk()] * len(column), words, told)
-        weights = Tensor(chunks.to_arrays(column, words.tokenizer.context_length)[1]).expand_dims(-1)
-        c, e = ops.cast(context, ms.float32), ops.cast(empty, ms.float32)
-        # Said so, a weight of 1 changes no bit.
-        return ops.cast(c + (weights - 1) * (c - e), context.dtype), vector
+            return context, y
+        # As many empty prompts as there are chunks, so that the same graph serves.
+        empty, _ = self._encode_chunks([Chunk()] * len(column), embeddings, size_conditioning)
+        _, weights = chunks.to_arrays(column, embeddings.tokenizer.context_length)
+        c = ops.cast(context, ms.float32)
+        e = ops.cast(empty, ms.float32)
+        # In this form a weight of 1 changes no bit.
+        return ops.cast(c + (Tensor(weights).expand_dims(-1) - 1) * (c - e), context.dtype), y
 
-    def _plain(self, column: Sequence[Chunk], words: LoadedEmbeddings, told: Told) -> tuple[Tensor, Tensor]:
-        ids, _ = chunks.to_arrays(column, words.tokenizer.context_length)
-        sizes = np.atleast_2d(np.asarray(told, np.float32))
+    def _encode_chunks(
+        self, column: Sequence[Chunk], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Return context [N, positions, C] and y [N, V] of one chunk of each text, without weights."""
+        ids, _ = chunks.to_arrays(column, embeddings.tokenizer.context_length)
+        sizes = np.atleast_2d(np.asarray(size_conditioning, np.float32))
         sizes = np.ascontiguousarray(np.broadcast_to(sizes, (len(column), sizes.shape[1])))
-        positions = pool_positions(ids["clip_g"], self.pooling)
-        names = self.model.config.text_encoders
-        tokens = [ids[name] for name in names] + [words.vectors[name] for name in names]
-        return self.condition(*map(Tensor, (positions, sizes, *tokens)))
+        names = list(self.model.config.text_encoders)
+        pool_position = pool_positions(ids[names[-1]], self.pooling)
+        tokens = [ids[name] for name in names] + [embeddings.vectors[name] for name in names]
+        return self.conditioner(Tensor(pool_position), Tensor(sizes), *map(Tensor, tokens))

@@ -1,4 +1,4 @@
-"""Images on disk, each with the recipe it was made by."""
+"""PNG files, each with its generation parameters."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from PIL import Image, PngImagePlugin
 from gm.errors import UserError
 from gm.runtime import atomic_io
 
-PARAMETERS_KEY = "recipe"  # of the PNG text that holds the recipe as JSON
-WEBUI_KEY = "parameters"  # of the one that AUTOMATIC1111 and the programs that follow it read
+PARAMETERS_KEY = "generation_parameters"  # PNG text that holds the generation parameters as JSON
+_OLDER_KEYS = ("recipe",)  # its names in images of earlier versions
+A1111_KEY = "parameters"  # PNG text that AUTOMATIC1111, and programs that follow it, read
 
 
 def make_grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lay uint8 images [H, W, 3] out in rows of `columns`; what they leave of the sheet is white."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    """Return uint8 images [H, W, 3] side by side in rows of `columns`; empty places are white."""
+    height = max(image.shape[0] for image in images)
+    width = max(image.shape[1] for image in images)
     rows = math.ceil(len(images) / columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for place, image in enumerate(images):
-        top, left = place // columns * height, place % columns * width
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet
+    grid = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * height, index % columns * width
+        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return grid
 
 
-def write(image: np.ndarray, read_parameters: dict[str, Any], path: Path) -> None:
-    """Write a PNG to `path`, making its folder and replacing what is there; UserError if that is not possible."""
+def write(image: np.ndarray, parameters: dict[str, Any], path: Path) -> None:
+    """Write a PNG to `path`, replacing it if it exists and making its folder; UserError if that is not possible."""
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
     with atomic_io.atomic_write(path) as temporary:
-        temporary.write_bytes(_png(image, read_parameters))
+        temporary.write_bytes(_png(image, parameters))
 
 
-def save(image: np.ndarray, read_parameters: dict[str, Any], folder: Path, stem: str, webui: str = "") -> Path:
-    """Write a PNG under a name in `folder` that no file has yet, `stem`_00000.png and up; return its path.
+def save(image: np.ndarray, parameters: dict[str, Any], folder: Path, stem: str, infotext: str = "") -> Path:
+    """Write a PNG in `folder` under the next free name, `stem`_00000.png and up, and return its path.
 
-    `webui` is the recipe once more, as AUTOMATIC1111 writes it.
+    `infotext` are the parameters once more, as AUTOMATIC1111 writes them.
     """
-    content = _png(image, read_parameters, webui)
-    numbers = [
-        int(m[1]) for m in (re.fullmatch(rf"{re.escape(stem)}_(\d+)\.png", p.name) for p in folder.iterdir()) if m
-    ]
-    number = max(numbers, default=-1) + 1
+    content = _png(image, parameters, infotext)
+    matches = (re.fullmatch(rf"{re.escape(stem)}_(\d+)\.png", path.name) for path in folder.iterdir())
+    number = max((int(match[1]) for match in matches if match), default=-1) + 1
     while True:
         path = folder / f"{stem}_{number:05d}.png"
         try:
@@ -67,25 +67,28 @@ def save(image: np.ndarray, read_parameters: dict[str, Any], folder: Path, stem:
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
-    """Return the recipe kept in a PNG that `save` wrote; UserError if there is none, or no image."""
+    """Return the generation parameters in a PNG that `save` wrote; UserError if it holds none, or is not an image."""
     try:
         with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(PARAMETERS_KEY)
-        found = None if text is None else json.loads(text)
+            texts = getattr(image, "text", {})
+        content = next((texts[key] for key in (PARAMETERS_KEY, *_OLDER_KEYS) if key in texts), None)
+        parameters = None if content is None else json.loads(content)
     except FileNotFoundError as error:
-        raise UserError(f"there is not a file {path}; give an image made by this toolkit") from error
+        raise UserError(f"{path} is not a file; give an image that this toolkit generated") from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
-        raise UserError(f"{path} is no image that can be read, or its recipe is damaged; give another") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no recipe; only images made by this toolkit carry one")
-    return found
+        raise UserError(
+            f"{path} is not a readable image, or its generation parameters are damaged; give another"
+        ) from error
+    if not isinstance(parameters, dict):
+        raise UserError(f"{path} holds no generation parameters; only images that this toolkit generated do")
+    return parameters
 
 
-def _png(image: np.ndarray, read_parameters: dict[str, Any], webui: str = "") -> bytes:
+def _png(image: np.ndarray, parameters: dict[str, Any], infotext: str = "") -> bytes:
     text = PngImagePlugin.PngInfo()
-    text.add_itxt(PARAMETERS_KEY, json.dumps(read_parameters, ensure_ascii=False))
-    if webui:
-        text.add_text(WEBUI_KEY, webui)
+    text.add_itxt(PARAMETERS_KEY, json.dumps(parameters, ensure_ascii=False))
+    if infotext:
+        text.add_text(A1111_KEY, infotext)
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", pnginfo=text)
     return content.getvalue()

@@ -1,149 +1,167 @@
-"""From orders to images: noise, a sampler, one network or two, the decoder."""
+"""Requests → images: noise, a sampler, a base model and perhaps a refiner, the VAE decoder."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
 
+from gm.checkpoints import loading
 from gm.config import SamplingConfig
 from gm.diffusion import samplers, schedule
 from gm.diffusion.samplers import NoiseSampler
 from gm.embeddings.embedding import LoadedEmbeddings
+from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.sampling import image_request as asked
-from gm.sampling import refiner, resolution
-from gm.sampling.cfg_denoiser import CFGDenoiser
-from gm.sampling.image_request import ImageRequest, SamplingProgress
-from gm.sampling.resolution import ImageSize
+from gm.sampling.cfg_denoiser import CFGDenoiser, CompiledModel, guider_name, stack
+from gm.sampling.request import ImageRequest, check_refiner
 from gm.sampling.vae_decode import VAEDecoder
+
+log = logging.getLogger("gm")
+
+
+@dataclass(frozen=True)
+class SamplingProgress:
+    """Progress after a sampler step: `done` of `total` steps.
+
+    images: uint8 [H, W, 3], those that this step finished
+    latents: float32 [N, z, h, w], scaled, of these images
+    previews: uint8 [h, w, 3], small, of the images in progress
+    """
+
+    done: int
+    total: int
+    images: tuple[np.ndarray, ...] = ()
+    latents: np.ndarray | None = None
+    previews: tuple[np.ndarray, ...] = ()
 
 
 class Pipeline:
-    """A model ready to draw; keeps its compiled graphs, and a refiner if one was asked for, between calls of `draw`."""
+    """A loaded SDXL model as a text-to-image, img2img and inpainting pipeline.
+
+    It keeps its compiled graphs, and the refiner if one was used, between calls of `generate`.
+    """
 
     def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
-        self.model, self.backend, self.pooling = model, backend, pooling
-        self.base = CFGDenoiser(model, backend, pooling)
+        self.model = model
+        self.backend = backend
+        self.pooling = pooling
+        self.base = CompiledModel(model, backend, pooling)
         self.decoder = VAEDecoder(model, backend)
-        self.refiners: dict[tuple[str, str], CFGDenoiser] = {}
+        self.refiners: dict[tuple[str, str], CompiledModel] = {}
 
-    def draw(
-        self, requests: Sequence[ImageRequest], words: LoadedEmbeddings, sampling: SamplingConfig
+    def generate(
+        self, requests: Sequence[ImageRequest], embeddings: LoadedEmbeddings, sampling: SamplingConfig
     ) -> Iterator[SamplingProgress]:
-        """Draw every order, `sampling.batch_size` at a time, yielding after each step of the sampler.
+        """Generate all requested images, `sampling.batch_size` at a time, yielding after each sampler step.
 
-        An image depends on its own order only, not on the batch it is drawn in.
+        `sampling` sets what the images share: sampler, schedule, guider, refiner, decoding. What its fields say of one
+        image (prompt, seed, size, steps, scale, strength) is not read: the requests have it. An image depends on its
+        own request, not on the batch that it is generated in.
         """
-        frame = resolution.image_size(sampling, self.model.config)
-        batches = self._batches(requests, words, sampling)
-        steps = img2img_steps(sampling) if requests and requests[0].image is not None else sampling.sample_step
-        done, total = 0, len(batches) * steps
-        for wanted in batches:
-            size = min(sampling.batch_size, len(requests))
-            # A short batch is filled up with its last order, so that one graph serves all.
-            filled = [*wanted, *[wanted[-1]] * (size - len(wanted))]
-            for step, (x, clean) in enumerate(self._walk(filled, words, sampling, frame, steps), 1):
+        batches = self._batches(requests, sampling)
+        size = min(sampling.batch_size, len(requests))
+        done, total = 0, sum(batch[0].steps - batch[0].first_step for batch in batches)
+        for batch in batches:
+            # The last request fills up a short batch, so that one graph serves all.
+            filled = [*batch, *[batch[-1]] * (size - len(batch))]
+            steps = batch[0].steps - batch[0].first_step
+            for step, (x, denoised) in enumerate(self._sample(filled, embeddings, sampling), 1):
                 done += 1
                 if step == steps:
-                    images = self.decoder.images(x, sampling)[: len(wanted)]
-                    yield SamplingProgress(done, total, tuple(images), x.asnumpy()[: len(wanted)])
+                    images = self.decoder.decode(x, sampling)[: len(batch)]
+                    yield SamplingProgress(done, total, tuple(images), x.asnumpy()[: len(batch)])
                 elif sampling.preview_interval and step % sampling.preview_interval == 0:
-                    yield SamplingProgress(done, total, previews=tuple(self.decoder.preview(clean)[: len(wanted)]))
+                    previews = self.decoder.preview(denoised)[: len(batch)]
+                    yield SamplingProgress(done, total, previews=tuple(previews))
                 else:
                     yield SamplingProgress(done, total)
 
-    def _batches(
-        self, requests: Sequence[ImageRequest], words: LoadedEmbeddings, sampling: SamplingConfig
-    ) -> list[list[ImageRequest]]:
-        """Return the orders in batches; in each, all prompts are shown in as many chunks."""
-        groups = itertools.groupby(requests, lambda order: self.base.length(order.prompt, words, sampling))
-        alike = [list(group) for _, group in groups]
+    def _batches(self, requests: Sequence[ImageRequest], sampling: SamplingConfig) -> list[list[ImageRequest]]:
+        """Return the requests in batches that one graph can take: of one size, schedule and number of chunks."""
+        groups = (list(group) for _, group in itertools.groupby(requests, lambda each: _batch_key(each, sampling)))
         size = sampling.batch_size
-        return [group[first : first + size] for group in alike for first in range(0, len(group), size)]
+        return [group[first : first + size] for group in groups for first in range(0, len(group), size)]
 
-    def _walk(
-        self,
-        requests: list[ImageRequest],
-        words: LoadedEmbeddings,
-        sampling: SamplingConfig,
-        frame: ImageSize,
-        steps: int,
+    def _sample(
+        self, requests: list[ImageRequest], embeddings: LoadedEmbeddings, sampling: SamplingConfig
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (latents, the clean latents the network believes in) after each of `steps`."""
-        config = self.model.config
-        sigmas = schedule.sampling_sigmas(config.schedule, sampling)[-steps - 1 :]
-        x = self._start(requests, frame, float(sigmas[0]))
-        for stage, first, last in self._legs(sampling, steps):
-            predict = stage.predictor([order.prompt for order in requests], words, frame, sampling)
-            denoise = Watched(predict, requests, sampling.sample_step - steps + first)
+        """Yield (latents, denoised latents) of a batch after each step."""
+        sampling = dataclasses.replace(sampling, sample_step=requests[0].steps)
+        start = requests[0].first_step
+        sigmas = schedule.sampling_sigmas(self.model.config.schedule, sampling)[start:]
+        sampler = samplers.SAMPLERS[samplers.resolve_name(sampling.sampler)]
+        x = self._initial_latents(requests, float(sigmas[0]))
+        for compiled, first, last in self._stages(sampling, len(sigmas) - 1):
+            denoise = CFGDenoiser(compiled, requests, embeddings, sampling, start + first)
+            noise_sampler = self._noise_sampler(requests, sampling, first)
+            steps = sampler(denoise, x, sigmas[first : last + 1], noise_sampler)
+            for x in steps:
+                yield x, denoise.denoised
 
-            def draw(step: int, first: int = first) -> Tensor:
-                made = [asked.fresh_noise(order, frame, config.vae, first + step) for order in requests]
-                return Tensor(np.stack(made))
-
-            fresh = NoiseSampler(
-                draw, sampling.eta, sampling.s_noise, sampling.s_churn, sampling.s_tmin, sampling.s_tmax
-            )
-            walk = samplers.SAMPLERS[samplers.resolve_name(sampling.sampler)]
-            before = x
-            for x in walk(denoise, before, sigmas[first : last + 1], fresh):
-                yield x, denoise.clean
-
-    def _start(self, requests: list[ImageRequest], frame: ImageSize, sigma: float) -> Tensor:
-        """Return what is drawn from: noise alone as the network knows it, or an image under noise."""
-        noise = np.stack([asked.noise(order, frame, self.model.config.vae) for order in requests])
-        if requests[0].image is None:
+    def _initial_latents(self, requests: list[ImageRequest], sigma: float) -> Tensor:
+        """Return the latents at noise level `sigma`: of noise alone, or of the initial latents under noise."""
+        noise = np.stack([request.initial_noise(self.model.config.vae) for request in requests])
+        if requests[0].init_latents is None:
+            # Noise alone, with the variance of latents and noise together, 1 + σ², as the UNet knows them.
             return Tensor((noise * (sigma**2 + 1.0) ** 0.5).astype(np.float32))
-        images = _stacked([order.image for order in requests])
-        return Tensor((images + noise * sigma).astype(np.float32))
+        init_latents = stack([request.init_latents for request in requests])
+        return Tensor((init_latents + noise * sigma).astype(np.float32))
 
-    def _legs(self, sampling: SamplingConfig, steps: int) -> list[tuple[CFGDenoiser, int, int]]:
-        """Return (network, first step, the one after its last) of each part of the way."""
+    def _noise_sampler(self, requests: list[ImageRequest], sampling: SamplingConfig, first: int) -> NoiseSampler:
+        """Return the noise of stochastic samplers, a stream for each image, from step `first` on."""
+        vae = self.model.config.vae
+
+        def sample(step: int) -> Tensor:
+            return Tensor(np.stack([request.step_noise(vae, first + step) for request in requests]))
+
+        return NoiseSampler(sample, sampling.eta, sampling.s_noise, sampling.s_churn, sampling.s_tmin, sampling.s_tmax)
+
+    def _stages(self, sampling: SamplingConfig, steps: int) -> list[tuple[CompiledModel, int, int]]:
+        """Return (model, first step, step after the last) of each part of the `steps` to take."""
         if not sampling.add_pipeline:
             return [(self.base, 0, steps)]
-        refined = min(steps, schedule.step_count(sampling.stage2strength, sampling.sample_step))
-        legs = [(self.base, 0, steps - refined), (self._refiner(sampling), steps - refined, steps)]
-        return [leg for leg in legs if leg[1] < leg[2]]
+        boundary = steps - min(steps, schedule.step_count(sampling.stage2strength, sampling.sample_step))
+        stages = [(self.base, 0, boundary), (self._refiner(sampling), boundary, steps)]
+        return [stage for stage in stages if stage[1] < stage[2]]
 
-    def _refiner(self, sampling: SamplingConfig) -> CFGDenoiser:
-        place = sampling.pipeline_config, sampling.pipeline_weight
-        if place not in self.refiners:
-            self.refiners = {
-                place: CFGDenoiser(refiner.load(sampling, self.model.config, self.backend), self.backend, self.pooling)
-            }
-        return self.refiners[place]
+    def _refiner(self, sampling: SamplingConfig) -> CompiledModel:
+        """Return the refiner (Podell et al., 2023, section 2.5), loaded on first use; another takes its place."""
+        paths = sampling.pipeline_config, sampling.pipeline_weight
+        if paths not in self.refiners:
+            self.refiners.clear()
+            self.refiners[paths] = CompiledModel(self._load_refiner(sampling), self.backend, self.pooling)
+        return self.refiners[paths]
 
-
-class Watched:
-    """A `Denoise` of `gm.diffusion.samplers`; keeps what a mask protects, and what was believed in last, `clean`."""
-
-    def __init__(
-        self, predict: Callable[[Tensor, float, int], Tensor], requests: list[ImageRequest], first: int
-    ) -> None:
-        self.predict, self.first = predict, first
-        self.clean: Tensor = None
-        self.kept = self.redrawn = None
-        if requests[0].mask is not None:
-            masks = _stacked([order.mask for order in requests])[:, None]
-            images = _stacked([order.image for order in requests])
-            self.redrawn, self.kept = Tensor(masks), Tensor(images * (1.0 - masks))
-
-    def __call__(self, x: Tensor, sigma: float, step: int) -> Tensor:
-        self.clean = self.predict(x, sigma, self.first + step)
-        if self.kept is not None:
-            # Where the clean latents are known, the way from any noise leads to them: no sampler need know of masks.
-            self.clean = self.clean * self.redrawn + self.kept
-        return self.clean
+    def _load_refiner(self, sampling: SamplingConfig) -> SDXL:
+        """Return the refiner without its VAE, which is the base model's."""
+        config = check_refiner(self.model.config, sampling)
+        model = sdxl.build(config, self.backend.dtype)
+        loading.load_weights(model, sampling.pipeline_weight, config, self.backend.keep_half_above)
+        model.release_vae()
+        log.info("loaded %s", sampling.pipeline_weight)
+        return model
 
 
-def img2img_steps(sampling: SamplingConfig) -> int:
-    """Return how many of the steps are walked from an image: the share `strength` of them, rounded down."""
-    return schedule.step_count(sampling.strength, sampling.sample_step)
-
-
-def _stacked(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
-    return np.stack([np.asarray(array, np.float32) for array in arrays])
+def _batch_key(request: ImageRequest, sampling: SamplingConfig) -> tuple[object, ...]:
+    """Return what the requests of a batch have in common."""
+    prompts = [request.prompt]
+    if guider_name(sampling, request.guidance_scale) != "none":
+        prompts.append(request.negative_prompt)
+    num_chunks = max(len(prompt.schedule.variants[0]) for prompt in prompts)
+    has_negative_prompt = bool(request.negative_prompt.text.strip())
+    return (
+        (request.resolution.height, request.resolution.width),
+        (request.steps, request.first_step),
+        request.guidance_scale,
+        has_negative_prompt,
+        num_chunks,
+        request.init_latents is None,
+        request.mask is None,
+    )

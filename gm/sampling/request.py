@@ -1,163 +1,250 @@
-"""What a sampling run will do, checked before the weights are read: its prompts, images to start from, and words."""
+"""Requests for images, and the checked options of a whole sampling run, both without the model's weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gm import config as configuration
 from gm.config import Config, SamplingConfig
-from gm.config.model import ModelConfig
+from gm.config.model import ModelConfig, VAEConfig
 from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
 from gm.errors import UserError
-from gm.runtime import atomic_io
-from gm.sampling import init_image, prompt_file, refiner, resolution, vae_decode
-from gm.sampling.image_request import ImageRequest
-from gm.sampling.pipeline import img2img_steps
+from gm.runtime import atomic_io, rng
+from gm.sampling import init_image, prompt_file, resolution, vae_decode
+from gm.sampling.resolution import Resolution
 from gm.text import prompt_parser
+from gm.text.prompt_parser import PromptSchedule
 
 log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
-class PromptGrid:
-    """The images of one prompt, and of one `source` to start from if there is any; together they make a grid.
+class Prompt:
+    """A prompt as the user wrote it, and the token chunks that each step of the sampler reads of it."""
 
-    `sampling` are the run's options with those of the prompt's line, `img` being the source alone.
+    text: str
+    schedule: PromptSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRequest:
+    """One image to generate.
+
+    steps: of the whole schedule, of which an image with `init_latents` takes the last share `strength`
+    noise: [z, h, w], standard normal, instead of the seed's initial noise
+    init_latents: [z, h, w], scaled latents that img2img and inpainting start from
+    mask: [h, w], 1 where inpainting generates and 0 where the initial latents stay
     """
 
-    sampling: SamplingConfig
+    prompt: Prompt
+    negative_prompt: Prompt
+    seed: int
+    resolution: Resolution
+    steps: int
+    guidance_scale: float
+    strength: float = 1.0
+    noise: np.ndarray | None = None
+    init_latents: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def first_step(self) -> int:
+        """Step of the schedule that sampling starts at, counted from 0."""
+        return 0 if self.init_latents is None else self.steps - schedule.step_count(self.strength, self.steps)
+
+    def initial_noise(self, vae: VAEConfig) -> np.ndarray:
+        """Return the standard-normal noise [z, h, w] that sampling starts from."""
+        if self.noise is not None:
+            return self.noise
+        return rng.normal(self._latent_shape(vae), self.seed, rng.INITIAL_NOISE)
+
+    def step_noise(self, vae: VAEConfig, step: int) -> np.ndarray:
+        """Return the standard-normal noise [z, h, w] that a stochastic sampler may add in `step`."""
+        return rng.normal(self._latent_shape(vae), self.seed, "fresh", step)
+
+    def _latent_shape(self, vae: VAEConfig) -> tuple[int, int, int]:
+        return (
+            vae.latent_channels,
+            self.resolution.height // vae.reduction,
+            self.resolution.width // vae.reduction,
+        )
+
+
+@dataclass(frozen=True)
+class PromptGrid:
+    """The requests of one prompt, and of one image to start from if there is any; their images make a grid.
+
+    overrides: options of SamplingConfig that differ from the run's, by the prompt's line or the initial image
+    """
+
     requests: list[ImageRequest]
-    source: CroppedImage | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    init_image: CroppedImage | None = None
 
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """Checked options: the sheets to draw, and the words they may use."""
+    """Checked options: the grids to generate, and the embeddings that their prompts may use."""
 
     config: Config
-    sheets: list[PromptGrid]
+    grids: list[PromptGrid]
     concepts: list[Embedding]
-    words: LoadedEmbeddings
+    embeddings: LoadedEmbeddings
 
 
 def prepare(config: Config, literal: bool = False) -> SamplingJob:
-    """Check everything that can be wrong before the weights are read; UserError names the first thing that is.
+    """Return the job of the options, checked before the weights are read; UserError names the first mistake.
 
-    A `literal` prompt is drawn as it stands, though there be a file of that name.
+    A `literal` prompt is not taken for the name of a prompt file.
     """
     sampling = config.sampling
     atomic_io.check_writable(sampling.save_path, "--save_path")
-    concepts = [c for path in sampling.textual_inversion_weight for c in embedding_io.load_all(path)]
-    known = combine(concepts, config.model)
-    texts = prompt_file.read(sampling.prompt, "--prompt", literal)
-    from_file = texts != [sampling.prompt]
-    asked = [prompt_file.parse(text, sampling) if from_file else sampling for text in texts]
-    for one in asked:
-        check(dataclasses.replace(config, sampling=one))
-    _warn_of_words(config, asked, concepts, known)
-    started_from = [start for one in asked for start in started(one, config.model)]
-    sheets = [_sheet(config, own, source) for own, source in started_from]
-    return SamplingJob(config, sheets, concepts, known)
+    concepts = [concept for path in sampling.textual_inversion_weight for concept in embedding_io.load_all(path)]
+    embeddings = combine(concepts, config.model)
+    lines = prompt_file.read(sampling.prompt, "--prompt", literal)
+    is_file = lines != [sampling.prompt]
+    overrides = [prompt_file.parse(line) if is_file else {} for line in lines]
+    options = [dataclasses.replace(sampling, **line) for line in overrides]
+    for line_options in options:
+        check(config.model, line_options)
+    count = sampling.num_rows * sampling.num_cols
+    requests = [image_requests([line.prompt] * count, line, config.model, embeddings) for line in options]
+    _warn_about_embeddings(config, [line[0] for line in requests], concepts, embeddings)
+    grids = [
+        grid
+        for line_options, line_requests, line_overrides in zip(options, requests, overrides, strict=True)
+        for grid in prompt_grids(line_requests, line_options, config.model, line_overrides)
+    ]
+    return SamplingJob(config, [_with_noise(grid, config) for grid in grids], concepts, embeddings)
 
 
-def started(sampling: SamplingConfig, model: ModelConfig) -> list[tuple[SamplingConfig, CroppedImage | None]]:
-    """Return each image that `sampling` starts from, with the options for it alone; without any, a None.
-
-    UserError for an image or mask that cannot be read, or is not what the task asks for.
-    """
-    task, paths, painted = sampling.task, sampling.img, sampling.mask
-    for name, given, tasks in (("--img", paths, ("img2img", "inpaint")), ("--mask", painted, ("inpaint",))):
-        if given and task not in tasks:
-            raise UserError(f"{name} is for --task {' or '.join(tasks)}; give that, or leave it out")
-    if task == "txt2img":
-        return [(sampling, None)]
-    if task == "inpaint" and not painted:
-        raise UserError("--task inpaint needs --mask, an image that is white where it draws anew")
-    redrawn = init_image.mask(painted) if painted else None
-    found: list[tuple[SamplingConfig, CroppedImage | None]] = []
-    for path in init_image.images(paths):
-        image = init_image.read(path, sampling, model, redrawn)
-        height, width = image.pixels.shape[1:]
-        own = dataclasses.replace(sampling, img=[str(path)], height=height, width=width, sd_xl_base_ratios=None)
-        found.append((own, image))
-    return found
-
-
-def check(config: Config) -> None:
-    """Raise UserError for what no loaded weights could do."""
-    sampling = config.sampling
+def check(model: ModelConfig, sampling: SamplingConfig) -> None:
+    """Raise UserError for options that no weights could make possible."""
     samplers.resolve_name(sampling.sampler)
     guidance.resolve_name(sampling.guider)
-    schedule.sampling_sigmas(config.model.schedule, sampling)
-    vae_decode.tile_side(sampling, config.model.vae)
-    config.model.require("base")
+    schedule.sampling_sigmas(model.schedule, sampling)
+    vae_decode.latent_tile_size(sampling, model.vae)
+    model.require("base")
     if sampling.add_pipeline:
-        refiner.check(sampling, config.model)
-    if sampling.task != "txt2img" and img2img_steps(sampling) < 1:
+        check_refiner(model, sampling)
+    if sampling.task != "txt2img" and schedule.step_count(sampling.strength, sampling.sample_step) < 1:
         raise UserError(
             f"--strength {sampling.strength} of {sampling.sample_step} steps is none; "
-            f"give at least {1 / sampling.sample_step:.2g}"
+            f"it must be at least {1 / sampling.sample_step:.2g}"
         )
 
 
-def _sheet(config: Config, sampling: SamplingConfig, source: CroppedImage | None) -> PromptGrid:
-    frame = resolution.image_size(sampling, config.model)
-    count = sampling.num_rows * sampling.num_cols
-    noise = _noise(sampling, count, config, frame)
-    requests = [ImageRequest(sampling.prompt, sampling.seed + k, noise[k]) for k in range(count)]
-    return PromptGrid(sampling, requests, source)
+def check_refiner(base: ModelConfig, sampling: SamplingConfig) -> ModelConfig:
+    """Return the refiner's config; UserError if it is not a refiner, does not fit the base model, or has no weights."""
+    refiner = configuration.load(sampling.pipeline_config).model
+    refiner.require("refiner")
+    if refiner.vae != base.vae or refiner.schedule != base.schedule:
+        raise UserError(
+            f"--pipeline_config {sampling.pipeline_config}: {refiner.version} has other latents or noise levels than "
+            f"{base.version}; give the refiner made for it"
+        )
+    for name, encoder in refiner.text_encoders.items():
+        if encoder.width != base.text_encoders[name].width:
+            raise UserError(
+                f"--pipeline_config {sampling.pipeline_config}: {name} of {refiner.version} is {encoder.width} wide, "
+                f"that of {base.version} {base.text_encoders[name].width}; give the refiner made for it"
+            )
+    if schedule.step_count(sampling.stage2strength, sampling.sample_step) < 1:
+        raise UserError(
+            f"--stage2strength {sampling.stage2strength} of {sampling.sample_step} steps leaves the refiner none; "
+            f"it must be at least {1 / sampling.sample_step:.2g}, or leave out --add_pipeline"
+        )
+    if not Path(sampling.pipeline_weight).exists():
+        raise UserError(
+            f"--pipeline_weight {sampling.pipeline_weight} does not exist; it names the refiner's weights, which "
+            "tools/convert_weights/convert.py converts"
+        )
+    return refiner
 
 
-def _warn_of_words(
-    config: Config, asked: Sequence[SamplingConfig], concepts: list[Embedding], known: LoadedEmbeddings
-) -> None:
-    readings = [
-        prompt_parser.parse(text, known.tokenizer, one.sample_step, one.prompt_weights)
-        for one in asked
-        for text in (one.prompt, one.negative_prompt)
+def image_requests(
+    prompts: Sequence[str], sampling: SamplingConfig, model: ModelConfig, embeddings: LoadedEmbeddings
+) -> list[ImageRequest]:
+    """Return one request a prompt, with seeds from `sampling.seed` up; each different prompt is parsed once.
+
+    Raises UserError for a prompt that cannot be parsed and for a resolution that does not fit the model.
+    """
+    parsed = {
+        text: Prompt(
+            text, prompt_parser.parse(text, embeddings.tokenizer, sampling.sample_step, sampling.prompt_weights)
+        )
+        for text in dict.fromkeys([*prompts, sampling.negative_prompt])
+    }
+    size = resolution.from_options(sampling, model)
+    return [
+        ImageRequest(
+            prompt=parsed[text],
+            negative_prompt=parsed[sampling.negative_prompt],
+            seed=sampling.seed + number,
+            resolution=size,
+            steps=sampling.sample_step,
+            guidance_scale=sampling.guidance_scale,
+            strength=sampling.strength,
+        )
+        for number, text in enumerate(prompts)
     ]
-    used = {number for reading in readings for v in reading.variants for chunk in v for number in chunk.ids}
+
+
+def prompt_grids(
+    requests: list[ImageRequest],
+    sampling: SamplingConfig,
+    model: ModelConfig,
+    overrides: dict[str, Any] | None = None,
+) -> list[PromptGrid]:
+    """Return a grid of the requests for each image that they start from, or one grid if they start from noise.
+
+    Raises UserError for an initial image or mask that cannot be used.
+    """
+    overrides = overrides or {}
+    if sampling.task == "txt2img":
+        init_image.check_task(sampling)
+        return [PromptGrid(requests, overrides)]
+    grids = []
+    for image in init_image.load_all(sampling, model):
+        size = resolution.from_options(dataclasses.replace(sampling, **image.options), model)
+        resized = [dataclasses.replace(request, resolution=size) for request in requests]
+        grids.append(PromptGrid(resized, {**overrides, **image.options}, image.cropped))
+    return grids
+
+
+def _warn_about_embeddings(
+    config: Config, requests: Sequence[ImageRequest], concepts: list[Embedding], embeddings: LoadedEmbeddings
+) -> None:
+    prompts = [prompt for request in requests for prompt in (request.prompt, request.negative_prompt)]
+    texts = [chunks for prompt in prompts for chunks in prompt.schedule.variants]
+    used = {number for chunks in texts for chunk in chunks for number in chunk.ids}
     for concept in concepts:
-        if not used & set(known.tokenizer.placeholders[concept.placeholder_token]):
+        if not used & set(embeddings.tokenizer.placeholders[concept.placeholder_token]):
             log.warning("no prompt uses %s", concept.placeholder_token)
         if concept.pooling != config.run.pooling:
             log.warning(
-                "%s was learned with pooling %s, but %s is used; --pooling %s matches it",
-                *(concept.placeholder_token, concept.pooling, config.run.pooling, concept.pooling),
+                "%s was trained with --pooling %s, but %s is used; give --pooling %s",
+                concept.placeholder_token,
+                concept.pooling,
+                config.run.pooling,
+                concept.pooling,
             )
 
 
-def _noise(
-    sampling: SamplingConfig, count: int, config: Config, frame: resolution.ImageSize
-) -> Sequence[np.ndarray | None]:
-    """Return the noises of the file that `count` images start from, or Nones where seeds are to be used."""
-    path, first = sampling.init_latent_path, sampling.init_latent_index
-    if path is None:
-        return [None] * count
-    try:
-        noise = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}; --init_latent_path names a .npy of noise") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--init_latent_path {path} is no .npy of numbers; numpy.save writes one") from error
-    vae = config.model.vae
-    side = (frame.height // vae.reduction, frame.width // vae.reduction)
-    wanted = (vae.latent_channels, *side)
-    if (
-        noise.ndim != 4
-        or noise.shape[1:] != wanted
-        or len(noise) < first + count
-        or not np.issubdtype(noise.dtype, np.floating)
-    ):
-        raise UserError(
-            f"--init_latent_path {path} holds {noise.dtype} {list(noise.shape)}; {count} images of "
-            f"{frame.width}×{frame.height} need floats [{first + count}, {', '.join(map(str, wanted))}]"
-        )
-    return list(noise[first : first + count].astype(np.float32))
+def _with_noise(grid: PromptGrid, config: Config) -> PromptGrid:
+    """Return the grid with the initial noises that `--init_latent_path` gives its images, if it is given."""
+    if config.sampling.init_latent_path is None:
+        return grid
+    noises = init_image.load_noise(config.sampling, config.model.vae, grid.requests[0].resolution, len(grid.requests))
+    requests = [dataclasses.replace(request, noise=noise) for request, noise in zip(grid.requests, noises, strict=True)]
+    return dataclasses.replace(grid, requests=requests)

@@ -1,4 +1,4 @@
-"""How large an image is, and what sizes the model is told."""
+"""Image sizes: the pixels of an image, and the size conditioning of SDXL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gm.config import SamplingConfig
 from gm.config.model import ModelConfig
 from gm.errors import UserError, did_you_mean
 
-# Width by height for each ratio of width to height that SDXL was trained on (Podell et al., 2023, appendix I).
+# Width and height of the aspect ratios (width / height) that SDXL was trained on (Podell et al., 2023, appendix I).
 ASPECT_RATIOS: dict[str, tuple[int, int]] = {
     "0.25": (512, 2048),
     "0.26": (512, 1984),
@@ -50,32 +50,39 @@ ASPECT_RATIOS: dict[str, tuple[int, int]] = {
 
 
 @dataclass(frozen=True)
-class ImageSize:
-    """Height and width of the images in pixels, and the six sizes that condition the model."""
+class Resolution:
+    """Height and width of an image in pixels, and SDXL's size conditioning (Podell et al., 2023, section 2.2).
+
+    size_conditioning: original height and width, crop top and left, target height and width
+    """
 
     height: int
     width: int
-    told: tuple[int, int, int, int, int, int]  # original h, w; crop top, left; target h, w
+    size_conditioning: tuple[int, int, int, int, int, int]
 
 
-def image_size(sampling: SamplingConfig, model: ModelConfig) -> ImageSize:
-    """Resolve the options; UserError for an unknown ratio, two ways of giving a size, or sides that do not fit."""
+def from_options(sampling: SamplingConfig, model: ModelConfig) -> Resolution:
+    """Return the resolution that the options give; without any it is the model's own.
+
+    Raises UserError for an unknown aspect ratio, for an aspect ratio beside a height or width, and for sides that the
+    VAE cannot halve often enough.
+    """
     width = height = model.resolution
-    if sampling.sd_xl_base_ratios is not None:
+    ratio = sampling.sd_xl_base_ratios
+    if ratio is not None:
         if sampling.height is not None or sampling.width is not None:
-            raise UserError("--sd_xl_base_ratios gives height and width; leave --height and --width out, or it")
-        if sampling.sd_xl_base_ratios not in ASPECT_RATIOS:
-            near = did_you_mean(sampling.sd_xl_base_ratios, ASPECT_RATIOS)
-            raise UserError(
-                f"unknown --sd_xl_base_ratios {sampling.sd_xl_base_ratios!r}; known: {', '.join(ASPECT_RATIOS)}{near}"
-            )
-        width, height = ASPECT_RATIOS[sampling.sd_xl_base_ratios]
-    height, width = sampling.height or height, sampling.width or width
+            raise UserError("--sd_xl_base_ratios sets height and width; leave out --height and --width, or it")
+        if ratio not in ASPECT_RATIOS:
+            nearest = did_you_mean(ratio, ASPECT_RATIOS)
+            raise UserError(f"unknown --sd_xl_base_ratios {ratio!r}; known are {', '.join(ASPECT_RATIOS)}{nearest}")
+        width, height = ASPECT_RATIOS[ratio]
+    height = sampling.height or height
+    width = sampling.width or width
     reduction = model.vae.reduction
     for name, side in (("height", height), ("width", width)):
         if side % reduction:
-            raise UserError(f"--{name} is {side}; it must be a multiple of {reduction}, the autoencoder's reduction")
-    told = (
+            raise UserError(f"--{name} is {side}; it must be a multiple of {reduction}, the VAE's reduction")
+    size_conditioning = (
         sampling.orig_height or height,
         sampling.orig_width or width,
         sampling.crop_coords_top,
@@ -83,4 +90,4 @@ def image_size(sampling: SamplingConfig, model: ModelConfig) -> ImageSize:
         sampling.target_height or height,
         sampling.target_width or width,
     )
-    return ImageSize(height, width, told)
+    return Resolution(height, width, size_conditioning)

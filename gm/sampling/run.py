@@ -1,4 +1,4 @@
-"""A whole sampling run: images, a grid of each prompt, and their recipes in `save_path`."""
+"""A whole sampling run: images and a grid for each prompt, with their generation parameters, in `save_path`."""
 
 from __future__ import annotations
 
@@ -9,70 +9,76 @@ from pathlib import Path
 
 import numpy as np
 
+from gm.config import SamplingConfig
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import UserError
 from gm.models import sdxl
-from gm.models.sdxl import SDXL
-from gm.sampling import image_files, init_image, metadata, resolution
-from gm.sampling.image_request import SamplingProgress
-from gm.sampling.pipeline import Pipeline
+from gm.sampling import image_files, init_image, metadata
+from gm.sampling.pipeline import Pipeline, SamplingProgress
 from gm.sampling.request import PromptGrid, SamplingJob
 
 log = logging.getLogger("gm")
 
-PREVIEW = "preview.png"  # what is being drawn, as it looks so far
+PREVIEW = "preview.png"  # the images in progress
 
 
-def run(model: SDXL, pipeline: Pipeline, job: SamplingJob) -> Iterator[SamplingProgress | Path]:
-    """Draw the job: yields progress, and the path of every file as soon as it is written; a sheet's grid comes last.
+def run_job(pipeline: Pipeline, job: SamplingJob) -> Iterator[SamplingProgress | Path]:
+    """Generate the job's images, yielding progress, and the path of every file once it is written, grids last.
 
-    UserError if `save_path` cannot be written to.
+    Raises UserError if `save_path` is not writable.
     """
-    folder = Path(job.config.sampling.save_path)
+    sampling = job.config.sampling
+    folder = Path(sampling.save_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to --save_path {folder}: {error.strerror}; choose another folder") from error
-    base_model = sdxl.fingerprint(model)
-    _warn_of_weights(job, base_model)
-    for sheet in job.sheets:
-        frame = resolution.image_size(sheet.sampling, model.config)
-        recipe = metadata.generation_parameters(job.config, sheet.sampling, sheet.requests, base_model)
-        texts = [metadata.a1111_infotext(one, frame, job.concepts) for one in recipe]
+        raise UserError(f"--save_path {folder} is not writable: {error.strerror}; choose another folder") from error
+    base_model = sdxl.fingerprint(pipeline.model)
+    _warn_about_weights(job, base_model)
+    for grid in job.grids:
+        parameters = metadata.generation_parameters(job.config, grid, base_model)
+        infotexts = [
+            metadata.a1111_infotext(each, request.resolution, job.concepts)
+            for each, request in zip(parameters, grid.requests, strict=True)
+        ]
         images: list[np.ndarray] = []
-        for drawn in draw(model, pipeline, sheet, job.words):
-            yield drawn
-            if drawn.previews:
-                image_files.write(image_files.make_grid(drawn.previews, sheet.sampling.num_cols), {}, folder / PREVIEW)
-            for image in drawn.images:
-                number = len(images)
-                yield image_files.save(image, recipe[number], folder, "image", texts[number])
+        for progress in generate_grid(pipeline, grid, job.embeddings, sampling):
+            yield progress
+            if progress.previews:
+                previews = image_files.make_grid(progress.previews, sampling.num_cols)
+                image_files.write(previews, {}, folder / PREVIEW)
+            for image in progress.images:
+                index = len(images)
+                yield image_files.save(image, parameters[index], folder, "image", infotexts[index])
                 images.append(image)
         (folder / PREVIEW).unlink(missing_ok=True)
-        yield image_files.save(
-            image_files.make_grid(images, sheet.sampling.num_cols), recipe[0], folder, "grid", texts[0]
-        )
+        pixels = image_files.make_grid(images, sampling.num_cols)
+        yield image_files.save(pixels, parameters[0], folder, "grid", infotexts[0])
 
 
-def draw(model: SDXL, pipeline: Pipeline, sheet: PromptGrid, words: LoadedEmbeddings) -> Iterator[SamplingProgress]:
-    """Draw a sheet; where it starts from an image and a mask, what the mask protects is that image's own pixels."""
-    source = sheet.source
-    if source is None:
-        yield from pipeline.draw(sheet.requests, words, sheet.sampling)
+def generate_grid(
+    pipeline: Pipeline, grid: PromptGrid, embeddings: LoadedEmbeddings, sampling: SamplingConfig
+) -> Iterator[SamplingProgress]:
+    """Generate a grid's images; with an initial image and a mask, what the mask protects keeps its own pixels."""
+    initial = grid.init_image
+    if initial is None:
+        yield from pipeline.generate(grid.requests, embeddings, sampling)
         return
-    (start,) = init_image.encode(model, [source])
-    mask = None if source.mask is None else init_image.latent_mask(source, model.config.vae.reduction)
-    requests = [dataclasses.replace(order, image=start, mask=mask) for order in sheet.requests]
-    for drawn in pipeline.draw(requests, words, sheet.sampling):
-        if source.mask is not None:
-            pasted = tuple(init_image.paste(image, source.pixels, source.mask) for image in drawn.images)
-            drawn = dataclasses.replace(drawn, images=pasted)
-        yield drawn
+    (latents,) = init_image.encode(pipeline.model, [initial])
+    mask = None
+    if initial.mask is not None:
+        mask = init_image.latent_mask(initial, pipeline.model.config.vae.reduction)
+    requests = [dataclasses.replace(request, init_latents=latents, mask=mask) for request in grid.requests]
+    for progress in pipeline.generate(requests, embeddings, sampling):
+        if initial.mask is not None:
+            images = tuple(init_image.paste(image, initial.pixels, initial.mask) for image in progress.images)
+            progress = dataclasses.replace(progress, images=images)
+        yield progress
 
 
-def _warn_of_weights(job: SamplingJob, base_model: str) -> None:
+def _warn_about_weights(job: SamplingJob, base_model: str) -> None:
     for concept in job.concepts:
         if concept.metadata.get("base_model", base_model) != base_model:
-            log.warning("%s was learned on other weights than these; it may look different", concept.placeholder_token)
+            log.warning("%s was trained on other weights than these; it may look different", concept.placeholder_token)
     if (job.config.sampling.base_model or base_model) != base_model:
-        log.warning("the recipe was made with other weights than these; the image will differ")
+        log.warning("the generation parameters are of other weights than these; the image will differ")

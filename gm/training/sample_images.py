@@ -12,8 +12,7 @@ from PIL import Image
 from gm.embeddings.embedding import Embedding, combine
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.sampling import image_files
-from gm.sampling.image_request import ImageRequest
+from gm.sampling import image_files, request
 from gm.sampling.pipeline import Pipeline
 from gm.training.setup import TrainingSetup
 
@@ -32,8 +31,8 @@ class Previews:
         known, images = combine(now, self.plan.config.model), []
         for sampling in self.plan.previews:
             count = sampling.num_cols * sampling.num_rows
-            requests = [ImageRequest(sampling.prompt, sampling.seed + k) for k in range(count)]
-            images += [p for progress in self.pipeline.draw(requests, known, sampling) for p in progress.images]
+            requests = request.image_requests([sampling.prompt] * count, sampling, self.plan.config.model, known)
+            images += [p for progress in self.pipeline.generate(requests, known, sampling) for p in progress.images]
         first = self.plan.previews[0]
         rows = [sampling.prompt for sampling in self.plan.previews]
         recipe = {**dataclasses.asdict(first), "prompts": rows, "step": step}

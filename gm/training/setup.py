@@ -115,10 +115,10 @@ def _previews(config: Config, entries: list[Entry], tokenizer: Tokenizer) -> lis
         filled = [(option, templates.fill(line, word)) for option, line in wanted for word in words]
     own = {number for word in words for number in tokenizer.placeholders[word]}
     for option, line in dict.fromkeys(filled):
-        parsed = prompt_file.parse(line, sampling)
+        parsed = dataclasses.replace(sampling, **prompt_file.parse(line))
         if own.isdisjoint(tokenizer.encode(parsed.prompt)):
             raise UserError(f"{option} {parsed.prompt!r} holds neither {{}} nor {' nor '.join(words)}; add one")
-        resolution.image_size(parsed, config.model)
+        resolution.from_options(parsed, config.model)
         previews.append(parsed)
     return previews
 

@@ -116,7 +116,7 @@ def test_words_that_a_recipe_needs_and_that_are_gone_are_named(
 def test_mistakes_are_shown_and_nothing_is_drawn(app: Callable[[str], AppTest], tmp_path: Path) -> None:
     page = app("draw")
     button(page, "Draw").click().run()
-    assert "there is nothing to draw" in page.error[0].value
+    assert "--prompt is empty" in page.error[0].value
     page.text_area(key="prompt").set_value("a cat")
     page.number_input(key=options.key("height")).set_value(9)
     button(page, "Draw").click().run()

@@ -1,4 +1,4 @@
-"""The shipped model in this toolkit and in diffusers' pipeline, from the same noise, and the docs' figure of it.
+"""The shipped model in our pipeline and in diffusers', from the same noise; as a script it makes the docs' figure.
 
 python -m tests.examples.beside_diffusers --target docs/images/beside_diffusers.png
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from diffusers import StableDiffusionXLPipeline
 
 from gm import config as configuration
 from gm.checkpoints import loading
@@ -21,8 +22,8 @@ from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime import rng
 from gm.runtime.backend import Backend
-from gm.sampling.image_request import ImageRequest, SamplingProgress
-from gm.sampling.pipeline import Pipeline
+from gm.sampling import request
+from gm.sampling.pipeline import Pipeline, SamplingProgress
 from tests.reference import networks, pipeline
 
 CONFIG = configuration.load("configs/training/tiny_textual_inversion.yaml")
@@ -42,19 +43,20 @@ def noise(count: int, name: str = "noise beside diffusers") -> np.ndarray:
     return rng.normal((count, CONFIG.model.vae.latent_channels, side, side), 0, name)
 
 
-def theirs(folder: Path) -> pipeline.StableDiffusionXLPipeline:
-    """Return diffusers' pipeline on the shipped weights; `folder` takes its files."""
-    return pipeline.pipeline(networks.load(CONFIG.model, WEIGHTS, folder), folder)
+def diffusers_pipeline(folder: Path) -> StableDiffusionXLPipeline:
+    """Return diffusers' pipeline on the shipped weights; `folder` is for its files."""
+    return pipeline.diffusers_pipeline(networks.load(CONFIG.model, WEIGHTS, folder), folder)
 
 
-def ours(
-    model: SDXL, prompts: Sequence[str], start: np.ndarray, sampling: SamplingConfig, concepts: Sequence[Embedding] = ()
+def generate(
+    model: SDXL, prompts: Sequence[str], noise: np.ndarray, sampling: SamplingConfig, concepts: Sequence[Embedding] = ()
 ) -> SamplingProgress:
-    """Return the result of this toolkit's sampler from the noise `start` in PyNative mode."""
-    pipeline = Pipeline(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
-    requests = [ImageRequest(text, 0, latents) for text, latents in zip(prompts, start, strict=True)]
-    at_once = dataclasses.replace(sampling, batch_size=len(requests))
-    *_, last = pipeline.draw(requests, combine(concepts, CONFIG.model), at_once)
+    """Return the last step of our pipeline from `noise`, in PyNative mode, with the images and latents."""
+    ours = Pipeline(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
+    embeddings = combine(concepts, CONFIG.model)
+    requests = request.image_requests(prompts, sampling, CONFIG.model, embeddings)
+    requests = [dataclasses.replace(each, noise=latents) for each, latents in zip(requests, noise, strict=True)]
+    *_, last = ours.generate(requests, embeddings, dataclasses.replace(sampling, batch_size=len(requests)))
     return last
 
 
@@ -68,12 +70,16 @@ def main() -> None:
     loading.load_weights(model, WEIGHTS, CONFIG.model)
     start, sampling = noise(len(PROMPTS)), CONFIG.sampling
     with tempfile.TemporaryDirectory() as folder:
-        _, images = pipeline.draw(
-            theirs(Path(folder)), PROMPTS, start, steps=sampling.sample_step, guidance_scale=sampling.guidance_scale
+        _, images = pipeline.generate(
+            diffusers_pipeline(Path(folder)),
+            PROMPTS,
+            start,
+            steps=sampling.sample_step,
+            guidance_scale=sampling.guidance_scale,
         )
-    drawn = ours(model, PROMPTS, start, sampling)
-    worst = np.abs(np.stack(drawn.images).astype(int) - images).max()
-    rows = {"this toolkit": drawn.images, f"diffusers: no pixel differs by more than {worst} of 255": list(images)}
+    ours = generate(model, PROMPTS, start, sampling)
+    worst = np.abs(np.stack(ours.images).astype(int) - images).max()
+    rows = {"this toolkit": ours.images, f"diffusers: no pixel differs by more than {worst} of 255": list(images)}
     image_grid(rows).save(flags["target"], optimize=True)
 
 

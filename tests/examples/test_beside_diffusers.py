@@ -1,4 +1,4 @@
-"""The shipped model in diffusers' pipeline: the same images from the same noise, also with a trained concept."""
+"""The shipped model in diffusers' pipeline: the same images from the same noise, with a trained embedding too."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from examples.tiny_sdxl.concepts import HUMBUG
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.io import save
 from tests.examples import beside_diffusers
-from tests.examples.beside_diffusers import CONFIG, PROMPTS, ours
+from tests.examples.beside_diffusers import CONFIG, PROMPTS, generate
 from tests.reference import pipeline
 from tests.reference.inputs import relative_error
+
+pytestmark = pytest.mark.reference
 
 STEPS = {"steps": CONFIG.sampling.sample_step, "guidance_scale": CONFIG.sampling.guidance_scale}
 
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory):
-    return beside_diffusers.theirs(tmp_path_factory.mktemp("pipeline"))
+    return beside_diffusers.diffusers_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
-def test_images_equal_those_of_diffusers(tiny, pipe) -> None:
+def test_images_from_noise(tiny, pipe) -> None:
     start = beside_diffusers.noise(2)
-    latents, images = pipeline.draw(pipe, PROMPTS[:2], start, **STEPS)
-    drawn = ours(tiny, PROMPTS[:2], start, CONFIG.sampling)
-    assert drawn.latents is not None
-    assert relative_error(drawn.latents, latents) < 1e-4
-    assert np.abs(np.stack(drawn.images).astype(int) - images).max() <= 1
+    latents, images = pipeline.generate(pipe, PROMPTS[:2], start, **STEPS)
+    generated = generate(tiny, PROMPTS[:2], start, CONFIG.sampling)
+    assert generated.latents is not None
+    assert relative_error(generated.latents, latents) < 1e-4
+    assert np.abs(np.stack(generated.images).astype(int) - images).max() <= 1
     assert images.std() > 30
 
 
-def test_embedding_file_works_in_diffusers(tiny, pipe, humbug: Embedding, tmp_path: Path) -> None:
+def test_diffusers_loads_our_safetensors_file(tiny, pipe, humbug: Embedding, tmp_path: Path) -> None:
     save(humbug, tmp_path / "humbug.safetensors")
-    pipeline.load_word(pipe, tmp_path / "humbug.safetensors", HUMBUG.placeholder_token)
-    prompts = measure.prompts_for(HUMBUG, HUMBUG.placeholder_token)
+    pipeline.load_embedding(pipe, tmp_path / "humbug.safetensors", HUMBUG.word)
+    prompts = measure.prompts_for(HUMBUG, HUMBUG.word)
     start = beside_diffusers.noise(len(prompts), "noise for a word")
-    latents, images = pipeline.draw(pipe, prompts, start, **STEPS)
-    drawn = ours(tiny, prompts, start, CONFIG.sampling, [humbug])
-    assert drawn.latents is not None
-    assert relative_error(drawn.latents, latents) < 1e-4
-    before = ours(tiny, measure.prompts_for(HUMBUG, HUMBUG.initializer_token), start, CONFIG.sampling)
+    latents, images = pipeline.generate(pipe, prompts, start, **STEPS)
+    generated = generate(tiny, prompts, start, CONFIG.sampling, [humbug])
+    assert generated.latents is not None
+    assert relative_error(generated.latents, latents) < 1e-4
+    before = generate(tiny, measure.prompts_for(HUMBUG, HUMBUG.initializer), start, CONFIG.sampling)
 
     def distance(image: np.ndarray) -> float:
         return evaluator.distance(image, HUMBUG.colors, HUMBUG.shape)

@@ -19,7 +19,7 @@ from tests.reference.networks import Reference, tensor
 
 @dataclass(frozen=True)
 class Trained:
-    """What `torch_training` went through: a loss a step; a norm (before clipping) and both rows after each update."""
+    """Course of `torch_training`: a loss a step; a gradient norm (before clipping) and the vectors of each update."""
 
     losses: np.ndarray
     norms: np.ndarray
@@ -36,28 +36,28 @@ def scheduler(config: ModelConfig) -> EulerDiscreteScheduler:
         beta_end=schedule.beta_end,
         beta_schedule="scaled_linear",
         prediction_type="epsilon",
-        timestep_spacing="leading",  # not used for steps, which are given; makes init_noise_sigma (1 + σ²)^½
+        timestep_spacing="leading",  # timesteps are set explicitly; this makes init_noise_sigma (1 + σ²)^½
     )
 
 
 def diffusion_loss(reference: Reference, clip_l: Any, clip_g: Any, batch: Batch) -> Tensor:
-    """Return mean((ε̂ - noise)²) of one batch as a function of the rows of the learned words."""
+    """Return mean((ε̂ - noise)²) of one batch as a function of the embedding vectors."""
     config, prompts = reference.config, batch.prompts
-    kept = scheduler(config).alphas_cumprod[tensor(batch.timestep).long()].reshape(-1, 1, 1, 1)
+    alphas = scheduler(config).alphas_cumprod[tensor(batch.timestep).long()].reshape(-1, 1, 1, 1)
     deviation = torch.exp(0.5 * tensor(batch.log_variance))
     latents = (tensor(batch.mean) + deviation * tensor(batch.posterior_noise)) * config.vae.scale_factor
     noise = tensor(batch.noise)
-    noisy = kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
+    noisy = alphas.sqrt() * latents + (1.0 - alphas).sqrt() * noise
     context, pooled = reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, clip_l, clip_g)
     return torch.nn.functional.mse_loss(reference.epsilon(noisy, batch.timestep, context, pooled, prompts.sizes), noise)
 
 
 def loss_and_gradient(reference: Reference, batch: Batch) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return the diffusion loss at the prompts' rows, and its gradient with respect to both."""
-    rows = [tensor(r).clone().requires_grad_() for r in (batch.prompts.clip_l, batch.prompts.clip_g)]
-    loss = diffusion_loss(reference, *rows, batch)
-    gradient_1, gradient_2 = torch.autograd.grad(loss, rows)
-    return loss.item(), gradient_1.numpy(), gradient_2.numpy()
+    """Return the diffusion loss at the prompts' embedding vectors, and its gradient with respect to each encoder's."""
+    vectors = [tensor(each).clone().requires_grad_() for each in (batch.prompts.clip_l, batch.prompts.clip_g)]
+    loss = diffusion_loss(reference, *vectors, batch)
+    clip_l, clip_g = torch.autograd.grad(loss, vectors)
+    return loss.item(), clip_l.numpy(), clip_g.numpy()
 
 
 def torch_training(
@@ -73,26 +73,26 @@ def torch_training(
     max_grad_norm: float = 1.0,
     weight_decay: float = 0.0,
 ) -> Trained:
-    """Train the rows on `batches`, one a step, and update them after every `accumulation` steps.
+    """Train the embedding vectors on `batches`, one a step, and update them after every `accumulation` steps.
 
     There is one learning rate an update. The gradient is the mean over the steps of an update, clipped by the norm
-    over both rows together (`max_grad_norm` 0 never clips). The rows in the batches' prompts are not looked at.
+    over both encoders' vectors (`max_grad_norm` 0 never clips). The vectors in the batches' prompts are not used.
     """
     assert len(batches) == accumulation * len(learning_rates)
-    rows = [torch.from_numpy(np.array(r, np.float32)).requires_grad_() for r in (clip_l, clip_g)]
-    optimizer = torch.optim.AdamW(rows, betas=betas, eps=eps, weight_decay=weight_decay)
-    losses, norms, kept = [], [], []
+    vectors = [torch.from_numpy(np.array(each, np.float32)).requires_grad_() for each in (clip_l, clip_g)]
+    optimizer = torch.optim.AdamW(vectors, betas=betas, eps=eps, weight_decay=weight_decay)
+    losses, norms, trained = [], [], []
     for update, rate in enumerate(learning_rates):
         optimizer.zero_grad()
         for batch in batches[update * accumulation : (update + 1) * accumulation]:
-            loss = diffusion_loss(reference, *rows, batch)
+            loss = diffusion_loss(reference, *vectors, batch)
             (loss / accumulation).backward()
             losses.append(loss.item())
-        norms.append(torch.nn.utils.clip_grad_norm_(rows, max_grad_norm or float("inf")).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(vectors, max_grad_norm or float("inf")).item())
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        kept.append([r.detach().numpy().copy() for r in rows])
-    return Trained(np.array(losses), np.array(norms), *(np.stack(each) for each in zip(*kept, strict=True)))
+        trained.append([each.detach().numpy().copy() for each in vectors])
+    return Trained(np.array(losses), np.array(norms), *(np.stack(each) for each in zip(*trained, strict=True)))
 
 
 @torch.no_grad()
@@ -108,23 +108,23 @@ def torch_euler(
     """Return the latents [steps, N, z, h, w] after each step of guided Euler sampling, still scaled.
 
     noise [N, z, h, w] is standard normal. Without `negative` (the empty negative prompt) the unconditional side's
-    context and pooled vector are zero. Both sides are told the sizes of `prompts`.
+    context and pooled vector are zero. Both sides have the size conditioning of `prompts`.
     """
     euler = scheduler(reference.config)
     last = reference.config.schedule.timesteps - 1
     euler.set_timesteps(timesteps=np.floor(np.linspace(last, 0, steps, endpoint=False)).astype(int).tolist())
     context, pooled = _condition(reference, prompts)
     if negative is None:
-        no_context, no_pooled = torch.zeros_like(context), torch.zeros_like(pooled)
+        negative_context, negative_pooled = torch.zeros_like(context), torch.zeros_like(pooled)
     else:
-        no_context, no_pooled = _condition(reference, negative)
+        negative_context, negative_pooled = _condition(reference, negative)
     x, trace = tensor(noise) * euler.init_noise_sigma, []
-    for time in euler.timesteps:
-        seen = euler.scale_model_input(x, time)
-        times = time.expand(len(x))
-        with_text = reference.epsilon(seen, times, context, pooled, prompts.sizes)
-        without = reference.epsilon(seen, times, no_context, no_pooled, prompts.sizes)
-        x = euler.step(without + guidance_scale * (with_text - without), time, x).prev_sample
+    for timestep in euler.timesteps:
+        model_input = euler.scale_model_input(x, timestep)
+        timesteps = timestep.expand(len(x))
+        conditional = reference.epsilon(model_input, timesteps, context, pooled, prompts.sizes)
+        unconditional = reference.epsilon(model_input, timesteps, negative_context, negative_pooled, prompts.sizes)
+        x = euler.step(unconditional + guidance_scale * (conditional - unconditional), timestep, x).prev_sample
         trace.append(x.numpy().copy())
     return np.stack(trace)
 
@@ -132,24 +132,25 @@ def torch_euler(
 def torch_denoiser(
     reference: Reference, prompts: Prompts, negative: Prompts | None, guidance_scale: float, rescale: float = 0.0
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function from noisy latents [N, z, h, w] and their level [N] to clean ones, as k-diffusion asks for.
+    """Return the denoiser that k-diffusion calls: noisy latents [N, z, h, w] and their noise level [N] → denoised.
 
     Without `negative` the unconditional side is zeros. Guidance is rescaled by diffusers' function.
     """
     context, pooled = _condition(reference, prompts)
-    other = (0 * context, 0 * pooled) if negative is None else _condition(reference, negative)
-    kept = scheduler(reference.config).alphas_cumprod.double().numpy()
-    logs = 0.5 * np.log((1 - kept) / kept)
+    unconditioned = (0 * context, 0 * pooled) if negative is None else _condition(reference, negative)
+    alphas = scheduler(reference.config).alphas_cumprod.double().numpy()
+    log_sigmas = 0.5 * np.log((1 - alphas) / alphas)
 
     @torch.no_grad()
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         level = sigma[0].item()
-        seen = x / (level**2 + 1) ** 0.5
-        time = torch.tensor([np.interp(np.log(level), logs, np.arange(len(logs)))] * len(x)).float()
-        with_text = reference.epsilon(seen, time, context, pooled, prompts.sizes)
-        without = reference.epsilon(seen, time, *other, (negative or prompts).sizes)
-        guided = without + guidance_scale * (with_text - without)
-        return x - level * rescale_noise_cfg(guided, with_text, rescale)
+        model_input = x / (level**2 + 1) ** 0.5
+        timestep = np.interp(np.log(level), log_sigmas, np.arange(len(log_sigmas)))
+        timesteps = torch.tensor([timestep] * len(x)).float()
+        conditional = reference.epsilon(model_input, timesteps, context, pooled, prompts.sizes)
+        unconditional = reference.epsilon(model_input, timesteps, *unconditioned, (negative or prompts).sizes)
+        guided = unconditional + guidance_scale * (conditional - unconditional)
+        return x - level * rescale_noise_cfg(guided, conditional, rescale)
 
     return denoise
 

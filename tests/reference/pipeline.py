@@ -1,4 +1,4 @@
-"""diffusers' whole SDXL pipeline on one of our models: its tokenizers, its scheduler, its way with learned words."""
+"""diffusers' whole SDXL pipeline on one of our models: its tokenizers, its scheduler, its textual inversion loader."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.reference import loops
 from tests.reference.networks import Reference, tensor
 
 
-def pipeline(reference: Reference, folder: Path) -> StableDiffusionXLPipeline:
-    """Return the pipeline, pooling at the end of the text; `folder` takes the tokenizers' files."""
+def diffusers_pipeline(reference: Reference, folder: Path) -> StableDiffusionXLPipeline:
+    """Return the pipeline, pooling at the end of the text; `folder` is for the tokenizers' files."""
     for encoder in (reference.text_encoder_1, reference.text_encoder_2):
         getattr(encoder, "text_model", encoder).eos_token_id = END
     pipe = StableDiffusionXLPipeline(
@@ -46,37 +46,36 @@ def pipeline(reference: Reference, folder: Path) -> StableDiffusionXLPipeline:
     return pipe
 
 
-def load_word(pipe: StableDiffusionXLPipeline, path: Path, word: str) -> None:
+def load_embedding(pipe: StableDiffusionXLPipeline, path: Path, token: str) -> None:
     """Load a `clip_l`/`clip_g` file as diffusers' documentation says."""
-    rows = load_file(path)
-    pipe.load_textual_inversion(rows["clip_l"], token=word, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
-    pipe.load_textual_inversion(
-        rows["clip_g"], token=word, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2
-    )
+    vectors = load_file(path)
+    encoders = {"clip_l": (pipe.text_encoder, pipe.tokenizer), "clip_g": (pipe.text_encoder_2, pipe.tokenizer_2)}
+    for name, (encoder, tokenizer) in encoders.items():
+        pipe.load_textual_inversion(vectors[name], token=token, text_encoder=encoder, tokenizer=tokenizer)
 
 
-def load_pair(pipe: StableDiffusionXLPipeline, paths: Sequence[Path]) -> None:
-    """Load a file for each encoder, each of which says its word, as diffusers' documentation says."""
+def load_embedding_pair(pipe: StableDiffusionXLPipeline, paths: Sequence[Path]) -> None:
+    """Load a file for each encoder, each of which holds its placeholder token, as diffusers' documentation says."""
     encoders = ((pipe.text_encoder, pipe.tokenizer), (pipe.text_encoder_2, pipe.tokenizer_2))
     for path, (encoder, tokenizer) in zip(paths, encoders, strict=True):
         pipe.load_textual_inversion(str(path), text_encoder=encoder, tokenizer=tokenizer)
 
 
-def save_pair(rows: Sequence[np.ndarray], word: str, paths: Sequence[Path]) -> None:
+def save_embedding_pair(vectors: Sequence[np.ndarray], token: str, paths: Sequence[Path]) -> None:
     """Write a file for each encoder, as diffusers' training script for SDXL does (`save_progress`)."""
-    for path, own in zip(paths, rows, strict=True):
-        learned = {word: torch.nn.Parameter(torch.from_numpy(own)).detach().cpu()}
+    for path, each in zip(paths, vectors, strict=True):
+        tensors = {token: torch.nn.Parameter(torch.from_numpy(each)).detach().cpu()}
         if path.suffix == ".safetensors":
-            save_file(learned, path, metadata={"format": "pt"})
+            save_file(tensors, path, metadata={"format": "pt"})
         else:
-            torch.save(learned, path)
+            torch.save(tensors, path)
 
 
 @torch.no_grad()
-def draw(
+def generate(
     pipe: StableDiffusionXLPipeline, prompts: Sequence[str], noise: np.ndarray, *, steps: int, guidance_scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (latents [N, z, h, w], unscaled by the decoder, and images uint8 [N, H, W, 3]) from `noise`."""
+    """Return (scaled latents [N, z, h, w], images uint8 [N, H, W, 3]) from `noise`."""
     side = noise.shape[-1] * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     last = pipe.scheduler.config.num_train_timesteps - 1
     latents = pipe(
@@ -96,7 +95,7 @@ def draw(
 
 
 @torch.no_grad()
-def redraw(
+def generate_from_images(
     pipe: StableDiffusionXLPipeline,
     prompts: Sequence[str],
     images: np.ndarray,
@@ -107,18 +106,18 @@ def redraw(
     strength: float,
     guidance_scale: float,
 ) -> np.ndarray:
-    """Return the scaled latents [N, z, h, w] that diffusers' image-to-image makes of `images`, scaled latents.
+    """Return the scaled latents [N, z, h, w] of diffusers' image-to-image from `images`, scaled latents.
 
-    With a `mask` [H, W], 1 where they are drawn anew, it is its inpainting.
+    With a `mask` [H, W], 1 where to inpaint, they are of its inpainting.
     """
     kind = StableDiffusionXLImg2ImgPipeline if mask is None else StableDiffusionXLInpaintPipeline
-    redrawing = kind(**pipe.components, force_zeros_for_empty_prompt=True, add_watermarker=False)
-    redrawing.set_progress_bar_config(disable=True)
+    pipe_from_images = kind(**pipe.components, force_zeros_for_empty_prompt=True, add_watermarker=False)
+    pipe_from_images.set_progress_bar_config(disable=True)
     side = noise.shape[-1] * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     last = pipe.scheduler.config.num_train_timesteps - 1
     more = {} if mask is None else {"mask_image": tensor(mask)[None, None], "height": side, "width": side}
     with mock.patch(f"{kind.__module__}.randn_tensor", return_value=tensor(noise)):
-        return redrawing(
+        return pipe_from_images(
             prompt=list(prompts),
             image=tensor(images),
             timesteps=np.floor(np.linspace(last, 0, steps, endpoint=False)).astype(int).tolist(),

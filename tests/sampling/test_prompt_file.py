@@ -1,4 +1,4 @@
-"""Prompts in lines, with options of their own."""
+"""Prompt lines with options of their own."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from gm.config import SamplingConfig
 from gm.errors import UserError
 from gm.sampling import prompt_file
 
 
 def test_options_follow_the_prompt() -> None:
-    base = SamplingConfig(guidance_scale=3.0, seed=1)
-    found = prompt_file.parse("a cat --n blurry, dark --w 64 --h 128 --d 7 --s 9 --l 2.5", base)
-    assert (found.prompt, found.negative_prompt) == ("a cat", "blurry, dark")
-    assert (found.width, found.height, found.seed, found.sample_step, found.guidance_scale) == (64, 128, 7, 9, 2.5)
-    assert prompt_file.parse("a cat -- no, a dog-house --d 3", base).prompt == "a cat -- no, a dog-house"
-    plain = prompt_file.parse("  a cat ", base)
-    assert (plain.prompt, plain.guidance_scale, plain.seed) == ("a cat", 3.0, 1)
+    assert prompt_file.parse("a cat --n blurry, dark --w 64 --h 128 --d 7 --s 9 --l 2.5") == {
+        "prompt": "a cat",
+        "negative_prompt": "blurry, dark",
+        "width": 64,
+        "height": 128,
+        "seed": 7,
+        "sample_step": 9,
+        "guidance_scale": 2.5,
+    }
+    assert prompt_file.parse("a cat -- no, a dog-house --d 3")["prompt"] == "a cat -- no, a dog-house"
+    assert prompt_file.parse("  a cat ") == {"prompt": "a cat"}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a cat --q 3", r"'a cat --q 3': --q is no option of a line; there are --n negative_prompt, --w width"),
+        (
+            "a cat --q 3",
+            r"'a cat --q 3': --q is not an option of a prompt line; known are --n negative_prompt, --w width",
+        ),
         ("a cat --d x", r"--d 'x' is not of type int"),
         ("a cat --w 5", r"'a cat --w 5': width is 5; it must be at least 8"),
         ("a cat --s", r"--s '' is not of type int"),
@@ -32,7 +38,7 @@ def test_options_follow_the_prompt() -> None:
 )
 def test_mistakes_name_the_line(line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prompt_file.parse(line, SamplingConfig())
+        prompt_file.parse(line)
 
 
 def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Drawing with a refiner: PyTorch's two networks one after the other, and what a run makes of the options."""
+"""Sampling with a refiner: PyTorch's two networks one after the other, and which options change the image."""
 
 from __future__ import annotations
 
@@ -6,120 +6,112 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 import pytest
-import torch
 
 from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import SamplingConfig
 from gm.diffusion import schedule
 from gm.embeddings.embedding import Embedding, combine
-from gm.runtime.backend import Backend
-from gm.sampling import image_request, resolution
-from gm.sampling.image_request import ImageRequest
+from gm.sampling import resolution
 from gm.sampling.pipeline import Pipeline
 from gm.text.tokenizer import END, pool_positions
 from tests.project import Workshop
 from tests.reference.inputs import Prompts, normal, relative_error
+from tests.sampling.generation import WIDTHS, generate, image_request
 
 TEXT = "a <cat> in the snow"
 
 
-@pytest.fixture(scope="module")
-def pipeline(workshop: Workshop) -> Pipeline:
-    return Pipeline(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
-
-
 def cat(seed: int = 90) -> Embedding:
-    return Embedding(
-        "<cat>", dict(zip(("clip_l", "clip_g"), (normal(seed, 2, width) for width in (16, 24)), strict=True))
-    )
+    return Embedding("<cat>", {name: normal(seed, 2, width) for name, width in WIDTHS.items()})
 
 
-def options(workshop: Workshop, **more: Any) -> SamplingConfig:
+def options(workshop: Workshop, **more: Any) -> dict[str, Any]:
     refined = {
         "add_pipeline": True,
         "pipeline_config": str(workshop.folder / "refiner.yaml"),
         "pipeline_weight": str(workshop.folder / "refiner.ckpt"),
         "stage2strength": 0.5,
     }
-    return SamplingConfig(**{"sample_step": 4, **refined, **more})
+    return {"sample_step": 4, **refined, **more}
 
 
-def draw(pipeline: Pipeline, sampling: SamplingConfig, concept: Embedding | None = None, **order: Any) -> np.ndarray:
-    known = combine([concept or cat()], pipeline.model.config)
-    *_, last = pipeline.draw([ImageRequest(TEXT, 3, **order)], known, sampling)
-    assert last.done == last.total
-    assert last.latents is not None
-    return last.latents
+def latents(pipeline: Pipeline, options: dict[str, Any], concept: Embedding | None = None, **fields: Any) -> np.ndarray:
+    generated = generate(pipeline, (TEXT, 3), concepts=[concept or cat()], fields=[fields], **options)
+    assert generated.progress[-1].done == generated.progress[-1].total
+    return generated.latents
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("negative", ["", "<cat>, blurry"])
-def test_two_networks_one_after_the_other(
+def test_base_model_and_refiner_are_pytorchs_networks_one_after_the_other(
     workshop: Workshop, pipeline: Pipeline, tmp_path: Path, negative: str
 ) -> None:
+    import torch
+
     from tests.reference import networks
     from tests.reference.k_diffusion import sampling as k_diffusion
     from tests.reference.loops import torch_denoiser
 
-    sampling = options(workshop, negative_prompt=negative, height=16, width=24, orig_width=300, crop_coords_top=5)
+    refined = options(workshop, negative_prompt=negative, height=16, width=24, orig_width=300, crop_coords_top=5)
+    sampling = SamplingConfig(**refined)
     base = workshop.config().model
-    known, frame = combine([cat()], base), resolution.image_size(sampling, base)
+    embeddings = combine([cat()], base)
+    size_conditioning = resolution.from_options(sampling, base).size_conditioning
 
-    def prompts(text: str, told: tuple[float, ...]) -> Prompts:
-        ids_1, ids_2 = known.tokenizer([text], padding=END), known.tokenizer([text], padding=0)
-        rows = (known.vectors["clip_l"], known.vectors["clip_g"])
-        return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows, np.array([told], np.float32))
+    def prompts(text: str, sizes: tuple[float, ...]) -> Prompts:
+        ids_1 = embeddings.tokenizer([text], padding=END)
+        ids_2 = embeddings.tokenizer([text], padding=0)
+        vectors = (embeddings.vectors["clip_l"], embeddings.vectors["clip_g"])
+        return Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *vectors, np.array([sizes], np.float32))
 
     denoisers = []
     for config, name in ((base, "weights"), (configuration.load(sampling.pipeline_config).model, "refiner")):
         loading.convert(workshop.folder / f"{name}.ckpt", tmp_path / f"{name}.safetensors", config, "float32")
         reference = networks.load(config, tmp_path / f"{name}.safetensors", tmp_path)
         scores = (6.0, 2.5) if config.is_refiner else ()
-        told = [(*frame.told[:4], score) for score in scores] or [frame.told] * 2
-        without = prompts(negative, told[1]) if negative or config.is_refiner else None
-        denoisers.append(torch_denoiser(reference, prompts(TEXT, told[0]), without, 5.0))
+        sizes = [(*size_conditioning[:4], score) for score in scores] or [size_conditioning] * 2
+        unconditional = prompts(negative, sizes[1]) if negative or config.is_refiner else None
+        denoisers.append(torch_denoiser(reference, prompts(TEXT, sizes[0]), unconditional, 5.0))
     sigmas = schedule.sampling_sigmas(base.schedule, sampling)
-    noise = image_request.noise(ImageRequest(TEXT, 3), frame, base.vae)[None]
+    noise = image_request(TEXT, 3, base, embeddings, sampling).initial_noise(base.vae)[None]
     x = torch.tensor(noise * (sigmas[0] ** 2 + 1) ** 0.5).float()
     for denoise, part in zip(denoisers, (sigmas[:3], sigmas[2:]), strict=True):
         x = k_diffusion.sample_euler(denoise, x, torch.tensor(part).float(), disable=True)
-    assert relative_error(draw(pipeline, sampling), x.numpy()) < 1e-4
+    assert relative_error(latents(pipeline, refined), x.numpy()) < 1e-4
 
 
-def test_what_the_refiner_is_told_changes_the_image(workshop: Workshop, pipeline: Pipeline) -> None:
-    base = draw(pipeline, options(workshop))
+def test_every_option_of_the_refiner_changes_the_image(workshop: Workshop, pipeline: Pipeline) -> None:
+    base = latents(pipeline, options(workshop))
+    other_clip_g = dataclasses.replace(cat(), vectors={**cat().vectors, "clip_g": cat(8).vectors["clip_g"]})
+    start = {"init_latents": normal(1, 4, 8, 8)}
     others = {
-        "none": draw(pipeline, options(workshop, add_pipeline=False)),
-        "more": draw(pipeline, options(workshop, stage2strength=0.75)),
-        "all": draw(pipeline, options(workshop, stage2strength=1.0)),
-        "score": draw(pipeline, options(workshop, aesthetic_score=2.0)),
-        "negative score": draw(pipeline, options(workshop, negative_aesthetic_score=9.0)),
-        "rows of the second encoder": draw(
-            pipeline,
-            options(workshop),
-            dataclasses.replace(cat(), vectors={**cat().vectors, "clip_g": cat(8).vectors["clip_g"]}),
-        ),
-        "from an image": draw(pipeline, options(workshop, task="img2img"), image=normal(1, 4, 8, 8)),
+        "none": latents(pipeline, options(workshop, add_pipeline=False)),
+        "more": latents(pipeline, options(workshop, stage2strength=0.75)),
+        "all": latents(pipeline, options(workshop, stage2strength=1.0)),
+        "aesthetic score": latents(pipeline, options(workshop, aesthetic_score=2.0)),
+        "negative aesthetic score": latents(pipeline, options(workshop, negative_aesthetic_score=9.0)),
+        "embedding vectors of clip_g": latents(pipeline, options(workshop), other_clip_g),
+        "from an image": latents(pipeline, options(workshop, task="img2img"), **start),
     }
-    assert [name for name, latents in others.items() if relative_error(latents, base) < 1e-4] == []
-    assert all(np.isfinite(latents).all() for latents in others.values())
+    assert [name for name, each in others.items() if relative_error(each, base) < 1e-4] == []
+    assert all(np.isfinite(each).all() for each in others.values())
 
 
-def test_the_refiner_draws_what_is_left_of_an_image(workshop: Workshop, pipeline: Pipeline) -> None:
-    start = {"image": normal(1, 4, 8, 8)}
+def test_of_few_img2img_steps_the_refiner_takes_all(workshop: Workshop, pipeline: Pipeline) -> None:
+    start = {"init_latents": normal(1, 4, 8, 8)}
     few, more = (
-        draw(pipeline, options(workshop, task="img2img", strength=0.5, stage2strength=share), **start)
+        latents(pipeline, options(workshop, task="img2img", strength=0.5, stage2strength=share), **start)
         for share in (0.5, 1.0)
     )
-    assert np.array_equal(few, more)  # all of its two steps, either way
+    assert np.array_equal(few, more)  # both of its two steps, either way
 
 
 def test_a_refiner_is_loaded_once(workshop: Workshop, pipeline: Pipeline) -> None:
-    draw(pipeline, options(workshop))
-    (kept,) = pipeline.refiners.values()
-    draw(pipeline, options(workshop, stage2strength=0.25))
-    assert list(pipeline.refiners.values()) == [kept]
-    assert not hasattr(kept.model, "first_stage_model")
+    latents(pipeline, options(workshop))
+    (loaded,) = pipeline.refiners.values()
+    latents(pipeline, options(workshop, stage2strength=0.25))
+    assert list(pipeline.refiners.values()) == [loaded]
+    assert not hasattr(loaded.model, "first_stage_model")

@@ -1,4 +1,4 @@
-"""Sizes of images, and what the model is told of them."""
+"""Sizes of images, and the size conditioning."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from gm.config import SamplingConfig
 from gm.config.model import ModelConfig
 from gm.errors import UserError
 from gm.sampling import resolution
+from gm.sampling.resolution import Resolution
 
 
-def frame(**options: Any) -> resolution.ImageSize:
-    return resolution.image_size(SamplingConfig(**options), ModelConfig())
+def from_options(**options: Any) -> Resolution:
+    return resolution.from_options(SamplingConfig(**options), ModelConfig())
 
 
-def test_frame() -> None:
-    assert frame() == resolution.ImageSize(1024, 1024, (1024, 1024, 0, 0, 1024, 1024))
-    wide = frame(sd_xl_base_ratios="1.75")
-    assert (wide.height, wide.width, wide.told) == (768, 1344, (768, 1344, 0, 0, 768, 1344))
-    told = frame(height=512, orig_height=1, orig_width=2, crop_coords_top=3, crop_coords_left=4, target_height=5)
-    assert (told.height, told.width, told.told) == (512, 1024, (1, 2, 3, 4, 5, 1024))
+def test_height_width_and_size_conditioning_of_the_options() -> None:
+    assert from_options() == Resolution(1024, 1024, (1024, 1024, 0, 0, 1024, 1024))
+    wide = from_options(sd_xl_base_ratios="1.75")
+    assert wide == Resolution(768, 1344, (768, 1344, 0, 0, 768, 1344))
+    sizes = {"orig_height": 1, "orig_width": 2, "crop_coords_top": 3, "crop_coords_left": 4, "target_height": 5}
+    assert from_options(height=512, **sizes) == Resolution(512, 1024, (1, 2, 3, 4, 5, 1024))
 
 
-def test_every_ratio_is_named_by_its_sides_and_of_the_trained_area() -> None:
+def test_every_aspect_ratio_is_that_of_its_sides_and_of_the_trained_area() -> None:
     for name, (width, height) in resolution.ASPECT_RATIOS.items():
         assert width / height == pytest.approx(float(name), abs=0.0051)
         assert width % 64 == height % 64 == 0
@@ -35,11 +36,11 @@ def test_every_ratio_is_named_by_its_sides_and_of_the_trained_area() -> None:
     ("options", "message"),
     [
         ({"sd_xl_base_ratios": "1.74"}, "unknown --sd_xl_base_ratios '1.74'; known are .* did you mean '1.75'"),
-        ({"sd_xl_base_ratios": "1.0", "height": 8}, "leave --height and --width out"),
+        ({"sd_xl_base_ratios": "1.0", "height": 8}, "leave out --height and --width"),
         ({"height": 1028}, "--height is 1028; it must be a multiple of 8"),
         ({"width": 1001}, "--width is 1001; it must be a multiple of 8"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:
+def test_sizes_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        frame(**options)
+        from_options(**options)

@@ -1,4 +1,4 @@
-"""Whole sampling runs: what is written, what is repeated, what is refused before the weights are read."""
+"""Whole sampling runs: the files written, images repeated from metadata, and mistakes found before weights are read."""
 
 from __future__ import annotations
 
@@ -7,40 +7,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
 
 from gm.config import cli
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
-from gm.runtime.backend import Backend
-from gm.sampling import image_files, image_request, metadata, resolution, run
-from gm.sampling.image_request import ImageRequest
+from gm.sampling import image_files, metadata, run
 from gm.sampling.pipeline import Pipeline
 from gm.sampling.request import SamplingJob, prepare
+from gm.text import prompt_parser
+from gm.text.prompt_parser import PromptSchedule
 from tests.project import Workshop
-
-
-@pytest.fixture(scope="module")
-def pipeline(workshop: Workshop) -> Pipeline:
-    return Pipeline(workshop.model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
-
-
-def toy(word: str = "<toy>") -> Embedding:
-    random = np.random.default_rng(0)
-    return Embedding(
-        word,
-        dict(
-            zip(
-                ("clip_l", "clip_g"),
-                (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24)),
-                strict=True,
-            )
-        ),
-    )
+from tests.sampling.generation import image_request, toy
 
 
 def placed(value: Any, folder: Path) -> Any:
@@ -54,7 +34,7 @@ def placed(value: Any, folder: Path) -> Any:
 
 def images(job: SamplingJob, pipeline: Pipeline) -> list[Path]:
     """Run the job; return the images written, without the grids."""
-    written = [event for event in run.run(pipeline.model, pipeline, job) if isinstance(event, Path)]
+    written = [event for event in run.run_job(pipeline, job) if isinstance(event, Path)]
     return [path for path in written if path.name.startswith("image")]
 
 
@@ -69,40 +49,56 @@ def job(workshop: Workshop, tmp_path: Path, **sampling: Any) -> SamplingJob:
     return prepare(workshop.config(sampling={**options, **sampling}))
 
 
-def test_a_sampling_run_writes_every_image_and_a_grid(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_run_writes_every_image_and_a_grid_for_each_prompt(
+    workshop: Workshop, pipeline: Pipeline, tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_text("a <toy>\n\n  a red <toy>  \n")
-    made = job(workshop, tmp_path, num_cols=2, num_rows=2, prompt=str(tmp_path / "prompts.txt"), seed=40)
-    paths = [event for event in run.run(workshop.model, pipeline, made) if isinstance(event, Path)]
+    prompts = job(workshop, tmp_path, num_cols=2, num_rows=2, prompt=str(tmp_path / "prompts.txt"), seed=40)
+    paths = [event for event in run.run_job(pipeline, prompts) if isinstance(event, Path)]
     names = [f"image_{k:05d}.png" for k in range(4)] + ["grid_00000.png"]
     names += [f"image_{k:05d}.png" for k in range(4, 8)] + ["grid_00001.png"]
     assert [p.name for p in paths] == names
-    recipes = [image_files.read_parameters(p) for p in paths]
-    assert [(r["prompt"], r["seed"]) for r in recipes[:5]] == [("a <toy>", 40 + k) for k in range(4)] + [
+    parameters = [image_files.read_parameters(p) for p in paths]
+    assert [(each["prompt"], each["seed"]) for each in parameters[:5]] == [("a <toy>", 40 + k) for k in range(4)] + [
         ("a <toy>", 40)
     ]
-    assert recipes[5]["prompt"] == "a red <toy>"
-    run_again = [e for e in run.run(workshop.model, pipeline, made) if isinstance(e, Path)]
+    assert parameters[5]["prompt"] == "a red <toy>"
+    run_again = [event for event in run.run_job(pipeline, prompts) if isinstance(event, Path)]
     assert run_again[0].name == "image_00008.png"
     assert run_again[0].read_bytes() == paths[0].read_bytes()
 
 
-def test_noise_from_a_file_replaces_the_seeds(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_each_prompt_is_parsed_once(
+    workshop: Workshop, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    parse = prompt_parser.parse
+
+    def recorded(text: str, *options: Any) -> PromptSchedule:
+        parsed.append(text)
+        return parse(text, *options)
+
+    monkeypatch.setattr(prompt_parser, "parse", recorded)
+    options = {"prompt": "a [<toy>|cat]", "negative_prompt": "blurry", "num_cols": 2, "num_rows": 2}
+    images(job(workshop, tmp_path, task="img2img", img=[str(workshop.folder / "images")], **options), pipeline)
+    assert parsed == ["a [<toy>|cat]", "blurry"]
+
+
+def test_noise_from_a_file_replaces_the_seed(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     config = workshop.model.config
-    noise = image_request.noise(
-        ImageRequest("", 40), resolution.image_size(workshop.config().sampling, config), config.vae
-    )
+    noise = image_request("", 40, config).initial_noise(config.vae)
     np.save(tmp_path / "n.npy", np.stack([-noise, noise, -noise]).astype(np.float64))
-    given = {"init_latent_path": str(tmp_path / "n.npy"), "init_latent_index": 1}
-    first, second = images(job(workshop, tmp_path, num_cols=2, **given), pipeline)
+    from_file = {"init_latent_path": str(tmp_path / "n.npy"), "init_latent_index": 1}
+    first, second = images(job(workshop, tmp_path, num_cols=2, **from_file), pipeline)
     (ours,) = images(job(workshop, tmp_path, seed=40), pipeline)
     assert np.array_equal(pixels(first), pixels(ours))
     assert not np.array_equal(pixels(second), pixels(ours))
-    flags = ["--recipe", str(second), "--save_path", str(tmp_path / "again")]
-    again = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
+    flags = ["--parameters_from", str(second), "--save_path", str(tmp_path / "again")]
+    again = cli.parse("", ("run", "sampling"), flags, metadata.config_overrides)
     assert np.array_equal(pixels(images(prepare(again), pipeline)[0]), pixels(second))
 
 
-def test_a_line_of_a_prompt_file_has_options_of_its_own(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_prompt_line_has_options_of_its_own(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a <toy>\na <toy> --d 7 --w 24 --s 2 --l 2.5 --n blurry\n")
     first, second = images(job(workshop, tmp_path, prompt=str(tmp_path / "prompts.txt")), pipeline)
     assert [image_files.read_parameters(path)["seed"] for path in (first, second)] == [42, 7]
@@ -126,90 +122,89 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_recipe_alone_repeats_an_image_to_the_bit(
+def test_metadata_alone_repeats_an_image_bit_for_bit(
     workshop: Workshop, pipeline: Pipeline, tmp_path: Path, task: str
 ) -> None:
     Image.linear_gradient("L").resize((25, 20)).save(workshop.folder / "mask.png")
-    *_, drawn = images(job(workshop, tmp_path, **placed(TASKS[task], workshop.folder)), pipeline)
+    *_, first = images(job(workshop, tmp_path, **placed(TASKS[task], workshop.folder)), pipeline)
     folder = ["--save_path", str(tmp_path / "again")]
-    config = cli.parse("", ("run", "sampling"), ["--recipe", str(drawn), *folder], metadata.overrides)
+    config = cli.parse("", ("run", "sampling"), ["--parameters_from", str(first), *folder], metadata.config_overrides)
     (again,) = images(prepare(config), pipeline)
-    assert again.read_bytes() == drawn.read_bytes()
-    flags = ["--recipe", str(drawn), "--seed", "1", *folder]
-    config = cli.parse("", ("run", "sampling"), flags, metadata.overrides)
+    assert again.read_bytes() == first.read_bytes()
+    flags = ["--parameters_from", str(first), "--seed", "1", *folder]
+    config = cli.parse("", ("run", "sampling"), flags, metadata.config_overrides)
     (other,) = images(prepare(config), pipeline)
-    assert not np.array_equal(pixels(other), pixels(drawn))
+    assert not np.array_equal(pixels(other), pixels(first))
 
 
-def test_each_image_is_drawn_anew_and_a_grid_of_it(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_img2img_generates_a_grid_for_each_initial_image(
+    workshop: Workshop, pipeline: Pipeline, tmp_path: Path
+) -> None:
     Image.new("RGB", (60, 15), "green").save(tmp_path / "wide.png")
     sources = [str(tmp_path / "wide.png"), str(workshop.folder / "images")]
-    made = job(workshop, tmp_path, task="img2img", img=sources, num_cols=2, prompt="a <toy>")
-    drawn = images(made, pipeline)
-    assert [Path(image_files.read_parameters(path)["img"][0]).name for path in drawn[::2]] == [
+    paths = images(job(workshop, tmp_path, task="img2img", img=sources, num_cols=2, prompt="a <toy>"), pipeline)
+    assert [Path(image_files.read_parameters(path)["img"][0]).name for path in paths[::2]] == [
         "wide.png",
         "0.png",
         "1.png",
         "2.png",
     ]
-    assert pixels(drawn[0]).shape == (8, 32, 3)
+    assert pixels(paths[0]).shape == (8, 32, 3)
     assert len(list((tmp_path / "out").glob("grid_*.png"))) == 4
-    assert not np.array_equal(pixels(drawn[0]), pixels(drawn[1]))
+    assert not np.array_equal(pixels(paths[0]), pixels(paths[1]))
 
 
-def test_behind_a_mask_the_images_own_pixels_stay(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_inpainting_keeps_protected_pixels(workshop: Workshop, pipeline: Pipeline, tmp_path: Path) -> None:
     mask = np.zeros((16, 16), np.uint8)
     mask[:, 8:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     original = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(original).save(tmp_path / "original.png")
     options = {"img": [str(tmp_path / "original.png")], "mask": str(tmp_path / "mask.png"), "strength": 1.0}
-    (drawn,) = images(job(workshop, tmp_path, task="inpaint", **options), pipeline)
-    assert np.array_equal(pixels(drawn)[:, :8], original[:, :8])
-    assert np.abs(pixels(drawn)[:, 8:] - original[:, 8:]).mean() > 20
+    (inpainted,) = images(job(workshop, tmp_path, task="inpaint", **options), pipeline)
+    assert np.array_equal(pixels(inpainted)[:, :8], original[:, :8])
+    assert np.abs(pixels(inpainted)[:, 8:] - original[:, 8:]).mean() > 20
 
 
-def test_previews_are_shown_while_a_sheet_is_drawn_and_gone_afterwards(
+def test_the_preview_file_exists_only_while_a_grid_is_generated(
     workshop: Workshop, pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    seen = []
-    for _ in run.run(workshop.model, pipeline, job(workshop, tmp_path, preview_interval=1, sample_step=4)):
+    previews = []
+    for _ in run.run_job(pipeline, job(workshop, tmp_path, preview_interval=1, sample_step=4)):
         preview = tmp_path / "out" / run.PREVIEW
-        seen.append(pixels(preview) if preview.exists() else None)
-    assert [image is not None for image in seen] == [False, True, True, True, True, False]
-    assert not np.array_equal(seen[1], seen[3])
+        previews.append(pixels(preview) if preview.exists() else None)
+    assert [image is not None for image in previews] == [False, True, True, True, True, False]
+    assert not np.array_equal(previews[1], previews[3])
 
 
-def test_a_recipe_of_other_weights_is_warned_about(
+def test_metadata_of_other_weights_warns(
     workshop: Workshop, pipeline: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    next(run.run(workshop.model, pipeline, job(workshop, tmp_path, base_model="0" * 16)))
-    assert "the recipe was made with other weights than these" in caplog.text
+    next(run.run_job(pipeline, job(workshop, tmp_path, base_model="0" * 16)))
+    assert "the generation parameters are of other weights than these" in caplog.text
 
 
-def test_concepts_learned_otherwise_are_warned_about(
+def test_embeddings_trained_otherwise_warn(
     workshop: Workshop, pipeline: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = dataclasses.replace(toy(word="<other>"), pooling="argmax", metadata={"base_model": "0" * 16})
+    other = dataclasses.replace(toy(token="<other>"), pooling="argmax", metadata={"base_model": "0" * 16})
     embedding_io.save(other, tmp_path / "o.ckpt")
-    made = job(workshop, tmp_path, textual_inversion_weight=[str(tmp_path / "o.ckpt")], prompt="a cat")
+    other_job = job(workshop, tmp_path, textual_inversion_weight=[str(tmp_path / "o.ckpt")], prompt="a cat")
     assert "no prompt uses <other>" in caplog.text
-    assert (
-        "<other> was learned with pooling argmax, but end_of_text is used; --pooling argmax matches it" in caplog.text
-    )
-    next(run.run(workshop.model, pipeline, made))
-    assert "<other> was learned on other weights than these" in caplog.text
+    assert "<other> was trained with --pooling argmax, but end_of_text is used; give --pooling argmax" in caplog.text
+    next(run.run_job(pipeline, other_job))
+    assert "<other> was trained on other weights than these" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"prompt": " "}, "there is nothing to draw; give --prompt"),
+        ({"prompt": " "}, "--prompt is empty; give a prompt"),
         ({"prompt": "@empty.txt"}, "is an empty file; write a prompt a line"),
-        ({"prompt": "@toy.ckpt"}, "is no text file of prompts"),
+        ({"prompt": "@toy.ckpt"}, "is not a text file of prompts"),
         ({"sampler": "ddim"}, "unknown sampler 'ddim'; known are euler"),
-        ({"init_latent_path": "@nowhere.npy"}, "no file .*nowhere.npy"),
-        ({"init_latent_path": "@toy.ckpt"}, "is no .npy of numbers"),
+        ({"init_latent_path": "@nowhere.npy"}, "--init_latent_path .*nowhere.npy is not a file"),
+        ({"init_latent_path": "@toy.ckpt"}, "is not a .npy of numbers"),
         (
             {"init_latent_path": "@small.npy"},
             r"holds float64 \[1, 4, 4, 8\]; 1 images of 16×16 need floats \[1, 4, 8, 8\]",
@@ -227,14 +222,17 @@ def test_concepts_learned_otherwise_are_warned_about(
         ({"task": "inpaint", "img": ["@small.png"]}, "--task inpaint needs --mask"),
         (
             {"task": "img2img", "img": ["@small.png"], "strength": 0.3},
-            "--strength 0.3 of 3 steps is none; give at least 0.33",
+            "--strength 0.3 of 3 steps is none; it must be at least 0.33",
         ),
         ({"add_pipeline": True, "pipeline_config": "@nowhere.yaml"}, "no config file .*nowhere.yaml"),
         ({"add_pipeline": True, "pipeline_config": "@base.yaml"}, "is a base model; give a refiner"),
-        ({"add_pipeline": True, "pipeline_config": "@refiner.yaml"}, "leaves the refiner none; give at least 0.33"),
+        (
+            {"add_pipeline": True, "pipeline_config": "@refiner.yaml"},
+            "leaves the refiner none; it must be at least 0.33",
+        ),
         (
             {"add_pipeline": True, "pipeline_config": "@refiner.yaml", "stage2strength": 0.5, "pipeline_weight": "@no"},
-            "no weights .*no; --pipeline_weight names the refiner's",
+            "--pipeline_weight .*no does not exist; it names the refiner's weights",
         ),
         (
             {"add_pipeline": True, "pipeline_config": "configs/sampling/sd_xl_refiner.yaml"},

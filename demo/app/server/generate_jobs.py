@@ -12,7 +12,7 @@ from gm import api
 from gm.api import Toolkit
 from gm.config import Config
 from gm.sampling import request, run
-from gm.sampling.image_request import SamplingProgress
+from gm.sampling.pipeline import SamplingProgress
 from gm.sampling.request import SamplingJob
 
 _loaded: list[tuple[object, Toolkit]] = []  # one at most, with what it was loaded for; the worker's thread alone has it
@@ -37,10 +37,10 @@ def compare(config: Config, plain: str) -> Task:
 
 def _drawn(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:
     toolkit = _toolkit(jobs[0].config)
-    sheets = sum(len(made.sheets) for made in jobs)
+    sheets = sum(len(made.grids) for made in jobs)
     before, length = 0, 0  # steps of the sheets that are done, and of the one that is being drawn
     for made in jobs:
-        for event in run.run(toolkit.model, toolkit.pipeline, made):
+        for event in run.run_job(toolkit.pipeline, made):
             if isinstance(event, Path):
                 yield event
                 continue

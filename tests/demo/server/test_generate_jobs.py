@@ -14,7 +14,7 @@ from gm import api
 from gm.config import Config
 from gm.errors import UserError
 from gm.sampling import image_files
-from gm.sampling.image_request import SamplingProgress
+from gm.sampling.pipeline import SamplingProgress
 from tests.project import Workshop
 
 
@@ -74,7 +74,7 @@ def test_a_prompt_is_no_file_and_mistakes_are_told_at_once(workshop: Workshop, t
     assert {image_files.read_parameters(p)["prompt"] for p in task.events if isinstance(p, Path)} == {str(secret)}
     with pytest.raises(UserError, match="unknown sampler"):
         generate_jobs.draw(config(workshop, tmp_path, sampler="eulr"))
-    with pytest.raises(UserError, match="there is nothing to draw"):
+    with pytest.raises(UserError, match="--prompt is empty"):
         generate_jobs.draw(config(workshop, tmp_path, prompt=" "))
 
 
