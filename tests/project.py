@@ -33,8 +33,7 @@ model:
   text_encoder_2: {width: 24, layers: 2, heads: 2}
   vae: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_num_groups: 4}
 run: {device_target: CPU, weight: "%(folder)s/weights.ckpt", ms_mode: 1}
-concept: {placeholder_token: <toy>, num_vectors: 2}
-data: {data_path: "%(folder)s/images"}
+concept: {data_path: "%(folder)s/images", placeholder_token: <toy>, num_vectors: 2}
 training: {learning_rate: 1.0e-2, total_step: 4, save_path: "%(folder)s/runs"}
 sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/outputs"}
 """

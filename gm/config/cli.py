@@ -83,7 +83,9 @@ def parse(
         _add_flags(parser, section, owner)
     values = parser.read(arguments)
     path, image = values.pop("config"), values.pop("recipe", None)
-    overrides: dict[str, dict[str, Any]] = recipe(image) if recipe and image else {}
+    overrides: dict[str, Any] = recipe(image) if recipe and image else {}
+    if "concepts" in values:
+        overrides["concepts"] = values.pop("concepts")
     for name, value in values.items():
         overrides.setdefault(owner[name], {})[name] = value
     return configuration.load(path, overrides)
@@ -137,6 +139,9 @@ def _add_flags(parser: Parser, section: str, owner: dict[str, str]) -> None:
             **extra,
         )
         owner[f.name] = section
+    if section == "concept":
+        doc = Config.__dataclass_fields__["concepts"].metadata["doc"]
+        group.add_argument("--concepts", nargs="+", default=argparse.SUPPRESS, metavar="YAML", help=doc)
 
 
 def _default_text(default: Any, optional: bool) -> str:
