@@ -122,8 +122,8 @@ def train_concepts(
 ) -> list[Embedding]:
     """Train several concepts together; return their embeddings, a negative one last. Writes no files.
 
-    `concepts` are the entries of the option of that name:
-    `{"placeholder_token": "<a>", "data_path": "a"}`, `{"placeholder_token": "<b>", "negative": True}`. The other arguments override options of their config sections.
+    `concepts` are entries of the option of that name: `{"placeholder_token": "<a>", "data_path": "a"}`,
+    `{"placeholder_token": "<b>", "negative": True}`. The other arguments override options of their config sections.
     """
     base = toolkit.config
     config = dataclasses.replace(

@@ -54,8 +54,9 @@ class StopSignals:
                 continue
             if self.received or not self.ready:
                 end(signal.Signals(byte[0]))
-            self.received = signal.Signals(byte[0])
-            print(f"\n{self.received.name}: training stops after this step; a second signal ends it now", flush=True)
+            received = signal.Signals(byte[0])
+            print(f"\n{received.name}: training stops after this step; a second signal ends it now", flush=True)
+            self.received = received
 
 
 def end(number: signal.Signals) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gm.training.tracking import Tracker
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
 
 from gm import api
 from gm.errors import UserError
 from gm.training import setup, trainer
-from gm.training.tracking import Tracker
 from tests.project import Workshop
 
 

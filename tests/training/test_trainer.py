@@ -12,6 +12,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from gm.training.loggers import Console, MovingAverage
 from PIL import Image
 
 from gm import api
@@ -26,7 +27,6 @@ from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.sampling.image_files import read_parameters
 from gm.training import loop, output_dir, setup, trainer
-from gm.training.loggers import Console, MovingAverage
 from gm.training.validation import ValidationLoss
 from tests.project import Workshop, whole_run
 
