@@ -15,15 +15,14 @@ from benchmarks.worker import Work, serve
 def step(case: Case) -> tuple[dict[str, Any], Work]:
     """Return a worker that trains: `accumulation` steps a piece, each with its batch, and the update after them."""
     from gm import api
-    from gm.training import loop, setup
-    from gm.training import trainer as runs
+    from gm.training import setup, trainer
 
     config = case.config()
     made = setup.prepare(config)
     toolkit = api.load(config)
-    learned, loader = runs.prepare(toolkit.model, made, toolkit.backend)
+    run = trainer.prepare(toolkit.model, made, toolkit.backend)
     toolkit.model.release_vae()  # as training does where no previews are drawn
-    reports = loop.run(toolkit.model, learned, loader, config, made.updates, toolkit.backend)
+    reports = run.steps()
 
     def work() -> dict[str, Any]:
         started = time.perf_counter()

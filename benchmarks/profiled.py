@@ -24,10 +24,9 @@ from benchmarks.cases import Case
 from benchmarks.worker import Work, serve
 from gm import api
 from gm.runtime import backend, rng
-from gm.training import loop, setup
-from gm.training import trainer as runs
-from gm.training.batches import Batch
-from gm.training.optimizer import Update
+from gm.training import setup, trainer
+from gm.training.optimizer import create_optimizer
+from gm.training.train_step import Batch
 
 _RUNS = 5
 _LOSS = "ReduceMean"  # the operator that stands between the way there and the way back
@@ -90,18 +89,21 @@ def prepared(case: Case, part: str) -> Run:
     made = setup.prepare(config)
     toolkit = api.load(config)
     model, graph = toolkit.model, toolkit.backend.graph
-    learned, loader = runs.prepare(model, made, toolkit.backend)
+    run = trainer.prepare(model, made, toolkit.backend)
     if part == "autoencoder":
         encode, image = backend.compile_cell(_Encode(model), graph), Tensor(made.images[0].pixels[None])
         return lambda: encode(image)[0].asnumpy()
     model.release_vae()
     if part == "whole":
-        reports = loop.run(model, learned, loader, config, made.updates, toolkit.backend)
+        reports = run.steps()
         return lambda: next(reports)
     if part == "update":
-        update = backend.compile_cell(Update(learned, config.training, 1), graph)
-        return lambda: update(Tensor(1e-3, ms.float32)).asnumpy()
-    cell, inputs, count = _part(part, case, model, [Tensor(rows) for rows in learned.arrays()], loader.batch(0))
+        update = backend.compile_cell(create_optimizer(run.state, config.training), graph)
+        rates = [Tensor(1e-3, ms.float32) for _ in run.state.encoders]
+        return lambda: update(*rates).asnumpy()
+    cell, inputs, count = _part(
+        part, case, model, [Tensor(each) for each in run.state.vector_arrays().values()], run.batches.batch(0)
+    )
     network = backend.compile_cell(_Gradient(cell, count), graph)
     return lambda: network(*inputs)[0].asnumpy()
 
@@ -111,13 +113,13 @@ def _part(
 ) -> tuple[nn.Cell, tuple[Tensor, ...], int]:
     """Return a network, its inputs, and how many of them lead to the rows."""
     if part == "encoder 1":
-        return _Encoder1(model), (rows[0], batch.ids_1), 1
+        return _Encoder1(model), (rows[0], batch.ids[0]), 1
     if part == "encoder 2":
-        return _Encoder2(model), (rows[1], batch.ids_2, batch.pool_position), 1
+        return _Encoder2(model), (rows[1], batch.ids[1], batch.pool_position), 1
     config = model.config
     context = (case.batch, config.text_encoder_1.positions, config.unet.context_dim)
     drawn = [rng.normal(shape, 0, part) for shape in (context, (case.batch, config.unet.adm_in_channels))]
-    return _UNet(model), (*map(Tensor, drawn), batch.x, batch.timestep), 2
+    return _UNet(model), (*map(Tensor, drawn), batch.x, batch.timesteps), 2
 
 
 def _mean_square(x: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None
 
 
 def whole_runs(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> list[Path]:
-    """Do as `whole_run` and return the file of every word."""
+    """Do as `whole_run` and return the file of every concept."""
     model = build(config.model)  # a run may give the autoencoder away
     loading.load(model, config.run.weight, config.model)
     spoil(model)

@@ -17,8 +17,8 @@ from gm.config import TrainingConfig
 from gm.config.model import ModelConfig
 from gm.models import sdxl
 from gm.runtime import backend, compile_cache
-from gm.training.optimizer import Update
-from gm.training.train_step import TrainState, TrainStep
+from gm.training.optimizer import create_optimizer, create_train_state
+from gm.training.train_step import TrainStep
 from tests.reference.configs import LIKE_BASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,8 +91,8 @@ def test_a_home_that_cannot_be_written_to_costs_nothing_else(tmp_path: Path) -> 
 
 
 def step(config: ModelConfig, half: bool = False) -> TrainStep:
-    rows = [np.zeros((2, encoder.width), np.float32) for encoder in (config.text_encoder_1, config.text_encoder_2)]
-    return TrainStep(sdxl.build(config), TrainState(rows, half), half)
+    vectors = {name: np.zeros((2, encoder.width), np.float32) for name, encoder in config.text_encoders.items()}
+    return TrainStep(sdxl.build(config), create_train_state(vectors, half=half), half)
 
 
 @pytest.fixture
@@ -143,8 +143,9 @@ def test_whatever_changes_a_graph_changes_its_place(home: Path, monkeypatch: pyt
 
 def test_options_that_a_graph_holds_as_numbers_are_told_apart(home: Path) -> None:
     def place(**options: float) -> Path | None:
-        learned = TrainState([np.zeros((2, 4), np.float32)] * 2, False)
-        return compile_cache.cache_file(Update(learned, replace(TrainingConfig(), **options), 1), (), (False, 1))
+        state = create_train_state({name: np.zeros((2, 4), np.float32) for name in ("clip_l", "clip_g")})
+        optimizer = create_optimizer(state, replace(TrainingConfig(), **options))
+        return compile_cache.cache_file(optimizer, (), (False, 1))
 
     options = [{}, {"adam_beta1": 0.8}, {"adam_epsilon": 1e-6}, {"weight_decay": 0.1}, {"max_grad_norm": 0.0}]
     assert len({place(**given) for given in options}) == len(options)
