@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gm.models.sdxl import SDXL, build
 from gm.runtime import rng
 from gm.runtime.backend import Backend
 from gm.training import setup, trainer
+from gm.training.callbacks import Callback
 from tests.reference.configs import REFINER
 
 Call = Callable[..., tuple[int, str, str]]
@@ -73,9 +74,11 @@ def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None
     return whole_runs(config, spoil)[0]
 
 
-def whole_runs(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> list[Path]:
+def whole_runs(
+    config: Config, spoil: Callable[[SDXL], None] = lambda model: None, callbacks: Sequence[Callback] = ()
+) -> list[Path]:
     """Do as `whole_run` and return the file of every concept."""
     model = build(config.model)  # a run may give the autoencoder away
     loading.load(model, config.run.weight, config.model)
     spoil(model)
-    return trainer.run(model, setup.prepare(config), Backend("CPU", graph=False, dtype=ms.float32))
+    return trainer.run(model, setup.prepare(config), Backend("CPU", graph=False, dtype=ms.float32), callbacks)
