@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor
 
 from gm.data import latent_cache
-from gm.embeddings import init
 from gm.errors import UserError
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
@@ -24,17 +22,15 @@ from gm.training import divergence, embedding_files, lr_schedule, optimizer, out
 from gm.training.batches import BatchLoader
 from gm.training.callbacks import default_callbacks
 from gm.training.callbacks.base import Callback
-from gm.training.concept_data import TrainingConcept
 from gm.training.divergence import DivergenceGuard
+from gm.training.initial_vectors import initial_vectors
 from gm.training.setup import TrainingSetup
 from gm.training.signals import SIGNALS, StopSignals
 from gm.training.step_result import DIVERGED, STOPPED, RunningLoss, StepResult
-from gm.training.train_state import TrainState, Vectors
+from gm.training.train_state import TrainState
 from gm.training.train_step import TrainStep
 
 log = logging.getLogger("gm")
-
-_NOISE_STREAM = {"clip_l": 1, "clip_g": 2}  # number of a text encoder in the stream of random initial vectors
 
 
 @dataclass
@@ -89,13 +85,10 @@ class Trainer:
                 with self.backend.abort_after_timeout():
                     gradient_norm = float(optimizer_step(*(Tensor(rate, ms.float32) for rate in learning_rates)))
                 self.updates += 1
-            # float() waits for the device.
-            flags = (float(loss), float(finite), float(self.signals.stop_requested))
-            mean_loss, finite_share, stop_share = self.backend.all_reduce_mean(flags)
-            all_finite = finite_share == 1.0
+            mean_loss, all_finite, stop_requested = self._all_reduce(loss, finite)
             ended = None
             # Several ranks stop after an update only: before it, each has gradient sums of its own.
-            if stop_share and (self.backend.world == 1 or gradient_norm is not None):
+            if stop_requested and (self.backend.world == 1 or gradient_norm is not None):
                 ended = STOPPED
             if guard.check(all_finite):
                 ended = DIVERGED
@@ -145,6 +138,13 @@ class Trainer:
             compile_cell(update, graph),
         )
 
+    def _all_reduce(self, loss: Tensor, finite: Tensor) -> tuple[float, bool, bool]:
+        """Return over all ranks the mean loss, whether all were finite, and whether any was signalled to stop."""
+        # float() waits for the device.
+        flags = (float(loss), float(finite), float(self.signals.stop_requested))
+        mean_loss, finite_share, stop_share = self.backend.all_reduce_mean(flags)
+        return mean_loss, finite_share == 1.0, stop_share > 0
+
     def _learning_rates(self) -> tuple[float, ...]:
         """Return the learning rate of each text encoder at the next update."""
         num_updates = self.setup.num_updates
@@ -163,7 +163,7 @@ def prepare(model: SDXL, setup: TrainingSetup, backend: Backend) -> Trainer:
         config.model.vae.scale_factor,
         config.data.unmasked_weight,
     )
-    vectors = _initial_vectors(model, setup)
+    vectors = initial_vectors(model, setup)
     state = optimizer.create_train_state(vectors, config.training.optimizer, half=backend.dtype == ms.float16)
     if setup.resume_from:
         state.restore(setup.resume_from.tensors)
@@ -228,26 +228,3 @@ def _check_resume(model: SDXL, setup: TrainingSetup, backend: Backend) -> None:
 def _embedding_paths(setup: TrainingSetup, step: int) -> list[Path]:
     folder = Path(setup.config.training.save_path)
     return [folder / embedding_files.file_name(setup, concept, step) for concept in setup.concepts]
-
-
-def _initial_vectors(model: SDXL, setup: TrainingSetup) -> Vectors:
-    """Return the initial vectors of all concepts by text encoder."""
-    tables = dict(zip(setup.config.model.text_encoders, model.token_tables(), strict=True))
-    seed = setup.config.training.seed
-    return {
-        encoder: np.concatenate(
-            [_concept_vectors(concept, k, encoder, table, seed) for k, concept in enumerate(setup.concepts)]
-        )
-        for encoder, table in tables.items()
-    }
-
-
-def _concept_vectors(concept: TrainingConcept, number: int, encoder: str, table: np.ndarray, seed: int) -> np.ndarray:
-    """Return the initial vectors of a concept, float32 [num_vectors, width]; `table` is the encoder's token table."""
-    num_vectors = concept.config.num_vectors
-    if concept.initial_vectors is not None:
-        vectors = concept.initial_vectors[encoder]
-        return init.from_words(vectors, list(range(len(vectors))), num_vectors)
-    if concept.initializer_ids is not None:
-        return init.from_words(table, concept.initializer_ids, num_vectors)
-    return init.random(table, num_vectors, seed, _NOISE_STREAM[encoder], number)
