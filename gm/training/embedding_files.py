@@ -14,13 +14,14 @@ from gm.training.concept_data import TrainingConcept
 from gm.training.setup import TrainingSetup
 
 BEST = "best"  # in the place of the step: the embedding with the lowest validation loss
-_SECTIONS = ("run", "concept", "concepts", "data", "training", "loss")
+_SECTIONS = ("run", "concept", "data", "training", "loss")
 
 
 def embeddings(setup: TrainingSetup, vectors: Mapping[str, np.ndarray], base_model: str, step: int) -> list[Embedding]:
     """Return the embedding of each concept at `step`, with the options of the run as metadata."""
     config = setup.config
     options = checkpoint.config_values(config)
+    options["concept"]["concepts"] = options["concepts"]  # the place of the list in the file format
     metadata = {
         "version": config.model.version,
         "base_model": base_model,

@@ -171,6 +171,6 @@ def test_learning_starts_from_any_of_them(workshop: Workshop, tmp_path: Path, ki
         torch.save({"emb": ONE[0], "emb2": TWO[0]}, tmp_path / "a.pt")
     path = {"clip": tmp_path / "a.safetensors", "pair": tmp_path, "pickle": tmp_path / "a.pt"}[kind]
     concept = setup.prepare(workshop.config(concept={"initializer_file": str(path)})).concepts[0]
-    assert concept.start is not None
-    for ours, theirs in zip(concept.start, (ONE, TWO), strict=True):
+    assert concept.initial_vectors is not None
+    for ours, theirs in zip(concept.initial_vectors.values(), (ONE, TWO), strict=True):
         assert np.array_equal(ours, theirs.numpy()[: 1 if kind == "pickle" else 2])

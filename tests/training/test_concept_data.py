@@ -188,7 +188,7 @@ def test_each_concept_has_its_own_file(workshop: Workshop, folders: Path, traine
             now, before = concept.vectors[encoder], start[encoder][rows]
             assert np.abs(now - before).min() > 1e-3
             assert np.abs(now - before).max() < 0.1  # four steps of 1e-2: it started there
-        recipe = concept.metadata["recipe"]["concepts"]
+        recipe = concept.metadata["recipe"]["concept"]["concepts"]
         assert [entry["placeholder_token"] for entry in recipe] == ["<aa>", "<bb>", "<bad>"]
 
 
