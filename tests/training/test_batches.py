@@ -24,9 +24,9 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 
 def test_batch_has_sizes_prompts_and_noise(workshop: Workshop) -> None:
-    made = setup.prepare(workshop.config(training={"train_batch_size": 4}, data={"random_flip": True}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, True, 0.13025)
-    loader = BatchLoader(made, encoded)
+    training_setup = setup.prepare(workshop.config(training={"train_batch_size": 4}, data={"random_flip": True}))
+    encoded = latent_cache.encode(workshop.model.first_stage_model, training_setup.images, True, 0.13025)
+    loader = BatchLoader(training_setup, encoded)
     batch = loader.batch(0)
     assert batch.x.shape == (4, 4, 8, 8)
     told = {tuple(row) for row in batch.sizes.asnumpy().astype(int).tolist()}
@@ -54,10 +54,10 @@ def test_masks_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) 
     (images / "1.txt").write_text("{} upside down")
     concept = {"data_path": str(images)}
     data = {"unmasked_weight": 0.5, "random_flip": True}
-    made = setup.prepare(workshop.config(concept=concept, data=data, loss={"min_snr_gamma": 2.0}))
-    assert made.concepts[0].captions == (None, "<toy> upside down", None)
-    loader = trainer.prepare(workshop.model, made, EAGER).batches
-    (half,) = masks.of_latents(made.images[0].mask[None], 2, 0.5)
+    training_setup = setup.prepare(workshop.config(concept=concept, data=data, loss={"min_snr_gamma": 2.0}))
+    assert training_setup.concepts[0].captions == (None, "<toy> upside down", None)
+    loader = trainer.prepare(workshop.model, training_setup, EAGER).batches
+    (half,) = masks.of_latents(training_setup.images[0].mask[None], 2, 0.5)
     assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
     for number, flipped in ((0, False), (0, True), (1, False)):
         for plain in (False, True):
@@ -67,7 +67,7 @@ def test_masks_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) 
             expected = (whole if number == 0 else np.ones((8, 8))) * level
             np.testing.assert_allclose(batch.loss_weight.asnumpy()[0, 0], expected, rtol=1e-5)
     shown = [batches for step in range(12) for batches in [loader.batch(step)]]
-    upside = made.tokenizer(["<toy> upside down"], padding=0)[0]
+    upside = training_setup.tokenizer(["<toy> upside down"], padding=0)[0]
     told = [np.array_equal(batch.ids[1].asnumpy()[0], upside) for batch in shown]
     assert sum(told) == 4  # the captioned image's turn in each of four epochs
     without = setup.prepare(workshop.config(concept=concept, data={**data, "captions": False, "masks": False}))
@@ -93,10 +93,10 @@ def test_buckets_keep_shapes_and_compile_one_graph_each(
     concept = {"data_path": str(images)}
     data = {"enable_bucket": True, "bucket_reso_steps": 8}
     config = workshop.config(concept=concept, data=data, training={"total_step": 12, "gradient_accumulation_steps": 3})
-    made, backend = setup.prepare(config), GRAPH if graph else EAGER
-    assert [p.pixels.shape[1:] for p in made.images] == [(16, 16), (24, 8), (24, 8), (8, 24)]
+    training_setup, backend = setup.prepare(config), GRAPH if graph else EAGER
+    assert [p.pixels.shape[1:] for p in training_setup.images] == [(16, 16), (24, 8), (24, 8), (8, 24)]
     assert "height × width: 1 of 16×16, 2 of 24×8, 1 of 8×24" in caplog.text
-    run = trainer.prepare(workshop.model, made, backend)
+    run = trainer.prepare(workshop.model, training_setup, backend)
     loader = run.batches
     told = {tuple(loader.batch(step).sizes.asnumpy()[0].astype(int)) for step in range(4)}
     # Original height and width, the corner of the cut, the size that was aimed at.
@@ -113,17 +113,17 @@ def test_buckets_keep_shapes_and_compile_one_graph_each(
 
 
 def test_two_ranks_use_the_batches_of_one_with_twice_the_size(workshop: Workshop) -> None:
-    made = setup.prepare(workshop.config(training={"train_batch_size": 2}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, False, 0.13025)
-    whole = BatchLoader(made, encoded)
+    training_setup = setup.prepare(workshop.config(training={"train_batch_size": 2}))
+    encoded = latent_cache.encode(workshop.model.first_stage_model, training_setup.images, False, 0.13025)
+    whole = BatchLoader(training_setup, encoded)
     halves = [BatchLoader(setup.prepare(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
     for field, parts in zip(whole.batch(3).inputs, zip(*(h.batch(3).inputs for h in halves), strict=True), strict=True):
         assert np.array_equal(field.asnumpy(), np.concatenate([p.asnumpy() for p in parts]))
 
 
 def test_latents_are_sampled_from_the_posterior(workshop: Workshop) -> None:
-    made = setup.prepare(workshop.config())
-    encoded = latent_cache.encode(workshop.model.first_stage_model, made.images, True, 0.5)
+    training_setup = setup.prepare(workshop.config())
+    encoded = latent_cache.encode(workshop.model.first_stage_model, training_setup.images, True, 0.5)
     assert [mean.shape for mean in encoded.mean] == [(2, 4, 8, 8)] * 3
     noise = np.ones(encoded.mean[0].shape[1:], np.float32)
     high, low = encoded.draw(1, 0, noise), encoded.draw(1, 0, -noise)
@@ -139,6 +139,6 @@ def test_files_that_are_not_images_are_logged(
     (tmp_path / "a.png").write_bytes(image)
     (tmp_path / "notes.txt").write_text("not an image")
     with caplog.at_level(logging.INFO, logger="gm"):
-        made = setup.prepare(workshop.config(concept={"data_path": str(tmp_path)}))
-    assert len(made.images) == 1
+        training_setup = setup.prepare(workshop.config(concept={"data_path": str(tmp_path)}))
+    assert len(training_setup.images) == 1
     assert "notes.txt" in caplog.text

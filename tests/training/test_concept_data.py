@@ -117,10 +117,10 @@ def test_file_stems_are_unique_and_safe() -> None:
 
 
 def test_images_are_used_with_their_concept_and_concepts_about_equally_often(workshop: Workshop, folders: Path) -> None:
-    made = setup.prepare(config_of(workshop, [*two(folders), BAD]))
-    assert [concept.vector_slice for concept in made.concepts] == [slice(0, 3), slice(3, 5), slice(5, 6)]
-    assert concept_data.repeats(made.concepts) == [2, 1, 0]  # 4 and 5 images in an epoch
-    loader = trainer.prepare(workshop.model, made, EAGER).batches
+    training_setup = setup.prepare(config_of(workshop, [*two(folders), BAD]))
+    assert [concept.vector_slice for concept in training_setup.concepts] == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert concept_data.repeats(training_setup.concepts) == [2, 1, 0]  # 4 and 5 images in an epoch
+    loader = trainer.prepare(workshop.model, training_setup, EAGER).batches
     shown: Counter[int] = Counter()
     for step in range(54):
         batch = loader.batch(step)
@@ -132,16 +132,19 @@ def test_images_are_used_with_their_concept_and_concepts_about_equally_often(wor
         shown[word] += 1
     assert shown == {0: 24, 1: 30}
     configs = [
-        dataclasses.replace(concept, repeats=k) for concept, k in zip(made.config.concepts, (3, 2, None), strict=True)
+        dataclasses.replace(concept, repeats=k)
+        for concept, k in zip(training_setup.config.concepts, (3, 2, None), strict=True)
     ]
-    with_repeats = [dataclasses.replace(concept, config=c) for concept, c in zip(made.concepts, configs, strict=True)]
+    with_repeats = [
+        dataclasses.replace(concept, config=c) for concept, c in zip(training_setup.concepts, configs, strict=True)
+    ]
     assert concept_data.repeats(with_repeats) == [3, 2, 0]
 
 
 def test_caption_may_hold_other_placeholder_tokens(workshop: Workshop, folders: Path) -> None:
-    made = setup.prepare(config_of(workshop, two(folders)))
-    assert made.concepts[1].captions == (None, None, None, "a <bb> with <aa>", None)
-    assert not any(made.concepts[0].captions)
+    training_setup = setup.prepare(config_of(workshop, two(folders)))
+    assert training_setup.concepts[1].captions == (None, None, None, "a <bb> with <aa>", None)
+    assert not any(training_setup.concepts[0].captions)
 
 
 def test_step_has_gradients_only_for_the_concepts_in_its_batch(workshop: Workshop, folders: Path) -> None:
@@ -254,8 +257,8 @@ def test_negative_concept_changes_the_gradient(workshop: Workshop, folders: Path
     moved = []
     for concepts, guidance in ((two(folders), 3.0), ([*two(folders), BAD], 1.0), ([*two(folders), BAD], 3.0)):
         config = config_of(workshop, concepts, loss={"negative_guidance": guidance})
-        made = setup.prepare(config)
-        run = trainer.prepare(workshop.model, made, EAGER)
+        training_setup = setup.prepare(config)
+        run = trainer.prepare(workshop.model, training_setup, EAGER)
         state = create_train_state(run.state.vector_arrays())
         TrainStep(workshop.model, state, False, config.loss, run.batches.negative)(*run.batches.batch(0).inputs)
         moved.append(state.gradient_sums[1].asnumpy()[:5])

@@ -61,10 +61,10 @@ def test_too_many_skipped_steps_end_the_run_with_the_last_finite_vectors(
 
 def test_update_that_makes_vectors_infinite_is_reverted(workshop: Workshop, tmp_path: Path) -> None:
     options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
-    made = setup.prepare(workshop.config(training=options))
-    start = trainer.prepare(workshop.model, made, EAGER).state.vector_arrays()
+    training_setup = setup.prepare(workshop.config(training=options))
+    start = trainer.prepare(workshop.model, training_setup, EAGER).state.vector_arrays()
     with pytest.raises(UserError, match="in a row without a finite"):
-        whole_run(made.config)
+        whole_run(training_setup.config)
     last = max((tmp_path / "run").glob("*_ti.ckpt"))
     assert np.array_equal(embedding_io.load(last).vectors["clip_l"], start["clip_l"])
 
@@ -88,6 +88,6 @@ def test_cause_is_named(workshop: Workshop, tmp_path: Path, spoil: Callable[[SDX
     options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
     with pytest.raises(UserError, match=message):
         whole_run(workshop.config(training=options), nan)
-    made = setup.prepare(workshop.config(training=options))
-    assert (tmp_path / "run" / embedding_files.file_name(made, made.concepts[0], 2)).exists()
+    training_setup = setup.prepare(workshop.config(training=options))
+    assert (tmp_path / "run" / embedding_files.file_name(training_setup, training_setup.concepts[0], 2)).exists()
     assert os.listdir(tmp_path / "run") != []

@@ -189,11 +189,15 @@ def test_resume_reports_changed_images_and_captions(
     whole_run(workshop.config(training=options, concept={"data_path": str(images)}))
     options |= {"total_step": 3, "resume": "latest"}
     moved = images.rename(tmp_path / "moved")
-    made = setup.prepare(workshop.config(training=options, concept={"data_path": str(moved)}))
-    assert set(made.changed_options) == {"concept.data_path", "training.total_step"}
+    training_setup = setup.prepare(workshop.config(training=options, concept={"data_path": str(moved)}))
+    assert set(training_setup.changed_options) == {"concept.data_path", "training.total_step"}
     (moved / "1.txt").write_text("a {} in the snow")
-    made = setup.prepare(workshop.config(training=options, concept={"data_path": str(moved)}))
-    assert set(made.changed_options) == {"concept.data_path", "training.total_step", "images, captions or templates"}
+    training_setup = setup.prepare(workshop.config(training=options, concept={"data_path": str(moved)}))
+    assert set(training_setup.changed_options) == {
+        "concept.data_path",
+        "training.total_step",
+        "images, captions or templates",
+    }
     assert "--resume: images, captions or templates have changed" in caplog.text
     (moved / "1.txt").unlink()
     (moved / "1.png").write_bytes((moved / "0.png").read_bytes())
@@ -213,19 +217,19 @@ def test_resume_refuses_other_weights(workshop: Workshop, tmp_path: Path) -> Non
 
 
 def test_output_folder_is_locked_by_one_run(workshop: Workshop, tmp_path: Path) -> None:
-    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "run")}))
-    with output_dir.acquire(made):
+    training_setup = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "run")}))
+    with output_dir.acquire(training_setup):
         (tmp_path / "run" / "smallest_1_ti.ckpt").write_text("being written")
         with pytest.raises(UserError, match=r"another run is writing to --save_path .*run; wait until it ends, or"):
-            output_dir.acquire(made).__enter__()
+            output_dir.acquire(training_setup).__enter__()
         assert (tmp_path / "run" / "smallest_1_ti.ckpt").exists()
-    with output_dir.acquire(made):
+    with output_dir.acquire(training_setup):
         assert (tmp_path / "run" / "earlier_1" / "smallest_1_ti.ckpt").exists()
 
 
 @pytest.mark.e2e
 def test_lock_ends_with_its_process(workshop: Workshop, tmp_path: Path) -> None:
-    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path)}))
+    training_setup = setup.prepare(workshop.config(training={"save_path": str(tmp_path)}))
     code = f"""
 import os, sys
 from filelock import FileLock
@@ -238,10 +242,10 @@ sys.stdin.read()
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another run is writing"):
-        output_dir.acquire(made).__enter__()
+        output_dir.acquire(training_setup).__enter__()
     process.kill()
     process.communicate()
-    with output_dir.acquire(made):
+    with output_dir.acquire(training_setup):
         pass
 
 

@@ -81,7 +81,7 @@ def test_float16_trains_about_the_same(workshop: Workshop, graph: bool) -> None:
 
 @pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
 def test_weights_kept_in_float16_train_the_same(workshop: Workshop, tmp_path: Path, graph: bool) -> None:
-    """Weights that are widened at every use are the numbers that loading would have made of them."""
+    """Weights that are widened at every use are the numbers that loading would convert them to."""
     config, backend = workshop.config(training={"total_step": 4}), Backend("CPU", graph, ms.float32)
     loading.convert(config.run.weight, tmp_path / "half.ckpt", config.model, "float16")
     found = []
@@ -135,7 +135,7 @@ def test_run_writes_its_files(workshop: Workshop, tmp_path: Path, capsys: pytest
     validation = [r for r in records if "validation_loss" in r]
     records = [r for r in records if "loss" in r]
     assert [r["step"] for r in records] == [2, 4, 6, 7]
-    assert [r["update"] for r in records] == [1, 2, 3, 4]  # the step left over made one more
+    assert [r["update"] for r in records] == [1, 2, 3, 4]  # the step left over adds one
     assert records[0]["gradient_norm"] > 0
     assert {"loss", "loss_smoothed", "learning_rate", "seconds", "skipped"} <= set(records[0])
     assert [p.name for p in place.glob("state_*")] == ["state_7.ckpt"]
@@ -194,10 +194,10 @@ def test_save_path_that_is_not_writable_is_named(workshop: Workshop, tmp_path: P
         UserError, match=r"cannot write to --save_path .*file/r: .*file is not a folder; choose another"
     ):
         setup.prepare(config)
-    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "later")}))
+    training_setup = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "later")}))
     (tmp_path / "later").write_text("")  # it is there by the time the weights are loaded
     with pytest.raises(UserError, match=r"cannot write to --save_path .*later: File exists; choose another folder"):
-        output_dir.acquire(made).__enter__()
+        output_dir.acquire(training_setup).__enter__()
 
 
 def test_refiner_cannot_be_trained(workshop: Workshop) -> None:
@@ -241,8 +241,8 @@ def test_initializer_file(workshop: Workshop, tmp_path: Path) -> None:
     )
     embedding_io.save(found, tmp_path / "old.safetensors")
     concept = {"initializer_file": str(tmp_path / "old.safetensors"), "num_vectors": 3}
-    made = setup.prepare(workshop.config(concept=concept))
-    vectors = trainer.prepare(workshop.model, made, EAGER).state.vector_arrays().values()
+    training_setup = setup.prepare(workshop.config(concept=concept))
+    vectors = trainer.prepare(workshop.model, training_setup, EAGER).state.vector_arrays().values()
     for ours, theirs in zip(vectors, (found.vectors["clip_l"], found.vectors["clip_g"]), strict=True):
         assert np.array_equal(ours, theirs[[0, 1, 0]])
     with pytest.raises(UserError, match="exclude each other; give one of them"):
@@ -256,13 +256,13 @@ def test_initializer_file(workshop: Workshop, tmp_path: Path) -> None:
 def results() -> list[StepResult]:
     """Return the results of three steps, the second of which is not finite."""
     loss_history = RunningLoss()
-    made = []
+    step_results = []
     for step, loss in ((1, 0.5), (2, float("nan")), (3, 0.7)):
         finite = bool(np.isfinite(loss))
         smoothed = loss_history.add(loss, finite)
         skipped = loss_history.skipped
-        made.append(StepResult(step, step, loss, smoothed, finite, skipped, 1e-3, 1.0, 0.25, is_last=step == 3))
-    return made
+        step_results.append(StepResult(step, step, loss, smoothed, finite, skipped, 1e-3, 1.0, 0.25, is_last=step == 3))
+    return step_results
 
 
 def test_a_terminal_shows_a_progress_bar() -> None:

@@ -207,9 +207,11 @@ def test_negative_concept_is_trained_with_the_prediction_of_sampling(smallest, c
     options = with_concepts(dataclasses.replace(config, loss=LossConfig(negative_guidance=2.5)), [{}, negative])
     known = tokenizer(config)
     known.add_placeholder("<bad>", 3)
-    made = setup_of(options)
+    training_setup = setup_of(options)
     bad = TrainingConcept(options.concepts[1], "bad", slice(2, 5), [], ())
-    shown_by = BatchLoader(dataclasses.replace(made, concepts=[*made.concepts, bad], tokenizer=known), loader.latents)
+    shown_by = BatchLoader(
+        dataclasses.replace(training_setup, concepts=[*training_setup.concepts, bad], tokenizer=known), loader.latents
+    )
     shown = shown_by.batch(1)
     widths = config.model.text_encoder_1.width, config.model.text_encoder_2.width
     start = [0.05 * normal(90 + k, 5, width) for k, width in enumerate(widths)]
@@ -237,6 +239,6 @@ def test_negative_concept_is_trained_with_the_prediction_of_sampling(smallest, c
 
 
 def tokenizer(config):
-    made = Tokenizer(config.model.text_encoder_1.positions)
-    made.add_placeholder("<cat>", 2)
-    return made
+    tokenizer_ = Tokenizer(config.model.text_encoder_1.positions)
+    tokenizer_.add_placeholder("<cat>", 2)
+    return tokenizer_
