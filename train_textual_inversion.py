@@ -1,21 +1,24 @@
-"""Learn a new word from images: see `--help` and docs/training.md."""
+"""Train a textual inversion embedding from images: see `--help` and docs/training.md."""
 
 from gm.config import cli
 
 
 def main() -> None:
-    config = cli.parse("Learn a new word for SDXL from 3 to 20 images.", ("run", "concept", "data", "training", "loss"))
+    config = cli.parse(
+        "Train a textual inversion embedding of SDXL on 3 to 20 images.",
+        ("run", "concept", "data", "training", "loss"),
+    )
     from gm.training import setup  # after the flags: --help need not wait for MindSpore
 
-    made = setup.prepare(config)
+    training_setup = setup.prepare(config)
     from gm import api
     from gm.training import trainer
 
     toolkit = api.load(config)
-    paths = trainer.run(toolkit.model, made, toolkit.backend)
+    paths = trainer.run(toolkit.model, training_setup, toolkit.backend)
     if toolkit.backend.is_main_process:
-        for concept, path in zip(made.concepts, paths, strict=True):
-            print(f"learned {concept.word}: {path}")
+        for concept, path in zip(training_setup.concepts, paths, strict=True):
+            print(f"trained {concept.placeholder_token}: {path}")
 
 
 def entry_point() -> None:

@@ -113,8 +113,12 @@ class Case:
         """Return the toolkit's config, with an unlimited number of steps."""
         return self.model.config(
             run={"ms_mode": ("graph", "pynative").index(self.mode), "low_memory": self.low_memory},
-            concept={"placeholder_token": PLACEHOLDER, "num_vectors": self.vectors},
-            data={"data_path": self.model.images, "resolution": self.resolution},
+            concept={
+                "data_path": self.model.images,
+                "placeholder_token": PLACEHOLDER,
+                "num_vectors": self.vectors,
+            },
+            data={"resolution": self.resolution},
             training={
                 "train_batch_size": self.batch,
                 "gradient_accumulation_steps": self.accumulation,

@@ -16,15 +16,14 @@ from benchmarks.workers import Work, serve
 def step(case: Case) -> tuple[dict[str, Any], Work]:
     """Return a worker that trains: per piece `accumulation` steps, each with its batch, and one update."""
     from gm import api
-    from gm.training import loop, setup
-    from gm.training import trainer as runs
+    from gm.training import setup, trainer
 
     config = case.config()
     made = setup.prepare(config)
     toolkit = api.load(config)
-    learned, loader = runs.prepare(toolkit.model, made, toolkit.backend)
-    toolkit.model.release_vae()  # as in training without sample images
-    reports = loop.run(toolkit.model, learned, loader, config, made.updates, toolkit.backend)
+    run = trainer.prepare(toolkit.model, made, toolkit.backend)
+    toolkit.model.release_vae()  # as training does where no previews are drawn
+    reports = run.steps()
 
     def work() -> dict[str, Any]:
         started = time.perf_counter()

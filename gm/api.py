@@ -1,11 +1,9 @@
-"""The toolkit in four calls: load, learn, generate, save. The scripts are thin over the same functions.
+"""Python API: load a model, train embeddings, generate images, save and load embedding files.
 
-A word from images, and an image with it:
-
-    toolkit = api.load("configs/training/tiny_textual_inversion.yaml")
-    concept = api.train(toolkit, "datasets/humbug", "<humbug>", initializer_token="heart")
-    images = api.generate(toolkit, "a <humbug> on a blue background", [concept], seed=7)
-    api.save_embedding(concept, "humbug_ti.ckpt")
+toolkit = api.load("configs/training/tiny_textual_inversion.yaml")
+embedding = api.train(toolkit, "datasets/humbug", "<humbug>", initializer_token="heart")
+images = api.generate(toolkit, "a <humbug> on a blue background", [embedding], seed=7)
+api.save_embedding(embedding, "humbug_ti.ckpt")
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,18 +31,29 @@ from gm.runtime import backend as backend_
 from gm.runtime.backend import Backend
 from gm.sampling import request, run
 from gm.sampling.pipeline import Pipeline
-from gm.training import callbacks, loop, setup
-from gm.training import trainer as runs
-from gm.training.loop import StepResult
+from gm.training import embedding_files, setup, trainer
+from gm.training.callbacks import Callback
+from gm.training.step_result import StepResult
 
-__all__ = ["Embedding", "Toolkit", "generate", "load", "load_embedding", "save_embedding", "train", "train_concepts"]
+__all__ = [
+    "Callback",
+    "Embedding",
+    "StepResult",
+    "Toolkit",
+    "generate",
+    "load",
+    "load_embedding",
+    "save_embedding",
+    "train",
+    "train_concepts",
+]
 
 log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
 class Toolkit:
-    """A loaded model, the config it came from, and where it runs."""
+    """A loaded model with its config and backend."""
 
     config: Config
     model: SDXL
@@ -52,15 +61,15 @@ class Toolkit:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """What draws; made when first asked for, since it holds on to the autoencoder."""
+        """The sampling pipeline, created at first use: it keeps the VAE in memory."""
         return Pipeline(self.model, self.backend, self.config.run.pooling)
 
 
 def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
-    """Set up the device and load the model that `config` (or its YAML file) describes.
+    """Set up the device and load the model of `config`, a Config or the path of a YAML file.
 
-    `sections` override single options: `run={"ms_mode": 1}`. Raises UserError for what is missing or does not fit, and
-    for a refiner.
+    `sections` override options of a YAML file: `run={"ms_mode": 1}`. Raises UserError for missing weights, weights that
+    do not fit, and a refiner.
     """
     if not isinstance(config, Config):
         config = configuration.load(config, sections)
@@ -69,7 +78,7 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     config.model.require("base")
     if not Path(config.run.weight).exists():
         raise UserError(
-            f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py makes them"
+            f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py converts them"
         )
     backend = backend_.setup(config.run, config.training.is_parallel, config.training.distributed_timeout)
     started = time.perf_counter()
@@ -86,57 +95,59 @@ def train(
     data_path: str | Path,
     placeholder_token: str,
     *,
-    on_step: Callable[[StepResult], None] = lambda report: None,
+    callbacks: Sequence[Callback] = (),
     training: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
     **concept: Any,
 ) -> Embedding:
-    """Learn `placeholder_token` from the images in `data_path` and return the concept; writes no file.
+    """Train `placeholder_token` on the images in the folder `data_path`; return the embedding. Writes no files.
 
     `concept`, `training`, `data` and `loss` override options of those config sections (`num_vectors=4`).
     """
-    given = {"placeholder_token": placeholder_token, "data_path": str(data_path), **concept}
-    return train_concepts(toolkit, [given], on_step=on_step, training=training, data=data, loss=loss)[0]
+    options = {"placeholder_token": placeholder_token, "data_path": str(data_path), **concept}
+    sections = {"training": training, "data": data, "loss": loss}
+    return train_concepts(toolkit, [options], callbacks=callbacks, **sections)[0]
 
 
 def train_concepts(
     toolkit: Toolkit,
     concepts: Sequence[dict[str, Any]],
     *,
-    on_step: Callable[[StepResult], None] = lambda report: None,
+    callbacks: Sequence[Callback] = (),
     training: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
 ) -> list[Embedding]:
-    """Learn several words at once and return them, a negative one last; writes no file.
+    """Train several concepts together; return their embeddings, a negative one last. Writes no files.
 
-    `concepts` are as in the option of that name: `{"placeholder_token": "<a>", "data_path": "a", "num_vectors": 4}`,
-    `{"placeholder_token": "<bad>", "negative": True}`. The others override options of their config sections.
+    `concepts` are entries of the option of that name: `{"placeholder_token": "<a>", "data_path": "a"}`,
+    `{"placeholder_token": "<b>", "negative": True}`. The other arguments override options of their config sections.
     """
     base = toolkit.config
     config = dataclasses.replace(
         base,
-        concept=dataclasses.replace(base.concept, concepts=list(concepts)),
         training=dataclasses.replace(base.training, **training or {}),
         data=dataclasses.replace(base.data, **data or {}),
         loss=dataclasses.replace(base.loss, **loss or {}),
     )
+    config = configuration.with_concepts(config, concepts)
     configuration.check(config)
-    made = setup.prepare(config)
-    learned, loader = runs.prepare(toolkit.model, made, toolkit.backend)
-    for report in loop.run(toolkit.model, learned, loader, config, made.updates, toolkit.backend):
-        on_step(report)
-    return callbacks.concepts(learned, made, sdxl.fingerprint(toolkit.model), config.training.total_step)
+    training_run = trainer.prepare(toolkit.model, setup.prepare(config), toolkit.backend)
+    training_run.callbacks = callbacks
+    result = training_run.train()
+    return embedding_files.embeddings(
+        training_run.setup, training_run.state.vector_arrays(), training_run.base_model, result.step
+    )
 
 
 def generate(
     toolkit: Toolkit, prompt: str | Sequence[str], concepts: Sequence[Embedding] = (), **sampling: Any
 ) -> list[np.ndarray]:
-    """Return one image a prompt, uint8 [H, W, 3]; image k is drawn from `seed` + k.
+    """Generate one image per prompt, uint8 [H, W, 3]; image k has the seed `seed` + k.
 
     `sampling` overrides options of that config section (`seed=7, sample_step=20`, or `task="img2img", img=["a.png"]`
-    with one image to start from). Raises UserError for options that cannot be.
+    with one initial image). Raises UserError for invalid options.
     """
     options: SamplingConfig = dataclasses.replace(toolkit.config.sampling, **sampling)
     config = dataclasses.replace(toolkit.config, sampling=options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gm.models.sdxl import SDXL, build
 from gm.runtime import rng
 from gm.runtime.backend import Backend
 from gm.training import setup, trainer
+from gm.training.callbacks import Callback
 from tests.reference.configs import REFINER
 
 Call = Callable[..., tuple[int, str, str]]
@@ -33,8 +34,7 @@ model:
   text_encoder_2: {width: 24, layers: 2, heads: 2}
   vae: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_num_groups: 4}
 run: {device_target: CPU, weight: "%(folder)s/weights.ckpt", ms_mode: 1}
-concept: {placeholder_token: <toy>, num_vectors: 2}
-data: {data_path: "%(folder)s/images"}
+concept: {data_path: "%(folder)s/images", placeholder_token: <toy>, num_vectors: 2}
 training: {learning_rate: 1.0e-2, total_step: 4, save_path: "%(folder)s/runs"}
 sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/outputs"}
 """
@@ -74,9 +74,11 @@ def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None
     return whole_runs(config, spoil)[0]
 
 
-def whole_runs(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> list[Path]:
-    """Do as `whole_run` and return the file of every word."""
+def whole_runs(
+    config: Config, spoil: Callable[[SDXL], None] = lambda model: None, callbacks: Sequence[Callback] = ()
+) -> list[Path]:
+    """Do as `whole_run` and return the file of every concept."""
     model = build(config.model)  # a run may give the autoencoder away
     loading.load_weights(model, config.run.weight, config.model)
     spoil(model)
-    return trainer.run(model, setup.prepare(config), Backend("CPU", graph=False, dtype=ms.float32))
+    return trainer.run(model, setup.prepare(config), Backend("CPU", graph=False, dtype=ms.float32), callbacks)

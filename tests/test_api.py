@@ -1,4 +1,4 @@
-"""The toolkit in four calls."""
+"""Python API: load, train, generate, save."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from gm import api
 from gm import config as configuration
 from gm.errors import UserError
-from gm.training.loop import StepResult
 from tests.project import Workshop
 
 
@@ -20,9 +19,24 @@ def toolkit(workshop: Workshop) -> api.Toolkit:
     return api.load(workshop.yaml, run={"ms_mode": 1}, sampling={"sample_step": 2})
 
 
-def test_load_learn_generate_save(workshop: Workshop, toolkit: api.Toolkit, tmp_path: Path) -> None:
-    reports: list[StepResult] = []
-    concept = api.train(
+def test_load_train_generate_save(workshop: Workshop, toolkit: api.Toolkit, tmp_path: Path) -> None:
+    class Record(api.Callback):
+        """Collects the results of all steps."""
+
+        results: list[api.StepResult]
+
+        def __init__(self) -> None:
+            self.results = []
+            self.closed = 0
+
+        def on_step_end(self, result: api.StepResult) -> None:
+            self.results.append(result)
+
+        def close(self) -> None:
+            self.closed += 1
+
+    record = Record()
+    embedding = api.train(
         toolkit,
         workshop.folder / "images",
         "<cat-toy>",
@@ -30,21 +44,22 @@ def test_load_learn_generate_save(workshop: Workshop, toolkit: api.Toolkit, tmp_
         initializer_token="cat",
         training={"total_step": 3},
         data={"random_flip": True},
-        on_step=reports.append,
+        callbacks=[record],
     )
-    assert [r.step for r in reports] == [1, 2, 3]
-    assert (concept.placeholder_token, concept.num_vectors, concept.metadata["step"]) == ("<cat-toy>", 3, 3)
-    api.save_embedding(concept, tmp_path / "c_ti.ckpt")
+    assert [result.step for result in record.results] == [1, 2, 3]
+    assert record.closed == 1
+    assert (embedding.placeholder_token, embedding.num_vectors, embedding.metadata["step"]) == ("<cat-toy>", 3, 3)
+    api.save_embedding(embedding, tmp_path / "c_ti.ckpt")
     opened = api.load_embedding(tmp_path / "c_ti.ckpt")
     one, two = api.generate(toolkit, ["a <cat-toy>", "a <cat-toy>"], [opened], seed=3)
-    again = api.generate(toolkit, "a <cat-toy>", [concept], seed=4)
+    again = api.generate(toolkit, "a <cat-toy>", [embedding], seed=4)
     assert one.shape == (16, 16, 3)
     assert not np.array_equal(one, two)
     assert np.array_equal(again[0], two)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c_ti.ckpt"]
 
 
-def test_a_config_loads_as_its_file_does(workshop: Workshop, toolkit: api.Toolkit) -> None:
+def test_config_loads_as_its_file(workshop: Workshop, toolkit: api.Toolkit) -> None:
     config = configuration.load(workshop.yaml, {"run": {"ms_mode": 1}, "sampling": {"sample_step": 2}})
     other = api.load(config)
     assert other.config == toolkit.config
@@ -53,7 +68,7 @@ def test_a_config_loads_as_its_file_does(workshop: Workshop, toolkit: api.Toolki
         api.load(config, run={"ms_mode": 0})
 
 
-def test_a_refiner_is_no_model_to_begin_with(workshop: Workshop) -> None:
+def test_refiner_cannot_be_loaded(workshop: Workshop) -> None:
     with pytest.raises(UserError, match="is a refiner, which learns no words and begins no images; give a base"):
         api.load(workshop.folder / "refiner.yaml", run={"weight": str(workshop.folder / "refiner.ckpt")})
 

@@ -84,17 +84,15 @@ def images(tmp_path: Path) -> Path:
         (["--device_target", "Ascend"], "no Ascend card on this machine"),
         (["--device_target", "GPU"], "it may be 'Ascend', 'CPU'"),
         (["--precision", "bfloat16"], "no bfloat16"),
-        (["--max_timestep", "1000"], "--max_timestep 1000 leave no noise level; the model's are 0 to 999"),
+        (["--max_timestep", "1000"], "--max_timestep 1000 leave no timestep; the model has 0 to 999"),
         (["--min_timestep", "500", "--max_timestep", "400"], "--min_timestep 500 and --max_timestep 400 leave no"),
         (["--resume", "@nowhere.ckpt"], "is not a file"),
         (["--is_parallel", "True"], "needs several processes"),
-        (["--concepts", "{placeholder_token: <aa>}", "{placeholder: <bb>}"], "--concepts, word 2: unknown option"),
+        (["--concepts", "{placeholder_token: <aa>}", "{placeholder: <bb>}"], "--concepts, concept 2: unknown option"),
         (["--concepts", "words.yaml"], "there is not a file words.yaml"),
     ],
 )
-def test_training_names_what_is_wrong(
-    script: Run, images: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_training_names_mistakes(script: Run, images: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.txt").write_text("a photo without a place for the word\n")
     containers.write(tmp_path / "other.safetensors", {"some.weight": in_memory(np.zeros(3, np.float32))})
@@ -102,7 +100,7 @@ def test_training_names_what_is_wrong(
     assert message in script("train_textual_inversion", *placed)
 
 
-def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_path: Path, call: Call) -> None:
+def test_several_concepts_are_trained_and_generated_together(workshop: Workshop, tmp_path: Path, call: Call) -> None:
     images = workshop.folder / "images"
     code, said, error = call(
         ROOT / "train_textual_inversion.py",
@@ -113,14 +111,14 @@ def test_several_words_are_learned_and_drawn_together(workshop: Workshop, tmp_pa
         "{placeholder_token: <not>, negative: true}",
     )
     assert (code, error) == (0, "")
-    learned = [tmp_path / "run" / f"smallest_{name}_2_ti.ckpt" for name in ("aa", "bb", "not")]
-    for word, path in zip(("<aa>", "<bb>", "<not>"), learned, strict=True):
-        assert f"learned {word}: {path}" in said
+    trained = [tmp_path / "run" / f"smallest_{name}_2_ti.ckpt" for name in ("aa", "bb", "not")]
+    for token, path in zip(("<aa>", "<bb>", "<not>"), trained, strict=True):
+        assert f"trained {token}: {path}" in said
     code, _, _ = call(
         ROOT / "demo" / "sampling_without_streamlit.py",
         *("--config", workshop.yaml, "--save_path", tmp_path / "out"),
         *("--prompt", "a <aa> beside a <bb>", "--negative_prompt", "<not>"),
-        *("--textual_inversion_weight", *learned),
+        *("--textual_inversion_weight", *trained),
     )
     assert code == 0
     assert len(list((tmp_path / "out").glob("image_*.png"))) == 1
@@ -169,7 +167,7 @@ def command(
 
 
 @pytest.mark.e2e
-def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path) -> None:
+def test_given_commands_train_and_sample(workshop: Workshop, tmp_path: Path) -> None:
     """Train and sample by the given commands, in graph mode, with the variables of the customer's shell."""
     shell = {"MS_PYNATIVE_GE": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
     own = ("--config", str(workshop.yaml), "--weight", str(workshop.folder / "weights.ckpt"), "--ms_mode", "0")
@@ -184,7 +182,7 @@ def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path
     assert "compiling the training graph" in trained.stdout
     assert "step 6/6  update 2/2" in trained.stdout
     learned = tmp_path / "run" / "smallest_6_ti.ckpt"
-    assert f"learned <cat-toy>: {learned}" in trained.stdout
+    assert f"trained <cat-toy>: {learned}" in trained.stdout
     sampled = command(
         *("demo/sampling_without_streamlit.py", "--task", "txt2img", *own, "--textual_inversion_weight", str(learned)),
         *("--prompt", "a <cat-toy> backpack", "--device_target", "CPU", "--num_cols", "4"),
@@ -196,14 +194,16 @@ def test_the_whole_way_in_the_customers_words(workshop: Workshop, tmp_path: Path
     assert Image.open(tmp_path / "out" / "grid_00000.png").size == (64, 16)
 
 
-def test_a_mistake_ends_the_process_with_code_2_and_one_line() -> None:
+@pytest.mark.e2e
+def test_mistake_ends_the_process_with_code_2_and_one_line() -> None:
     ended = command("train_textual_inversion.py", "--data_pth", "x")
     assert ended.returncode == 2
     assert ended.stderr == "error: unknown argument --data_pth; did you mean '--data_path'?\n"
     assert ended.stdout == ""
 
 
-def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_two_processes_train_as_one_with_twice_the_batch(workshop: Workshop, tmp_path: Path) -> None:
     from gm.embeddings import io as embedding_io
 
     own = ("train_textual_inversion.py", "--config", str(workshop.yaml), "--total_step", "4")
@@ -226,7 +226,8 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(workshop: Work
         assert (folder / "log.jsonl").read_text().count('"loss"') == 4  # one rank writes
 
 
-def test_ranks_read_the_graphs_that_ranks_have_kept(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_ranks_read_cached_graphs(workshop: Workshop, tmp_path: Path) -> None:
     from gm.embeddings import io as embedding_io
 
     learned, kept = [], []

@@ -2,18 +2,15 @@
 
 from gm.config.config import (
     POOLING_RULES,
-    ConceptConfig,
     Config,
-    DataConfig,
-    LossConfig,
     RunConfig,
     SamplingConfig,
-    TrainingConfig,
-    WordConfig,
     check,
     load,
     save,
+    with_concepts,
 )
+from gm.config.training import ConceptConfig, DataConfig, LossConfig, TrainingConfig
 
 __all__ = [
     "POOLING_RULES",
@@ -24,8 +21,8 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "TrainingConfig",
-    "WordConfig",
     "check",
     "load",
     "save",
+    "with_concepts",
 ]

@@ -94,7 +94,9 @@ def parse(
     values = parser.read(arguments)
     path = values.pop("config")
     image = values.pop("parameters_from", None)
-    overrides: dict[str, dict[str, Any]] = parameters_from(image) if parameters_from and image else {}
+    overrides: dict[str, Any] = parameters_from(image) if parameters_from and image else {}
+    if "concepts" in values:
+        overrides["concepts"] = values.pop("concepts")
     for name, value in values.items():
         overrides.setdefault(section_of[name], {})[name] = value
     return configuration.load(path, overrides)
@@ -146,6 +148,9 @@ def _add_flags(parser: Parser, section: str, section_of: dict[str, str]) -> None
             **_argument_type(kind),
         )
         section_of[f.name] = section
+    if section == "concept":
+        doc = Config.__dataclass_fields__["concepts"].metadata["doc"]
+        group.add_argument("--concepts", nargs="+", default=argparse.SUPPRESS, metavar="YAML", help=doc)
 
 
 def _argument_type(kind: Any) -> dict[str, Any]:

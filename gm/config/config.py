@@ -7,13 +7,18 @@ file < command line. The default model is SDXL base 1.0.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from gm.config import schema
 from gm.config.model import ModelConfig
 from gm.config.schema import option
+from gm.config.training import ConceptConfig, DataConfig, LossConfig, TrainingConfig
+from gm.errors import UserError
 
 POOLING_RULES = ("end_of_text", "argmax")
 
@@ -40,157 +45,6 @@ class RunConfig:
         "end_of_text",
         "token whose hidden state is the pooled text embedding; argmax is the rule of diffusers and mindone",
         choices=POOLING_RULES,
-    )
-
-
-@dataclass(frozen=True)
-class WordConfig:
-    """What each of several words has of its own."""
-
-    placeholder_token: str = option("<concept>", "the new word; may not be a single token already")
-    num_vectors: int = option(1, "rows learned in each text encoder", minimum=1)
-    initializer_file: str | None = option(
-        None, "embedding file whose rows to start from, as many as are needed, over and over"
-    )
-    initializer_token: str | None = option(None, "word or phrase whose rows to start from; without it random rows")
-    learnable_property: str = option("object", "what the images share", choices=("object", "style", "face"))
-    template_file: str | None = option(None, "text file of prompts, one a line, with {} where the word goes")
-
-
-@dataclass(frozen=True)
-class ConceptConfig(WordConfig):
-    """The word to learn, or several at once."""
-
-    concepts: list[Any] = option(
-        [],
-        "several words: of each a YAML mapping, {placeholder_token: <a>, data_path: folder}, of what is its own among "
-        "these options, data_path, repeats and negative; or a YAML file with a list of them",
-    )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The images to learn from."""
-
-    data_path: str = option("", "folder of 3 to 20 images")
-    resolution: int | None = option(None, "side in pixels to train at; default: the model's own", minimum=8, step=8)
-    enable_bucket: bool = option(
-        False, "keep about the shape of each image, by several sizes of the resolution's area; a graph for each"
-    )
-    bucket_reso_steps: int = option(64, "what both sides of these sizes are multiples of", minimum=8, step=8)
-    masks: bool = option(
-        True, "learn only what an image's mask shows white, name.mask.png beside it or its alpha channel"
-    )
-    unmasked_weight: float = option(0.0, "how much what is masked still counts, from 0 to 1", minimum=0.0, maximum=1.0)
-    captions: bool = option(
-        True, "use captions, name.txt or metadata.jsonl beside the images, where there are any, instead of templates"
-    )
-    template_probability: float = option(
-        0.0, "part of the steps that show a captioned image with a template all the same", minimum=0.0, maximum=1.0
-    )
-    caption_dropout_rate: float = option(
-        0.0, "part of the steps whose prompt is the new word alone", minimum=0.0, maximum=1.0
-    )
-    random_flip: bool = option(False, "also show each image mirrored; off by default, for faces and lettering")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to learn."""
-
-    save_path: str = option("runs/concept", "folder for embedding files, logs and previews")
-    seed: int = option(42, "of everything random in the run", minimum=0)
-    total_step: int = option(3000, "steps; a step is one forward and backward pass of a batch", minimum=1)
-    train_batch_size: int = option(1, "images a step and rank", minimum=1)
-    gradient_accumulation_steps: int = option(1, "steps that make one update of the rows", minimum=1)
-    learning_rate: float = option(1e-3, "peak learning rate of the rows", minimum=0.0)
-    learning_rate_clip_l: float | None = option(
-        None, "peak for the rows of CLIP-L, where it differs; 0 leaves them as they are", minimum=0.0
-    )
-    learning_rate_clip_g: float | None = option(
-        None, "peak for the rows of OpenCLIP bigG, where it differs; 0 leaves them as they are", minimum=0.0
-    )
-    scale_lr: bool = option(False, "multiply learning rates by batch size, accumulation steps and number of devices")
-    lr_scheduler: str = option(
-        "constant",
-        "learning rate after warm-up",
-        choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"),
-        aliases=(),
-    )
-    lr_warmup_steps: int = option(0, "updates over which the learning rate rises from 0", minimum=0)
-    lr_num_cycles: int = option(1, "how often cosine_with_restarts falls", minimum=1)
-    lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0)
-    optimizer: str = option(
-        "adam", "adam, or prodigy, which finds its learning rate itself: give 1", choices=("adam", "prodigy")
-    )
-    adam_beta1: float = option(0.9, "decay of Adam's mean gradient", minimum=0.0)
-    adam_beta2: float = option(0.999, "decay of Adam's mean squared gradient", minimum=0.0)
-    adam_epsilon: float = option(1e-8, "added to Adam's denominator", minimum=0.0)
-    weight_decay: float = option(
-        0.0,
-        "decoupled weight decay of the rows; 0 is right for almost everybody",
-        minimum=0.0,
-        aliases=("adam_weight_decay",),
-    )
-    preserve_embedding_norm: float = option(
-        0.0,
-        "part of the way to the usual norm of the words in the prompts that each row's norm is pulled after an update",
-        minimum=0.0,
-    )
-    gradient_checkpointing: bool = option(
-        False,
-        "keep less for the backward pass and compute it anew: less memory, slower steps",
-    )
-    max_grad_norm: float = option(1.0, "global norm the rows' gradient is clipped to; 0 never clips", minimum=0.0)
-    resume: str | None = option(
-        None, "go on from a saved state: latest (the newest in --save_path, if any) or the path of one"
-    )
-    checkpointing_steps: int = option(50, "steps between states to resume from; the last step writes one", minimum=1)
-    checkpoints_total_limit: int = option(2, "newest states that are kept", minimum=1)
-    max_skipped_steps: int = option(
-        25, "steps in a row without a finite loss and gradient after which the run stops", minimum=1
-    )
-    save_ckpt_interval: int = option(500, "steps between embedding files; the last step always writes one", minimum=1)
-    num_validation_samples: int = option(
-        0, "draws kept from training, on which the loss is measured; the best rows are then kept; 0 is none", minimum=0
-    )
-    validation_loss_interval: int = option(
-        100, "steps between these measurements; the first and the last are made", minimum=1
-    )
-    log_interval: int = option(1, "steps between records in the JSON-lines log", minimum=1)
-    tensorboard: bool = option(False, "also write curves, nearest words and previews for TensorBoard (tensorboardX)")
-    infer_during_train: bool = option(False, "draw previews, as the sampling section says, at intervals and at the end")
-    infer_interval: int = option(500, "steps between previews", minimum=1)
-    infer_prompt: str | None = option(None, "prompt of the previews, {} is the new word; default: the first template")
-    validation_prompts: list[str] = option(
-        [], "more of them, or a text file with one a line; each may end in --n negative --d seed --w width --h height"
-    )
-    is_parallel: bool = option(False, "share the work between the processes that mpirun or msrun started")
-    distributed_timeout: int = option(1800, "seconds that a process waits for the others before it gives up", minimum=1)
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What a step minimises."""
-
-    loss_type: str = option(
-        "l2", "squared error, or pseudo-Huber, which counts large errors less", choices=("l2", "huber")
-    )
-    huber_c: float = option(0.1, "error from which on pseudo-Huber grows along a line", minimum=1e-6)
-    min_snr_gamma: float = option(
-        0.0,
-        "low noise levels count as much less as their signal-to-noise ratio exceeds this; 5 is usual, 0 is off",
-        minimum=0.0,
-        aliases=("snr_gamma",),
-    )
-    noise_offset: float = option(0.0, "spread of a brightness added to each channel of the noise", minimum=0.0)
-    min_timestep: int = option(0, "lowest noise level shown, of 0 to 999", minimum=0)
-    max_timestep: int | None = option(None, "highest noise level shown; default: the schedule's last", minimum=0)
-    timestep_bias: float = option(
-        0.0, "above 0 shows high noise levels more often, below 0 low ones; 0 shows all alike"
-    )
-    negative_guidance: float = option(
-        3.0, "with a negative word among --concepts, how far what is learned leads away from it", minimum=1.0
     )
 
 
@@ -266,18 +120,66 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     run: RunConfig = field(default_factory=RunConfig)
     concept: ConceptConfig = field(default_factory=ConceptConfig)
+    concepts: list[ConceptConfig] = option(
+        [],
+        "several concepts: YAML mappings such as {placeholder_token: <a>, data_path: folder}, or a YAML file with a "
+        "list of them; options left out are those of the flags",
+    )
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-def load(path: str | Path | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Config:
+def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Return defaults < the YAML file at `path` < `overrides` (`{"training": {"total_step": 10}}`).
 
+    `concepts` is a list of mappings, on the command line of YAML mappings or files as text; see `with_concepts`.
     Raises UserError as `schema.merge` does.
     """
-    return schema.merge(Config, path, overrides or {})
+    sections = dict(overrides or {})
+    concepts = sections.pop("concepts", None)
+    config = schema.merge(Config, path, sections)
+    if concepts is None and config.concepts:
+        assert path is not None
+        concepts = OmegaConf.to_container(OmegaConf.load(path).concepts)
+    return with_concepts(config, concepts) if concepts else config
+
+
+def with_concepts(config: Config, entries: Sequence[Any]) -> Config:
+    """Return `config` with these concepts, the negative one last. A single entry becomes the `concept` section.
+
+    `entries` are mappings of the options of `ConceptConfig`, or text as `schema.load_mappings` reads it. What an entry
+    leaves out is taken from `config.concept`. Raises UserError for an entry that is not a mapping of options, two
+    negative concepts, and a negative concept alone.
+    """
+    mappings: list[Any] = []
+    for entry in entries:
+        mappings += schema.load_mappings(entry) if isinstance(entry, str) else [entry]
+    concepts = [_concept(config.concept, mapping, k) for k, mapping in enumerate(mappings, 1)]
+    negative = [concept for concept in concepts if concept.negative]
+    if len(negative) > 1:
+        raise UserError("--concepts has two negative concepts; at most one is possible")
+    if negative and len(negative) == len(concepts):
+        raise UserError("--concepts has only a negative concept; add the concept that it is trained with")
+    if len(concepts) == 1:
+        return dataclasses.replace(config, concept=concepts[0], concepts=[])
+    ordered = [concept for concept in concepts if not concept.negative] + negative
+    return dataclasses.replace(config, concepts=ordered)
+
+
+def _concept(defaults: ConceptConfig, mapping: Any, number: int) -> ConceptConfig:
+    source = f"--concepts, concept {number}"
+    if not isinstance(mapping, dict):
+        raise UserError(f"{source} is {mapping!r}; write {{placeholder_token: <token>, data_path: folder}}")
+    concept = schema.merge(ConceptConfig, None, {**dataclasses.asdict(defaults), **mapping}, source)
+    if not concept.negative:
+        return concept
+    if mapping.get("data_path"):
+        raise UserError(
+            f"{source}: a negative concept is trained on the images of the other concepts; leave out its data_path"
+        )
+    return dataclasses.replace(concept, data_path="")
 
 
 def save(config: Config, path: str | Path) -> None:

@@ -1,1 +1,1 @@
-"""Learning the rows of a new word."""
+"""Training of textual inversion embeddings."""

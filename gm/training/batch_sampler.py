@@ -1,4 +1,4 @@
-"""Which images, prompts and noise levels each step shows: a pure function of the step, so nothing need be saved."""
+"""Batch sampler: images, prompts and timesteps of each step, a pure function of the step without any state."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gm.runtime import rng
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing shown to the model.
+    """One element of a batch.
 
-    image: number of the image; mirrored: whether it is flipped; prompt: number of the prompt;
-    timestep: number of the noise level; index: number of this sample in the whole run, from 0
+    image: index of the image; flipped: whether it is flipped horizontally; prompt: index of the prompt;
+    timestep: index of the noise level; index: number of the sample in the run, from 0
     """
 
     image: int
-    mirrored: bool
+    flipped: bool
     prompt: int
     timestep: int
     index: int
@@ -28,25 +28,26 @@ class Sample:
 
 @dataclass(frozen=True)
 class PromptChoice:
-    """The prompts to choose from for one image, by number.
+    """The prompts of one image, by index.
 
-    templates: those for any image; caption: the image's own, if it has one; alone: the new word alone;
-    template_probability: how often a template stands in for a caption; dropout: how often the word alone does
+    templates: prompts for any image of the concept; caption: the caption of the image, if any; token_alone: the
+    placeholder token alone; template_probability: probability of a template instead of the caption; dropout:
+    probability of the placeholder token alone
     """
 
     templates: range
     caption: int | None = None
-    alone: int = 0
+    token_alone: int = 0
     template_probability: float = 0.0
     dropout: float = 0.0
 
     def choose(self, seed: int, index: int) -> int:
-        """Return the number of the prompt that sample `index` shows the image with."""
+        """Return the prompt of sample `index`."""
         if self.caption is not None or self.dropout:
-            place = float(rng.generator(seed, "prompt", index).random())
-            if place < self.dropout:
-                return self.alone
-            if self.caption is not None and place >= self.dropout + (1.0 - self.dropout) * self.template_probability:
+            u = float(rng.generator(seed, "prompt", index).random())
+            if u < self.dropout:
+                return self.token_alone
+            if self.caption is not None and u >= self.dropout + (1.0 - self.dropout) * self.template_probability:
                 return self.caption
         return self.templates[rng.integer(len(self.templates), seed, "template", index)]
 
@@ -60,52 +61,54 @@ def samples(
     world: int,
     buckets: Sequence[Sequence[int]],
     prompts: Sequence[PromptChoice],
-    levels: tuple[int, int],
+    timesteps: tuple[int, int],
     bias: float = 0.0,
     flip: bool,
 ) -> list[Sample]:
-    """Return the `batch` samples that `rank` of `world` shows in `step` (from 0).
+    """Return the `batch` samples of `rank` of `world` in `step` (from 0).
 
-    `buckets` are the numbers of the images of one shape each, one that is to be shown more often several times. A
-    step shows one shape, on all ranks, and of as many steps as there are images each bucket has as many as it has
-    images, so that all are shown equally often. `prompts` are those of every image.
-    Samples are numbered through the run, ranks side by side, so two ranks with one image each show what one rank
-    shows with two. Those of a bucket are in epochs, which show each of its images once in an order of their own; a
-    batch may reach into the next epoch, so none is ever short. Noise levels are from `levels[0]` to below `levels[1]`,
-    all alike; a `bias` above 0 favours the high ones, below 0 the low ones.
+    `buckets` are the indices of the images of one shape each, repeated images several times. All ranks use the same
+    bucket in a step. Of as many steps as there are images, each bucket has as many as it has images, so that all images
+    are used equally often. `prompts` are those of each image.
+
+    Samples are numbered through the run, rank after rank, so two ranks with one image each use what one rank uses with
+    two. Those of a bucket form epochs, each a permutation of its images; a batch may reach into the next epoch.
+    Timesteps are uniform from `timesteps[0]` to below `timesteps[1]`; a `bias` above 0 favors high ones, below 0 low.
     """
-    bucket, turn = _turn(step, [len(bucket) for bucket in buckets], seed)
-    images, which = buckets[bucket], (bucket,) if len(buckets) > 1 else ()
-    first, first_of_bucket = (step * world + rank) * batch, (turn * world + rank) * batch
-    shown = []
+    bucket, earlier_steps = _bucket(step, [len(bucket) for bucket in buckets], seed)
+    images = buckets[bucket]
+    stream = (bucket,) if len(buckets) > 1 else ()
+    first = (step * world + rank) * batch
+    first_of_bucket = (earlier_steps * world + rank) * batch
+    batch_samples = []
     for index in range(first, first + batch):
-        epoch, place = divmod(first_of_bucket + index - first, len(images))
-        image = images[int(rng.permutation(len(images), seed, "order", epoch, *which)[place])]
-        shown.append(
+        epoch, position = divmod(first_of_bucket + index - first, len(images))
+        image = images[int(rng.permutation(len(images), seed, "order", epoch, *stream)[position])]
+        batch_samples.append(
             Sample(
                 image=image,
-                mirrored=flip and rng.integer(2, seed, "mirror", index) == 1,
+                flipped=flip and rng.integer(2, seed, "mirror", index) == 1,
                 prompt=prompts[image].choose(seed, index),
-                timestep=_level(levels, bias, seed, index),
+                timestep=_timestep(timesteps, bias, seed, index),
                 index=index,
             )
         )
-    return shown
+    return batch_samples
 
 
-def _turn(step: int, counts: list[int], seed: int) -> tuple[int, int]:
-    """Return the bucket that `step` shows, and how many steps showed it before; `counts` are the buckets' images."""
-    if len(counts) == 1:
+def _bucket(step: int, sizes: list[int], seed: int) -> tuple[int, int]:
+    """Return the bucket of `step` and the number of earlier steps of that bucket; `sizes` are their image counts."""
+    if len(sizes) == 1:
         return 0, step
-    era, place = divmod(step, sum(counts))
-    order = np.repeat(np.arange(len(counts)), counts)[rng.permutation(sum(counts), seed, "buckets", era)]
-    bucket = int(order[place])
-    return bucket, era * counts[bucket] + int((order[:place] == bucket).sum())
+    era, position = divmod(step, sum(sizes))
+    order = np.repeat(np.arange(len(sizes)), sizes)[rng.permutation(sum(sizes), seed, "buckets", era)]
+    bucket = int(order[position])
+    return bucket, era * sizes[bucket] + int((order[:position] == bucket).sum())
 
 
-def _level(levels: tuple[int, int], bias: float, seed: int, index: int) -> int:
-    low, high = levels
+def _timestep(timesteps: tuple[int, int], bias: float, seed: int, index: int) -> int:
+    low, high = timesteps
     if not bias:
         return low + rng.integer(high - low, seed, "timestep", index)
-    place = rng.generator(seed, "timestep", index).random() ** math.exp(-bias)
-    return low + min(int(place * (high - low)), high - low - 1)
+    u = rng.generator(seed, "timestep", index).random() ** math.exp(-bias)
+    return low + min(int(u * (high - low)), high - low - 1)

@@ -1,8 +1,7 @@
-"""A run's state: everything that its next step depends on, so that a stopped run goes on as if it had never stopped.
+"""Checkpoints of training runs, `state_<step>.ckpt`: everything that the next step depends on.
 
-Images, prompts and noise are functions of a step's number (`gm.runtime.rng`): what training changes
-(`train_step.Learned`) and a
-few counters are all there is. A state is a `.ckpt` of a few kilobytes, `state_<step>.ckpt`.
+Images, prompts and noise are functions of the step (`gm.runtime.rng`), so a checkpoint holds the parameters of
+`TrainState` and a few counters: some kilobytes. A resumed run continues bit for bit.
 """
 
 from __future__ import annotations
@@ -27,24 +26,25 @@ log = logging.getLogger("gm")
 
 PATTERN = "state_*.ckpt"
 LATEST = "latest"
-# What a run cannot change on its way, and why.
-_FIXED = {
-    r"model\.": "the rows belong to that model",
-    r"run\.pooling": "the rows were learned under that rule",
-    r"concept\.(.*\.)?placeholder_token": "it is the word being learned",
-    r"concept\.(.*\.)?num_vectors": "the rows are there already",
-    r"training\.optimizer": "its state is the other's",
-    r"concept\.(.*\.)?initializer_(token|file)": "the rows have started already",
-    r"concept\..*\.negative": "the rows were learned under the other rule",
+# Options that cannot change in a run, and why.
+_FIXED_OPTIONS = {
+    r"model\.": "the vectors belong to that model",
+    r"run\.pooling": "the vectors were trained with that rule",
+    r"concepts?\.(\d+\.)?placeholder_token": "the token is what is being trained",
+    r"concepts?\.(\d+\.)?num_vectors": "the vectors exist already",
+    r"training\.optimizer": "the optimizer state is that of the other",
+    r"concepts?\.(\d+\.)?initializer_(token|file)": "the vectors are initialized already",
+    r"concepts?\.(\d+\.)?negative": "the vectors were trained without that rule",
 }
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What there was after `step` steps and `updates` updates, attempted ones included.
+    """The state of a run after `step` steps and `updates` updates, skipped ones included.
 
-    `tensors` are the parameters of `step.Learned` by name; `base_model` is the fingerprint of the frozen weights;
-    `config_values` is the config as nested values; `notes` is whatever else was kept that JSON holds.
+    tensors: parameters of `TrainState` by name; base_model: fingerprint of the frozen weights; options: the config as
+    nested values; data_fingerprint: hash of the training data; metrics: running loss and skipped steps;
+    callbacks: state of each callback by its class name
     """
 
     step: int
@@ -52,96 +52,107 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
     base_model: str
     options: dict[str, Any]
-    notes: dict[str, Any] = field(default_factory=dict)
-    path: Path | None = None  # where it was read from
+    data_fingerprint: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None  # of the file it was read from
+
+
+_METADATA = [each.name for each in dataclasses.fields(Checkpoint) if each.name not in ("tensors", "path")]
 
 
 def save(state: Checkpoint, folder: Path, keep: int) -> Path:
-    """Write `state` into `folder`, whole or not at all; return its path.
+    """Write `state` into `folder` atomically; return its path.
 
-    Of those up to its step, all but the newest `keep` are then removed.
+    Then removes all but the newest `keep` checkpoints up to its step.
     """
-    facts = {name: getattr(state, name) for name in ("step", "updates", "base_model", "options", "notes")}
+    metadata = {name: getattr(state, name) for name in _METADATA}
     path = folder / f"state_{state.step}.ckpt"
     tensors = {name: in_memory(np.atleast_1d(value)) for name, value in state.tensors.items()}
-    containers.write(path, tensors, {"state": json.dumps(facts)})
-    for old in [path for step, path in _in(folder) if step <= state.step][keep:]:
+    containers.write(path, tensors, {"state": json.dumps(metadata)})
+    for old in [path for step, path in _checkpoints_in(folder) if step <= state.step][keep:]:
         with contextlib.suppress(OSError):
             old.unlink()
     return path
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Return the state at `path`; UserError if it is none, or damaged."""
+    """Return the checkpoint at `path`; UserError if the file is damaged or not a checkpoint of this version."""
     contents = containers.read(path)
     try:
-        facts = json.loads(contents.metadata["state"])
+        metadata = json.loads(contents.metadata["state"])
         tensors = {name: np.array(tensor.read(), np.float32) for name, tensor in contents.tensors.items()}
-        return Checkpoint(tensors=tensors, path=Path(path), **facts)
+        return Checkpoint(tensors=tensors, path=Path(path), **metadata)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no state of a run; training writes {PATTERN} into --save_path") from error
+        raise UserError(
+            f"{path} is not a training state of this version; training writes {PATTERN} into --save_path"
+        ) from error
 
 
 def find(resume: str | None, save_path: str | Path) -> Checkpoint | None:
-    """Return the state that `--resume` asks for; None if nothing is to be resumed, or there is nothing yet.
+    """Return the checkpoint for the option `--resume`; None without that option and if there is none yet.
 
-    A damaged one among several is passed over for the one before it. UserError for a path that holds no state.
+    With "latest", a damaged file is skipped for the one before it. UserError for a path that is not a checkpoint.
     """
     if resume is None:
         return None
     if resume != LATEST:
         return load(resume)
-    for _, path in _in(Path(save_path)):
+    for _, path in _checkpoints_in(Path(save_path)):
         try:
             return load(path)
         except UserError as error:
-            log.warning("%s; the state before it is tried", error)
-    log.info("--resume %s: no state in %s, so the run starts at its beginning", LATEST, save_path)
+            log.warning("%s; trying the one before it", error)
+    log.info("--resume %s: no training state in %s; starting at step 1", LATEST, save_path)
     return None
 
 
 def check(state: Checkpoint, config: Config) -> dict[str, str]:
-    """Return what `config` changes, by option, as "old → new"; UserError for what a run cannot change.
+    """Return the options that `config` changes, as "old → new"; UserError for one that cannot change in a run.
 
-    A run that is complete may be resumed as `LATEST`, so that whoever starts it again and again comes to an end.
+    A finished run may be resumed with "latest": a command that is started again and again must come to an end.
     """
-    old, new = _flat(state.options), _flat(config_values(config))
-    default = _flat(config_values(Config()))
+    old = _flatten(state.options)
+    new = _flatten(config_values(config))
+    default = _flatten(config_values(Config()))
     for name in new:
-        old.setdefault(name, default.get(name))  # the state may be older than the option
+        old.setdefault(name, default.get(name))  # an option that is newer than the checkpoint
     changed = {
         name: f"{old.get(name)!r} → {new.get(name)!r}" for name in {**old, **new} if old.get(name) != new.get(name)
     }
-    for pattern, reason in _FIXED.items():
+    for pattern, reason in _FIXED_OPTIONS.items():
         for name, change in changed.items():
             if re.match(pattern, name):
-                raise UserError(f"--resume: {name} was {change}; {reason}: leave it as it was, or start a new run")
-    done = config.training.total_step == state.step and config.training.resume == LATEST
-    if config.training.total_step <= state.step and not done:
+                raise UserError(f"--resume: {name} was {change}; {reason}: keep the old value, or start a new run")
+    total_step = config.training.total_step
+    finished = total_step == state.step and config.training.resume == LATEST
+    if total_step <= state.step and not finished:
         raise UserError(
-            f"--resume: {state.path} is at step {state.step} of {config.training.total_step}; --total_step says how "
-            "many steps there are to be in all"
+            f"--resume: {state.path} is at step {state.step} of {total_step}; --total_step counts all steps of a run"
         )
     return changed
 
 
 def config_values(config: Config) -> dict[str, Any]:
-    """Return `config` as nested values that JSON gives back unchanged, without what asks to resume."""
+    """Return `config` as nested JSON values, without the option `resume`."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     del values["training"]["resume"]
     return values
 
 
-def _in(folder: Path) -> list[tuple[int, Path]]:
-    """Return the states in `folder` with their steps, the newest first."""
-    named = [(path.stem.removeprefix("state_"), path) for path in folder.glob(PATTERN)]
-    return sorted(((int(step), path) for step, path in named if step.isdigit()), reverse=True)
+def _checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return the checkpoints in `folder` with their steps, newest first."""
+    numbered = [(path.stem.removeprefix("state_"), path) for path in folder.glob(PATTERN)]
+    return sorted(((int(step), path) for step, path in numbered if step.isdigit()), reverse=True)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             value = {str(number): item for number, item in enumerate(value, 1)}
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
     return flat

@@ -1,17 +1,17 @@
-"""What there is to learn: each word with its options, its images and what is said of them."""
+"""Training data of concepts: images, prompts, captions and initial vectors, read and checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import logging
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from gm.config import ConceptConfig, Config, WordConfig, schema
+from gm.config import ConceptConfig, Config
 from gm.config.model import ModelConfig
-from gm.config.schema import option
 from gm.data import captions, image_folder, templates
 from gm.data.bucketing import Size
 from gm.data.image import CroppedImage
@@ -25,127 +25,78 @@ log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
-class Entry(WordConfig):
-    """The options of one word."""
-
-    data_path: str = option("", "folder of its 3 to 20 images")
-    repeats: int | None = option(
-        None,
-        "how often its images are shown for once of others'; without it all words are shown about as often",
-        minimum=1,
-    )
-    negative: bool = option(False, "learned as what to keep away from, out of the other words' images")
-
-
-@dataclass(frozen=True)
 class TrainingConcept:
-    """One word, checked and read; a negative one has no images, prompts or captions.
+    """A concept with its training data; a negative concept has no images, prompts or captions.
 
-    name: of its files; rows: which of all rows are its own; prompts: templates with the word filled in;
-    captions: of each image, or none at all; ids: tokens whose rows to start from, None for random rows;
-    start: rows of an embedding file to start from, instead
+    file_stem: its name in file names; vector_slice: its part of the embedding vectors of all concepts; prompts: the
+    templates, filled in; captions: one per image (None: use a template), or empty; initializer_ids: tokens whose
+    embeddings are the initial vectors; initial_vectors: vectors of an embedding file by text encoder. Without both, the
+    initial vectors are random.
     """
 
-    entry: Entry
-    name: str
-    rows: slice
+    config: ConceptConfig
+    file_stem: str
+    vector_slice: slice
     images: list[CroppedImage]
     prompts: tuple[str, ...]
     captions: tuple[str | None, ...] = ()
-    ids: list[int] | None = None
-    start: tuple[np.ndarray, np.ndarray] | None = None
+    initializer_ids: list[int] | None = None
+    initial_vectors: dict[str, np.ndarray] | None = None
 
     @property
-    def word(self) -> str:
-        return self.entry.placeholder_token
+    def placeholder_token(self) -> str:
+        return self.config.placeholder_token
 
 
-def entries(config: Config) -> list[Entry]:
-    """Return the options of every word to learn, the negative one last.
+def concept_configs(config: Config) -> list[ConceptConfig]:
+    """Return the options of every concept of the run, the negative one last."""
+    return config.concepts or [config.concept]
 
-    What an entry of `concepts` leaves out is as in the config's other options. UserError for an entry that is no
-    mapping of options, a second negative one, and one without another word.
+
+def file_stems(concepts: Sequence[ConceptConfig]) -> list[str]:
+    """Return a unique name for the files of each concept: the placeholder token without unsafe characters."""
+    stems: list[str] = []
+    for number, concept in enumerate(concepts, 1):
+        stem = safe_filename(concept.placeholder_token) or f"word{number}"
+        taken = {each.lower() for each in stems}
+        stems.append(f"{stem}-{number}" if stem.lower() in taken else stem)
+    return stems
+
+
+def read(
+    concept: ConceptConfig, file_stem: str, config: Config, tokenizer: Tokenizer, bucket_sizes: list[Size] | None
+) -> TrainingConcept:
+    """Read the training data of a concept whose placeholder token `tokenizer` has; UserError for the first mistake.
+
+    `bucket_sizes` are the possible sizes of images, None for squares alone.
     """
-    common = {f.name: getattr(config.concept, f.name) for f in fields(WordConfig)}
-    common["data_path"] = config.data.data_path
-    found: list[Entry] = []
-    listed = [
-        m
-        for given in config.concept.concepts
-        for m in (schema.load_mappings(given) if isinstance(given, str) else [given])
-    ]
-    for number, given in enumerate(listed, 1):
-        source = f"--concepts, word {number}"
-        if not isinstance(given, dict):
-            raise UserError(f"{source} is {given!r}; write {{placeholder_token: <word>, data_path: folder}}")
-        found.append(schema.merge(Entry, None, {**common, **given}, source))
-        if found[-1].negative and given.get("data_path"):
-            raise UserError(f"{source}: a negative word is learned from the others' images; leave out its data_path")
-    if not found:
-        return [Entry(**common)]
-    negative = [entry for entry in found if entry.negative]
-    if len(negative) > 1:
-        raise UserError("--concepts has two negative words; there can be one")
-    if len(negative) == len(found):
-        raise UserError("--concepts has a negative word alone; there must be one that it is learned with")
-    return [entry for entry in found if not entry.negative] + [
-        dataclasses.replace(entry, data_path="") for entry in negative
-    ]
+    token = concept.placeholder_token
+    ids = tokenizer.placeholders[token]
+    training_concept = TrainingConcept(
+        concept,
+        file_stem,
+        slice(ids[0] - VOCAB_SIZE, ids[-1] + 1 - VOCAB_SIZE),
+        images=[],
+        prompts=(),
+        initializer_ids=_initializer_ids(concept, tokenizer),
+        initial_vectors=_initial_vectors(concept, config.model),
+    )
+    if concept.negative:
+        return training_concept
+    lines = templates.load(concept.learnable_property, concept.template_file)
+    prompts = tuple(templates.fill(line, token) for line in lines)
+    tokenizer(prompts, padding=0)  # raises for a prompt that is too long for the placeholder token
+    resolution = config.data.resolution or config.model.resolution
+    images = image_folder.load_images(concept.data_path, resolution, config.data.masks, bucket_sizes)
+    image_captions = _captions(concept, images, tokenizer) if config.data.captions else ()
+    return dataclasses.replace(training_concept, images=images, prompts=prompts, captions=image_captions)
 
 
-def resolved(config: Config, found: list[Entry]) -> Config:
-    """Return `config` with every option of the words written out; one word is as if there had been no `concepts`."""
-    if not config.concept.concepts:
-        return config
-    if len(found) > 1:
-        written = [dataclasses.asdict(entry) for entry in found]
-        return dataclasses.replace(config, concept=dataclasses.replace(config.concept, concepts=written))
-    own = {f.name: getattr(found[0], f.name) for f in fields(WordConfig)}
-    data = dataclasses.replace(config.data, data_path=found[0].data_path)
-    return dataclasses.replace(config, concept=ConceptConfig(**own), data=data)
-
-
-def names(found: list[Entry]) -> list[str]:
-    """Return what the files of each word are called: the word, without what a file's name should not hold."""
-    made: list[str] = []
-    for number, entry in enumerate(found, 1):
-        name = safe_filename(entry.placeholder_token) or f"word{number}"
-        made.append(f"{name}-{number}" if name.lower() in map(str.lower, made) else name)
-    return made
-
-
-def read(entry: Entry, name: str, config: Config, tokenizer: Tokenizer, known: list[Size] | None) -> TrainingConcept:
-    """Read what there is to learn a word from that `tokenizer` knows; UserError for the first thing that is wrong.
-
-    `known` are the sizes that images may have, if they need not be square.
-    """
-    word, data = entry.placeholder_token, config.data
-    own = tokenizer.placeholders[word]
-    rows = slice(own[0] - VOCAB_SIZE, own[-1] + 1 - VOCAB_SIZE)
-    concept = TrainingConcept(entry, name, rows, [], (), (), _ids(entry, tokenizer), _start(entry, config.model))
-    if entry.negative:
-        return concept
-    filled = templates.load(entry.learnable_property, entry.template_file)
-    prompts = tuple(templates.fill(line, word) for line in filled)
-    tokenizer(prompts, padding=0)  # finds a prompt that has no room for the placeholder
-    images = image_folder.load_images(entry.data_path, data.resolution or config.model.resolution, data.masks, known)
-    said: tuple[str | None, ...] = ()
-    if data.captions:
-        said = captions.load_captions(
-            entry.data_path,
-            [image.name for image in images],
-            word,
-            lambda text: not {*own}.isdisjoint(tokenizer.encode(text)),
-        )
-        tokenizer([caption for caption in said if caption], padding=0)
-    return dataclasses.replace(concept, images=images, prompts=prompts, captions=said)
-
-
-def fingerprint(found: list[TrainingConcept]) -> str:
-    """Return a hash that tells whether the same images are shown with the same prompts and captions."""
+def fingerprint(concepts: Sequence[TrainingConcept]) -> str:
+    """Return a hash of all images, masks, prompts and captions."""
     digest = hashlib.sha256()
-    for concept in found:
-        digest.update(repr((concept.word, concept.prompts, concept.captions)).encode())
+    for concept in concepts:
+        digest.update(repr((concept.placeholder_token, concept.prompts, concept.captions)).encode())
         for image in concept.images:
             digest.update(repr((image.name, image.original_size, image.crop_top_left)).encode())
             digest.update(image.pixels.tobytes())
@@ -153,42 +104,59 @@ def fingerprint(found: list[TrainingConcept]) -> str:
     return digest.hexdigest()[:16]
 
 
-def repeats(found: list[TrainingConcept]) -> list[int]:
-    """Return how often the images of each word stand in an epoch: as asked, or so that all words have about as many.
+def repeats(concepts: Sequence[TrainingConcept]) -> list[int]:
+    """Return the repeats of each concept's images in an epoch, by default so that all have about as many images.
 
-    With 5, 6 and 20 images that is 4, 3 and 1: 20, 18 and 20 images.
+    5, 6 and 20 images get 4, 3 and 1 repeats: 20, 18 and 20 images.
     """
-    most = max(len(concept.images) for concept in found)
+    most = max(len(concept.images) for concept in concepts)
     return [
-        0 if not concept.images else concept.entry.repeats or max(1, round(most / len(concept.images)))
-        for concept in found
+        0 if not concept.images else concept.config.repeats or max(1, round(most / len(concept.images)))
+        for concept in concepts
     ]
 
 
-def _ids(entry: Entry, tokenizer: Tokenizer) -> list[int] | None:
-    """Return the tokens whose rows to start from, None for random ones."""
-    if entry.initializer_token is None:
+def _captions(concept: ConceptConfig, images: list[CroppedImage], tokenizer: Tokenizer) -> tuple[str | None, ...]:
+    ids = {*tokenizer.placeholders[concept.placeholder_token]}
+
+    def holds_token(text: str) -> bool:
+        return not ids.isdisjoint(tokenizer.encode(text))
+
+    names = [image.name for image in images]
+    image_captions = captions.load_captions(concept.data_path, names, concept.placeholder_token, holds_token)
+    tokenizer([caption for caption in image_captions if caption], padding=0)
+    return image_captions
+
+
+def _initializer_ids(concept: ConceptConfig, tokenizer: Tokenizer) -> list[int] | None:
+    if concept.initializer_token is None:
         return None
-    ids = init.token_ids(entry.initializer_token, Tokenizer(tokenizer.context_length))  # knows no learned word
-    if len(ids) > entry.num_vectors:
+    ids = init.token_ids(concept.initializer_token, Tokenizer(tokenizer.context_length))  # without placeholder tokens
+    if len(ids) > concept.num_vectors:
         log.warning(
-            "--initializer_token %r has %d tokens, of which --num_vectors %d uses the first %d",
-            *(entry.initializer_token, len(ids), entry.num_vectors, entry.num_vectors),
+            "--initializer_token %r has %d tokens; --num_vectors %d uses the first %d",
+            concept.initializer_token,
+            len(ids),
+            concept.num_vectors,
+            concept.num_vectors,
         )
     return ids
 
 
-def _start(entry: Entry, model: ModelConfig) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the rows of `--initializer_file`; UserError if it is another model's, or there is a word to start from."""
-    if entry.initializer_file is None:
+def _initial_vectors(concept: ConceptConfig, model: ModelConfig) -> dict[str, np.ndarray] | None:
+    """Return the vectors of `initializer_file`; UserError if they do not fit the model, or a token is given too."""
+    if concept.initializer_file is None:
         return None
-    if entry.initializer_token is not None:
-        raise UserError("--initializer_file and --initializer_token both say where to start; give one of them")
-    found = embedding_io.load(entry.initializer_file)
-    check_dims(found, model)
-    if found.num_vectors > entry.num_vectors:
+    if concept.initializer_token is not None:
+        raise UserError("--initializer_file and --initializer_token exclude each other; give one of them")
+    embedding = embedding_io.load(concept.initializer_file)
+    check_dims(embedding, model)
+    if embedding.num_vectors > concept.num_vectors:
         log.warning(
-            "--initializer_file %s has %d rows, of which --num_vectors %d uses the first %d",
-            *(entry.initializer_file, found.num_vectors, entry.num_vectors, entry.num_vectors),
+            "--initializer_file %s has %d vectors; --num_vectors %d uses the first %d",
+            concept.initializer_file,
+            embedding.num_vectors,
+            concept.num_vectors,
+            concept.num_vectors,
         )
-    return found.vectors["clip_l"], found.vectors["clip_g"]
+    return embedding.vectors

@@ -1,42 +1,47 @@
-"""The learning rates of every update."""
+"""Learning rate schedules, evaluated at every update."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gm.config import TrainingConfig
 
-# Of one_cycle, as in PyTorch's OneCycleLR: the part of the run that rises, from 1/25 of the peak, down to 1e-4 of that.
-_RISING, _START, _END = 0.3, 1 / 25, 1 / 25e4
+# one_cycle, as in PyTorch's OneCycleLR: fraction of the run that rises, and first and last factor.
+_RISING = 0.3
+_FIRST_FACTOR = 1 / 25
+_LAST_FACTOR = 1 / 25e4
 
 
-def peaks(config: TrainingConfig) -> tuple[float, float]:
-    """Return the peak learning rate of the rows of each encoder, without what `scale_lr` makes of it."""
-    one, two = config.learning_rate_clip_l, config.learning_rate_clip_g
-    return config.learning_rate if one is None else one, config.learning_rate if two is None else two
+def peak_learning_rates(config: TrainingConfig, encoders: Sequence[str]) -> tuple[float, ...]:
+    """Return the peak learning rate of the vectors of each text encoder, before `scale_lr`."""
+    overrides = {"clip_l": config.learning_rate_clip_l, "clip_g": config.learning_rate_clip_g}
+    peaks = (overrides.get(name) for name in encoders)
+    return tuple(config.learning_rate if peak is None else peak for peak in peaks)
 
 
-def learning_rates(update: int, updates: int, config: TrainingConfig, world: int = 1) -> tuple[float, float]:
-    """Return each encoder's learning rate of update `update` (from 0) out of `updates`, with `world` devices."""
+def learning_rates(
+    update: int, num_updates: int, config: TrainingConfig, encoders: Sequence[str], world: int = 1
+) -> tuple[float, ...]:
+    """Return the learning rate of each text encoder at `update` (from 0) of `num_updates`, with `world` devices."""
     scale = config.train_batch_size * config.gradient_accumulation_steps * world if config.scale_lr else 1
-    share = factor(update, updates, config)
-    one, two = peaks(config)
-    return one * scale * share, two * scale * share
+    share = factor(update, num_updates, config)
+    return tuple(peak * scale * share for peak in peak_learning_rates(config, encoders))
 
 
-def factor(update: int, updates: int, config: TrainingConfig) -> float:
-    """Return the learning rate of update `update` (from 0) out of `updates`, as a part of its peak.
+def factor(update: int, num_updates: int, config: TrainingConfig) -> float:
+    """Return the learning rate at `update` (from 0) of `num_updates` as a fraction of its peak.
 
     It rises linearly over `lr_warmup_steps`, reaching the peak with the first update after them, then stays
-    ("constant") or falls to 0 at the end: along a line, half a cosine, that `lr_num_cycles` times, or a line to the
-    power of `lr_power`. "one_cycle" rises along half a cosine over `lr_warmup_steps`, by default 0.3 of the run, and
-    falls along another (Smith and Topin, 2018).
+    ("constant") or falls to 0 at the end: linearly, along half a cosine (`lr_num_cycles` times), or along a polynomial
+    with exponent `lr_power`. "one_cycle" rises along half a cosine over `lr_warmup_steps`, by default 0.3 of the run,
+    and falls along another (Smith & Topin, 2018).
     """
     if config.lr_scheduler == "one_cycle":
-        return _one_cycle(update, updates, config.lr_warmup_steps)
+        return _one_cycle(update, num_updates, config.lr_warmup_steps)
     if update < config.lr_warmup_steps:
         return (update + 1) / (config.lr_warmup_steps + 1)
-    done = (update - config.lr_warmup_steps) / max(1, updates - config.lr_warmup_steps)
+    done = (update - config.lr_warmup_steps) / max(1, num_updates - config.lr_warmup_steps)
     return {
         "constant": 1.0,
         "linear": 1.0 - done,
@@ -46,11 +51,11 @@ def factor(update: int, updates: int, config: TrainingConfig) -> float:
     }[config.lr_scheduler]
 
 
-def _one_cycle(update: int, updates: int, warm_up: int) -> float:
-    top = (warm_up or _RISING * updates) - 1  # the update that has the peak
+def _one_cycle(update: int, num_updates: int, warmup: int) -> float:
+    top = (warmup or _RISING * num_updates) - 1  # the update at the peak
     if update <= top:
-        return _half_cosine(_START, 1.0, update / top if top else 1.0)
-    return _half_cosine(1.0, _END, (update - top) / (updates - 1 - top))
+        return _half_cosine(_FIRST_FACTOR, 1.0, update / top if top else 1.0)
+    return _half_cosine(1.0, _LAST_FACTOR, (update - top) / (num_updates - 1 - top))
 
 
 def _half_cosine(start: float, end: float, done: float) -> float:

@@ -1,104 +1,191 @@
-"""What the summed gradients of some steps make of the rows."""
+"""Optimizers of the embedding vectors: AdamW and Prodigy. An update uses the mean gradient of several steps."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gm.config import TrainingConfig
 from gm.runtime import backend
 from gm.training import lr_schedule
-from gm.training.train_step import FIRST_DISTANCE, TrainState
+from gm.training.train_state import TrainState
+
+_CLIP_EPSILON = 1e-6  # as in PyTorch's clip_grad_norm_
 
 
-class Update(nn.Cell):
-    """Adam (Kingma and Ba, 2015) or Prodigy (Mishchenko and Defazio, 2024), both with bias correction.
+class Optimizer(nn.Cell):
+    """Base of the optimizers: averages and clips the gradients, calls `apply`, preserves norms, resets the sums.
 
-    It takes a learning rate for each encoder, float32 scalars, and moves by the mean gradient of all steps and ranks
-    since the last update, clipped by its global norm, with decoupled weight decay. Last, each row's norm is pulled
-    towards that of `norms`, one an encoder. Where the config's learning rate is 0, the encoder's rows stay as they are
-    and their gradient does not count. Returns the norm before clipping. If no step since the last update was finite,
-    nothing changes.
+    The gradient is the mean over all steps and ranks since the last update, clipped by its global norm. Encoders whose
+    peak learning rate is 0 stay as they are and do not count in the norm. If no step since the last update was finite,
+    nothing changes. A subclass defines `initial_state` and `apply`, and is listed in `OPTIMIZERS`.
+
+    Takes the learning rate of each encoder, float32 scalars; returns the gradient norm before clipping.
+    `token_norms` are the norms that `preserve_embedding_norm` moves the vectors to, one per encoder.
     """
 
     def __init__(
-        self, learned: TrainState, config: TrainingConfig, world: int, norms: tuple[float, ...] = (1.0, 1.0)
+        self, state: TrainState, config: TrainingConfig, world: int = 1, token_norms: tuple[float, ...] = ()
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.learned = learned
-        self.average = backend.AllReduceMean(world)
-        self.beta1, self.beta2, self.epsilon = config.adam_beta1, config.adam_beta2, config.adam_epsilon
-        self.beta3 = config.adam_beta2**0.5
-        self.decay, self.max_norm = config.weight_decay, config.max_grad_norm
-        self.trained = [k for k, peak in enumerate(lr_schedule.peaks(config)) if peak > 0]
-        self.prodigy = config.optimizer == "prodigy"
-        self.pull, self.norms = config.preserve_embedding_norm, norms
+        self.state = state
+        self.all_reduce_mean = backend.AllReduceMean(world)
+        self.weight_decay = config.weight_decay
+        self.max_grad_norm = config.max_grad_norm
+        self.norm_pull = config.preserve_embedding_norm
+        self.token_norms = token_norms
+        peaks = lr_schedule.peak_learning_rates(config, state.encoders)
+        self.encoder_indices = tuple(range(len(state.encoders)))
+        self.trained = [k for k in self.encoder_indices if peaks[k] > 0]
 
-    def construct(self, rate_1: Tensor, rate_2: Tensor) -> Tensor:
-        learned = self.learned
-        summed = self.average(learned.summed * 1.0)
-        share = 1.0 / ops.maximum(summed, 1e-6)
-        gradients = self.average(learned.sums[0] * 1.0) * share, self.average(learned.sums[1] * 1.0) * share
-        total = 0.0 * share
-        for which in self.trained:
-            total = total + (gradients[which] * gradients[which]).sum()
-        norm = ops.sqrt(total)
-        if self.max_norm > 0:
-            factor = ops.minimum(self.max_norm / (norm + 1e-6), 1.0)  # PyTorch's clip_grad_norm_ adds the same 1e-6
-            gradients = gradients[0] * factor, gradients[1] * factor
-        if_any = ops.cast(summed > 0, ms.float32)
-        ops.assign_add(learned.updates, if_any)
-        rates = rate_1, rate_2
-        if self.prodigy:
-            distance = learned.distance * 1.0
-            farther = self._farther(gradients, rates, distance, if_any)
-            for which in self.trained:
-                self._move(which, distance * gradients[which], distance * rates[which], self.epsilon * farther, if_any)
-            ops.assign(learned.distance, farther)
-        else:
-            small = self.epsilon * ops.sqrt(1.0 - ops.pow(self.beta2, self._count()))
-            for which in self.trained:
-                self._move(which, gradients[which], rates[which], small, if_any)
-        ops.assign(learned.sums[0], ops.zeros_like(learned.sums[0]))
-        ops.assign(learned.sums[1], ops.zeros_like(learned.sums[1]))
-        ops.assign(learned.summed, ops.zeros_like(learned.summed))
+    @staticmethod
+    def initial_state(vectors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray] | float]:
+        """Return the optimizer's own entries of `TrainState`: arrays by text encoder, or scalars."""
+        raise NotImplementedError
+
+    def apply(self, gradients: tuple[Tensor, ...], learning_rates: tuple[Tensor, ...], applied: Tensor) -> None:
+        """Update `state.vectors` of the `trained` encoders; `applied` is 1, or 0 if nothing may change."""
+        raise NotImplementedError
+
+    def construct(self, *learning_rates: Tensor) -> Tensor:
+        state = self.state
+        num_summed = self.all_reduce_mean(state.num_summed * 1.0)
+        share = 1.0 / ops.maximum(num_summed, 1e-6)
+        gradients: tuple[Tensor, ...] = ()
+        for k in self.encoder_indices:
+            gradients = (*gradients, self.all_reduce_mean(state.gradient_sums[k] * 1.0) * share)
+        squares = 0.0 * share
+        for k in self.trained:
+            squares = squares + (gradients[k] * gradients[k]).sum()
+        norm = ops.sqrt(squares)
+        if self.max_grad_norm > 0:
+            factor = ops.minimum(self.max_grad_norm / (norm + _CLIP_EPSILON), 1.0)
+            clipped: tuple[Tensor, ...] = ()
+            for k in self.encoder_indices:
+                clipped = (*clipped, gradients[k] * factor)
+            gradients = clipped
+        applied = ops.cast(num_summed > 0, ms.float32)
+        ops.assign_add(state.updates, applied)
+        self.apply(gradients, learning_rates, applied)
+        for k in self.encoder_indices:
+            ops.assign(state.gradient_sums[k], ops.zeros_like(state.gradient_sums[k]))
+        ops.assign(state.num_summed, ops.zeros_like(state.num_summed))
         return norm
 
-    def _count(self) -> Tensor:
-        return ops.maximum(self.learned.updates, 1.0)
+    def preserve_norm(self, k: int, vectors: Tensor, applied: Tensor) -> Tensor:
+        """Return the vectors of encoder `k` with each norm moved towards that of the tokens."""
+        if self.norm_pull > 0:
+            norms = ops.sqrt((vectors * vectors).sum(axis=1, keepdims=True)) + 1e-12
+            vectors = vectors * (1.0 + applied * self.norm_pull * (self.token_norms[k] / norms - 1.0))
+        return vectors
 
-    def _correction(self) -> Tensor:
-        """Return what makes up for moments that began at 0: (1 - β2^k)^½ / (1 - β1^k)."""
-        return ops.sqrt(1.0 - ops.pow(self.beta2, self._count())) / (1.0 - ops.pow(self.beta1, self._count()))
 
-    def _move(self, which: int, gradient: Tensor, rate: Tensor, small: Tensor, if_any: Tensor) -> None:
-        """Move the rows of one encoder along their mean gradient, over the root of its mean square plus `small`."""
-        learned, rate = self.learned, rate * if_any
-        mean = learned.means[which] + if_any * (1.0 - self.beta1) * (gradient - learned.means[which])
-        square = learned.squares[which] + if_any * (1.0 - self.beta2) * (gradient * gradient - learned.squares[which])
-        rows = learned.rows[which] * (1.0 - rate * self.decay)
-        rows = rows - rate * self._correction() * mean / (ops.sqrt(square) + small)
-        if self.pull > 0:
-            lengths = ops.sqrt((rows * rows).sum(axis=1, keepdims=True)) + 1e-12
-            rows = rows * (1.0 + if_any * self.pull * (self.norms[which] / lengths - 1.0))
-        ops.assign(learned.rows[which], rows)
-        ops.assign(learned.means[which], mean)
-        ops.assign(learned.squares[which], square)
+class AdamW(Optimizer):
+    """Adam (Kingma & Ba, 2015, algorithm 1) with decoupled weight decay (Loshchilov & Hutter, 2019, algorithm 2).
 
-    def _farther(self, gradients: tuple, rates: tuple, distance: Tensor, if_any: Tensor) -> Tensor:
-        """Return Prodigy's next estimate of how far the best rows are from the first ones; it never falls.
+    m and v are the first and second moment estimates; t is the number of updates.
+    """
 
-        Their algorithm 4, over both encoders together: what going back would cost, over the sum of the slopes' sizes.
-        """
-        learned = self.learned
-        gain, size = learned.gain * self.beta3, 0.0 * distance
-        for which in self.trained:
-            weight = distance / FIRST_DISTANCE * distance * rates[which] * self._correction()
-            gain = gain + weight * (gradients[which] * (learned.starts[which] - learned.rows[which])).sum()
-            slope = learned.slopes[which] * self.beta3 + weight * gradients[which]
-            slope = ops.select((if_any > 0).broadcast_to(slope.shape), slope, learned.slopes[which] * 1.0)
-            size = size + ops.abs(slope).sum()
-            ops.assign(learned.slopes[which], slope)
-        gain = ops.select(if_any > 0, gain, learned.gain * 1.0)
-        ops.assign(learned.gain, gain)
-        return ops.maximum(distance, ops.select(size > 0, gain / ops.maximum(size, 1e-38), distance))
+    def __init__(
+        self, state: TrainState, config: TrainingConfig, world: int = 1, token_norms: tuple[float, ...] = ()
+    ) -> None:
+        super().__init__(state, config, world, token_norms)
+        self.beta1 = config.adam_beta1
+        self.beta2 = config.adam_beta2
+        self.epsilon = config.adam_epsilon
+
+    @staticmethod
+    def initial_state(vectors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray] | float]:
+        return {"m": _zeros(vectors), "v": _zeros(vectors)}
+
+    def apply(self, gradients: tuple[Tensor, ...], learning_rates: tuple[Tensor, ...], applied: Tensor) -> None:
+        epsilon = self.epsilon * ops.sqrt(1.0 - ops.pow(self.beta2, self.t()))
+        for k in self.trained:
+            self.adam_step(k, gradients[k], learning_rates[k], epsilon, applied)
+
+    def adam_step(self, k: int, g: Tensor, lr: Tensor, epsilon: Tensor, applied: Tensor) -> None:
+        """Update moments and vectors of encoder `k`."""
+        state = self.state
+        lr = lr * applied
+        m = state.m[k] + applied * (1.0 - self.beta1) * (g - state.m[k])
+        v = state.v[k] + applied * (1.0 - self.beta2) * (g * g - state.v[k])
+        vectors = state.vectors[k] * (1.0 - lr * self.weight_decay)
+        vectors = vectors - lr * self.bias_correction() * m / (ops.sqrt(v) + epsilon)
+        ops.assign(state.vectors[k], self.preserve_norm(k, vectors, applied))
+        ops.assign(state.m[k], m)
+        ops.assign(state.v[k], v)
+
+    def t(self) -> Tensor:
+        return ops.maximum(self.state.updates, 1.0)
+
+    def bias_correction(self) -> Tensor:
+        """Return √(1 - β2^t) / (1 - β1^t), for moments that are 0 at first (Kingma & Ba, 2015, section 2)."""
+        return ops.sqrt(1.0 - ops.pow(self.beta2, self.t())) / (1.0 - ops.pow(self.beta1, self.t()))
+
+
+class Prodigy(AdamW):
+    """Prodigy, Adam version (Mishchenko & Defazio, 2024, algorithm 4), over all encoders together.
+
+    It estimates d, the distance from the initial vectors x0 to the solution, and multiplies the learning rate by it.
+    d is the maximum of r / ‖s‖₁ so far, where r and s are exponential averages with √β2 of ⟨g, x0 - x⟩ and of g.
+    """
+
+    d0 = 1e-6  # the first estimate
+
+    def __init__(
+        self, state: TrainState, config: TrainingConfig, world: int = 1, token_norms: tuple[float, ...] = ()
+    ) -> None:
+        super().__init__(state, config, world, token_norms)
+        self.beta3 = config.adam_beta2**0.5
+
+    @staticmethod
+    def initial_state(vectors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray] | float]:
+        moments = AdamW.initial_state(vectors)
+        return {**moments, "x0": dict(vectors), "s": _zeros(vectors), "d": Prodigy.d0, "r": 0.0}
+
+    def apply(self, gradients: tuple[Tensor, ...], learning_rates: tuple[Tensor, ...], applied: Tensor) -> None:
+        d = self.state.d * 1.0
+        d_next = self.estimate_distance(gradients, learning_rates, d, applied)
+        for k in self.trained:
+            self.adam_step(k, d * gradients[k], d * learning_rates[k], self.epsilon * d_next, applied)
+        ops.assign(self.state.d, d_next)
+
+    def estimate_distance(
+        self, gradients: tuple[Tensor, ...], learning_rates: tuple[Tensor, ...], d: Tensor, applied: Tensor
+    ) -> Tensor:
+        """Update r and s; return the next d, which never falls."""
+        state = self.state
+        r = state.r * self.beta3
+        s_norm = 0.0 * d
+        for k in self.trained:
+            weight = d / self.d0 * d * learning_rates[k] * self.bias_correction()
+            r = r + weight * (gradients[k] * (state.x0[k] - state.vectors[k])).sum()
+            s = state.s[k] * self.beta3 + weight * gradients[k]
+            s = ops.select((applied > 0).broadcast_to(s.shape), s, state.s[k] * 1.0)
+            s_norm = s_norm + ops.abs(s).sum()
+            ops.assign(state.s[k], s)
+        r = ops.select(applied > 0, r, state.r * 1.0)
+        ops.assign(state.r, r)
+        return ops.maximum(d, ops.select(s_norm > 0, r / ops.maximum(s_norm, 1e-38), d))
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "prodigy": Prodigy}
+
+
+def create_train_state(vectors: Mapping[str, np.ndarray], optimizer: str = "adamw", half: bool = False) -> TrainState:
+    """Return the state of a new run with the initial `vectors` by text encoder."""
+    return TrainState(vectors, half, OPTIMIZERS[optimizer].initial_state(vectors))
+
+
+def create_optimizer(
+    state: TrainState, config: TrainingConfig, world: int = 1, token_norms: tuple[float, ...] = ()
+) -> Optimizer:
+    """Return the optimizer that the config names, for a `state` that was created for it."""
+    return OPTIMIZERS[config.optimizer](state, config, world, token_norms)
+
+
+def _zeros(vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.zeros_like(each) for name, each in vectors.items()}

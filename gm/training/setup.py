@@ -1,4 +1,4 @@
-"""Everything about a training run that can be found wrong before the weights are read or a file is written."""
+"""Setup of a training run: everything that can be checked before the weights are loaded or a file is written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
-from gm.config import Config, SamplingConfig
+from gm.config import ConceptConfig, Config, SamplingConfig
 from gm.data import bucketing, templates
 from gm.data.image import CroppedImage
 from gm.errors import UserError
@@ -16,117 +16,147 @@ from gm.sampling import prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
 from gm.training import checkpoint, concept_data
 from gm.training.checkpoint import Checkpoint
-from gm.training.concept_data import Entry, TrainingConcept
+from gm.training.concept_data import TrainingConcept
 
 log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The checked ingredients of a run."""
+    """A checked run: options, training data and the checkpoint to resume from."""
 
     config: Config
-    concepts: list[TrainingConcept]  # each word; a negative one comes last
-    previews: list[SamplingConfig]  # a prompt each, with the placeholder filled in
-    tokenizer: Tokenizer  # knows all the words
-    shown: str = ""  # a hash of what there is to see and to read
-    resumed: Checkpoint | None = None  # what to go on from
-    changed: dict[str, str] = field(default_factory=dict)  # options that differ from those it was made with
+    concepts: list[TrainingConcept]  # the negative one last
+    sample_requests: list[SamplingConfig]  # of the sample images, one per prompt
+    tokenizer: Tokenizer  # with all placeholder tokens
+    data_fingerprint: str = ""  # hash of images, prompts and captions
+    resume_from: Checkpoint | None = None
+    changed_options: dict[str, str] = field(default_factory=dict)  # since that checkpoint, as "old → new"
 
     @property
-    def updates(self) -> int:
-        """How many updates the run makes; steps left over at the end make one more."""
+    def num_updates(self) -> int:
+        """Optimizer updates of the run; the steps left over at the end make one more."""
         training = self.config.training
         return -(-training.total_step // training.gradient_accumulation_steps)
 
     @property
     def images(self) -> list[CroppedImage]:
-        """The images of all words, one word's after another's."""
+        """The images of all concepts, concept after concept."""
         return [image for concept in self.concepts for image in concept.images]
 
     @property
     def negative(self) -> TrainingConcept | None:
-        """The word that is learned as what to keep away from, if there is one."""
-        return next((concept for concept in self.concepts if concept.entry.negative), None)
+        """The negative concept, if any."""
+        return next((concept for concept in self.concepts if concept.config.negative), None)
 
 
 def prepare(config: Config) -> TrainingSetup:
-    """Read images and prompts; UserError names the first thing that is wrong with them or with the model."""
+    """Read and check the training data and the options; UserError names the first mistake."""
     config.model.require("base")
-    entries = concept_data.entries(config)
-    config = concept_data.resolved(config, entries)
-    _check_levels(config)
-    if config.training.optimizer == "prodigy" and config.training.learning_rate < 0.1:
-        log.warning(
-            "--optimizer prodigy finds the learning rate itself and multiplies it by --learning_rate %g; 1 is usual",
-            config.training.learning_rate,
-        )
+    _check_timesteps(config)
+    _check_optimizer(config)
     atomic_io.check_writable(config.training.save_path, "--save_path")
-    resumed = checkpoint.find(config.training.resume, config.training.save_path)
-    changed = {} if resumed is None else checkpoint.check(resumed, config)
-    for name, change in changed.items():
-        log.warning("--resume: %s was %s from here on", name, change)
+    resume_from, changed_options = _checkpoint(config)
+    concept_configs = concept_data.concept_configs(config)
     tokenizer = Tokenizer(config.model.text_encoder_1.context_length)
-    for entry in entries:
-        tokenizer.add_placeholder(entry.placeholder_token, entry.num_vectors)
-    previews = _previews(config, entries, tokenizer)
-    data = config.data
-    known = _sizes(data.resolution or config.model.resolution, data.bucket_reso_steps) if data.enable_bucket else None
-    named = zip(entries, concept_data.names(entries), strict=True)
-    read = [concept_data.read(entry, name, config, tokenizer, known) for entry, name in named]
-    shown = concept_data.fingerprint(read)
-    before = shown if resumed is None else resumed.notes.get("shown", shown)
-    if before != shown:
-        log.warning("--resume: images, captions or templates are others than before, from here on")
-        changed["images, captions or templates"] = f"{before} → {shown}"
-    plan = TrainingSetup(config, read, previews, tokenizer, shown, resumed, changed)
-    if known:
-        shapes = Counter("×".join(map(str, image.pixels.shape[1:])) for image in plan.images)
-        log.info("height × width: %s", ", ".join(f"{count} of {shape}" for shape, count in shapes.items()))
-    return plan
+    for concept in concept_configs:
+        tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
+    sample_requests = _sample_requests(config, concept_configs, tokenizer)
+    bucket_sizes = _bucket_sizes(config) if config.data.enable_bucket else None
+    concepts = [
+        concept_data.read(concept, stem, config, tokenizer, bucket_sizes)
+        for concept, stem in zip(concept_configs, concept_data.file_stems(concept_configs), strict=True)
+    ]
+    fingerprint = concept_data.fingerprint(concepts)
+    if resume_from and resume_from.data_fingerprint not in ("", fingerprint):
+        log.warning("--resume: images, captions or templates have changed")
+        changed_options["images, captions or templates"] = f"{resume_from.data_fingerprint} → {fingerprint}"
+    setup = TrainingSetup(config, concepts, sample_requests, tokenizer, fingerprint, resume_from, changed_options)
+    if bucket_sizes:
+        sizes = Counter("×".join(map(str, image.pixels.shape[1:])) for image in setup.images)
+        log.info("height × width: %s", ", ".join(f"{count} of {size}" for size, count in sizes.items()))
+    return setup
 
 
-def _sizes(resolution: int, step: int) -> list[bucketing.Size]:
-    known = bucketing.make_bucket_resolutions(resolution, step)
-    if not known:
-        raise UserError(f"--bucket_reso_steps {step} is too large for --resolution {resolution}; there is no such size")
-    return known
+def _checkpoint(config: Config) -> tuple[Checkpoint | None, dict[str, str]]:
+    """Return the checkpoint to resume from, if any, and the options that have changed since."""
+    resume_from = checkpoint.find(config.training.resume, config.training.save_path)
+    if resume_from is None:
+        return None, {}
+    changed_options = checkpoint.check(resume_from, config)
+    for name, change in changed_options.items():
+        log.warning("--resume: %s has changed: %s", name, change)
+    return resume_from, changed_options
 
 
-def _previews(config: Config, entries: list[Entry], tokenizer: Tokenizer) -> list[SamplingConfig]:
-    """Return what previews draw: a prompt with `{}` of each word; UserError for one without any word of the run.
+def _bucket_sizes(config: Config) -> list[bucketing.Size]:
+    side = config.data.resolution or config.model.resolution
+    step = config.data.bucket_reso_steps
+    sizes = bucketing.make_bucket_resolutions(side, step)
+    if not sizes:
+        raise UserError(f"--bucket_reso_steps {step} is too large for --resolution {side}; there is no such size")
+    return sizes
 
-    A negative word is their negative prompt where they have no other. They are drawn from noise, without a refiner.
+
+def _sample_requests(config: Config, concepts: list[ConceptConfig], tokenizer: Tokenizer) -> list[SamplingConfig]:
+    """Return the options of the sample images of each prompt: every prompt with `{}`, for every concept.
+
+    They are generated from noise without a refiner; a negative concept is their default negative prompt. UserError for
+    a prompt without a placeholder token of the run.
     """
-    training, sampling = config.training, config.sampling
-    negative = next((entry.placeholder_token for entry in entries if entry.negative), "")
+    sampling = config.sampling
+    negative_tokens = [concept.placeholder_token for concept in concepts if concept.negative]
+    tokens = [concept.placeholder_token for concept in concepts if not concept.negative]
     sampling = dataclasses.replace(
-        sampling, negative_prompt=sampling.negative_prompt or negative, task="txt2img", add_pipeline=False
+        sampling,
+        negative_prompt=sampling.negative_prompt or "".join(negative_tokens),
+        task="txt2img",
+        add_pipeline=False,
     )
-    wanted = [("--infer_prompt", training.infer_prompt)] if training.infer_prompt else []
+    placeholder_ids = {number for token in tokens for number in tokenizer.placeholders[token]}
+    requests = []
+    for option, line in dict.fromkeys(_sample_prompts(config, concepts)):
+        request = dataclasses.replace(sampling, **prompt_file.parse(line))
+        if placeholder_ids.isdisjoint(tokenizer.encode(request.prompt)):
+            raise UserError(f"{option} {request.prompt!r} holds neither {{}} nor {' nor '.join(tokens)}; add one")
+        resolution.from_options(request, config.model)
+        requests.append(request)
+    return requests
+
+
+def _sample_prompts(config: Config, concepts: list[ConceptConfig]) -> list[tuple[str, str]]:
+    """Return the prompts of sample images with the options they come from, placeholder tokens filled in."""
+    training = config.training
+    positive = [concept for concept in concepts if not concept.negative]
+    lines = [("--infer_prompt", training.infer_prompt)] if training.infer_prompt else []
     for text in training.validation_prompts:
-        wanted += [("--validation_prompts", line) for line in prompt_file.read(text, "--validation_prompts")]
-    previews = []
-    shown = [entry for entry in entries if not entry.negative]
-    words = [entry.placeholder_token for entry in shown]
-    firsts = [(entry, templates.load(entry.learnable_property, entry.template_file)[0]) for entry in shown]
-    filled = [("the first template", templates.fill(line, entry.placeholder_token)) for entry, line in firsts]
-    if wanted:
-        filled = [(option, templates.fill(line, word)) for option, line in wanted for word in words]
-    own = {number for word in words for number in tokenizer.placeholders[word]}
-    for option, line in dict.fromkeys(filled):
-        parsed = dataclasses.replace(sampling, **prompt_file.parse(line))
-        if own.isdisjoint(tokenizer.encode(parsed.prompt)):
-            raise UserError(f"{option} {parsed.prompt!r} holds neither {{}} nor {' nor '.join(words)}; add one")
-        resolution.from_options(parsed, config.model)
-        previews.append(parsed)
-    return previews
+        lines += [("--validation_prompts", line) for line in prompt_file.read(text, "--validation_prompts")]
+    if lines:
+        tokens = [concept.placeholder_token for concept in positive]
+        return [(option, templates.fill(line, token)) for option, line in lines for token in tokens]
+    return [
+        (
+            "the first template",
+            templates.fill(
+                templates.load(concept.learnable_property, concept.template_file)[0], concept.placeholder_token
+            ),
+        )
+        for concept in positive
+    ]
 
 
-def _check_levels(config: Config) -> None:
-    low, high, last = config.loss.min_timestep, config.loss.max_timestep, config.model.schedule.timesteps - 1
-    high = last if high is None else high
+def _check_timesteps(config: Config) -> None:
+    last = config.model.schedule.timesteps - 1
+    low = config.loss.min_timestep
+    high = last if config.loss.max_timestep is None else config.loss.max_timestep
     if not low <= high <= last:
-        raise UserError(
-            f"--min_timestep {low} and --max_timestep {high} leave no noise level; the model's are 0 to {last}"
+        raise UserError(f"--min_timestep {low} and --max_timestep {high} leave no timestep; the model has 0 to {last}")
+
+
+def _check_optimizer(config: Config) -> None:
+    training = config.training
+    if training.optimizer == "prodigy" and training.learning_rate < 0.1:
+        log.warning(
+            "--optimizer prodigy estimates the learning rate and multiplies it by --learning_rate %g; 1 is usual",
+            training.learning_rate,
         )

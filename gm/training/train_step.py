@@ -1,155 +1,133 @@
-"""One training step; `update` follows every `gradient_accumulation_steps` of them.
+"""Training step: forward and backward pass of one batch. `optimizer` follows every `gradient_accumulation_steps`.
 
-Two Cells, so that in graph mode the large one (forward and backward pass) is compiled once and the small one (Adam on
-a few kilobytes) beside it, and so that ranks talk to each other once an update.
+Step and optimizer are two Cells, so that in graph mode the large graph is compiled once and the small one (a few
+kilobytes of parameters) beside it, and so that ranks communicate once per update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from gm.config import LossConfig
 from gm.diffusion import guidance, losses
-from gm.errors import UserError
 from gm.models.sdxl import SDXL
+from gm.training.train_state import TrainState
 
-_PLAIN = LossConfig()
-_INITIAL_SCALE = 2.0**16
-FIRST_DISTANCE = 1e-6  # of Prodigy
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
 
 
 class NegativePrompt(NamedTuple):
-    """The negative word alone, as a prompt: ids_1 and ids_2 int32 [1, 77], pool_position int32 [1]."""
+    """The prompt of a negative concept: pool_position int32 [1] and the ids of each text encoder, int32 [1, 77]."""
 
-    ids_1: np.ndarray
-    ids_2: np.ndarray
     pool_position: np.ndarray
+    ids: tuple[np.ndarray, ...]
+
+
+class Batch(NamedTuple):
+    """The inputs of one step: B noised images with prompts and size conditioning."""
+
+    x: Tensor  # scaled UNet input, float32 [B, z, h, w]
+    noise: Tensor  # target, float32 [B, z, h, w]
+    loss_weight: Tensor  # float32 [B, 1, h, w]
+    timesteps: Tensor  # float32 [B]
+    sizes: Tensor  # size conditioning, float32 [B, 6]
+    pool_position: Tensor  # int32 [B]
+    ids: tuple[Tensor, ...]  # of each text encoder, int32 [B, 77]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The fields as the arguments of `TrainStep`: a graph takes tensors, not tuples of them."""
+        return (*self[:-1], *self.ids)
 
 
 class DiffusionLoss(nn.Cell):
-    """The diffusion loss of a `loader.Batch` as a function of the rows [n, width 1] and [n, width 2].
+    """Diffusion loss of a batch (the `inputs` of a `Batch`) as a function of the embedding vectors of each encoder.
 
-    With a `negative` word it is that of the prediction that sampling with it as the negative prompt uses, so that both
-    are learned at once (Dong et al., 2022, "DreamArtist"). Returns the loss times `scale`, a power of two that keeps
-    float16 gradients from vanishing.
+    With a `negative` prompt it is the loss of the prediction with classifier-free guidance against that prompt, so that
+    both concepts are trained together (Dong et al., 2022, "DreamArtist"). Returns the loss times `scale`, a power of
+    two that keeps float16 gradients from underflowing.
     """
 
     def __init__(self, model: SDXL, config: LossConfig, negative: NegativePrompt | None = None) -> None:
         super().__init__(auto_prefix=False)
-        self.conditioner, self.unet = model.conditioner, model.unet
-        self.huber, self.c = config.loss_type == "huber", config.huber_c
-        self.negative = negative is not None
+        self.conditioner = model.conditioner
+        self.unet = model.unet
+        self.use_huber = config.loss_type == "huber"
+        self.huber_c = config.huber_c
+        self.has_negative = negative is not None
         if negative is not None:
-            self.guidance = config.negative_guidance
-            self.ids_1, self.ids_2, self.pool_position = (Tensor(each) for each in negative)
+            self.guidance_scale = config.negative_guidance
+            self.negative_pool_position = Tensor(negative.pool_position)
+            self.negative_ids = tuple(Tensor(ids) for ids in negative.ids)
 
-    def construct(self, clip_l: Tensor, clip_g: Tensor, scale: Tensor, batch: tuple) -> Tensor:
-        x, noise, weight, timestep, ids_1, ids_2, pool_position, sizes = batch
-        if self.negative:
-            # Both in one pass, the negative first.
-            x, timestep, sizes = ops.concat((x, x)), ops.concat((timestep, timestep)), ops.concat((sizes, sizes))
-            ids_1 = ops.concat((self.ids_1.broadcast_to(ids_1.shape), ids_1))
-            ids_2 = ops.concat((self.ids_2.broadcast_to(ids_2.shape), ids_2))
-            pool_position = ops.concat((self.pool_position.broadcast_to(pool_position.shape), pool_position))
-        context, vector = self.conditioner((ids_1, ids_2), (clip_l, clip_g), pool_position, sizes)
-        epsilon = self.unet(x, timestep, context, vector)
-        if self.negative:
-            away, towards = ops.chunk(epsilon, 2, axis=0)
-            epsilon = guidance.classifier_free_guidance(away, towards, self.guidance)
-        error = epsilon - noise
-        cost = losses.pseudo_huber(error, self.c) if self.huber else losses.squared_error(error)
-        return (cost * weight).mean() * scale
-
-
-class TrainState(nn.Cell):
-    """Everything that training changes: rows, their gradients' sum, the optimizer's state, counters, the loss scale.
-
-    Of Prodigy's, `starts` are the rows that training began with, `distance` is its estimate of how far from them the
-    best rows are, `gain` and `slopes` what that is made of.
-    """
-
-    def __init__(self, rows: Sequence[np.ndarray], half: bool, optimizer: str = "adam") -> None:
-        super().__init__(auto_prefix=False)
-        self.rows = ParameterTuple([_state(f"rows_{i}", r) for i, r in enumerate(rows, 1)])
-        self.sums = ParameterTuple([_state(f"sum_{i}", 0 * r) for i, r in enumerate(rows, 1)])
-        self.means = ParameterTuple([_state(f"mean_{i}", 0 * r) for i, r in enumerate(rows, 1)])
-        self.squares = ParameterTuple([_state(f"square_{i}", 0 * r) for i, r in enumerate(rows, 1)])
-        if optimizer == "prodigy":
-            self.starts = ParameterTuple([_state(f"start_{i}", r) for i, r in enumerate(rows, 1)])
-            self.slopes = ParameterTuple([_state(f"slope_{i}", 0 * r) for i, r in enumerate(rows, 1)])
-            self.distance, self.gain = _state("distance", FIRST_DISTANCE), _state("gain", 0.0)
-        self.summed = _state("summed", 0.0)
-        self.updates = _state("updates", 0.0)
-        self.scale = _state("scale", _INITIAL_SCALE if half else 1.0)
-        self.streak = _state("streak", 0.0)
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return copies of the rows, float32 [n, width 1] and [n, width 2]."""
-        return self.rows[0].asnumpy().copy(), self.rows[1].asnumpy().copy()
-
-    def snapshot(self) -> dict[str, np.ndarray]:
-        """Return copies of everything, float32, by name."""
-        return {parameter.name: parameter.asnumpy().copy() for parameter in self.get_parameters()}
-
-    def restore(self, values: Mapping[str, np.ndarray]) -> None:
-        """Take over what `snapshot` gave, or a part of it; UserError if it is another run's."""
-        own = {parameter.name: parameter for parameter in self.get_parameters()}
-        for name, value in values.items():
-            if name not in own or own[name].size != value.size:
-                raise UserError(f"the state holds {name} {list(value.shape)}, which does not fit this run")
-            own[name].set_data(Tensor(value.reshape(own[name].shape)))
+    def construct(self, vectors: tuple[Tensor, ...], scale: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        x, noise, loss_weight, timesteps, sizes, pool_position = batch[:6]
+        ids = batch[6:]
+        if self.has_negative:
+            # One pass of twice the batch, the negative prompt first.
+            x = ops.concat((x, x))
+            timesteps = ops.concat((timesteps, timesteps))
+            sizes = ops.concat((sizes, sizes))
+            both_ids: tuple[Tensor, ...] = ()
+            for k in range(len(ids)):
+                negative = self.negative_ids[k].broadcast_to(ids[k].shape)
+                both_ids = (*both_ids, ops.concat((negative, ids[k])))
+            ids = both_ids
+            negative_position = self.negative_pool_position.broadcast_to(pool_position.shape)
+            pool_position = ops.concat((negative_position, pool_position))
+        context, y = self.conditioner(ids, vectors, pool_position, sizes)
+        prediction = self.unet(x, timesteps, context, y)
+        if self.has_negative:
+            uncond, cond = ops.chunk(prediction, 2, axis=0)
+            prediction = guidance.classifier_free_guidance(uncond, cond, self.guidance_scale)
+        error = prediction - noise
+        loss = losses.pseudo_huber(error, self.huber_c) if self.use_huber else losses.squared_error(error)
+        return (loss * loss_weight).mean() * scale
 
 
 class TrainStep(nn.Cell):
-    """One forward and backward pass: adds the gradient of a batch's loss to the sums.
+    """Forward and backward pass of one batch: adds the gradient of the loss to `state.gradient_sums`.
 
-    Takes the fields of `Batch` one by one: a named tuple would be compiled in as a constant. Returns the loss and
-    whether the gradient was finite: one that was not is left out of the sums, and in half precision halves the scale.
+    Takes the `inputs` of a `Batch`. Returns the loss and whether loss and gradient are finite: a gradient that is not
+    is left out of the sums, and with `half` the loss scale is halved.
     """
 
     def __init__(
         self,
         model: SDXL,
-        learned: TrainState,
-        half: bool,
-        config: LossConfig = _PLAIN,
+        state: TrainState,
+        half: bool = False,
+        config: LossConfig | None = None,
         negative: NegativePrompt | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.loss, self.learned, self.half = DiffusionLoss(model, config, negative), learned, half
+        self.loss = DiffusionLoss(model, config or LossConfig(), negative)
+        self.state = state
+        self.half = half
+        self.encoder_indices = tuple(range(len(state.encoders)))
+        self.trainable = state.vectors
 
-    def construct(
-        self,
-        x: Tensor,
-        noise: Tensor,
-        weight: Tensor,
-        timestep: Tensor,
-        ids_1: Tensor,
-        ids_2: Tensor,
-        pool_position: Tensor,
-        sizes: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        batch = (x, noise, weight, timestep, ids_1, ids_2, pool_position, sizes)
-        learned, scale = self.learned, self.learned.scale * 1.0
-        value_and_grad = ms.value_and_grad(self.loss, grad_position=(0, 1))
-        scaled, (gradient_1, gradient_2) = value_and_grad(learned.rows[0], learned.rows[1], scale, batch)
-        finite = ops.isfinite(scaled + gradient_1.sum() + gradient_2.sum())
-        _add_if(finite, learned.sums[0], gradient_1 / scale)
-        _add_if(finite, learned.sums[1], gradient_2 / scale)
-        ops.assign_add(learned.summed, ops.cast(finite, ms.float32))
+    def scaled_loss(self, scale: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        return self.loss(self.state.vectors, scale, batch)
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.state
+        scale = state.loss_scale * 1.0
+        scaled_loss, gradients = ms.value_and_grad(self.scaled_loss, None, self.trainable)(scale, batch)
+        total = scaled_loss
+        for k in self.encoder_indices:
+            total = total + gradients[k].sum()
+        finite = ops.isfinite(total)
+        for k in self.encoder_indices:
+            _add_if(finite, state.gradient_sums[k], gradients[k] / scale)
+        ops.assign_add(state.num_summed, ops.cast(finite, ms.float32))
         if self.half:
-            _adapt_scale(finite, learned.scale, learned.streak)
-        return scaled / scale, finite
-
-
-def _state(name: str, value: np.ndarray | float) -> Parameter:
-    return Parameter(Tensor(np.asarray(value, np.float32)), name=name, requires_grad=name.startswith("rows"))
+            _adapt_loss_scale(finite, state.loss_scale, state.finite_streak)
+        return scaled_loss / scale, finite
 
 
 def _add_if(condition: Tensor, total: Parameter, term: Tensor) -> None:
@@ -157,10 +135,10 @@ def _add_if(condition: Tensor, total: Parameter, term: Tensor) -> None:
     ops.assign_add(total, ops.select(condition.broadcast_to(term.shape), term, ops.zeros_like(term)))
 
 
-def _adapt_scale(finite: Tensor, scale: Parameter, streak: Parameter) -> None:
-    """Halve the loss scale after an overflow, double it after a long streak without (Micikevicius et al., 2018)."""
-    longer = ops.select(finite, streak + 1.0, ops.zeros_like(streak))
-    full = longer >= _SCALE_WINDOW
-    risen = ops.select(full, scale * 2.0, scale * 1.0)
-    ops.assign(scale, ops.select(finite, risen, ops.maximum(scale * 0.5, 1.0)))
-    ops.assign(streak, ops.select(full, ops.zeros_like(longer), longer))
+def _adapt_loss_scale(finite: Tensor, loss_scale: Parameter, finite_streak: Parameter) -> None:
+    """Halve the loss scale after an overflow, double it after a long finite streak (Micikevicius et al., 2018)."""
+    streak = ops.select(finite, finite_streak + 1.0, ops.zeros_like(finite_streak))
+    full = streak >= _SCALE_WINDOW
+    raised = ops.select(full, loss_scale * 2.0, loss_scale * 1.0)
+    ops.assign(loss_scale, ops.select(finite, raised, ops.maximum(loss_scale * 0.5, 1.0)))
+    ops.assign(finite_streak, ops.select(full, ops.zeros_like(streak), streak))

@@ -1,8 +1,9 @@
-"""Does it learn? The loss on draws that training never sees, always the same ones."""
+"""Validation loss: the loss on fixed samples of image, prompt, timestep and noise that training never uses."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,35 +16,40 @@ from gm.training.batch_sampler import Sample
 from gm.training.batches import BatchLoader
 from gm.training.train_step import DiffusionLoss
 
+_STREAM = "held-out"  # name of the noise stream
+
 
 class ValidationLoss:
-    """`draws` fixed draws of image, prompt, noise and noise level; the levels are spread evenly over all.
+    """Loss on `num_samples` fixed samples, whose timesteps are spread evenly over the whole range.
 
-    `owners` are the numbers of the words that they show.
+    It is the plain squared error (in masks), whatever loss is trained, so that runs can be compared.
+    `concept_of_sample` is the index of the concept of each.
     """
 
-    def __init__(self, model: SDXL, loader: BatchLoader, draws: int, seed: int, backend: Backend) -> None:
-        self.network = compile_cell(_Plain(model, loader), backend.graph, "the graph that measures the validation loss")
-        levels = (np.arange(draws) + 0.5) / draws * len(loader.sigmas)
+    def __init__(self, model: SDXL, batches: BatchLoader, num_samples: int, backend: Backend) -> None:
+        network = _PlainLoss(model, batches)
+        self.network = compile_cell(network, backend.graph, "the graph of the validation loss")
+        timesteps = (np.arange(num_samples) + 0.5) / num_samples * len(batches.sigmas)
         samples = []
-        for k, level in enumerate(levels):
-            image = k % len(loader.prompts)
-            templates = loader.prompts[image].templates
-            samples.append(Sample(image, False, templates[k % len(templates)], int(level), k))
-        self.owners = [loader.owners[sample.image] for sample in samples]
-        self.batches = [loader.assemble([sample], seed, "held-out", plain=True) for sample in samples]
+        for k, timestep in enumerate(timesteps):
+            image = k % len(batches.prompt_choices)
+            templates = batches.prompt_choices[image].templates
+            samples.append(Sample(image, False, templates[k % len(templates)], int(timestep), k))
+        self.concept_of_sample = np.asarray([batches.concept_of_image[sample.image] for sample in samples])
+        self.batches = [batches.assemble([sample], _STREAM, plain=True) for sample in samples]
 
-    def losses(self, clip_l: np.ndarray, clip_g: np.ndarray) -> np.ndarray:
-        """Return the loss of every draw, float64 [draws]: compare two sets of rows draw by draw."""
-        rows = Tensor(clip_l), Tensor(clip_g)
-        return np.asarray([float(self.network(*rows, *batch)) for batch in self.batches])
+    def losses(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the loss of every sample, float64 [num_samples], to compare embeddings sample by sample."""
+        tensors = [Tensor(each) for each in vectors.values()]
+        return np.asarray([float(self.network(*tensors, *batch.inputs)) for batch in self.batches])
 
 
 @dataclass
 class ValidationHistory:
-    """How the validation loss went: `first`, before anything was learned, and `best`, both draw by draw.
+    """The losses of all samples before training (`first`) and at the best step so far (`best`).
 
-    `best_step` is the step it was the best after, and `training_loss` the smoothed loss of training then.
+    `training_loss` is the smoothed training loss at the best step; `warned` tells whether overfitting was reported
+    since.
     """
 
     first: list[float]
@@ -53,25 +59,28 @@ class ValidationHistory:
     warned: bool = False
 
     def add(self, step: int, losses: np.ndarray, training_loss: float) -> str | None:
-        """Take in what was measured after `step`; return what is to be said of it: "best", "overfit" or None.
+        """Add a measurement; return "best" for a new best, "overfit" once for overfitting since, else None.
 
-        It over-fits where the validation loss has risen since its best by more than chance explains, while the
-        loss of training has gone on falling. That is said once, until there is a new best.
+        Overfitting: the validation loss has risen since its best by more than chance explains, while the training loss
+        has fallen.
         """
         if losses.mean() < np.mean(self.best):
-            self.best, self.best_step, self.training_loss, self.warned = losses.tolist(), step, training_loss, False
+            self.best = losses.tolist()
+            self.best_step = step
+            self.training_loss = training_loss
+            self.warned = False
             return "best"
-        risen = change(np.asarray(self.best), losses)[1] > 0 and training_loss < self.training_loss
-        if risen and not self.warned:
+        _, low, _ = change(np.asarray(self.best), losses)
+        if low > 0 and training_loss < self.training_loss and not self.warned:
             self.warned = True
             return "overfit"
         return None
 
 
 def change(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean change of the loss, draw by draw, and the ends of its 95 % confidence interval.
+    """Return the mean change of the loss over paired samples and the ends of its 95 % confidence interval.
 
-    By the normal approximation: 1.96 standard errors on both sides. One draw leaves it open: the ends are infinite.
+    By the normal approximation, 1.96 standard errors on both sides; infinite ends for a single sample.
     """
     difference = after - before
     mean = float(difference.mean())
@@ -81,12 +90,14 @@ def change(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-class _Plain(nn.Cell):
-    """The loss of a batch given field by field, without its gradient."""
+class _PlainLoss(nn.Cell):
+    """Loss of the `inputs` of a batch, which follow the vectors of each text encoder."""
 
-    def __init__(self, model: SDXL, loader: BatchLoader) -> None:
+    def __init__(self, model: SDXL, batches: BatchLoader) -> None:
         super().__init__(auto_prefix=False)
-        self.loss = DiffusionLoss(model, LossConfig(negative_guidance=loader.guidance), loader.negative)
+        config = LossConfig(negative_guidance=batches.config.loss.negative_guidance)
+        self.loss = DiffusionLoss(model, config, batches.negative)
+        self.num_encoders = len(batches.ids)
 
-    def construct(self, clip_l: Tensor, clip_g: Tensor, *batch: Tensor) -> Tensor:
-        return self.loss(clip_l, clip_g, 1.0, batch)
+    def construct(self, *tensors: Tensor) -> Tensor:
+        return self.loss(tensors[: self.num_encoders], 1.0, tensors[self.num_encoders :])

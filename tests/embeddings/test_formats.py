@@ -178,6 +178,6 @@ def test_training_starts_from_any_format(workshop: Workshop, tmp_path: Path, kin
         torch.save({"emb": CLIP_L[0], "emb2": CLIP_G[0]}, tmp_path / "a.pt")
     path = {"clip": tmp_path / "a.safetensors", "pair": tmp_path, "pickle": tmp_path / "a.pt"}[kind]
     concept = setup.prepare(workshop.config(concept={"initializer_file": str(path)})).concepts[0]
-    assert concept.start is not None
-    for ours, theirs in zip(concept.start, (CLIP_L, CLIP_G), strict=True):
+    assert concept.initial_vectors is not None
+    for ours, theirs in zip(concept.initial_vectors.values(), (CLIP_L, CLIP_G), strict=True):
         assert np.array_equal(ours, theirs.numpy()[: 1 if kind == "pickle" else 2])

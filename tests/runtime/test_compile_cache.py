@@ -17,8 +17,8 @@ from gm.config import TrainingConfig
 from gm.config.model import ModelConfig
 from gm.models import sdxl
 from gm.runtime import backend, compile_cache
-from gm.training.optimizer import Update
-from gm.training.train_step import TrainState, TrainStep
+from gm.training.optimizer import create_optimizer, create_train_state
+from gm.training.train_step import TrainStep
 from tests.reference.configs import LIKE_BASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,8 +102,8 @@ def test_an_unwritable_cache_is_ignored(tmp_path: Path) -> None:
 
 
 def step(config: ModelConfig, half: bool = False) -> TrainStep:
-    vectors = [np.zeros((2, encoder.width), np.float32) for encoder in (config.text_encoder_1, config.text_encoder_2)]
-    return TrainStep(sdxl.build(config), TrainState(vectors, half), half)
+    vectors = {name: np.zeros((2, encoder.width), np.float32) for name, encoder in config.text_encoders.items()}
+    return TrainStep(sdxl.build(config), create_train_state(vectors, half=half), half)
 
 
 @pytest.fixture
@@ -153,8 +153,9 @@ def test_everything_that_a_graph_depends_on_changes_its_file(cache: Path, monkey
 
 def test_options_that_are_constants_of_a_graph_change_its_file(cache: Path) -> None:
     def file(**options: float) -> Path | None:
-        state = TrainState([np.zeros((2, 4), np.float32)] * 2, False)
-        return compile_cache.cache_file(Update(state, replace(TrainingConfig(), **options), 1), (), (False, 1))
+        state = create_train_state({name: np.zeros((2, 4), np.float32) for name in ("clip_l", "clip_g")})
+        optimizer = create_optimizer(state, replace(TrainingConfig(), **options))
+        return compile_cache.cache_file(optimizer, (), (False, 1))
 
     options = [{}, {"adam_beta1": 0.8}, {"adam_epsilon": 1e-6}, {"weight_decay": 0.1}, {"max_grad_norm": 0.0}]
     assert len({file(**changed) for changed in options}) == len(options)

@@ -1,4 +1,4 @@
-"""gm/training/batch_sampler.py: every image in its turn, uniform draws, and the same run on any number of ranks."""
+"""Batch sampler: epochs, uniform timesteps and prompts, the same run on any number of ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = {
     "world": 1,
     "buckets": [range(5)],
     "prompts": [PromptChoice(range(20))] * 5,
-    "levels": (0, 1000),
+    "timesteps": (0, 1000),
     "flip": True,
 }
 
@@ -32,9 +32,9 @@ def test_same_arguments_same_samples():
     assert shown(30)[40:] == shown(30, start=20)  # a resumed run needs no state
 
 
-def test_another_seed_shows_something_else():
+def test_another_seed_gives_other_samples():
     one, other = shown(50), shown(50, seed=8)
-    for name in ("image", "mirrored", "prompt", "timestep"):
+    for name in ("image", "flipped", "prompt", "timestep"):
         assert [getattr(s, name) for s in one] != [getattr(s, name) for s in other]
 
 
@@ -44,7 +44,7 @@ def test_samples_are_numbered_through_the_run():
 
 
 @pytest.mark.parametrize(("batch", "world"), [(1, 1), (2, 1), (3, 4), (16, 1), (2, 8)])
-def test_each_image_once_an_epoch(batch, world):
+def test_each_epoch_has_every_image_once(batch, world):
     images = 5
     run = [
         s.image
@@ -73,7 +73,7 @@ def test_one_image():
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_ranks_together_show_what_one_rank_shows(world):
+def test_ranks_together_use_the_samples_of_one_rank(world):
     alone = shown(12, batch=16)
     together = []
     for step in range(12):
@@ -101,12 +101,12 @@ def test_timesteps_are_uniform_over_the_whole_range():
     assert 4 < chi_square(counts) < 43.8  # 19 degrees of freedom: outside either way about once in a thousand
 
 
-def test_templates_and_mirroring_are_uniform_and_independent():
+def test_templates_and_flips_are_uniform_and_independent():
     run = shown(3000, batch=2)
     templates = np.bincount([s.prompt for s in run], minlength=20)
     assert len(templates) == 20
     assert 4 < chi_square(templates) < 43.8
-    columns = np.array([[s.mirrored, s.prompt, s.timestep, s.image] for s in run], float)
+    columns = np.array([[s.flipped, s.prompt, s.timestep, s.image] for s in run], float)
     assert abs(columns[:, 0].mean() - 0.5) < 3.3 * 0.5 / len(run) ** 0.5
     correlation = np.corrcoef(columns.T) - np.eye(4)
     assert np.abs(correlation).max() < 3.6 / len(run) ** 0.5
@@ -114,42 +114,43 @@ def test_templates_and_mirroring_are_uniform_and_independent():
     assert abs(lagged) < 3.3 / len(run) ** 0.5
 
 
-def test_one_choice_is_always_taken():
-    assert {(s.prompt, s.timestep) for s in shown(20, prompts=[PromptChoice(range(1))] * 5, levels=(0, 1))} == {(0, 0)}
+def test_single_choices():
+    run = shown(20, prompts=[PromptChoice(range(1))] * 5, timesteps=(0, 1))
+    assert {(s.prompt, s.timestep) for s in run} == {(0, 0)}
 
 
-def test_without_flip_nothing_is_mirrored_and_nothing_else_changes():
+def test_without_flip_nothing_else_changes():
     with_flip, without = shown(50), shown(50, flip=False)
-    assert any(s.mirrored for s in with_flip)
-    assert without == [replace(s, mirrored=False) for s in with_flip]
+    assert any(s.flipped for s in with_flip)
+    assert without == [replace(s, flipped=False) for s in with_flip]
 
 
 def test_a_sample_holds_plain_numbers():
     (first, _) = samples(0, **RUN)
     assert isinstance(first, Sample)
-    for name, kind in (("image", int), ("mirrored", bool), ("prompt", int), ("timestep", int), ("index", int)):
+    for name, kind in (("image", int), ("flipped", bool), ("prompt", int), ("timestep", int), ("index", int)):
         assert type(getattr(first, name)) is kind
 
 
-def test_levels_stay_in_their_range_and_reach_its_ends():
-    found = Counter(s.timestep for s in shown(2000, levels=(200, 210)))
+def test_timesteps_stay_in_their_range_and_reach_its_ends():
+    found = Counter(s.timestep for s in shown(2000, timesteps=(200, 210)))
     assert sorted(found) == list(range(200, 210))
     assert chi_square(list(found.values())) < 27.9  # 9 degrees of freedom: exceeded once in a thousand
-    assert {s.timestep for s in shown(5, levels=(7, 8), bias=1.0)} == {7}
+    assert {s.timestep for s in shown(5, timesteps=(7, 8), bias=1.0)} == {7}
 
 
 @pytest.mark.parametrize("bias", [-1.0, -0.3, 0.5, 2.0])
-def test_a_bias_favours_one_end(bias):
+def test_bias_favors_one_end(bias):
     """Of u^a with u uniform, the mean is 1/(1 + a)."""
-    found = np.array([s.timestep for s in shown(4000, levels=(100, 900), bias=bias)])
+    found = np.array([s.timestep for s in shown(4000, timesteps=(100, 900), bias=bias)])
     assert found.min() >= 100
     assert found.max() < 900
     assert (found.mean() - 100) / 800 == pytest.approx(1 / (1 + np.exp(-bias)), abs=0.02)
 
 
 @pytest.mark.parametrize(("share", "dropout"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.4, 0.5), (1.0, 0.0), (0.5, 1.0)])
-def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
-    """Images 0 and 2 have captions, numbers 20 and 21; 22 is the word alone."""
+def test_captions_templates_and_the_token_alone_have_their_probabilities(share, dropout):
+    """Images 0 and 2 have captions, numbers 20 and 21; 22 is the token alone."""
     choices = [PromptChoice(range(20), caption, 22, share, dropout) for caption in (20, None, 21)]
     run = shown(3000, batch=1, buckets=[range(3)], prompts=choices)
     for image, caption in ((0, 20), (1, None), (2, 21)):
@@ -163,11 +164,11 @@ def test_captions_templates_and_the_word_alone_share_the_steps(share, dropout):
             assert len(set(found[found < 20])) == 20
 
 
-def test_without_captions_and_dropout_the_draws_are_those_of_templates_alone():
+def test_without_captions_and_dropout_only_templates_are_used():
     assert shown(40, prompts=[PromptChoice(range(20), None, 22, 0.7)] * 5) == shown(40)
 
 
-def test_each_image_has_prompts_of_its_own_and_one_named_twice_is_shown_twice_as_often():
+def test_images_have_their_own_prompts_and_repeats():
     choices = [PromptChoice(range(20)), *[PromptChoice(range(20, 25))] * 2]
     run = shown(300, batch=2, buckets=[[0, 0, 1, 2]], prompts=choices)
     assert Counter(s.image for s in run) == {0: 300, 1: 150, 2: 150}
@@ -175,7 +176,7 @@ def test_each_image_has_prompts_of_its_own_and_one_named_twice_is_shown_twice_as
     assert {s.prompt for s in run} == set(range(25))
 
 
-def test_each_step_shows_one_bucket_and_each_image_as_often_as_any_other():
+def test_each_step_uses_one_bucket_and_all_images_equally_often():
     buckets = [[0, 3, 4], [1], [2, 5]]
     for batch, world in ((1, 1), (2, 1), (3, 2)):
         steps = []
@@ -201,6 +202,6 @@ def test_each_step_shows_one_bucket_and_each_image_as_often_as_any_other():
         assert all(sorted(of_first[k : k + 3]) == [0, 3, 4] for k in range(0, len(of_first), 3))
 
 
-def test_one_bucket_draws_what_there_was_without():
+def test_one_bucket_is_as_without_buckets():
     assert shown(9, buckets=[[0, 1, 2]]) == shown(9, buckets=[range(3)])
     assert [s.index for s in shown(6, batch=2, buckets=[[0], [1]])] == list(range(12))

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite any more: an end, the last good rows, the cause."""
+"""Divergence: training stops, the last finite vectors are saved, the cause is named."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from gm.embeddings import io as embedding_io
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.training import callbacks, checkpoint, setup, trainer
-from gm.training.batches import Batch, BatchLoader
+from gm.training import checkpoint, embedding_files, setup, trainer
+from gm.training.batches import BatchLoader
+from gm.training.train_step import Batch
 from tests.project import Workshop, whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EAGER = Backend("CPU", graph=False, dtype=ms.float32)
-GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
-Found = tuple[list[float], dict[str, np.ndarray]]
 
 
-def spoiled_feed(monkeypatch: pytest.MonkeyPatch, good_steps: int) -> None:
-    """Let every batch after the first `good_steps` hold an infinite value."""
-    whole = BatchLoader.batch
+def spoil_batches(monkeypatch: pytest.MonkeyPatch, good_steps: int) -> None:
+    """Put infinite values into every batch after the first `good_steps`."""
+    original = BatchLoader.batch
 
     def batch(self: BatchLoader, step: int) -> Batch:
-        made = whole(self, step)
-        return made if step < good_steps else Batch(Tensor(made.x.asnumpy() * np.float32(np.inf)), *made[1:])
+        good = original(self, step)
+        return good if step < good_steps else good._replace(x=Tensor(good.x.asnumpy() * np.float32(np.inf)))
 
     monkeypatch.setattr(BatchLoader, "batch", batch)
 
 
-def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
+def test_too_many_skipped_steps_end_the_run_with_the_last_finite_vectors(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"total_step": 50, "max_skipped_steps": 4, "checkpointing_steps": 1, "save_path": str(tmp_path / "bad")}
     short = whole_run(workshop.config(training={"total_step": 3, "save_path": str(tmp_path / "good")}))
-    spoiled_feed(monkeypatch, 3)
+    spoil_batches(monkeypatch, 3)
     with pytest.raises(UserError, match=r"step 7 is the 4th in a row without a finite loss, though .*smallest_7_ti"):
         whole_run(workshop.config(training=options))
     found, good = embedding_io.load(tmp_path / "bad" / "smallest_7_ti.ckpt"), embedding_io.load(short)
@@ -60,27 +59,28 @@ def test_too_many_steps_without_a_gradient_end_the_run_with_the_last_good_rows(
     assert [r["finite"] for r in records] == [True] * 3 + [False] * 4
 
 
-def test_an_update_that_breaks_the_rows_is_taken_back(workshop: Workshop, tmp_path: Path) -> None:
+def test_update_that_makes_vectors_infinite_is_reverted(workshop: Workshop, tmp_path: Path) -> None:
     options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
-    made = setup.prepare(workshop.config(training=options))
-    start = trainer.prepare(workshop.model, made, EAGER)[0].arrays()
+    training_setup = setup.prepare(workshop.config(training=options))
+    start = trainer.prepare(workshop.model, training_setup, EAGER).state.vector_arrays()
     with pytest.raises(UserError, match="in a row without a finite"):
-        whole_run(made.config)
+        whole_run(training_setup.config)
     last = max((tmp_path / "run").glob("*_ti.ckpt"))
-    assert np.array_equal(embedding_io.load(last).vectors["clip_l"], start[0])
+    assert np.array_equal(embedding_io.load(last).vectors["clip_l"], start["clip_l"])
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda model: model.unet, r"model\.diffusion_model\..* of the weights is not finite; convert or get them"),
-        (lambda model: model.first_stage_model, "the images, encoded, are not finite"),
+        (
+            lambda model: model.unet,
+            r"model\.diffusion_model\..* of the weights is not finite; convert or download them",
+        ),
+        (lambda model: model.first_stage_model, "the encoded images are not finite"),
     ],
     ids=["weights", "images"],
 )
-def test_the_cause_is_named(
-    workshop: Workshop, tmp_path: Path, spoil: Callable[[SDXL], ms.nn.Cell], message: str
-) -> None:
+def test_cause_is_named(workshop: Workshop, tmp_path: Path, spoil: Callable[[SDXL], ms.nn.Cell], message: str) -> None:
     def nan(model: SDXL) -> None:
         weight = next(p for p in spoil(model).get_parameters() if p.name.endswith("weight"))
         weight.set_data(Tensor(weight.asnumpy() * np.float32(np.nan)))
@@ -88,6 +88,6 @@ def test_the_cause_is_named(
     options = {"total_step": 9, "max_skipped_steps": 2, "save_path": str(tmp_path / "run")}
     with pytest.raises(UserError, match=message):
         whole_run(workshop.config(training=options), nan)
-    made = setup.prepare(workshop.config(training=options))
-    assert (tmp_path / "run" / callbacks.file_name(made, made.concepts[0], 2)).exists()
+    training_setup = setup.prepare(workshop.config(training=options))
+    assert (tmp_path / "run" / embedding_files.file_name(training_setup, training_setup.concepts[0], 2)).exists()
     assert os.listdir(tmp_path / "run") != []

@@ -1,4 +1,4 @@
-"""Computing blocks anew in the backward pass: the same numbers, in less memory, by another graph."""
+"""Gradient checkpointing: the same numbers, in less memory, by another graph."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import pytest
 
 from gm import api
 from gm.runtime import compile_cache
-from gm.training import loop, setup, trainer
-from gm.training.train_step import TrainState, TrainStep
+from gm.training import setup, trainer
+from gm.training.optimizer import create_train_state
+from gm.training.train_step import TrainStep
 from tests.project import Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("mode", [1, 0], ids=["pynative", "graph"])
-def test_it_learns_the_very_same(workshop: Workshop, mode: int) -> None:
+@pytest.mark.parametrize("mode", [1, pytest.param(0, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_trains_the_same(workshop: Workshop, mode: int) -> None:
     found = []
     for recompute in (False, True):
         toolkit = api.load(
@@ -28,44 +29,42 @@ def test_it_learns_the_very_same(workshop: Workshop, mode: int) -> None:
         marked = [cell for _, cell in toolkit.model.cells_and_names() if cell._recompute_cell is not None]
         # In the UNet three blocks on each of two levels and one in the middle; two layers in each encoder.
         assert len(marked) == (3 * 2 + 1 + 4 if recompute else 0)
-        made = setup.prepare(toolkit.config)
-        learned, loader = trainer.prepare(toolkit.model, made, toolkit.backend)
-        reports = loop.run(toolkit.model, learned, loader, toolkit.config, made.updates, toolkit.backend)
-        losses = [report.loss for report in reports]
-        found.append((losses, np.concatenate([rows.ravel() for rows in learned.arrays()])))
-    (losses, rows), (same_losses, same_rows) = found
+        run = trainer.prepare(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
+        losses = [result.loss for result in run.steps()]
+        found.append((losses, np.concatenate([each.ravel() for each in run.state.vector_arrays().values()])))
+    (losses, vectors), (same_losses, same_vectors) = found
     np.testing.assert_allclose(same_losses, losses, rtol=1e-6)
-    np.testing.assert_allclose(same_rows, rows, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(same_vectors, vectors, rtol=1e-5, atol=1e-6)
 
 
-def test_its_graph_is_another(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_graph_is_another(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GM_GRAPHS", str(tmp_path))
     toolkit = api.load(workshop.config())
-    learned = TrainState([np.zeros((2, 16), np.float32), np.zeros((2, 24), np.float32)], False)
-    step = TrainStep(toolkit.model, learned, False)
+    vectors = {"clip_l": np.zeros((2, 16), np.float32), "clip_g": np.zeros((2, 24), np.float32)}
+    step = TrainStep(toolkit.model, create_train_state(vectors))
     before = compile_cache.cache_file(step, (), "")
     assert compile_cache.cache_file(step, (), "") == before
     toolkit.model.enable_gradient_checkpointing()
     assert compile_cache.cache_file(step, (), "") != before
 
 
-def test_it_takes_less_memory_in_pynative_mode(workshop: Workshop) -> None:
+@pytest.mark.e2e
+def test_takes_less_memory_in_pynative_mode(workshop: Workshop) -> None:
     """A step of 256 px on the smallest model, whose attention keeps more than its weights."""
     code = f"""
 from benchmarks.workers import Peak
 from gm import api
-from gm.training import loop, setup, trainer
+from gm.training import setup, trainer
 import sys
 toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 256}},
     training={{"gradient_checkpointing": sys.argv[1] == "yes"}})
-made = setup.prepare(toolkit.config)
-state, loader = trainer.prepare(toolkit.model, made, toolkit.backend)
+run = trainer.prepare(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
 toolkit.model.release_vae()
-reports = loop.run(toolkit.model, state, loader, toolkit.config, made.updates, toolkit.backend)
+results = run.steps()
 peak = Peak()
 peak.reset()
 before = peak.read()
-next(reports)
+next(results)
 print(peak.read() - before)
 """
     taken = [

@@ -1,4 +1,4 @@
-"""The page about a run: what stands on it, and that it needs nothing else."""
+"""HTML report: its contents, and that it is self-contained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
-        self.loader(page)
+        self.feed(page)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attributes)))
@@ -39,7 +39,7 @@ class _Page(HTMLParser):
         self.text += data
 
 
-def test_a_run_leaves_a_page_that_stands_alone(workshop: Workshop, tmp_path: Path) -> None:
+def test_report_is_self_contained(workshop: Workshop, tmp_path: Path) -> None:
     prompts = ["a {} & <b>no tag</b> --w 32", "two {} --d 9"]
     options = {"total_step": 4, "infer_during_train": True, "infer_interval": 2, "validation_prompts": prompts}
     options |= {"num_validation_samples": 2, "validation_loss_interval": 2, "save_path": str(tmp_path)}
@@ -53,16 +53,16 @@ def test_a_run_leaves_a_page_that_stands_alone(workshop: Workshop, tmp_path: Pat
     for step, source in zip((0, 2, 4), shown, strict=True):
         content = (tmp_path / "previews" / f"step_{step}.png").read_bytes()
         assert source == "data:image/png;base64," + base64.b64encode(content).decode()
-    assert "before" in read.text
+    assert "before training" in read.text
     assert "<toy> on smallest" in read.text
     assert "<b>no tag</b>" in read.text  # as text, in the options
     assert ("b", {}) not in read.tags
     assert sum(tag == "svg" for tag, _ in read.tags) == 3
     assert "training.total_step4" in read.text
-    assert "row 1, norm" in read.text
+    assert "vector 1, norm" in read.text
 
 
-def test_a_chart_places_its_ends_in_its_corners() -> None:
+def test_chart_places_its_ends_in_its_corners() -> None:
     drawn = html_report.chart("Loss", {"a": [(1, 0.5), (3, 1.5)], "b": [(2, 1.0)]})
     lines = re.findall(r'points="([^"]*)"', drawn)
     assert lines == ["72.0,180.0 600.0,40.0", "336.0,110.0"]
@@ -72,5 +72,5 @@ def test_a_chart_places_its_ends_in_its_corners() -> None:
 
 
 @pytest.mark.parametrize("points", [[(1, 2.0)], [(1, 2.0), (2, 2.0)]])
-def test_a_flat_curve_is_drawn_in_the_middle(points: list[tuple[float, float]]) -> None:
+def test_flat_curve_is_in_the_middle(points: list[tuple[float, float]]) -> None:
     assert ",110.0" in html_report.chart("Loss", {"a": points})

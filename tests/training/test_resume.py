@@ -1,7 +1,8 @@
-"""A run that is stopped, killed or fails goes on as if nothing had happened, and loses nothing."""
+"""Resuming: a run that was stopped, killed or failed continues bit for bit and loses nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -22,7 +23,7 @@ from gm.embeddings import io as embedding_io
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.training import checkpoint, loop, output_dir, setup, trainer
+from gm.training import checkpoint, output_dir, setup, trainer
 from tests.project import Workshop, whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,26 +32,24 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 Found = tuple[list[float], dict[str, np.ndarray]]
 
 
-@pytest.mark.parametrize("backend", [EAGER, GRAPH], ids=["pynative", "graph"])
-def test_interrupted_at_any_phase_it_goes_on_bit_for_bit(
+@pytest.mark.parametrize("backend", [EAGER, pytest.param(GRAPH, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_resume_continues_bit_for_bit(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
     monkeypatch.setenv("GM_GRAPHS", str(tmp_path / "graphs"))  # compile once, not for every part
     schedule = {"lr_scheduler": "cosine", "lr_warmup_steps": 1, "adam_beta2": 0.9}
     config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 4, **schedule})
-    made = setup.prepare(config)
 
     def part(start: checkpoint.Checkpoint | None, stop_after: int) -> tuple[Found, checkpoint.Checkpoint]:
-        learned, loader = trainer.prepare(workshop.model, setup.prepare(config), backend)
-        first = (start.step, start.updates) if start else (0, 0)
-        if start:
-            learned.restore(start.tensors)
+        resumed = dataclasses.replace(setup.prepare(config), resume_from=start)
+        run = trainer.prepare(workshop.model, resumed, backend)
         losses: list[float] = []
-        asked = lambda: len(losses) + first[0] + 1 == stop_after  # noqa: E731
-        for report in loop.run(workshop.model, learned, loader, config, made.updates, backend, first, asked):
-            losses.append(report.loss)
-        now = checkpoint.Checkpoint(report.step, report.update, learned.snapshot(), "base", {})
-        return (losses, learned.snapshot()), checkpoint.load(checkpoint.save(now, tmp_path, 1))
+        for result in run.steps():
+            losses.append(result.loss)
+            if result.step + 1 == stop_after:
+                run.signals.received = signal.SIGINT
+        state = checkpoint.Checkpoint(run.step, run.updates, run.state.snapshot(), "base", {})
+        return (losses, run.state.snapshot()), checkpoint.load(checkpoint.save(state, tmp_path, 1))
 
     (losses, end), _ = part(None, 0)
     assert len(losses) == 10
@@ -71,7 +70,13 @@ def contents(place: Path) -> dict[str, object]:
     found["log"] = [{k: v for k, v in r.items() if k != "seconds"} for r in records if "resumed_at" not in r]
     for path in place.glob("state_*.ckpt"):
         last = checkpoint.load(path)
-        found[path.name] = (last.step, last.updates, last.notes, {n: t.tobytes() for n, t in last.tensors.items()})
+        found[path.name] = (
+            last.step,
+            last.updates,
+            last.metrics,
+            last.callbacks,
+            {n: t.tobytes() for n, t in last.tensors.items()},
+        )
     return found
 
 
@@ -87,8 +92,9 @@ OPTIONS = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
-def test_killed_again_and_again_it_writes_the_same_files(workshop: Workshop, tmp_path: Path) -> None:
+def test_run_killed_again_and_again_writes_the_same_files(workshop: Workshop, tmp_path: Path) -> None:
     place = tmp_path / "run"
     command = [sys.executable, "train_textual_inversion.py", "--config", str(workshop.yaml), "--save_path", str(place)]
     command += [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
@@ -120,10 +126,9 @@ def test_killed_again_and_again_it_writes_the_same_files(workshop: Workshop, tmp
     assert not list(place.glob(".*.tmp"))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-def test_a_signal_ends_the_run_with_everything_saved(
-    workshop: Workshop, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_stop_signal_saves_everything(workshop: Workshop, tmp_path: Path, number: signal.Signals) -> None:
     place = tmp_path / "run"
     command = [sys.executable, "-u", "train_textual_inversion.py", "--config", str(workshop.yaml)]
     command += ["--save_path", str(place), "--total_step", "100000", "--gradient_accumulation_steps", "3"]
@@ -134,18 +139,16 @@ def test_a_signal_ends_the_run_with_everything_saved(
     process.send_signal(number)
     out, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (128 + number, "")
-    assert f"{number.name}: the run stops after this step" in out
+    assert f"{number.name}: training stops after this step" in out
     stopped = checkpoint.find("latest", place)
     assert stopped
     assert f"stopped after step {stopped.step} of 100000" in out
-    assert "--resume latest goes on" in out
+    assert "--resume latest continues" in out
     assert embedding_io.load(place / f"smallest_{stopped.step}_ti.ckpt").metadata["step"] == stopped.step
     assert json.loads((place / "log.jsonl").read_text().splitlines()[-1])["step"] == stopped.step
 
 
-def test_going_on_longer_and_with_other_options_is_said(
-    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_resume_reports_changed_options(workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = str(tmp_path / "run")
     whole_run(workshop.config(training={"total_step": 4, "save_path": place, "checkpointing_steps": 2}))
     first = contents(tmp_path / "run")
@@ -154,11 +157,11 @@ def test_going_on_longer_and_with_other_options_is_said(
     assert contents(tmp_path / "run") == first  # there was nothing left to do
     options = {"total_step": 6, "save_path": place, "resume": "latest", "learning_rate": 1e-3}
     whole_run(workshop.config(training=options))
-    assert "--resume: training.learning_rate was 0.01 → 0.001 from here on" in caplog.text
+    assert "--resume: training.learning_rate has changed: 0.01 → 0.001" in caplog.text
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    records = [r for r in records if "nearest" not in r]
+    records = [r for r in records if "nearest_tokens" not in r]
     assert [r.get("step", "resumed") for r in records] == [1, 2, 3, 4, "resumed", 5, 6]
-    assert records[4]["changed"]["training.learning_rate"] == "0.01 → 0.001"
+    assert records[4]["changed_options"]["training.learning_rate"] == "0.01 → 0.001"
     assert (tmp_path / "run" / "smallest_4_ti.ckpt").read_bytes() == first["smallest_4_ti.ckpt"]
     assert not (tmp_path / "run" / "earlier_1").exists()
     # From an earlier state, what came after it is another way on, and is kept.
@@ -177,27 +180,31 @@ def test_going_on_longer_and_with_other_options_is_said(
     assert {p.name for p in (tmp_path / "other").glob("*.ckpt")} == {"smallest_5_ti.ckpt", "state_5.ckpt"}
 
 
-def test_other_images_and_captions_are_noticed(
+def test_resume_reports_changed_images_and_captions(
     workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = tmp_path / "images"
     shutil.copytree(workshop.folder / "images", images)
     options = {"total_step": 2, "save_path": str(tmp_path / "run")}
-    whole_run(workshop.config(training=options, data={"data_path": str(images)}))
+    whole_run(workshop.config(training=options, concept={"data_path": str(images)}))
     options |= {"total_step": 3, "resume": "latest"}
     moved = images.rename(tmp_path / "moved")
-    made = setup.prepare(workshop.config(training=options, data={"data_path": str(moved)}))
-    assert set(made.changed) == {"data.data_path", "training.total_step"}
+    training_setup = setup.prepare(workshop.config(training=options, concept={"data_path": str(moved)}))
+    assert set(training_setup.changed_options) == {"concept.data_path", "training.total_step"}
     (moved / "1.txt").write_text("a {} in the snow")
-    made = setup.prepare(workshop.config(training=options, data={"data_path": str(moved)}))
-    assert set(made.changed) == {"data.data_path", "training.total_step", "images, captions or templates"}
-    assert "--resume: images, captions or templates are others than before" in caplog.text
+    training_setup = setup.prepare(workshop.config(training=options, concept={"data_path": str(moved)}))
+    assert set(training_setup.changed_options) == {
+        "concept.data_path",
+        "training.total_step",
+        "images, captions or templates",
+    }
+    assert "--resume: images, captions or templates have changed" in caplog.text
     (moved / "1.txt").unlink()
     (moved / "1.png").write_bytes((moved / "0.png").read_bytes())
-    assert len(setup.prepare(workshop.config(training=options, data={"data_path": str(moved)})).changed) == 3
+    assert len(setup.prepare(workshop.config(training=options, concept={"data_path": str(moved)})).changed_options) == 3
 
 
-def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+def test_resume_refuses_other_weights(workshop: Workshop, tmp_path: Path) -> None:
     options = {"total_step": 2, "save_path": str(tmp_path / "run")}
     whole_run(workshop.config(training=options))
 
@@ -205,23 +212,24 @@ def test_other_weights_are_refused(workshop: Workshop, tmp_path: Path) -> None:
         norm = next(p for p in model.unet.get_parameters() if p.name.endswith("gamma"))
         norm.set_data(Tensor(norm.asnumpy() + 1))
 
-    with pytest.raises(UserError, match=r"was made on other weights than .*weights.ckpt; give --weight those"):
+    with pytest.raises(UserError, match=r"was saved with other weights than .*weights.ckpt; give those to --weight"):
         whole_run(workshop.config(training={**options, "total_step": 3, "resume": "latest"}), spoil)
 
 
-def test_one_folder_is_held_by_one_run(workshop: Workshop, tmp_path: Path) -> None:
-    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "run")}))
-    with output_dir.opened(made):
+def test_output_folder_is_locked_by_one_run(workshop: Workshop, tmp_path: Path) -> None:
+    training_setup = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "run")}))
+    with output_dir.acquire(training_setup):
         (tmp_path / "run" / "smallest_1_ti.ckpt").write_text("being written")
         with pytest.raises(UserError, match=r"another run is writing to --save_path .*run; wait until it ends, or"):
-            output_dir.opened(made).__enter__()
+            output_dir.acquire(training_setup).__enter__()
         assert (tmp_path / "run" / "smallest_1_ti.ckpt").exists()
-    with output_dir.opened(made):
+    with output_dir.acquire(training_setup):
         assert (tmp_path / "run" / "earlier_1" / "smallest_1_ti.ckpt").exists()
 
 
-def test_a_dead_process_holds_no_folder(workshop: Workshop, tmp_path: Path) -> None:
-    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path)}))
+@pytest.mark.e2e
+def test_lock_ends_with_its_process(workshop: Workshop, tmp_path: Path) -> None:
+    training_setup = setup.prepare(workshop.config(training={"save_path": str(tmp_path)}))
     code = f"""
 import os, sys
 from filelock import FileLock
@@ -234,14 +242,14 @@ sys.stdin.read()
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another run is writing"):
-        output_dir.opened(made).__enter__()
+        output_dir.acquire(training_setup).__enter__()
     process.kill()
     process.communicate()
-    with output_dir.opened(made):
+    with output_dir.acquire(training_setup):
         pass
 
 
-def test_a_full_disk_costs_what_cannot_be_written_and_no_more(
+def test_full_disk_only_loses_the_files_that_do_not_fit(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files may be no larger than a limit between that of an embedding file and that of a state."""
@@ -262,7 +270,10 @@ def test_a_full_disk_costs_what_cannot_be_written_and_no_more(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     out = capsys.readouterr().out
-    assert len(re.findall("the state is not saved, training goes on: cannot write .*state_[0-9]+.ckpt", out)) == 2
+    assert (
+        len(re.findall("the training state is not saved, training continues: cannot write .*state_[0-9]+.ckpt", out))
+        == 2
+    )
     assert sorted(p.name for p in place.glob("*.ckpt")) == ["smallest_3_ti.ckpt", "smallest_6_ti.ckpt"]
     assert not list(place.glob(".*.tmp"))
     assert not list(place.glob("state_*"))

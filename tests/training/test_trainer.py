@@ -1,4 +1,4 @@
-"""A whole run on the smallest model: files, log, repeatability, both modes, and that it learns."""
+"""Whole runs on the smallest model: files, log, repeatability, both modes, and a falling validation loss."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.sampling.image_files import read_parameters
-from gm.training import loop, output_dir, setup, trainer
-from gm.training.loggers import Console, MovingAverage
+from gm.training import output_dir, setup, trainer
+from gm.training.callbacks.console import ConsoleProgress
+from gm.training.callbacks.json_lines import JsonLinesLogger
+from gm.training.step_result import MovingAverage, RunningLoss, StepResult
+from gm.training.trainer import Trainer
 from gm.training.validation import ValidationLoss
 from tests.project import Workshop, whole_run
 
@@ -37,13 +40,17 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 def train(
     workshop: Workshop, config: Config, backend: Backend = EAGER, model: SDXL | None = None
 ) -> tuple[list[float], np.ndarray]:
-    made, model = setup.prepare(config), model or workshop.model
-    learned, loader = trainer.prepare(model, made, backend)
-    reports = list(loop.run(model, learned, loader, config, made.updates, backend))
-    return [r.loss for r in reports], np.concatenate([r.ravel() for r in learned.arrays()])
+    run = trainer.prepare(model or workshop.model, setup.prepare(config), backend)
+    return [result.loss for result in run.steps()], flat(run)
 
 
-def test_graph_and_pynative_learn_the_same_and_a_second_run_repeats_the_first(workshop: Workshop) -> None:
+def flat(run: Trainer) -> np.ndarray:
+    """Return the vectors of all encoders in one array."""
+    return np.concatenate([each.ravel() for each in run.state.vector_arrays().values()])
+
+
+@pytest.mark.graph
+def test_graph_and_pynative_train_the_same_and_runs_are_repeatable(workshop: Workshop) -> None:
     config = workshop.config(training={"total_step": 10, "gradient_accumulation_steps": 2}, data={"random_flip": True})
     eager, graph = train(workshop, config), train(workshop, config, GRAPH)
     for first, backend in ((eager, EAGER), (graph, GRAPH)):
@@ -56,27 +63,25 @@ def test_graph_and_pynative_learn_the_same_and_a_second_run_repeats_the_first(wo
     assert not np.allclose(other[0], eager[0], rtol=1e-2)
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_half_precision_learns_about_the_same(workshop: Workshop, graph: bool) -> None:
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_float16_trains_about_the_same(workshop: Workshop, graph: bool) -> None:
     config = workshop.config(training={"total_step": 2})
     model = sdxl.build(config.model, ms.float16)
-    loading.load_weights(model, config.run.weight, config.model)
-    made, backend = setup.prepare(config), Backend("CPU", graph, ms.float16)
-    learned, loader = trainer.prepare(model, made, backend)
-    reports = list(loop.run(model, learned, loader, config, made.updates, backend))
-    losses, rows = train(workshop, config)
-    assert all(r.finite for r in reports)
-    np.testing.assert_allclose([r.loss for r in reports], losses, rtol=2e-3)
-    moved = np.concatenate([r.ravel() for r in learned.arrays()])
-    start = np.concatenate([r.ravel() for r in trainer.prepare(model, made, backend)[0].arrays()])
-    assert np.linalg.norm(moved - rows) < 0.05 * np.linalg.norm(rows - start)
+    loading.load(model, config.run.weight, config.model)
+    run = trainer.prepare(model, setup.prepare(config), Backend("CPU", graph, ms.float16))
+    start = flat(run)
+    results = list(run.steps())
+    losses, vectors = train(workshop, config)
+    assert all(result.finite for result in results)
+    np.testing.assert_allclose([result.loss for result in results], losses, rtol=2e-3)
+    assert np.linalg.norm(flat(run) - vectors) < 0.05 * np.linalg.norm(vectors - start)
     assert {p.dtype for p in model.unet.get_parameters() if p.name.endswith("weight")} == {ms.float16}
-    assert {p.dtype for p in learned.get_parameters()} == {ms.float32}
+    assert {p.dtype for p in run.state.get_parameters()} == {ms.float32}
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_narrow_weights_learn_the_very_same(workshop: Workshop, tmp_path: Path, graph: bool) -> None:
-    """Weights that are widened at every use are the numbers that loading would have made of them."""
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_weights_kept_in_float16_train_the_same(workshop: Workshop, tmp_path: Path, graph: bool) -> None:
+    """Weights that are widened at every use are the numbers that loading would convert them to."""
     config, backend = workshop.config(training={"total_step": 4}), Backend("CPU", graph, ms.float32)
     loading.convert(config.run.weight, tmp_path / "half.ckpt", config.model, "float16")
     found = []
@@ -91,29 +96,30 @@ def test_narrow_weights_learn_the_very_same(workshop: Workshop, tmp_path: Path, 
     np.testing.assert_allclose(same_rows, rows, rtol=1e-5, atol=1e-6)
 
 
-def test_it_learns(workshop: Workshop) -> None:
+@pytest.mark.graph
+def test_validation_loss_falls(workshop: Workshop) -> None:
     config = workshop.config(training={"total_step": 120, "gradient_accumulation_steps": 2, "learning_rate": 2e-2})
-    made = setup.prepare(config)
-    learned, loader = trainer.prepare(workshop.model, made, EAGER)
-    held_out = ValidationLoss(workshop.model, loader, 24, config.training.seed, GRAPH)
-    before = held_out.losses(*learned.arrays())
-    for _ in loop.run(workshop.model, learned, loader, config, made.updates, GRAPH):
+    run = trainer.prepare(workshop.model, setup.prepare(config), GRAPH)
+    start = run.state.vector_arrays()
+    validation = ValidationLoss(workshop.model, run.batches, 24, GRAPH)
+    before = validation.losses(start)
+    for _ in run.steps():
         pass
-    after = held_out.losses(*learned.arrays())
+    trained = run.state.vector_arrays()
+    after = validation.losses(trained)
     print(f"validation loss {before.mean():.4f} before, {after.mean():.4f} after")
     assert after.mean() < 0.97 * before.mean()
     assert (after < before).sum() >= 20
-    # Rows moved as far in a random direction do not do that.
-    start, _ = trainer.prepare(workshop.model, made, EAGER)
+    # Vectors moved as far in a random direction do not do that.
     random = np.random.default_rng(0)
-    stray = []
-    for a, b in zip(start.arrays(), learned.arrays(), strict=True):
-        way = random.standard_normal(a.shape).astype(np.float32)
-        stray.append(a + way * np.linalg.norm(b - a) / np.linalg.norm(way))
-    assert held_out.losses(*stray).mean() > after.mean() + 0.5 * (before.mean() - after.mean())
+    moved = {}
+    for name, a in start.items():
+        direction = random.standard_normal(a.shape).astype(np.float32)
+        moved[name] = a + direction * np.linalg.norm(trained[name] - a) / np.linalg.norm(direction)
+    assert validation.losses(moved).mean() > after.mean() + 0.5 * (before.mean() - after.mean())
 
 
-def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_writes_its_files(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"total_step": 7, "gradient_accumulation_steps": 2, "save_ckpt_interval": 3}
     options |= {"num_validation_samples": 2, "validation_loss_interval": 4}
     preview = {"infer_during_train": True, "infer_interval": 5}
@@ -126,18 +132,18 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
     assert sorted(p.name for p in place.glob("*_ti.ckpt")) == [f"smallest_{n}_ti.ckpt" for n in (3, 6, 7, "best")]
     assert configuration.load(place / "config.yaml") == config
     records = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
-    measured = [r for r in records if "held_out" in r]
+    validation = [r for r in records if "validation_loss" in r]
     records = [r for r in records if "loss" in r]
     assert [r["step"] for r in records] == [2, 4, 6, 7]
-    assert [r["update"] for r in records] == [1, 2, 3, 4]  # the step left over made one more
+    assert [r["update"] for r in records] == [1, 2, 3, 4]  # the step left over adds one
     assert records[0]["gradient_norm"] > 0
     assert {"loss", "loss_smoothed", "learning_rate", "seconds", "skipped"} <= set(records[0])
     assert [p.name for p in place.glob("state_*")] == ["state_7.ckpt"]
-    assert [r["step"] for r in measured] == [4, 7]
-    for record in measured:
-        moved = record["held_out"] - record["held_out_before"]
-        assert record["held_out_change"] == pytest.approx(moved)
-        assert record["held_out_change_low"] < moved < record["held_out_change_high"]
+    assert [r["step"] for r in validation] == [4, 7]
+    for record in validation:
+        moved = record["validation_loss"] - record["validation_loss_before"]
+        assert record["validation_loss_change"] == pytest.approx(moved)
+        assert record["validation_loss_change_low"] < moved < record["validation_loss_change_high"]
     previews = sorted(p.name for p in (place / "previews").iterdir())
     assert previews == ["before_after.png", "step_0.png", "step_5.png", "step_7.png"]
     assert Image.open(place / "previews" / "step_5.png").size == (32, 16)
@@ -159,7 +165,7 @@ def test_a_run_writes_what_it_says(workshop: Workshop, tmp_path: Path, capsys: p
     assert "validation loss" in out
 
 
-def test_an_earlier_run_is_moved_aside_and_nothing_is_lost(workshop: Workshop, tmp_path: Path) -> None:
+def test_files_of_an_earlier_run_are_moved_and_kept(workshop: Workshop, tmp_path: Path) -> None:
     config = workshop.config(training={"total_step": 1, "save_path": str(tmp_path / "r")})
     first = whole_run(config).read_bytes()
     (tmp_path / "r" / "notes.txt").write_text("mine")
@@ -171,7 +177,7 @@ def test_an_earlier_run_is_moved_aside_and_nothing_is_lost(workshop: Workshop, t
     assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
 
 
-def test_the_autoencoder_is_given_away_unless_previews_need_it(workshop: Workshop, tmp_path: Path) -> None:
+def test_vae_is_released_unless_sample_images_need_it(workshop: Workshop, tmp_path: Path) -> None:
     for previews in (False, True):
         options = {"total_step": 1, "infer_during_train": previews, "save_path": str(tmp_path / str(previews))}
         toolkit = api.load(workshop.config(training=options))
@@ -181,46 +187,47 @@ def test_the_autoencoder_is_given_away_unless_previews_need_it(workshop: Worksho
         assert (kept() is not None) is previews
 
 
-def test_a_folder_that_cannot_be_made_is_named(workshop: Workshop, tmp_path: Path) -> None:
+def test_save_path_that_is_not_writable_is_named(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = workshop.config(training={"save_path": str(tmp_path / "file" / "r")})
     with pytest.raises(
         UserError, match=r"cannot write to --save_path .*file/r: .*file is not a folder; choose another"
     ):
         setup.prepare(config)
-    made = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "later")}))
+    training_setup = setup.prepare(workshop.config(training={"save_path": str(tmp_path / "later")}))
     (tmp_path / "later").write_text("")  # it is there by the time the weights are loaded
     with pytest.raises(UserError, match=r"cannot write to --save_path .*later: File exists; choose another folder"):
-        output_dir.opened(made).__enter__()
+        output_dir.acquire(training_setup).__enter__()
 
 
-def test_a_refiner_learns_no_words(workshop: Workshop) -> None:
+def test_refiner_cannot_be_trained(workshop: Workshop) -> None:
     with pytest.raises(UserError, match="is a refiner, which learns no words"):
         setup.prepare(configuration.load(workshop.folder / "refiner.yaml"))
 
 
-def test_initial_rows(workshop: Workshop) -> None:
+def test_initial_vectors(workshop: Workshop) -> None:
     tables = [
         workshop.model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,
         workshop.model.conditioner.embedders[1].model.token_embedding.embedding_table,
     ]
     tables = [t.asnumpy() for t in tables]
 
-    def rows(**concept: object) -> tuple[np.ndarray, np.ndarray]:
-        return trainer.prepare(workshop.model, setup.prepare(workshop.config(concept=concept)), EAGER)[0].arrays()
+    def vectors(**concept: object) -> list[np.ndarray]:
+        run = trainer.prepare(workshop.model, setup.prepare(workshop.config(concept=concept)), EAGER)
+        return list(run.state.vector_arrays().values())
 
     red, cat = 736, 2368  # OpenAI's ids of "red" and "cat"
-    for found, table in zip(rows(initializer_token="red cat", num_vectors=3), tables, strict=True):
+    for found, table in zip(vectors(initializer_token="red cat", num_vectors=3), tables, strict=True):
         assert np.array_equal(found, table[[red, cat, red]])
-    for found, table in zip(rows(initializer_token="cat", num_vectors=2), tables, strict=True):
+    for found, table in zip(vectors(initializer_token="cat", num_vectors=2), tables, strict=True):
         assert np.array_equal(found, table[[cat, cat]])
-    for found, table in zip(rows(num_vectors=60), tables, strict=True):
+    for found, table in zip(vectors(num_vectors=60), tables, strict=True):
         assert found.std() == pytest.approx(table.std(), rel=0.1)
         assert abs(found.mean() - table.mean()) < 0.1 * table.std()
         assert len(np.unique(found, axis=0)) == 60
 
 
-def test_rows_can_start_from_a_learned_file(workshop: Workshop, tmp_path: Path) -> None:
+def test_initializer_file(workshop: Workshop, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     found = Embedding(
         "<old>",
@@ -234,11 +241,11 @@ def test_rows_can_start_from_a_learned_file(workshop: Workshop, tmp_path: Path) 
     )
     embedding_io.save(found, tmp_path / "old.safetensors")
     concept = {"initializer_file": str(tmp_path / "old.safetensors"), "num_vectors": 3}
-    made = setup.prepare(workshop.config(concept=concept))
-    rows = trainer.prepare(workshop.model, made, EAGER)[0].arrays()
-    for ours, theirs in zip(rows, (found.vectors["clip_l"], found.vectors["clip_g"]), strict=True):
+    training_setup = setup.prepare(workshop.config(concept=concept))
+    vectors = trainer.prepare(workshop.model, training_setup, EAGER).state.vector_arrays().values()
+    for ours, theirs in zip(vectors, (found.vectors["clip_l"], found.vectors["clip_g"]), strict=True):
         assert np.array_equal(ours, theirs[[0, 1, 0]])
-    with pytest.raises(UserError, match="both say where to start; give one of them"):
+    with pytest.raises(UserError, match="exclude each other; give one of them"):
         setup.prepare(workshop.config(concept={**concept, "initializer_token": "cat"}))
     wide = Embedding("<wide>", {"clip_l": np.zeros((1, 768), np.float32), "clip_g": np.zeros((1, 1280), np.float32)})
     embedding_io.save(wide, tmp_path / "old.safetensors")
@@ -246,28 +253,59 @@ def test_rows_can_start_from_a_learned_file(workshop: Workshop, tmp_path: Path) 
         setup.prepare(workshop.config(concept=concept))
 
 
-def test_the_progress_line_in_a_file_and_numbers_json_has_not(tmp_path: Path) -> None:
-    stream = io.StringIO()
-    console = Console(tmp_path / "log.jsonl", steps=3, updates=3, log_interval=1, stream=stream)
+def results() -> list[StepResult]:
+    """Return the results of three steps, the second of which is not finite."""
+    loss_history = RunningLoss()
+    step_results = []
     for step, loss in ((1, 0.5), (2, float("nan")), (3, 0.7)):
-        console.show(loop.StepResult(step, step, loss, bool(np.isfinite(loss)), 1e-3, 1.0, 0.25))
+        finite = bool(np.isfinite(loss))
+        smoothed = loss_history.add(loss, finite)
+        skipped = loss_history.skipped
+        step_results.append(StepResult(step, step, loss, smoothed, finite, skipped, 1e-3, 1.0, 0.25, is_last=step == 3))
+    return step_results
+
+
+def test_a_terminal_shows_a_progress_bar() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    console = ConsoleProgress(3, 3, stream)
+    for result in results():
+        console.on_step_end(result)
     console.close()
+    last = stream.getvalue().split("\r")[-1]
+    assert "3/3" in last
+    assert "update 3/3  loss 0.6010  lr 1.00e-03  skipped 1" in last
+    assert last.endswith("\n")
+
+
+def test_progress_in_a_file_and_null_for_nan_in_the_log(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = ConsoleProgress(3, 3, stream)
+    log = JsonLinesLogger(tmp_path / "log.jsonl", log_interval=1)
+    for result in results():
+        console.on_step_end(result)
+        log.on_step_end(result)
+    console.close()
+    log.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "step 1/3  update 1/3  loss 0.5000  lr 1.00e-03  0.25 s/step  … left"
-    assert lines[-1] == "step 3/3  update 3/3  loss 0.6010  lr 1.00e-03  0.25 s/step  0 s left  skipped 1"
+    assert lines[0] == "step 1/3  update 1/3  loss 0.5000  lr 1.00e-03  0.25 s/step  ? left"
+    assert lines[-1] == "step 3/3  update 3/3  loss 0.6010  lr 1.00e-03  skipped 1  0.25 s/step  00:00 left"
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert records[1]["loss"] is None
     assert records[2]["skipped"] == 1
 
 
-def test_smoothing_is_unbiased_at_the_start() -> None:
+def test_moving_average_is_bias_corrected() -> None:
     average = MovingAverage()
     assert average.add(3.0) == pytest.approx(3.0)
     assert average.add(5.0) == pytest.approx((0.98 * 0.02 * 3 + 0.02 * 5) / (1 - 0.98**2))
 
 
-def test_an_initializer_longer_than_the_rows_is_announced(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+def test_initializer_longer_than_num_vectors_is_reported(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
     setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 2}))
     assert "--initializer_token" not in caplog.text
     setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
-    assert "--initializer_token 'red cat' has 2 tokens, of which --num_vectors 1 uses the first 1" in caplog.text
+    assert "--initializer_token 'red cat' has 2 tokens; --num_vectors 1 uses the first 1" in caplog.text

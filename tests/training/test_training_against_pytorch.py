@@ -1,4 +1,4 @@
-"""gm/training/batches.py, step.py and loop.py together: ten updates beside PyTorch's AdamW on the same draws."""
+"""Batches, training step and AdamW against PyTorch: ten updates with the same samples and noise."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingConfig
+from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingConfig, with_concepts
 from gm.data.latent_cache import LatentCache
 from gm.runtime import rng
 from gm.runtime.backend import Backend, compile_cell
 from gm.text.tokenizer import END, Tokenizer, pool_positions
-from gm.training import concept_data, loop, lr_schedule
+from gm.training import concept_data, lr_schedule
 from gm.training.batch_sampler import PromptChoice, samples
 from gm.training.batches import BatchLoader
 from gm.training.concept_data import TrainingConcept
+from gm.training.optimizer import create_train_state
 from gm.training.setup import TrainingSetup
-from gm.training.train_step import TrainState, TrainStep
+from gm.training.train_step import TrainStep
+from gm.training.trainer import Trainer
 from tests.reference.inputs import Batch, Prompts, normal, relative_error
 from tests.reference.loops import scheduler
 
+pytestmark = pytest.mark.reference
+ENCODERS = ("clip_l", "clip_g")
 UPDATES, ACCUMULATION, BATCH = 10, 4, 2
 LATENT = (8, 8, 6)  # channels, height, width
 PROMPTS = ("a photo of a <cat> on a table", "<cat>", "an extremely long and detailed painting of one small <cat>")
@@ -47,35 +51,35 @@ def config(smallest):
     return Config(
         model=smallest.config,
         concept=ConceptConfig(placeholder_token="<cat>", num_vectors=2),
-        data=DataConfig(flip=True),
+        data=DataConfig(random_flip=True),
         training=training,
     )
 
 
-def plan_of(config):
-    """Return a plan whose three images are nothing but latents."""
-    concept = TrainingConcept(concept_data.entries(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
+def setup_of(config):
+    """Return a setup whose three images are only latents."""
+    concept = TrainingConcept(concept_data.concept_configs(config)[0], "cat", slice(0, 2), [None] * 3, PROMPTS)
     return TrainingSetup(config, [concept], [], tokenizer(config))
 
 
 @pytest.fixture(scope="module")
 def loader(config):
-    plan = plan_of(config)
+    training_setup = setup_of(config)
     mean, log_variance = normal(80, 3, 2, *LATENT) / 0.3, normal(81, 3, 2, *LATENT) - 1.0
     sizes = np.random.default_rng(82).integers(0, 1500, (3, 2, 6)).astype(np.float32)
-    return BatchLoader(plan, LatentCache(mean, log_variance, sizes, config.model.vae.scale_factor))
+    return BatchLoader(training_setup, LatentCache(mean, log_variance, sizes, config.model.vae.scale_factor))
 
 
 @pytest.fixture(scope="module")
 def trained(smallest, config, loader):
-    """What PyTorch makes of the same draws."""
+    """Return the training of PyTorch with the same samples and noise."""
     from tests.reference.loops import torch_training
 
     training = config.training
-    rates = [lr_schedule.learning_rates(k, UPDATES, training)[0] for k in range(UPDATES)]
+    rates = [lr_schedule.learning_rates(k, UPDATES, training, ENCODERS)[0] for k in range(UPDATES)]
     return torch_training(
         smallest.reference,
-        *rows(config),
+        *initial_vectors(config),
         [batch(config, loader, step) for step in range(training.total_step)],
         accumulation=ACCUMULATION,
         learning_rates=rates,
@@ -86,13 +90,17 @@ def trained(smallest, config, loader):
     )
 
 
-def rows(config):
+def create_state(config):
+    return create_train_state(dict(zip(ENCODERS, initial_vectors(config), strict=True)))
+
+
+def initial_vectors(config):
     model = config.model
     return 0.02 * normal(83, 2, model.text_encoder_1.width), 0.02 * normal(84, 2, model.text_encoder_2.width)
 
 
 def batch(config, loader, step):
-    """Return what `step` shows, put together from the draws without `BatchLoader`."""
+    """Return what `step` shows, put together without `BatchLoader`."""
     training, latents = config.training, loader.latents
     shown = samples(
         step,
@@ -102,10 +110,10 @@ def batch(config, loader, step):
         world=1,
         buckets=[range(3)],
         prompts=[PromptChoice(range(len(PROMPTS)))] * 3,
-        levels=(0, config.model.schedule.timesteps),
+        timesteps=(0, config.model.schedule.timesteps),
         flip=True,
     )
-    image, variant = [s.image for s in shown], [int(s.mirrored) for s in shown]
+    image, variant = [s.image for s in shown], [int(s.flipped) for s in shown]
     noises = [
         np.stack([rng.normal(LATENT, training.seed, f"training {what}", s.index) for s in shown])
         for what in ("posterior", "noise")
@@ -113,47 +121,48 @@ def batch(config, loader, step):
     words = tokenizer(config)
     texts = [PROMPTS[s.prompt] for s in shown]
     ids_1, ids_2 = words(texts, padding=END), words(texts, padding=0)
-    sizes = latents.size_conditioning[image, variant]
-    prompts = Prompts(ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *rows(config), sizes)
+    prompts = Prompts(
+        ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *initial_vectors(config), latents.sizes[image, variant]
+    )
     times = np.array([s.timestep for s in shown], np.int32)
     return Batch(latents.mean[image, variant], latents.log_variance[image, variant], *noises, times, prompts)
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_ten_updates(smallest, config, loader, trained, graph):
-    learned = TrainState(rows(config), half=False)
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_ten_updates_equal_pytorch(smallest, config, loader, trained, graph):
+    state = create_state(config)
     backend = Backend("CPU", graph, ms.float32)
-    losses, norms, kept = [], [], []
-    for report in loop.run(smallest.model, learned, loader, config, UPDATES, backend):
-        assert report.finite
-        losses.append(report.loss)
-        if report.gradient_norm is not None:
-            norms.append(report.gradient_norm)
-            kept.append(learned.arrays())
+    losses, norms, vectors = [], [], []
+    for result in Trainer(smallest.model, setup_of(config), backend, state, loader).steps():
+        assert result.finite
+        losses.append(result.loss)
+        if result.gradient_norm is not None:
+            norms.append(result.gradient_norm)
+            vectors.append(list(state.vector_arrays().values()))
     assert min(trained.norms) < config.training.max_grad_norm < max(trained.norms)
     np.testing.assert_allclose(losses, trained.losses, rtol=2e-5)
     np.testing.assert_allclose(norms, trained.norms, rtol=1e-4)
     for number, expected in enumerate((trained.vectors["clip_l"], trained.vectors["clip_g"])):
-        start, ours = rows(config)[number], np.stack([each[number] for each in kept])
+        start, ours = initial_vectors(config)[number], np.stack([each[number] for each in vectors])
         assert relative_error(ours, expected) < 1e-4
         assert relative_error(ours - start, expected - start) < 1e-4
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_the_loss_with_every_option(smallest, config, loader, graph):
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_loss_with_every_option_equals_pytorch(smallest, config, loader, graph):
     """Pseudo-Huber, min-SNR weights, offset noise, a range and a bias of levels: loss and gradient beside PyTorch's."""
     import torch
 
     loss = LossConfig("huber", 0.3, 5.0, 0.2, 100, 800, -0.5)
     options = dataclasses.replace(config, loss=loss)
     model, training = smallest.reference, options.training
-    plan = plan_of(options)
-    shown = BatchLoader(plan, loader.latents).batch(3)
-    learned = TrainState(rows(config), half=False)
-    found = compile_cell(TrainStep(smallest.model, learned, False, loss), graph)(*shown)
-    times = shown.timestep.asnumpy().astype(int)
+    training_setup = setup_of(options)
+    shown = BatchLoader(training_setup, loader.latents).batch(3)
+    state = create_state(config)
+    found = compile_cell(TrainStep(smallest.model, state, False, loss), graph)(*shown.inputs)
+    times = shown.timesteps.asnumpy().astype(int)
     assert ((times >= 100) & (times <= 800)).all()
-    # The same, from the draws alone.
+    # The same, from samples and noise alone.
     samples_ = samples(
         3,
         seed=training.seed,
@@ -162,12 +171,12 @@ def test_the_loss_with_every_option(smallest, config, loader, graph):
         world=1,
         buckets=[range(3)],
         prompts=[PromptChoice(range(3))] * 3,
-        levels=(100, 801),
+        timesteps=(100, 801),
         bias=-0.5,
         flip=True,
     )
-    plain = BatchLoader(dataclasses.replace(plan, config=config), loader.latents).assemble(
-        samples_, training.seed, "training"
+    plain = BatchLoader(dataclasses.replace(training_setup, config=config), loader.latents).assemble(
+        samples_, "training"
     )
     offsets = [rng.normal((LATENT[0], 1, 1), training.seed, "training noise offset", s.index) for s in samples_]
     noise = plain.noise.asnumpy() + np.float32(0.2) * np.stack(offsets)
@@ -175,8 +184,8 @@ def test_the_loss_with_every_option(smallest, config, loader, graph):
     kept = torch.tensor(scheduler(config.model).alphas_cumprod[times].numpy()).reshape(-1, 1, 1, 1)
     shift = (1.0 - kept).sqrt().numpy() * np.float32(0.2) * np.stack(offsets)
     np.testing.assert_allclose(shown.x.asnumpy(), plain.x.asnumpy() + shift, rtol=1e-4, atol=1e-5)
-    both = [torch.from_numpy(r.copy()).requires_grad_() for r in rows(config)]
-    ids = [torch.from_numpy(each.asnumpy()) for each in (shown.ids_1, shown.ids_2, shown.pool_position)]
+    both = [torch.from_numpy(r.copy()).requires_grad_() for r in initial_vectors(config)]
+    ids = [torch.from_numpy(each.asnumpy()) for each in (*shown.ids, shown.pool_position)]
     context, pooled = model.condition(*ids, *both)
     epsilon = model.epsilon(shown.x.asnumpy(), times, context, pooled, shown.sizes.asnumpy())
     error = epsilon - torch.from_numpy(noise)
@@ -185,50 +194,51 @@ def test_the_loss_with_every_option(smallest, config, loader, graph):
     expected = (2 * 0.3 * ((error**2 + 0.3**2).sqrt() - 0.3) * weight).mean()
     expected.backward()
     assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
-    for ours, theirs in zip(learned.sums, both, strict=True):
+    for ours, theirs in zip(state.gradient_sums, both, strict=True):
         assert relative_error(ours.asnumpy(), theirs.grad.numpy()) < 1e-4
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_a_negative_word_is_learned_by_what_sampling_predicts_with_it(smallest, config, loader, graph):
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_negative_concept_is_trained_with_the_prediction_of_sampling(smallest, config, loader, graph):
     """Loss and both gradients, of n + 2.5 (p - n), beside PyTorch's."""
     import torch
 
-    concepts = [{}, {"placeholder_token": "<bad>", "num_vectors": 3, "negative": True}]
-    concept = dataclasses.replace(config.concept, concepts=concepts)
-    options = dataclasses.replace(config, concept=concept, loss=LossConfig(negative_guidance=2.5))
+    negative = {"placeholder_token": "<bad>", "num_vectors": 3, "negative": True}
+    options = with_concepts(dataclasses.replace(config, loss=LossConfig(negative_guidance=2.5)), [{}, negative])
     known = tokenizer(config)
     known.add_placeholder("<bad>", 3)
-    entries = concept_data.entries(options)
-    made = plan_of(options)
-    bad = TrainingConcept(entries[1], "bad", slice(2, 5), [], ())
-    shown_by = BatchLoader(dataclasses.replace(made, concepts=[*made.concepts, bad], tokenizer=known), loader.latents)
+    training_setup = setup_of(options)
+    bad = TrainingConcept(options.concepts[1], "bad", slice(2, 5), [], ())
+    shown_by = BatchLoader(
+        dataclasses.replace(training_setup, concepts=[*training_setup.concepts, bad], tokenizer=known), loader.latents
+    )
     shown = shown_by.batch(1)
     widths = config.model.text_encoder_1.width, config.model.text_encoder_2.width
     start = [0.05 * normal(90 + k, 5, width) for k, width in enumerate(widths)]
-    learned = TrainState(start, half=False)
-    found = compile_cell(TrainStep(smallest.model, learned, False, options.loss, shown_by.negative), graph)(*shown)
+    state = create_train_state(dict(zip(ENCODERS, start, strict=True)))
+    step = TrainStep(smallest.model, state, False, options.loss, shown_by.negative)
+    found = compile_cell(step, graph)(*shown.inputs)
     model, both = smallest.reference, [torch.from_numpy(r.copy()).requires_grad_() for r in start]
     predictions = []
     bad_ids = known(["<bad>"], padding=END), known(["<bad>"], padding=0)
     assert bad_ids[0][0, :5].tolist() == [49406, 49410, 49411, 49412, 49407]
-    times, sizes = shown.timestep.asnumpy().astype(int), shown.sizes.asnumpy()
+    times, sizes = shown.timesteps.asnumpy().astype(int), shown.sizes.asnumpy()
     for ids in (
         (*(torch.from_numpy(i).expand(BATCH, -1) for i in bad_ids), torch.tensor([4] * BATCH)),
-        tuple(torch.from_numpy(each.asnumpy()) for each in (shown.ids_1, shown.ids_2, shown.pool_position)),
+        tuple(torch.from_numpy(each.asnumpy()) for each in (*shown.ids, shown.pool_position)),
     ):
         predictions.append(model.epsilon(shown.x.asnumpy(), times, *model.condition(*ids, *both), sizes))
     away, towards = predictions
     expected = ((away + 2.5 * (towards - away) - torch.from_numpy(shown.noise.asnumpy())) ** 2).mean()
     expected.backward()
     assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
-    for ours, theirs in zip(learned.sums, both, strict=True):
+    for ours, theirs in zip(state.gradient_sums, both, strict=True):
         gradient = theirs.grad.numpy()
-        assert (np.abs(gradient).max(axis=1) > 1e-6).all()  # of every row, those of both words
+        assert (np.abs(gradient).max(axis=1) > 1e-6).all()  # of every vector, those of both concepts
         assert relative_error(ours.asnumpy(), gradient) < 1e-4
 
 
 def tokenizer(config):
-    made = Tokenizer(config.model.text_encoder_1.context_length)
-    made.add_placeholder("<cat>", 2)
-    return made
+    tokenizer_ = Tokenizer(config.model.text_encoder_1.positions)
+    tokenizer_.add_placeholder("<cat>", 2)
+    return tokenizer_

@@ -80,7 +80,7 @@ def test_a_run_that_ends_has_learned(workshop: Workshop, tmp_path: Path) -> None
     assert embedding_io.load(run.learned()[0]).metadata["step"] == 2
     assert [path.name for path in run.learned()] == ["smallest_2_ti.ckpt", "smallest_1_ti.ckpt"]
     assert run.report() == run.folder / "report.html"
-    assert "learned <my-toy/..>" in run.tail()
+    assert "trained <my-toy/..>" in run.tail()
     again = training_jobs.start(str(workshop.yaml), tmp_path, options(workshop, 2))
     assert again.name == "my-toy_2"
     assert [r.name for r in training_jobs.all_runs(tmp_path)] == ["my-toy_2", "my-toy"]

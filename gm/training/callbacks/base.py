@@ -1,0 +1,60 @@
+"""Interface of callbacks, and what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gm.errors import UserError
+from gm.training.step_result import StepResult
+
+if TYPE_CHECKING:
+    from gm.training.trainer import Trainer
+
+
+class Callback:
+    """Base class of callbacks: every method does nothing and may be overridden. They run on the first rank only."""
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Called before the first step; the trainer has the setup, the state and the model."""
+
+    def on_step_end(self, result: StepResult) -> None:
+        """Called after every step, in the order of the callbacks."""
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        """Called with a record of another callback: "step" and a validation loss, or norms and nearest tokens."""
+
+    def on_sample_images(self, step: int, grid: np.ndarray) -> None:
+        """Called with sample images of `step` as a grid, uint8 [H, W, 3]."""
+
+    def close(self) -> None:
+        """Called once at the end, also after an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON values that the training state keeps for a resumed run."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the values of `state_dict`, before `on_train_begin` of a resumed run."""
+
+
+def write_line(text: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def skip_failed_write(name: str, required: bool = False) -> Iterator[None]:
+    """Print a UserError of the block and continue training, or raise it if the write is `required`."""
+    try:
+        yield
+    except UserError as error:
+        if required:
+            raise
+        write_line(f"{name} is not saved, training continues: {error}")

@@ -1,0 +1,67 @@
+"""Divergence: detection of consecutive steps without a finite loss and gradient, and its cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend
+from gm.training.batches import BatchLoader
+from gm.training.step_result import StepResult
+from gm.training.train_state import TrainState
+
+
+class DivergenceGuard:
+    """Counts consecutive steps that are not finite, and keeps the vectors of the last finite step."""
+
+    def __init__(self, state: TrainState, max_skipped_steps: int) -> None:
+        self.state = state
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_in_a_row = 0
+        self.vectors = state.vector_arrays()
+        self.last_finite_vectors = self.vectors
+
+    def check(self, finite: bool) -> bool:
+        """Record a step. After `max_skipped_steps` in a row, restore the last finite vectors and return True."""
+        if finite:
+            self.skipped_in_a_row = 0
+            self.last_finite_vectors = self.vectors
+        else:
+            self.skipped_in_a_row += 1
+        if self.skipped_in_a_row < self.max_skipped_steps:
+            return False
+        self.state.set_vectors(self.last_finite_vectors)
+        return True
+
+    def after_update(self) -> None:
+        """Take note of the vectors that the next steps use."""
+        self.vectors = self.state.vector_arrays()
+
+
+def cause(model: SDXL, state: TrainState, batches: BatchLoader, result: StepResult, backend: Backend) -> str:
+    """Return why loss or gradient are not finite, and the way out, to follow "without"/"with" in a sentence."""
+    for name, values in _inputs(state, batches):
+        if not np.isfinite(values).all():
+            return f"without a finite gradient: the {name} are not finite; look at them and at --adam_epsilon"
+    for parameter in (*model.unet.get_parameters(), *model.conditioner.get_parameters()):
+        if not np.isfinite(parameter.asnumpy()).all():
+            return (
+                f"without a finite gradient: {parameter.name} of the weights is not finite; convert or download them "
+                "again"
+            )
+    symptom = "with a finite loss but no finite gradient" if math.isfinite(result.loss) else "without a finite loss"
+    if backend.dtype == ms.float16:
+        scale = float(state.loss_scale.asnumpy())
+        return f"{symptom}, in float16 at a loss scale of {scale:g}: use --precision bfloat16 or float32"
+    return f"{symptom}, though images, vectors and weights are finite: lower --learning_rate"
+
+
+def _inputs(state: TrainState, batches: BatchLoader) -> Iterator[tuple[str, np.ndarray]]:
+    for mean in batches.latents.mean:
+        yield "encoded images", mean
+    for vectors in state.vector_arrays().values():
+        yield "embedding vectors", vectors

@@ -1,0 +1,35 @@
+"""Initial embedding vectors of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gm.embeddings import init
+from gm.models.sdxl import SDXL
+from gm.training.concept_data import TrainingConcept
+from gm.training.setup import TrainingSetup
+from gm.training.train_state import Vectors
+
+_NOISE_STREAM = {"clip_l": 1, "clip_g": 2}  # number of a text encoder in the stream of random vectors
+
+
+def initial_vectors(model: SDXL, setup: TrainingSetup) -> Vectors:
+    """Return the initial vectors of all concepts by text encoder, in the order of the model's text encoders."""
+    seed = setup.config.training.seed
+    return {
+        encoder: np.concatenate(
+            [_concept_vectors(concept, k, encoder, table, seed) for k, concept in enumerate(setup.concepts)]
+        )
+        for encoder, table in model.token_tables().items()
+    }
+
+
+def _concept_vectors(concept: TrainingConcept, number: int, encoder: str, table: np.ndarray, seed: int) -> np.ndarray:
+    """Return the initial vectors of a concept, float32 [num_vectors, width]; `table` is the encoder's token table."""
+    num_vectors = concept.config.num_vectors
+    if concept.initial_vectors is not None:
+        vectors = concept.initial_vectors[encoder]
+        return init.from_tokens(vectors, list(range(len(vectors))), num_vectors)
+    if concept.initializer_ids is not None:
+        return init.from_tokens(table, concept.initializer_ids, num_vectors)
+    return init.random_vectors(table, num_vectors, seed, _NOISE_STREAM[encoder], number)
