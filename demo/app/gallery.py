@@ -21,7 +21,7 @@ def show(folder: Path) -> None:
     if not paths:
         st.caption(f"Generated images appear here and are saved in {folder}")
         return
-    st.subheader("Images", divider="gray")
+    st.subheader("Generated images", divider="gray")
     for first in range(0, min(len(paths), _MAX_IMAGES), _COLUMNS):
         for column, path in zip(st.columns(_COLUMNS), paths[first : first + _COLUMNS], strict=False):
             with column:

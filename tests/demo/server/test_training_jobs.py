@@ -89,7 +89,7 @@ def test_finished_job_has_written_its_results(workshop: Workshop, tmp_path: Path
     assert embedding_io.load(job.embedding_files()[0]).metadata["step"] == 2
     assert [path.name for path in job.embedding_files()] == ["smallest_2_ti.ckpt", "smallest_1_ti.ckpt"]
     assert job.report() == job.folder / "report.html"
-    assert "<my-toy/..>" in job.console_tail()
+    assert f"<my-toy/..>: {job.embedding_files()[0]}" in job.console_tail()
     second = training_jobs.start(str(workshop.yaml), tmp_path, options(workshop, 2))
     assert second.name == "my-toy_2"
     assert [j.name for j in training_jobs.all_jobs(tmp_path)] == ["my-toy_2", "my-toy"]
