@@ -19,7 +19,7 @@ def show(folder: Path) -> None:
     """Show the newest images of `folder`."""
     paths = sorted(folder.glob("image_*.png"), reverse=True)
     if not paths:
-        st.caption(f"Generated images appear here and are saved in {folder}")
+        st.caption(f"Images appear here and are saved in {folder}")
         return
     st.subheader("Generated images", divider="gray")
     for first in range(0, min(len(paths), _MAX_IMAGES), _COLUMNS):
