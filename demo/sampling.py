@@ -1,4 +1,4 @@
-"""The app: streamlit run demo/sampling.py --server.port 8501; see docs/webui.md."""
+"""Web app: streamlit run demo/sampling.py --server.port 8501; see docs/webui.md."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import streamlit as st
 
-from demo.app import compare, draw, learn, model, options
-from demo.app.places import Places
+from demo.app import compare, generate, options, sidebar, train
+from demo.app.app_dirs import AppDirs
+from demo.app.sidebar import ModelSelection
 
-# What is chosen at first for each model: sides of an image (H, W), channels (C) and reduction (f) of its latents,
-# whether an empty negative prompt is read as text rather than zeroed (is_legacy), its files, and learned ones.
+# Defaults of each model: height and width of an image (H, W), channels (C) and downsampling factor (f) of its latents,
+# whether an empty negative prompt is encoded as text instead of zeroed (is_legacy), its files, and its embedding files.
 VERSION2SPECS: dict[str, dict[str, Any]] = {
     "SD-XL-base-1.0": {
         "H": 1024,
@@ -37,27 +38,45 @@ VERSION2SPECS: dict[str, dict[str, Any]] = {
 }
 
 
-def main(specs: dict[str, dict[str, Any]], places: Places) -> None:
-    """Show the page that is chosen."""
-    st.set_page_config("SDXL textual inversion", "🔤", layout="wide")
-    options.keep()
-    page = st.navigation(
-        [
-            st.Page(lambda: draw.page(choice, places), title="Draw", icon=":material/brush:", url_path="draw"),
-            st.Page(
-                lambda: compare.page(choice, places), title="Compare", icon=":material/compare:", url_path="compare"
-            ),
-            st.Page(lambda: learn.page(choice, places), title="Learn", icon=":material/school:", url_path="learn"),
-        ],
-        position="top",
-    )
-    choice = model.sidebar(specs, places)  # here, not by a page: Streamlit forgets a page's widgets when it is left
-    page.run()
+class App:
+    """The pages, which share the sidebar's selection."""
+
+    def __init__(self, specs: dict[str, dict[str, Any]], dirs: AppDirs) -> None:
+        self.specs = specs
+        self.dirs = dirs
+        self.selection: ModelSelection
+
+    def show(self) -> None:
+        """Show the sidebar and the current page."""
+        st.set_page_config("SDXL textual inversion", "🔤", layout="wide")
+        options.persist_widgets()
+        page = st.navigation(
+            [
+                st.Page(self.generate, title="Generate", icon=":material/brush:", url_path="generate"),
+                st.Page(self.compare, title="Compare", icon=":material/compare:", url_path="compare"),
+                st.Page(self.train, title="Train", icon=":material/model_training:", url_path="train"),
+            ],
+            position="top",
+        )
+        # Not in the pages: Streamlit drops a page's widgets when the user leaves it.
+        self.selection = sidebar.show(self.specs, self.dirs)
+        page.run()
+
+    def generate(self) -> None:
+        generate.page(self.selection, self.dirs)
+
+    def compare(self) -> None:
+        compare.page(self.selection, self.dirs)
+
+    def train(self) -> None:
+        train.page(self.selection, self.dirs)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of learned words, watched for new ones")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs/app"), help="folder of what is drawn")
-    flags = parser.parse_args()
-    main(VERSION2SPECS, Places(flags.runs, flags.outputs))
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of training runs, watched for embedding files"
+    )
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/app"), help="folder of generated images")
+    arguments = parser.parse_args()
+    App(VERSION2SPECS, AppDirs(arguments.runs, arguments.outputs)).show()

@@ -1,4 +1,4 @@
-"""The page that shows what a word meant before it was learned, and what it means now."""
+"""Page Compare: the same seeds with an embedding's prompt and with a baseline prompt of words the model knows."""
 
 from __future__ import annotations
 
@@ -6,69 +6,85 @@ from typing import Any
 
 import streamlit as st
 
-from demo.app import watch
-from demo.app.model import Choice
-from demo.app.options import kept
-from demo.app.places import Places
+from demo.app import task_progress
+from demo.app.app_dirs import AppDirs
+from demo.app.options import persistent_key
 from demo.app.server import generate_jobs
+from demo.app.sidebar import ModelSelection
 from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 
+TASK_KEY = "compare task"  # of the session's task, in the session state
+_DEFAULT_TOKEN = "thing"  # in the baseline prompt, where the embedding names no initializer token
+_PREVIEW_INTERVAL = 4
 
-def page(choice: Choice, places: Places) -> None:
+
+def page(selection: ModelSelection, dirs: AppDirs) -> None:
     """Show the page."""
-    known = {concept.placeholder_token: concept for found in choice.files.values() for concept in found}
-    if not known:
-        st.info("Choose a learned word in the sidebar, or learn one on the page Learn.")
+    by_token = {e.placeholder_token: e for loaded in selection.embeddings.values() for e in loaded}
+    if not by_token:
+        st.info("Select an embedding in the sidebar, or train one on the page Train.")
         return
-    word = st.selectbox("word", list(known), key="compared")
-    prompt = st.text_input("prompt", key=kept(f"prompt of {word}", f"a {word} on a blue background"))
-    plain = st.text_input(
-        "the same in words it knew before", key=kept(f"plain {prompt}", prompt.replace(word, _before(known[word])))
+    token = st.selectbox("Embedding", list(by_token), key="compared embedding")
+    prompt = st.text_input("Prompt", key=persistent_key(f"prompt of {token}", f"a {token} on a blue background"))
+    initializer = initializer_token(by_token[token])
+    baseline = st.text_input(
+        "Baseline prompt",
+        key=persistent_key(f"baseline of {prompt}", prompt.replace(token, initializer)),
+        help="the same prompt in words that the model knows without the embedding",
     )
-    count = st.slider("images", 1, 8, key=kept("compared images", 4))
-    busy = watch.busy("comparing")
+    count = st.slider("Images", 1, 8, key=persistent_key("compared images", 4))
+    busy = task_progress.is_busy(TASK_KEY)
     if st.button("Compare", type="primary", icon=":material/compare:", width="stretch", disabled=busy):
+        sampling = {
+            "prompt": prompt,
+            "num_cols": count,
+            "num_rows": 1,
+            "save_path": str(dirs.session_images / "compare"),
+            "preview_interval": _PREVIEW_INTERVAL,
+        }
         try:
-            config = choice.drawing(
-                prompt=prompt, num_cols=count, num_rows=1, save_path=str(places.own / "compared"), preview_interval=4
-            )
-            st.session_state.comparing = generate_jobs.compare(config, plain)
-            st.session_state["compared texts"] = (plain, prompt, count)
+            st.session_state[TASK_KEY] = generate_jobs.compare(selection.sampling_config(**sampling), baseline)
+            st.session_state["compared prompts"] = (baseline, prompt, count)
             st.rerun()
         except UserError as error:
-            st.session_state.comparing = None
+            st.session_state[TASK_KEY] = None
             st.error(str(error))
-    watch.show("comparing")
-    _sides()
+    task_progress.show(TASK_KEY)
+    _side_by_side()
 
 
-def _before(concept: Embedding) -> str:
-    """Return the words that the learned rows started from, or "thing"."""
-    asked = _mapping(_mapping(concept.metadata.get("recipe")).get("concept"))
-    # Of several words that were learned at once, each may have its own.
-    several = asked.get("concepts")
-    for one in map(_mapping, several if isinstance(several, list) else []):
-        if one.get("placeholder_token") == concept.placeholder_token:
-            asked = {**asked, **one}
-    return str(asked.get("initializer_token") or "thing")
+def initializer_token(embedding: Embedding) -> str:
+    """Return the initializer token in the embedding's metadata, or a neutral noun if it names none."""
+    concept = _as_mapping(_as_mapping(embedding.metadata.get("recipe")).get("concept"))
+    # Each of several concepts that were trained together may have its own.
+    concepts = concept.get("concepts")
+    for each in map(_as_mapping, concepts if isinstance(concepts, list) else []):
+        if each.get("placeholder_token") == embedding.placeholder_token:
+            concept = {**concept, **each}
+    return str(concept.get("initializer_token") or _DEFAULT_TOKEN)
 
 
-def _mapping(found: Any) -> dict[str, Any]:
-    """Return what a file's details hold, if it is a mapping: they may be anybody's."""
-    return found if isinstance(found, dict) else {}
+def _as_mapping(value: Any) -> dict[str, Any]:
+    """Return `value` if it is a mapping, else an empty one: a file's metadata may come from any program."""
+    return value if isinstance(value, dict) else {}
 
 
-def _sides() -> None:
-    paths = watch.written("comparing")
+def _side_by_side() -> None:
+    paths = task_progress.image_paths(TASK_KEY)
     if not paths:
         return
-    plain, prompt, count = st.session_state["compared texts"]
-    for column, title, text, shown in zip(
-        st.columns(2), ("Before", "After"), (plain, prompt), (paths[:count], paths[count:]), strict=True
-    ):
-        with column:
-            st.subheader(title, divider="gray")
-            st.text(text)
-            for path in shown:
-                st.image(str(path), width="stretch")
+    baseline, prompt, count = st.session_state["compared prompts"]
+    left, right = st.columns(2)
+    with left:
+        st.subheader("Baseline", divider="gray")
+        _images(baseline, paths[:count])
+    with right:
+        st.subheader("With embedding", divider="gray")
+        _images(prompt, paths[count:])
+
+
+def _images(prompt: str, paths: list[Any]) -> None:
+    st.text(prompt)
+    for path in paths:
+        st.image(str(path), width="stretch")

@@ -1,4 +1,4 @@
-"""The app's pages as Streamlit's own test driver shows them, on the smallest model, and a learned word for them."""
+"""The app's pages in Streamlit's test driver, with the smallest model and an embedding file for it."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ from tests.project import Workshop
 
 
 def script(name: str, yaml: str, weight: str, folder: str) -> None:
-    """What Streamlit runs: one page, as `demo.sampling.main` would show it; a test may change to another."""
+    """Streamlit script of one page, as `demo.sampling.App` shows it; a test may change to another page."""
     from pathlib import Path
 
     import streamlit as st
 
-    from demo.app import compare, draw, learn, model, options
-    from demo.app.places import Places
+    from demo.app import compare, generate, options, sidebar, train
+    from demo.app.app_dirs import AppDirs
 
-    options.keep()
+    options.persist_widgets()
     name = st.session_state.get("page", name)
     spec = {"H": 16, "W": 16, "C": 4, "f": 2, "config": yaml, "ckpt": weight, "textual_inversion_weight": []}
-    places = Places(Path(folder) / "runs", Path(folder) / "out")
-    {"draw": draw, "compare": compare, "learn": learn}[name].page(model.sidebar({"smallest": spec}, places), places)
+    dirs = AppDirs(Path(folder) / "runs", Path(folder) / "out")
+    pages = {"generate": generate, "compare": compare, "train": train}
+    pages[name].page(sidebar.show({"smallest": spec}, dirs), dirs)
 
 
 @pytest.fixture
 def app(workshop: Workshop, tmp_path: Path) -> Callable[[str], AppTest]:
-    def opened(name: str) -> AppTest:
+    def open_page(name: str) -> AppTest:
         config = workshop.config()
-        shown = AppTest.from_function(
+        page = AppTest.from_function(
             script, args=(name, str(workshop.yaml), config.run.weight, str(tmp_path)), default_timeout=60
         ).run()
-        assert not shown.exception
-        return shown
+        assert not page.exception
+        return page
 
-    return opened
+    return open_page
 
 
 @pytest.fixture
-def learned(tmp_path: Path) -> Path:
+def embedding_file(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
-    rows = (random.standard_normal((2, width)).astype(np.float32) for width in (16, 24))
-    (tmp_path / "runs").mkdir()
-    details = {"recipe": {"concept": {"initializer_token": "cat"}}}
-    embedding_io.save(
-        Embedding("<toy>", dict(zip(("clip_l", "clip_g"), rows, strict=True)), metadata=details),
-        tmp_path / "runs" / "toy.ckpt",
-    )
-    return tmp_path / "runs" / "toy.ckpt"
+    vectors = {
+        "clip_l": random.standard_normal((2, 16)).astype(np.float32),
+        "clip_g": random.standard_normal((2, 24)).astype(np.float32),
+    }
+    metadata = {"recipe": {"concept": {"initializer_token": "cat"}}}
+    path = tmp_path / "runs" / "toy.ckpt"
+    path.parent.mkdir()
+    embedding_io.save(Embedding("<toy>", vectors, metadata=metadata), path)
+    return path

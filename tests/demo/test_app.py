@@ -1,8 +1,9 @@
-"""The app's pages, run by Streamlit's own test driver on the smallest model."""
+"""The app's pages in Streamlit's own test driver, with the smallest model."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from demo.app import compare, options
+from demo.app import compare, generate, labels, options
 from demo.app.server import generate_jobs, training_jobs, uploads
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
@@ -27,19 +28,25 @@ def button(app: AppTest, label: str) -> Any:
     return next(each for each in app.button if each.label == label)
 
 
-def ended(app: AppTest, name: str) -> AppTest:
-    assert app.session_state[name].wait(120)
+def use_parameters_buttons(app: AppTest) -> list[Any]:
+    return [each for each in app.button if each.key and each.key.startswith("use parameters")]
+
+
+def wait_for(app: AppTest, task_key: str) -> AppTest:
+    assert app.session_state[task_key].wait(120)
     return app.run()
 
 
-def test_every_option_of_drawing_is_on_the_page() -> None:
-    shown = [*options.FIRST, *(name for names in options.GROUPS.values() for name in names)]
-    assert len(shown) == len(set(shown))
-    assert not set(shown) & options.BY_THE_PAGE
-    assert set(shown) | options.BY_THE_PAGE == {field.name for field in dataclasses.fields(SamplingConfig)}
+def test_every_sampling_option_is_on_the_page() -> None:
+    names = [*options.MAIN, *(name for tab in options.TABS.values() for name in tab)]
+    assert len(names) == len(set(names))
+    assert not set(names) & options.SET_BY_PAGE
+    assert set(names) | options.SET_BY_PAGE == {field.name for field in dataclasses.fields(SamplingConfig)}
+    assert set(labels.LABELS) == {*names, *options.RUN}
+    assert len(set(labels.LABELS.values())) == len(labels.LABELS)
 
 
-def test_what_the_versions_hold_is_what_their_configs_say() -> None:
+def test_version_specs_agree_with_their_configs() -> None:
     for spec in VERSION2SPECS.values():
         model = configuration.load(spec["config"]).model
         assert (spec["H"], spec["W"]) == (model.resolution, model.resolution)
@@ -48,109 +55,118 @@ def test_what_the_versions_hold_is_what_their_configs_say() -> None:
         assert set(spec) == names
 
 
-def test_a_word_is_offered_drawn_and_its_recipe_used_again(
-    app: Callable[[str], AppTest], learned: Path, tmp_path: Path
+def test_generate_with_an_embedding_and_use_the_parameters_again(
+    app: Callable[[str], AppTest], embedding_file: Path, tmp_path: Path
 ) -> None:
-    page = app("draw")
-    page.multiselect(key="words").select("<toy>").run()
+    page = app("generate")
+    page.multiselect(key="embeddings").select("<toy>").run()
     page.text_area(key="prompt").set_value("a red")
-    page.button_group(key="offered").set_value(["<toy>"]).run()
+    page.button_group(key="token buttons").set_value(["<toy>"]).run()
     assert page.text_area(key="prompt").value == "a red <toy>"
-    page.selectbox(key=options.key("sampler")).set_value("heun")
-    page.number_input(key=options.key("seed")).set_value(7)
-    page.number_input(key=options.key("num_cols")).set_value(2)
-    button(page, "Draw").click().run()
-    page = ended(page, "drawing")
+    page.selectbox(key=options.widget_key("sampler")).set_value("heun")
+    page.number_input(key=options.widget_key("seed")).set_value(7)
+    page.number_input(key=options.widget_key("num_cols")).set_value(2)
+    button(page, "Generate").click().run()
+    page = wait_for(page, generate.TASK_KEY)
     assert not page.error
-    recipes = [image_files.read_parameters(path) for path in sorted((tmp_path / "out").rglob("image_*.png"))]
-    assert [(r["prompt"], r["seed"], r["sampler"]) for r in recipes] == [
+    parameters = [image_files.read_parameters(path) for path in sorted((tmp_path / "out").rglob("image_*.png"))]
+    assert [(p["prompt"], p["seed"], p["sampler"]) for p in parameters] == [
         ("a red <toy>", 7, "heun"),
         ("a red <toy>", 8, "heun"),
     ]
-    assert recipes[0]["textual_inversion_weight"] == [str(learned)]
+    assert parameters[0]["textual_inversion_weight"] == [str(embedding_file)]
     page.text_area(key="prompt").set_value("another")
-    page.multiselect(key="words").unselect("<toy>")
-    page.selectbox(key=options.key("sampler")).set_value("euler").run()
-    again = [each for each in page.button if each.key and each.key.startswith("again")]
-    assert len(again) == 2
-    again[0].click().run()
+    page.multiselect(key="embeddings").unselect("<toy>")
+    page.selectbox(key=options.widget_key("sampler")).set_value("euler").run()
+    assert len(use_parameters_buttons(page)) == 2
+    use_parameters_buttons(page)[0].click().run()
     assert page.text_area(key="prompt").value == "a red <toy>"
-    assert page.selectbox(key=options.key("sampler")).value == "heun"
-    assert page.number_input(key=options.key("seed")).value == 8
-    assert page.multiselect(key="words").value == ["<toy>"]
+    assert page.selectbox(key=options.widget_key("sampler")).value == "heun"
+    assert page.number_input(key=options.widget_key("seed")).value == 8
+    assert page.multiselect(key="embeddings").value == ["<toy>"]
     assert not page.exception
 
 
-def test_a_recipe_that_starts_from_an_image_is_used_again(
+def test_parameters_with_an_init_image_are_used_again(
     app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path
 ) -> None:
-    own, start = tmp_path / "out" / "somebody", str(workshop.folder / "images" / "0.png")
-    config = workshop.config()
-    asked = {"task": "img2img", "img": [start], "strength": 0.5, "prompt": "a cat", "save_path": str(own)}
-    generate_jobs.draw(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **asked))).wait(120)
-    page = app("draw")
-    page.session_state["visitor"] = "somebody"
+    folder = tmp_path / "out" / "session"
+    init_image = str(workshop.folder / "images" / "0.png")
+    config = workshop.config(
+        sampling={
+            "task": "img2img",
+            "img": [init_image],
+            "strength": 0.5,
+            "prompt": "a cat",
+            "save_path": str(folder),
+        }
+    )
+    generate_jobs.generate(config).wait(120)
+    page = app("generate")
+    page.session_state["session_id"] = "session"
     page.run()
-    next(each for each in page.button if each.key and each.key.startswith("again")).click().run()
+    use_parameters_buttons(page)[0].click().run()
     assert (page.radio(key="task").value, page.slider(key="strength").value) == ("img2img", 0.5)
-    button(page, "Draw").click().run()
-    page = ended(page, "drawing")
+    button(page, "Generate").click().run()
+    page = wait_for(page, generate.TASK_KEY)
     assert not page.error
     assert not page.exception
-    first, second = (image_files.read_parameters(path) for path in sorted(own.glob("image_*.png")))
+    first, second = (image_files.read_parameters(path) for path in sorted(folder.glob("image_*.png")))
     assert second == first
 
 
-def test_words_that_a_recipe_needs_and_that_are_gone_are_named(
-    app: Callable[[str], AppTest], learned: Path, tmp_path: Path
+def test_missing_embeddings_of_used_parameters_are_named(
+    app: Callable[[str], AppTest], embedding_file: Path, tmp_path: Path
 ) -> None:
-    page = app("draw")
-    page.session_state["files of recipe"] = ["gone.ckpt", str(learned)]
+    page = app("generate")
+    page.session_state["requested embeddings"] = ["gone.ckpt", str(embedding_file)]
     page.run()
-    assert page.multiselect(key="words").value == ["<toy>"]
+    assert page.multiselect(key="embeddings").value == ["<toy>"]
     assert [each.value for each in page.warning] == [
-        "The recipe needs gone.ckpt, which is not there; send it below, or learn the word again."
+        "The embedding file gone.ckpt of these parameters is missing; upload it below or train it again."
     ]
 
 
-def test_mistakes_are_shown_and_nothing_is_drawn(app: Callable[[str], AppTest], tmp_path: Path) -> None:
-    page = app("draw")
-    button(page, "Draw").click().run()
+def test_errors_are_shown_and_nothing_is_generated(app: Callable[[str], AppTest], tmp_path: Path) -> None:
+    page = app("generate")
+    button(page, "Generate").click().run()
     assert "--prompt is empty" in page.error[0].value
     page.text_area(key="prompt").set_value("a cat")
-    page.number_input(key=options.key("height")).set_value(9)
-    button(page, "Draw").click().run()
+    page.number_input(key=options.widget_key("height")).set_value(9)
+    button(page, "Generate").click().run()
     assert "it must be a multiple of 2" in page.error[0].value
-    page.number_input(key=options.key("height")).set_value(None)
+    page.number_input(key=options.widget_key("height")).set_value(None)
     page.radio(key="task").set_value("img2img").run()
-    button(page, "Draw").click().run()
+    button(page, "Generate").click().run()
     assert "--img is empty" in page.error[0].value
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_not_there_are_said_to_be(app: Callable[[str], AppTest]) -> None:
-    page = app("draw")
+def test_missing_weights_are_reported(app: Callable[[str], AppTest]) -> None:
+    page = app("generate")
     page.text_input(key="weight of smallest").set_value("nowhere.ckpt").run()
-    assert "There is not a file nowhere.ckpt" in page.warning[0].value
+    assert "nowhere.ckpt is not a file" in page.warning[0].value
     assert not page.exception
     page.text_input(key="weight of smallest").set_value(" ").run()
-    assert not page.warning  # those at first, which are there
+    assert not page.warning  # the default weights, which exist
 
 
-def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path: Path) -> None:
+def test_compare_generates_both_prompts_with_the_same_seeds(
+    app: Callable[[str], AppTest], embedding_file: Path, tmp_path: Path
+) -> None:
     page = app("compare")
-    assert "Choose a learned word" in page.info[0].value
-    page.multiselect(key="words").select("<toy>").run()
+    assert "Select an embedding" in page.info[0].value
+    page.multiselect(key="embeddings").select("<toy>").run()
     assert page.text_input(key="option prompt of <toy>").value == "a <toy> on a blue background"
-    assert page.text_input(key="option plain a <toy> on a blue background").value == "a cat on a blue background"
+    assert page.text_input(key="option baseline of a <toy> on a blue background").value == "a cat on a blue background"
     page.slider(key="option compared images").set_value(2)
     button(page, "Compare").click().run()
-    page = ended(page, "comparing")
+    page = wait_for(page, compare.TASK_KEY)
     assert not page.error
-    assert [each.value for each in page.subheader] == ["Before", "After"]
-    written = sorted((tmp_path / "out").rglob("image_*.png"))
-    recipes = [image_files.read_parameters(path) for path in written]
-    assert [(r["prompt"][:5], r["seed"]) for r in recipes] == [
+    assert [each.value for each in page.subheader] == ["Baseline", "With embedding"]
+    images = sorted((tmp_path / "out").rglob("image_*.png"))
+    parameters = [image_files.read_parameters(path) for path in images]
+    assert [(p["prompt"][:5], p["seed"]) for p in parameters] == [
         ("a cat", 42),
         ("a cat", 43),
         ("a <to", 42),
@@ -158,44 +174,53 @@ def test_before_and_after(app: Callable[[str], AppTest], learned: Path, tmp_path
     ]
 
 
-def test_a_run_needs_images_and_one_that_is_there_is_shown(
+@pytest.mark.e2e
+def test_training_needs_images_and_an_existing_run_is_shown(
     app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path
 ) -> None:
-    page = app("learn")
-    button(page, "Learn").click().run()
-    assert "no image was sent" in page.error[0].value
-    given = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "images"), "total_step": 3}
-    run = training_jobs.start(str(workshop.yaml), tmp_path / "runs" / "app", given)
-    while run.state == "running":
+    page = app("train")
+    button(page, "Train").click().run()
+    assert "no image was uploaded" in page.error[0].value
+    chosen = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "images"), "total_step": 3}
+    job = training_jobs.start(str(workshop.yaml), tmp_path / "runs" / "app", chosen)
+    while job.state == "running":
         time.sleep(0.1)
-    assert run.state == "finished", run.tail()
-    page = app("learn")
-    assert page.selectbox(key="run").value == "toy"
-    button(page, "Use it").click().run()
-    assert page.session_state["words"] == ["<toy>"]
+    assert job.state == "finished", job.console_tail()
+    page = app("train")
+    assert page.selectbox(key="training run").value == "toy"
+    button(page, "Use this embedding").click().run()
+    assert page.session_state["embeddings"] == ["<toy>"]
 
 
-def test_a_run_is_started_with_all_that_was_chosen(
+def test_run_folders_without_a_job_file_do_not_break_the_page(app: Callable[[str], AppTest], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "app" / "old"
+    folder.mkdir(parents=True)
+    (folder / "order.json").write_text(json.dumps({"config": "c.yaml", "options": {}, "pid": 1, "said": 0}))
+    page = app("train")
+    assert any("are listed here" in each.value for each in page.caption)
+
+
+def test_training_starts_with_all_chosen_options(
     app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, Any] = {}
+    started: dict[str, Any] = {}
 
-    def started(config: str, root: Path, options: dict[str, Any]) -> training_jobs.Run:
-        asked.update(options, config=config)
-        return training_jobs.Run(root)
+    def start(config: str, root: Path, options: dict[str, Any]) -> training_jobs.TrainingJob:
+        started.update(options, config=config)
+        return training_jobs.TrainingJob(root)
 
-    monkeypatch.setattr(uploads, "images", lambda contents, folder: [])
-    monkeypatch.setattr(training_jobs, "start", started)
-    page = app("learn")
+    monkeypatch.setattr(uploads, "store_images", lambda contents, folder: [])
+    monkeypatch.setattr(training_jobs, "start", start)
+    page = app("train")
     page.selectbox(key="option pooling").set_value("argmax")
     page.selectbox(key="option low_memory").set_value("most")
     page.selectbox(key="option ms_mode").set_value(1)
-    page.text_input(key="option new word").set_value("<new>")
+    page.text_input(key="option placeholder token").set_value("<new>")
     page.number_input(key="option steps of smallest").set_value(8)
-    button(page, "Learn").click().run()
+    button(page, "Train").click().run()
     assert not page.error
-    assert Path(asked.pop("data_path")).parent == tmp_path / "runs" / "app" / "images"
-    assert asked == {
+    assert Path(started.pop("data_path")).parent == tmp_path / "runs" / "app" / "images"
+    assert started == {
         "config": str(workshop.yaml),
         "placeholder_token": "<new>",
         "learnable_property": "object",
@@ -213,36 +238,40 @@ def test_a_run_is_started_with_all_that_was_chosen(
     }
 
 
-def test_what_is_typed_is_there_when_the_page_is_shown_again(app: Callable[[str], AppTest], learned: Path) -> None:
-    page = app("draw")
-    page.multiselect(key="words").select("<toy>").run()
-    typed = {
-        "draw": {"prompt": "a <toy>", "negative_prompt": "grey"},
-        "compare": {"option prompt of <toy>": "two <toy>", "option plain two <toy>": "two cats"},
-        "learn": {"option new word": "<new>", "option like": "cat"},
+def test_inputs_persist_across_pages(app: Callable[[str], AppTest], embedding_file: Path) -> None:
+    page = app("generate")
+    page.multiselect(key="embeddings").select("<toy>").run()
+    texts = {
+        "generate": {"prompt": "a <toy>", "negative_prompt": "grey"},
+        "compare": {"option prompt of <toy>": "two <toy>", "option baseline of two <toy>": "two cats"},
+        "train": {"option placeholder token": "<new>", "option initializer token": "cat"},
     }
     numbers = {
-        "draw": {"option sample_step": 7},
-        "learn": {"option vectors of smallest": 5, "option steps of smallest": 9, "option shown of 9": 4},
+        "generate": {"option sample_step": 7},
+        "train": {
+            "option num vectors of smallest": 5,
+            "option steps of smallest": 9,
+            "option preview interval of 9": 4,
+        },
     }
-    for name, fields in typed.items():
+    for name, fields in texts.items():
         page.session_state["page"] = name
         page.run()
         for key, value in fields.items():
             next(field for field in (*page.text_input, *page.text_area) if field.key == key).set_value(value).run()
         for key, number in numbers.get(name, {}).items():
             page.number_input(key=key).set_value(number).run()
-    for name, fields in typed.items():
+    for name, fields in texts.items():
         page.session_state["page"] = name
         page.run()
-        found = {field.key: field.value for field in (*page.text_input, *page.text_area, *page.number_input)}
-        assert fields.items() | numbers.get(name, {}).items() <= found.items()
-        assert page.multiselect(key="words").value == ["<toy>"]
+        values = {field.key: field.value for field in (*page.text_input, *page.text_area, *page.number_input)}
+        assert fields.items() | numbers.get(name, {}).items() <= values.items()
+        assert page.multiselect(key="embeddings").value == ["<toy>"]
         assert not page.warning
 
 
 @pytest.mark.parametrize(
-    ("recipe", "before"),
+    ("recipe", "token"),
     [
         ({"concept": {"initializer_token": "cat"}}, "cat"),
         ({"concept": {"initializer_token": "cat", "concepts": [{"placeholder_token": "<toy>"}, 3]}}, "cat"),
@@ -252,11 +281,12 @@ def test_what_is_typed_is_there_when_the_page_is_shown_again(app: Callable[[str]
         ("somebody's", "thing"),
     ],
 )
-def test_a_word_is_compared_with_what_it_started_from(recipe: Any, before: str) -> None:
-    row = np.zeros((1, 4), np.float32)
-    assert compare._before(Embedding("<toy>", {"clip_l": row, "clip_g": row}, metadata={"recipe": recipe})) == before
+def test_baseline_prompt_uses_the_initializer_token(recipe: Any, token: str) -> None:
+    vectors = np.zeros((1, 4), np.float32)
+    embedding = Embedding("<toy>", {"clip_l": vectors, "clip_g": vectors}, metadata={"recipe": recipe})
+    assert compare.initializer_token(embedding) == token
 
 
-def test_the_server_is_for_this_machine_and_tells_nobody() -> None:
+def test_server_listens_on_localhost_and_sends_no_statistics() -> None:
     assert st.get_option("server.address") == "localhost"
     assert st.get_option("browser.gatherUsageStats") is False

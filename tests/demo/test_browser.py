@@ -1,9 +1,11 @@
-"""The app in a real browser, from images of a thing to an image with its word; for two people, on two screens."""
+"""The app in Chromium: from training images to a generated image, and two users at once, on two screen sizes."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,35 +23,39 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from demo.app.server import training_jobs
 from gm.sampling import image_files
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 1000), (390, 844)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return where the app is served, just as it is after the install, but for its folders."""
+    """URL of the app, served as after an installation, except for its folders."""
     folder = tmp_path_factory.mktemp("app")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "demo/sampling.py", "--server.port", str(port), "--"]
     command += ["--runs", str(folder / "runs"), "--outputs", str(folder / "out")]
-    with (folder / "said").open("wb") as said:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+    with (folder / "console").open("wb") as console:
+        server = subprocess.Popen(command, cwd=ROOT, stdout=console, stderr=console)
     try:
-        until(lambda: _answers(f"http://localhost:{port}/_stcore/health"))
+        until(lambda: _is_healthy(f"http://localhost:{port}/_stcore/health"))
         yield f"http://localhost:{port}"
     finally:
         server.terminate()
         server.wait(20)
+        for job in training_jobs.all_jobs(folder / "runs" / "app"):
+            if job.state == "running":
+                os.kill(job.launch.pid, signal.SIGKILL)
 
 
-def _answers(address: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:
-        return bool(answer.status == 200)
+def _is_healthy(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+        return bool(response.status == 200)
     return False
 
 
@@ -57,38 +63,38 @@ def until(condition: Callable[[], Any], seconds: float = 150) -> Any:
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(StaleElementReferenceException):
-            found = condition()
-            if found:
-                return found
+            result = condition()
+            if result:
+                return result
         assert time.monotonic() < end
         time.sleep(0.2)
 
 
-class Visitor:
-    """A browser window of its own, without anything kept from another."""
+class Browser:
+    """A browser window with a profile of its own."""
 
     def __init__(self, folder: Path, size: tuple[int, int] = WIDE) -> None:
-        chosen = webdriver.ChromeOptions()
+        options = webdriver.ChromeOptions()
         flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
         for flag in (*flags.split(), "disable-component-update", f"user-data-dir={folder / 'profile'}"):
-            chosen.add_argument(f"--{flag}")
-        chosen.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-        self.browser = webdriver.Chrome(options=chosen, service=Service(shutil.which("chromedriver")))
-        self.size(*size)
+            options.add_argument(f"--{flag}")
+        options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
+        self.driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        self.resize(*size)
 
-    def size(self, width: int, height: int) -> None:
+    def resize(self, width: int, height: int) -> None:
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
 
     def find(self, selector: str) -> list[WebElement]:
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def button(self, label: str) -> WebElement:
-        found: WebElement = until(lambda: [b for b in self.find("button") if b.text.split("\n")[-1] == label])[0]
-        return found
+        buttons: list[WebElement] = until(lambda: [b for b in self.find("button") if b.text.split("\n")[-1] == label])
+        return buttons[0]
 
-    def open(self, name: str) -> None:
-        """Go to another page without leaving the session, by the links that a wide screen has."""
+    def open_page(self, name: str) -> None:
+        """Go to another page of the same session, by the links that a wide screen shows."""
         until(lambda: [a for a in self.find("a") if a.text.split("\n")[-1] == name])[0].click()
 
     def write(self, label: str, text: str) -> None:
@@ -97,92 +103,90 @@ class Visitor:
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text)
         field.send_keys(Keys.CONTROL, Keys.ENTER)
-        until(lambda: self.find(selector)[0].get_attribute("value") == text and self.calm())
+        until(lambda: self.find(selector)[0].get_attribute("value") == text and self.is_idle())
 
-    def words(self) -> list[WebElement]:
-        """Return the learned words in use."""
+    def selected_embeddings(self) -> list[WebElement]:
         return self.find("[data-testid='stSidebar'] [data-baseweb='tag']")
 
-    def calm(self) -> bool:
-        """Whether the page has answered what was done last."""
+    def is_idle(self) -> bool:
+        """Whether the page's script has finished running."""
         return self.find("[data-testid='stApp']")[0].get_attribute("data-test-script-state") != "running"
 
-    def says(self, text: str) -> bool:
-        return text in self.browser.find_element(By.TAG_NAME, "body").text
+    def shows(self, text: str) -> bool:
+        return text in self.driver.find_element(By.TAG_NAME, "body").text
 
     def fits(self) -> bool:
-        wide, inner = self.browser.execute_script("return [document.scrollingElement.scrollWidth, innerWidth]")
-        return bool(wide <= inner)
+        """Whether the page is no wider than the screen."""
+        width, screen = self.driver.execute_script("return [document.scrollingElement.scrollWidth, innerWidth]")
+        return bool(width <= screen)
 
 
 @pytest.fixture
-def visitor(tmp_path: Path) -> Iterator[Callable[..., Visitor]]:
-    made: list[Visitor] = []
+def open_browser(tmp_path: Path) -> Iterator[Callable[..., Browser]]:
+    browsers: list[Browser] = []
 
-    def come(**options: Any) -> Visitor:
-        made.append(Visitor(tmp_path / str(len(made)), **options))
-        return made[-1]
+    def new(**options: Any) -> Browser:
+        browsers.append(Browser(tmp_path / str(len(browsers)), **options))
+        return browsers[-1]
 
-    yield come
-    for each in made:
-        each.browser.quit()
+    yield new
+    for browser in browsers:
+        browser.driver.quit()
 
 
-def test_from_images_of_a_thing_to_an_image_with_its_word(
-    visitor: Callable[..., Visitor], address: str, tmp_path: Path
+def test_train_an_embedding_and_generate_an_image_with_it(
+    open_browser: Callable[..., Browser], address: str, tmp_path: Path
 ) -> None:
-    page = visitor()
-    page.browser.get(f"{address}/learn")
-    sender = until(lambda: page.find("[data-testid='stMain'] input[type=file]"))[0]
-    sender.send_keys("\n".join(str(path) for path in sorted((ROOT / "datasets" / "humbug").glob("*.png"))))
-    page.write("word", "<humbug>")
-    page.write("steps", "3")
-    page.button("Learn").click()
-    until(lambda: page.says("running"))
-    page.browser.get("about:blank")  # whoever leaves and comes back finds the run
-    page.browser.get(f"{address}/learn")
-    until(lambda: page.says("finished · step 3 of 3"))
+    page = open_browser()
+    page.driver.get(f"{address}/train")
+    uploader = until(lambda: page.find("[data-testid='stMain'] input[type=file]"))[0]
+    uploader.send_keys("\n".join(str(path) for path in sorted((ROOT / "datasets" / "humbug").glob("*.png"))))
+    page.write("Placeholder token", "<humbug>")
+    page.write("Steps", "3")
+    page.button("Train").click()
+    until(lambda: page.shows("running"))
+    page.driver.get("about:blank")  # a user who leaves and returns finds the run
+    page.driver.get(f"{address}/train")
+    until(lambda: page.shows("finished · step 3 of 3"), 400)  # it compiles four graphs
     assert until(lambda: page.find("[data-testid='stMain'] img"))
     assert page.fits()
-    page.button("Use it").click()
-    until(page.words)  # a page that is left forgets its clicks
-    page.open("Draw")
+    page.button("Use this embedding").click()
+    until(page.selected_embeddings)  # leaving the page before would lose the click
+    page.open_page("Generate")
     until(lambda: [b for b in page.find("button") if b.text == "<humbug>"])[0].click()
-    until(lambda: page.find("textarea[aria-label='prompt']")[0].get_attribute("value") == "<humbug>")
-    page.write("steps", "4")
-    page.write("images", "1")
-    page.button("Draw").click()
+    until(lambda: page.find("textarea[aria-label='Prompt']")[0].get_attribute("value") == "<humbug>")
+    page.write("Steps", "4")
+    page.write("Images", "1")
+    page.button("Generate").click()
     until(lambda: page.find("[data-testid='stDownloadButton'] button"))[0].click()
     (path,) = until(lambda: list((tmp_path / "0").glob("image_*.png")))
-    assert (image_files.read_parameters(path)["prompt"], image_files.read_parameters(path)["sample_step"]) == (
-        "<humbug>",
-        4,
-    )
-    for name, shown in (("Draw", "Drawn"), ("Compare", "the same in words"), ("Learn", "A new word")):
-        page.size(*WIDE)
-        page.open(name)
-        until(lambda shown=shown: page.says(shown) and page.calm())
+    parameters = image_files.read_parameters(path)
+    assert (parameters["prompt"], parameters["sample_step"]) == ("<humbug>", 4)
+    for name, text in (("Generate", "Generated images"), ("Compare", "Baseline prompt"), ("Train", "New embedding")):
+        page.resize(*WIDE)
+        page.open_page(name)
+        until(lambda text=text: page.shows(text) and page.is_idle())
         assert page.fits()
-        time.sleep(5)  # until the sidebar has looked for new words, which once lost those in use
-        assert page.words()
-        page.size(*NARROW)
-        until(page.calm)
+        time.sleep(5)  # until the sidebar has scanned for new files, which once cleared the selection
+        assert page.selected_embeddings()
+        page.resize(*NARROW)
+        until(page.is_idle)
         assert page.fits()
 
 
-def test_two_people_wait_for_each_other_and_one_gives_up(visitor: Callable[..., Visitor], address: str) -> None:
-    first, second = visitor(), visitor(size=NARROW)
+def test_second_user_is_queued_and_both_can_cancel(open_browser: Callable[..., Browser], address: str) -> None:
+    first, second = open_browser(), open_browser(size=NARROW)
     for page in (first, second):
-        page.browser.get(address)
-        page.write("prompt", "a red heart")
-        page.write("steps", "300")
-        page.button("Draw").click()
-    until(lambda: second.says("1 before you"))
-    until(lambda: first.says("step "))
+        page.driver.get(address)
+        page.write("Prompt", "a red heart")
+        page.write("Steps", "300")
+        page.button("Generate").click()
+    until(lambda: second.shows("1 ahead of you"))
+    until(lambda: first.shows("Step "))
     assert first.find("[data-testid='stMain'] img") or until(lambda: first.find("[data-testid='stMain'] img"))
     assert second.fits()
     first.button("Cancel").click()
-    until(lambda: first.says("Cancelled"))
-    until(lambda: second.says("step "))
+    until(lambda: first.shows("Cancelled"))
+    until(lambda: second.shows("Step "))
     second.button("Cancel").click()
-    until(lambda: second.says("Cancelled"))
+    until(lambda: second.shows("Cancelled"))

@@ -1,1 +1,1 @@
-"""Drawing and learning for several people at once, behind a page or any other program that stays up."""
+"""Generation and training for several users at once, independent of the web framework."""

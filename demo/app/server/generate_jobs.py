@@ -1,4 +1,4 @@
-"""Drawing as tasks of the worker, with a model that is loaded once."""
+"""Image generation as tasks of the worker, with one loaded model."""
 
 from __future__ import annotations
 
@@ -15,46 +15,50 @@ from gm.sampling import request, run
 from gm.sampling.pipeline import SamplingProgress
 from gm.sampling.request import SamplingJob
 
-_loaded: list[tuple[object, Toolkit]] = []  # one at most, with what it was loaded for; the worker's thread alone has it
+_loaded: list[tuple[object, Toolkit]] = []  # at most one, after its configs; used in the worker's thread only
 
 
-def draw(config: Config) -> Task:
-    """Let what `config` asks for be drawn; its prompt is never taken for the name of a file.
+def generate(config: Config) -> Task:
+    """Submit the images that `config` describes; its prompt is never interpreted as a file name.
 
     The events are `SamplingProgress`, for progress and previews, and the path of every image and grid as it is written.
-    Raises UserError at once for what can be known before the weights are read.
+    Raises UserError at once for errors that can be detected before the weights are read.
     """
-    made = request.prepare(config, literal=True)
-    return worker.shared().submit(config.sampling.prompt, lambda: _drawn([made]))
+    job = request.prepare(config, literal=True)
+    return worker.shared().submit(config.sampling.prompt, lambda: _sample([job]))
 
 
-def compare(config: Config, plain: str) -> Task:
-    """Let the prompt `plain` be drawn, then that of `config`, from the same seeds; events and errors as of `draw`."""
-    before = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt=plain))
-    jobs = [request.prepare(one, literal=True) for one in (before, config)]
-    return worker.shared().submit(f"{plain} → {config.sampling.prompt}", lambda: _drawn(jobs))
+def compare(config: Config, baseline_prompt: str) -> Task:
+    """Submit `baseline_prompt`, then `config`'s prompt with the same seeds; events and errors as of `generate`."""
+    baseline = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt=baseline_prompt))
+    jobs = [request.prepare(each, literal=True) for each in (baseline, config)]
+    return worker.shared().submit(f"{baseline_prompt} → {config.sampling.prompt}", lambda: _sample(jobs))
 
 
-def _drawn(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:
-    toolkit = _toolkit(jobs[0].config)
-    sheets = sum(len(made.grids) for made in jobs)
-    before, length = 0, 0  # steps of the sheets that are done, and of the one that is being drawn
-    for made in jobs:
-        for event in run.run_job(toolkit.pipeline, made):
+def _sample(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:
+    """Run `jobs` and yield their events, with `done` and `total` counted over all of their grids."""
+    toolkit = _load_toolkit(jobs[0].config)
+    grids = sum(len(job.grids) for job in jobs)
+    steps_before = 0  # of the finished grids
+    grid_steps = 0  # of the current grid
+    for job in jobs:
+        for event in run.run_job(toolkit.pipeline, job):
             if isinstance(event, Path):
                 yield event
                 continue
             if event.done == 1:
-                before, length = before + length, event.total
-            # The images are on the disk, and tasks are kept for as long as a page is open.
-            total = max(sheets * event.total, before + event.total)
-            yield dataclasses.replace(event, done=before + event.done, total=total, images=(), latents=None)
+                steps_before += grid_steps
+                grid_steps = event.total
+            done = steps_before + event.done
+            total = max(grids * event.total, steps_before + event.total)
+            # Without arrays: the images are on disk, and a task's events live as long as the browser session.
+            yield dataclasses.replace(event, done=done, total=total, images=(), latents=None)
 
 
-def _toolkit(config: Config) -> Toolkit:
-    """Return the model that `config` names; the one before is given up first, since both might not fit."""
-    wanted = config.model, config.run
-    if not _loaded or _loaded[0][0] != wanted:
+def _load_toolkit(config: Config) -> Toolkit:
+    """Return the toolkit for `config`; another one is released first, since memory may not hold both."""
+    key = config.model, config.run
+    if not _loaded or _loaded[0][0] != key:
         _loaded.clear()
-        _loaded.append((wanted, api.load(config)))
+        _loaded.append((key, api.load(config)))
     return _loaded[0][1]

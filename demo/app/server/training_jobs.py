@@ -1,8 +1,12 @@
-"""Training in processes of their own, found again by their folders: they go on whoever asked for them or has left."""
+"""Training runs in processes of their own, which outlive the page and the server that started them.
+
+A job is its folder: `job.json` says how the process was launched, the rest is what training writes there.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -21,14 +25,38 @@ from gm.runtime import atomic_io
 from gm.training import checkpoint
 from gm.training.output_dir import LOG, PREVIEWS, REPORT
 
-ORDER, CONSOLE = "order.json", "console.txt"  # how the run was started, and what it has said
+JOB_FILE = "job.json"
+CONSOLE = "console.txt"  # standard output and error of the process
 _SCRIPT = Path(__file__).resolve().parents[3] / "train_textual_inversion.py"
-_children: dict[int, subprocess.Popen] = {}  # those of this process, which nobody else can bury
+_children: dict[int, subprocess.Popen] = {}  # of this process: only their parent can reap them
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run that `start` began, now or earlier, here or in another process."""
+class Launch:
+    """How a job's process was started last: YAML file, command-line options, process id, and time of the first start.
+
+    `console_offset` is the size of the console log before this process. `stop_requested`: SIGTERM has been sent.
+    """
+
+    config: str
+    options: dict[str, Any]
+    pid: int
+    started: float  # seconds since 1970
+    console_offset: int = 0
+    stop_requested: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Launch:
+        return cls(**json.loads((folder / JOB_FILE).read_text(encoding="utf-8")))
+
+    def write(self, folder: Path) -> None:
+        with atomic_io.atomic_write(folder / JOB_FILE) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training run that `start` began, in this process or another, now or earlier."""
 
     folder: Path
 
@@ -37,143 +65,137 @@ class Run:
         return self.folder.name
 
     @property
-    def order(self) -> dict[str, Any]:
-        """Return how it was started: `config`, `options`, `pid`, and when, `started`, in seconds since 1970.
-
-        `said` are the bytes of its console from before, `asked` tells whether it has been asked to stop.
-        """
-        found: dict[str, Any] = json.loads((self.folder / ORDER).read_text(encoding="utf-8"))
-        return found
-
-    @property
-    def started(self) -> float:
-        return float(self.order["started"])
+    def launch(self) -> Launch:
+        return Launch.read(self.folder)
 
     @property
     def state(self) -> str:
-        """Return running, finished, stopped (as was asked), or failed; then its `tail` may say why."""
-        order = self.order
-        if _alive(order["pid"], self.folder):
+        """State: running, finished, stopped (on request) or failed; then `console_tail` may show the reason."""
+        launch = self.launch
+        if _is_alive(launch.pid, self.folder):
             return "running"
         last = self.records()[-1:]
-        if last and last[0]["step"] >= int(order["options"]["total_step"]):
+        if last and last[0]["step"] >= int(launch.options["total_step"]):
             return "finished"
-        said = self._said()[order["said"] :]  # by this process, not by one before
-        cut_off = bool(last) and last[0]["ended"] is None  # killed, by the system perhaps, without a word
-        return "failed" if cut_off or b"error:" in said or b"Traceback" in said else "stopped"
+        console = self._console()[launch.console_offset :]
+        killed = bool(last) and last[0].get("ended") is None  # no last record, so nothing was saved at the end
+        return "failed" if killed or b"error:" in console or b"Traceback" in console else "stopped"
 
     @property
-    def resumable(self) -> bool:
-        """Whether `resume` can go on: it does not run, is not finished, and has saved a state."""
-        return self.state in ("stopped", "failed") and any(self.folder.glob(checkpoint.PATTERN))
+    def is_resumable(self) -> bool:
+        """Whether `resume` can continue: the job is not running, not finished, and has saved a state."""
+        return self.state in ("stopped", "failed") and self._has_checkpoint()
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what the run has logged of each step: `step`, `loss`, `loss_smoothed`, `learning_rate` and more."""
-        found = []
+        """Return the log's records of training steps: `step`, `loss`, `loss_smoothed`, `learning_rate` and more."""
+        records = []
         with contextlib.suppress(FileNotFoundError):
             for line in (self.folder / LOG).read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # the line that is being written
-                    found.append(json.loads(line))
-        return [record for record in found if "loss" in record]  # others tell of words, or of what was held out
+                    records.append(json.loads(line))
+        return [record for record in records if "loss" in record]  # others hold nearest tokens or validation losses
 
     def previews(self) -> list[Path]:
-        """Return the sheets of previews, the first step's first."""
-        sheets = (self.folder / PREVIEWS).glob("step_*.png")
-        return sorted(sheets, key=lambda path: int(re.sub(r"\D", "", path.stem)))
+        """Return the grids of preview images, ordered by step."""
+        grids = (self.folder / PREVIEWS).glob("step_*.png")
+        return sorted(grids, key=lambda path: int(re.sub(r"\D", "", path.stem)))
 
-    def learned(self) -> list[Path]:
+    def embedding_files(self) -> list[Path]:
         """Return the embedding files, the newest first."""
-        found = self.folder.glob("*_ti.ckpt")
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return sorted(self.folder.glob("*_ti.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
     def report(self) -> Path | None:
-        """Return the page that shows how it went, once it has ended."""
+        """Return the HTML report, which training writes at its end."""
         path = self.folder / REPORT
         return path if path.is_file() else None
 
-    def tail(self, lines: int = 20) -> str:
-        """Return the last `lines` of what the run has said."""
-        said = self._said().decode("utf-8", errors="replace")
-        return "\n".join(re.split(r"[\r\n]+", said.strip())[-lines:])
+    def console_tail(self, lines: int = 20) -> str:
+        """Return the last `lines` of the console log."""
+        text = self._console().decode("utf-8", errors="replace")
+        return "\n".join(re.split(r"[\r\n]+", text.strip())[-lines:])
 
     def stop(self) -> None:
-        """Let it finish its step, save everything and end; asked once more, nothing happens."""
-        order = self.order
-        if not order["asked"] and _alive(order["pid"], self.folder):
-            _write(self.folder, {**order, "asked": True})
-            os.kill(order["pid"], signal.SIGTERM)  # SIGINT may be ignored by what is started in the background
+        """Ask the process to finish its step, save everything and exit; a second call has no effect."""
+        launch = self.launch
+        if not launch.stop_requested and _is_alive(launch.pid, self.folder):
+            dataclasses.replace(launch, stop_requested=True).write(self.folder)
+            os.kill(launch.pid, signal.SIGTERM)  # not SIGINT, which background processes may ignore
 
-    def _said(self) -> bytes:
+    def resume(self) -> None:
+        """Continue from the newest state; UserError if the job is running or has saved none."""
+        if self.state == "running":
+            raise UserError(f"{self.name} is running; stop it first")
+        if not self._has_checkpoint():
+            raise UserError(f"{self.name} has no saved state to resume from; start a new run")
+        launch = self.launch
+        _spawn(self.folder, launch.config, {**launch.options, "resume": "latest"}, launch.started)
+
+    def _has_checkpoint(self) -> bool:
+        return any(self.folder.glob(checkpoint.PATTERN))
+
+    def _console(self) -> bytes:
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / CONSOLE).read_bytes()
         return b""
 
-    def resume(self) -> None:
-        """Go on from the newest state; UserError if it runs, or has saved none."""
-        if self.state == "running":
-            raise UserError(f"{self.name} is running; stop it first")
-        if not list(self.folder.glob(checkpoint.PATTERN)):
-            raise UserError(f"{self.name} has saved no state to go on from; start it anew")
-        order = self.order
-        _spawn(self.folder, order["config"], {**order["options"], "resume": "latest"}, order["started"])
 
+def start(config: str, root: Path, options: dict[str, Any]) -> TrainingJob:
+    """Start training with the YAML file `config` in a new folder of `root`; `options` are command-line options by name.
 
-def start(config: str, root: Path, options: dict[str, Any]) -> Run:
-    """Start a run of the YAML file `config` in a new folder of `root`; `options` are flags by their names.
-
-    Returns at once; UserError if the folder cannot be made. A mistake in the options makes the run fail.
+    Returns at once; UserError if the folder cannot be made. Invalid options make the job fail.
     """
     if "total_step" not in options or "placeholder_token" not in options:
-        raise UserError("a run needs a word, placeholder_token, and a number of steps, total_step")
+        raise UserError("a training run needs placeholder_token and total_step")
     stem = safe_filename(str(options["placeholder_token"])) or "run"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            folder = root / (stem if number == 1 else f"{stem}_{number}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                break
+        folder = _new_folder(root, stem)
     except OSError as error:
         raise UserError(f"cannot make a folder in {root}: {error.strerror}; choose another") from error
     _spawn(folder, config, {**options, "save_path": str(folder)}, time.time())
-    return Run(folder)
+    return TrainingJob(folder)
 
 
-def all_runs(root: Path) -> list[Run]:
-    """Return the runs that were started in `root`, the newest first."""
-    found = [Run(path.parent) for path in root.glob(f"*/{ORDER}")]
-    return sorted(found, key=lambda run: run.started, reverse=True)
+def all_jobs(root: Path) -> list[TrainingJob]:
+    """Return the jobs in `root`, the newest first."""
+    jobs = [TrainingJob(path.parent) for path in root.glob(f"*/{JOB_FILE}")]
+    return sorted(jobs, key=lambda job: job.launch.started, reverse=True)
+
+
+def _new_folder(root: Path, stem: str) -> Path:
+    """Make and return `root`/`stem`, or `stem`_2 and up if it already exists."""
+    for number in itertools.count(1):
+        folder = root / (stem if number == 1 else f"{stem}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
 def _spawn(folder: Path, config: str, options: dict[str, Any], started: float) -> None:
+    """Start the training process and write the job file."""
     flags = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, str(_SCRIPT), "--config", config, *flags]
     with (folder / CONSOLE).open("ab") as console:
-        said = console.tell()
-        # In a session of its own: it neither hears the server's Ctrl-C nor ends with it.
+        offset = console.tell()
+        # A session of its own, so that the server's Ctrl-C and exit do not reach it.
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, start_new_session=True
         )
     _children[child.pid] = child
-    kept = {name: value for name, value in options.items() if name != "resume"}
-    order = {"config": config, "options": kept, "pid": child.pid, "started": started, "said": said, "asked": False}
-    _write(folder, order)
+    options = {name: value for name, value in options.items() if name != "resume"}
+    Launch(config, options, child.pid, started, console_offset=offset).write(folder)
 
 
-def _write(folder: Path, order: dict[str, Any]) -> None:
-    with atomic_io.atomic_write(folder / ORDER) as temporary:
-        temporary.write_text(json.dumps(order, indent=1), encoding="utf-8")
-
-
-def _alive(pid: int, folder: Path) -> bool:
-    """Return whether process `pid` runs and is the one that writes to `folder`: numbers are given away again."""
+def _is_alive(pid: int, folder: Path) -> bool:
+    """Return whether process `pid` is alive and writes to `folder`; another process may have reused the id."""
     if pid in _children:
         return _children[pid].poll() is None
     try:
-        said = Path(f"/proc/{pid}/cmdline").read_bytes()
+        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return _exists(pid) and not Path("/proc/self").exists()  # a system without /proc
-    return f"--save_path={folder}".encode() in said
+    return f"--save_path={folder}".encode() in command_line
 
 
 def _exists(pid: int) -> bool:

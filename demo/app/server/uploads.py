@@ -1,4 +1,4 @@
-"""Files that people send: checked by what they hold, and stored under names of our own."""
+"""Uploaded files: checked by their content and stored under generated names."""
 
 from __future__ import annotations
 
@@ -7,84 +7,91 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from gm.data import image as images_of
+from gm.data import image as image_io
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
 from gm.runtime import atomic_io
 
-IMAGE_BYTES, CONCEPT_BYTES = 50 * 10**6, 20 * 10**6
-IMAGES = 200  # at once
-PIXELS = 64 * 10**6
-# Endings by what files begin with.
-_IMAGES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"RIFF": ".webp", b"BM": ".bmp", b"GIF8": ".gif"}
-_IMAGES |= {b"II*\x00": ".tif", b"MM\x00*": ".tif"}
+MAX_IMAGE_BYTES = 50 * 10**6
+MAX_EMBEDDING_BYTES = 20 * 10**6
+MAX_IMAGES = 200  # per upload
+MAX_PIXELS = 64 * 10**6
+_SUFFIXES = {  # by the first bytes of a file
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"GIF8": ".gif",
+    b"II*\x00": ".tif",
+    b"MM\x00*": ".tif",
+}
 
 
-def images(contents: Sequence[bytes], folder: Path) -> list[Path]:
-    """Store images as `image` does, and return their paths; the same one sent twice is one.
+def store_images(contents: Sequence[bytes], folder: Path) -> list[Path]:
+    """Store images as `store_image` does and return their paths; duplicates are stored once.
 
-    UserError, before any is stored, for none and for more than `IMAGES`.
+    UserError, before any is stored, for none and for more than `MAX_IMAGES`.
     """
     if not contents:
-        raise UserError("no image was sent; choose some")
-    if len(contents) > IMAGES:
-        raise UserError(f"{len(contents)} images were sent; send {IMAGES} at most")
-    return list(dict.fromkeys(image(content, folder) for content in contents))
+        raise UserError("no image was uploaded; choose at least one")
+    if len(contents) > MAX_IMAGES:
+        raise UserError(f"{len(contents)} images were uploaded; upload at most {MAX_IMAGES}")
+    return list(dict.fromkeys(store_image(content, folder) for content in contents))
 
 
-def image(content: bytes, folder: Path) -> Path:
-    """Store an image in `folder` under a hash of it; UserError for what is none, is damaged, or is too large."""
-    _check_size(content, IMAGE_BYTES, "the image")
-    ending = next((ending for start, ending in _IMAGES.items() if content.startswith(start)), None)
-    if ending is None:
-        raise UserError("a file that was sent is no image of a known kind; send JPEG, PNG, WebP, BMP, GIF or TIFF")
-    path = _store(content, folder, ending)
+def store_image(content: bytes, folder: Path) -> Path:
+    """Store an image in `folder` under its hash; UserError if it is not an image, is damaged or too large."""
+    _check_size(content, MAX_IMAGE_BYTES, "the image")
+    suffix = next((suffix for start, suffix in _SUFFIXES.items() if content.startswith(start)), None)
+    if suffix is None:
+        raise UserError("an uploaded file is not an image; upload JPEG, PNG, WebP, BMP, GIF or TIFF")
+    path = _store(content, folder, suffix)
     try:
-        with images_of.open_image(path) as image:
-            if image.width * image.height > PIXELS:
+        with image_io.open_image(path) as image:
+            if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}×{image.height}"
-                raise UserError(f"an image has {size} pixels; send one of {PIXELS // 10**6} million at most")
-            images_of.to_rgb(image)
+                raise UserError(f"an image has {size} pixels; upload at most {MAX_PIXELS // 10**6} million")
+            image_io.to_rgb(image)
     except UserError as error:
         path.unlink()
-        raise UserError(str(error).replace(str(path), "that was sent")) from error
+        raise UserError(str(error).replace(str(path), "that was uploaded")) from error
     return path
 
 
-def concept(content: bytes, name: str, folder: Path) -> Path:
+def store_embedding(content: bytes, name: str, folder: Path) -> Path:
     """Store an embedding file of any format in `folder` and return its path; UserError if it cannot be used.
 
-    `name` is used for nothing but the word, where the file does not say its own.
+    `name` only serves as placeholder token, where the file holds none.
     """
-    _check_size(content, CONCEPT_BYTES, "the embedding file")
-    path = _store(content, folder, ".safetensors")  # files are told by what they hold, not by their ending
+    _check_size(content, MAX_EMBEDDING_BYTES, "the embedding file")
+    path = _store(content, folder, ".safetensors")  # the format is detected by content, whatever the suffix
     try:
-        found = embedding_io.load_all(path)
+        embeddings = embedding_io.load_all(path)
     except UserError as error:
         path.unlink()
         raise UserError(str(error).replace(str(path), "the file")) from error
-    if len(found) == 1 and path.stem in found[0].placeholder_token:
-        word = safe_filename("-".join(Path(name).stem.split())) or "concept"
+    if len(embeddings) == 1 and path.stem in embeddings[0].placeholder_token:
+        token = safe_filename("-".join(Path(name).stem.split())) or "concept"
         path.unlink()
         path = path.with_suffix(".ckpt")
-        embedding_io.save(dataclasses.replace(found[0], placeholder_token=f"<{word}>"), path)
+        embedding_io.save(dataclasses.replace(embeddings[0], placeholder_token=f"<{token}>"), path)
     return path
 
 
-def _check_size(content: bytes, most: int, what: str) -> None:
-    if len(content) > most:
-        raise UserError(f"{what} has {len(content) / 1e6:.0f} MB; send one of {most / 1e6:.0f} MB at most")
+def _check_size(content: bytes, limit: int, subject: str) -> None:
+    if len(content) > limit:
+        raise UserError(f"{subject} has {len(content) / 1e6:.0f} MB; upload at most {limit / 1e6:.0f} MB")
     if not content:
-        raise UserError(f"{what} is empty; send another")
+        raise UserError(f"{subject} is empty; upload another")
 
 
-def _store(content: bytes, folder: Path, ending: str) -> Path:
+def _store(content: bytes, folder: Path, suffix: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     with atomic_io.atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return path

@@ -1,7 +1,7 @@
-"""One thread that owns the models; what is asked of it waits in line.
+"""Task queue with one worker thread, which owns the models.
 
-A model has one set of graphs and one memory, so two people at once would only slow each other down. A task outlives
-the page that asked for it, and shows what it has done so far to whoever looks.
+A model has one set of graphs and one memory, so two tasks at once would only slow each other down. A task outlives the
+page that submitted it and keeps its events for whoever reads them.
 """
 
 from __future__ import annotations
@@ -16,92 +16,102 @@ from gm.errors import UserError
 
 log = logging.getLogger("gm")
 
-ENDED = ("done", "failed", "cancelled")
+END_STATES = ("done", "failed", "cancelled")
 
 
 class Task:
-    """Some work, asked for once: `events` is what it has yielded so far.
+    """A unit of work, submitted once; `events` is what it has yielded so far.
 
-    `state` is waiting, running, done, failed (then `error` says why, in one line) or cancelled.
+    `state` is queued, running, done, failed (then `error` is the reason, in one line) or cancelled.
     """
 
     def __init__(self, title: str, work: Callable[[], Iterator[Any]], worker: Worker) -> None:
-        self.title, self.state, self.error = title, "waiting", ""
+        self.title = title
+        self.state = "queued"
+        self.error = ""
         self.events: list[Any] = []
-        self._work, self._worker = work, worker
-        self._cancelled, self._ended = threading.Event(), threading.Event()
+        self._work = work
+        self._worker = worker
+        self._cancelled = threading.Event()
+        self._ended = threading.Event()
 
     @property
-    def place(self) -> int:
-        """How many tasks are before this one; 0 when it runs or has ended."""
-        line = self._worker.line
-        return line.index(self) if self in line else 0
+    def position(self) -> int:
+        """Number of tasks ahead in the queue; 0 while it runs and after it has ended."""
+        queue = self._worker.queue
+        return queue.index(self) if self in queue else 0
 
     def cancel(self) -> None:
-        """End it at its next step, or at once if it still waits; what it has done stays."""
+        """End the task at its next event, or at once if it is still queued; its results so far stay."""
         self._cancelled.set()
-        if self._worker.withdraw(self):
+        if self._worker.remove(self):
             self.state = "cancelled"
             self._ended.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it has ended, `seconds` at most; return whether it has."""
+        """Wait until the task has ended, at most `seconds`; return whether it has."""
         return self._ended.wait(seconds)
 
     def run(self) -> None:
-        """Do the work; called by the worker alone."""
+        """Do the work; called in the worker's thread only."""
         try:
             self.state = "running"
-            self._walk()
+            self._collect_events()
             self.state = "cancelled" if self._cancelled.is_set() else "done"
         except UserError as error:
-            self.state, self.error = "failed", str(error)
+            self._fail(str(error))
         except Exception as error:
             log.exception("%s failed", self.title)
-            self.state, self.error = "failed", f"{type(error).__name__}: {error}; the log of the server has more"
+            self._fail(f"{type(error).__name__}: {error}; the server's log has the details")
         finally:
             self._ended.set()
 
-    def _walk(self) -> None:
+    def _collect_events(self) -> None:
         for event in self._work():
             self.events.append(event)
             if self._cancelled.is_set():
-                return  # which closes the work where it stands
+                return  # the iterator is closed where it stands
+
+    def _fail(self, error: str) -> None:
+        self.error = error  # before the state: readers look at the error once the state is "failed"
+        self.state = "failed"
 
 
 class Worker:
-    """Does one task after the other, first come, first served, in a thread of its own."""
+    """A thread that runs submitted tasks one after another, in the order of submission."""
 
     def __init__(self) -> None:
-        self.line: tuple[Task, ...] = ()  # the running one first; another tuple after each change, so that all may look
+        self.queue: tuple[Task, ...] = ()  # the running task first; replaced, never mutated, so reading needs no lock
         self._changed = threading.Condition()
         self._running: Task | None = None
-        threading.Thread(target=self._work, name="worker", daemon=True).start()
+        threading.Thread(target=self._loop, name="worker", daemon=True).start()
 
     def submit(self, title: str, work: Callable[[], Iterator[Any]]) -> Task:
-        """Let `work` be done when its turn comes; it is called, and its iterator walked, in the worker's thread."""
+        """Queue a task; `work` is called and its iterator consumed in the worker's thread."""
         task = Task(title, work, self)
         with self._changed:
-            self.line = (*self.line, task)
+            self.queue = (*self.queue, task)
             self._changed.notify()
         return task
 
-    def withdraw(self, task: Task) -> bool:
-        """Take a task that has not begun out of the line; return whether it was there."""
+    def remove(self, task: Task) -> bool:
+        """Remove a task that has not started from the queue; return whether it was there."""
         with self._changed:
-            if task is self._running or task not in self.line:
+            if task is self._running or task not in self.queue:
                 return False
-            self.line = tuple(other for other in self.line if other is not task)
+            self.queue = tuple(other for other in self.queue if other is not task)
             return True
 
-    def _work(self) -> None:
+    def _loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self.line) > 0)
-                task = self._running = self.line[0]
+                self._changed.wait_for(lambda: len(self.queue) > 0)
+                task = self.queue[0]
+                self._running = task
             task.run()
             with self._changed:
-                self.line, self._running = self.line[1:], None
+                self.queue = self.queue[1:]
+                self._running = None
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Drawing through the worker: one model, progress without its weight, and prompts that are no file names."""
+"""Generation through the worker: one loaded model, progress without arrays, and literal prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gm.sampling.pipeline import SamplingProgress
 from tests.project import Workshop
 
 
-def config(workshop: Workshop, folder: Path, **sampling: Any) -> Config:
+def sampling_config(workshop: Workshop, folder: Path, **sampling: Any) -> Config:
     return workshop.config(sampling={"save_path": str(folder), "prompt": "a cat", **sampling})
 
 
@@ -26,67 +26,69 @@ def steps(events: list[Any]) -> list[tuple[int, int]]:
     return [(event.done, event.total) for event in events if isinstance(event, SamplingProgress)]
 
 
-def test_images_and_progress(workshop: Workshop, tmp_path: Path) -> None:
-    task = generate_jobs.draw(config(workshop, tmp_path, num_cols=2, preview_interval=2))
+def test_task_yields_images_and_progress(workshop: Workshop, tmp_path: Path) -> None:
+    task = generate_jobs.generate(sampling_config(workshop, tmp_path, num_cols=2, preview_interval=2))
     assert task.wait(120)
     assert (task.state, task.error) == ("done", "")
     paths = [event for event in task.events if isinstance(event, Path)]
     assert [p.name for p in paths] == ["image_00000.png", "image_00001.png", "grid_00000.png"]
-    drawn = [event for event in task.events if isinstance(event, SamplingProgress)]
+    progress = [event for event in task.events if isinstance(event, SamplingProgress)]
     assert steps(task.events) == [(k, 6) for k in range(1, 7)]
-    assert [len(d.previews) for d in drawn] == [0, 1, 0, 0, 1, 0]
-    assert all(d.latents is None and not d.images for d in drawn)
-    direct = api.generate(api.load(workshop.config()), "a cat")
+    assert [len(p.previews) for p in progress] == [0, 1, 0, 0, 1, 0]
+    assert all(p.latents is None and not p.images for p in progress)
+    expected = api.generate(api.load(workshop.config()), "a cat")
     with Image.open(paths[0]) as image:
-        assert np.abs(np.asarray(image).astype(int) - direct[0]).max() <= 1
+        assert np.abs(np.asarray(image).astype(int) - expected[0]).max() <= 1
 
 
-def test_before_and_after_are_drawn_from_the_same_seeds(workshop: Workshop, tmp_path: Path) -> None:
-    task = generate_jobs.compare(config(workshop, tmp_path, prompt="a red cat", num_cols=2), "a cat")
+def test_compare_uses_the_same_seeds_for_both_prompts(workshop: Workshop, tmp_path: Path) -> None:
+    task = generate_jobs.compare(sampling_config(workshop, tmp_path, prompt="a red cat", num_cols=2), "a cat")
     assert task.wait(120)
     assert steps(task.events) == [(k, 12) for k in range(1, 13)]
-    recipes = [
+    parameters = [
         image_files.read_parameters(p) for p in task.events if isinstance(p, Path) and p.name.startswith("image")
     ]
-    assert [(r["prompt"], r["seed"]) for r in recipes] == [(p, 42 + k) for p in ("a cat", "a red cat") for k in (0, 1)]
+    assert [(p["prompt"], p["seed"]) for p in parameters] == [
+        (prompt, 42 + k) for prompt in ("a cat", "a red cat") for k in (0, 1)
+    ]
 
 
-def test_the_model_is_loaded_once_and_another_takes_its_place(
+def test_model_is_loaded_once_and_replaced_by_another(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads, load = [], api.load
     monkeypatch.setattr(api, "load", lambda config: loads.append(config.run.pooling) or load(config))
     monkeypatch.setattr(generate_jobs, "_loaded", [])
     for pooling in ("end_of_text", "end_of_text", "argmax", "end_of_text"):
-        asked = workshop.config(run={"pooling": pooling}, sampling={"save_path": str(tmp_path), "prompt": "a cat"})
-        task = generate_jobs.draw(asked)
+        config = workshop.config(run={"pooling": pooling}, sampling={"save_path": str(tmp_path), "prompt": "a cat"})
+        task = generate_jobs.generate(config)
         assert task.wait(120)
         assert task.state == "done"
     assert loads == ["end_of_text", "argmax", "end_of_text"]
     assert len(generate_jobs._loaded) == 1
 
 
-def test_a_prompt_is_no_file_and_mistakes_are_told_at_once(workshop: Workshop, tmp_path: Path) -> None:
+def test_prompt_is_not_a_file_name_and_errors_are_raised_at_once(workshop: Workshop, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret")
-    task = generate_jobs.draw(config(workshop, tmp_path / "out", prompt=str(secret)))
+    task = generate_jobs.generate(sampling_config(workshop, tmp_path / "out", prompt=str(secret)))
     assert task.wait(120)
     assert {image_files.read_parameters(p)["prompt"] for p in task.events if isinstance(p, Path)} == {str(secret)}
     with pytest.raises(UserError, match="unknown sampler"):
-        generate_jobs.draw(config(workshop, tmp_path, sampler="eulr"))
+        generate_jobs.generate(sampling_config(workshop, tmp_path, sampler="eulr"))
     with pytest.raises(UserError, match="--prompt is empty"):
-        generate_jobs.draw(config(workshop, tmp_path, prompt=" "))
+        generate_jobs.generate(sampling_config(workshop, tmp_path, prompt=" "))
 
 
-def test_weights_that_are_gone_fail_the_task(workshop: Workshop, tmp_path: Path) -> None:
-    asked = workshop.config(run={"weight": "nowhere.ckpt"}, sampling={"save_path": str(tmp_path), "prompt": "a cat"})
-    task = generate_jobs.draw(asked)
+def test_missing_weights_fail_the_task(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(run={"weight": "nowhere.ckpt"}, sampling={"save_path": str(tmp_path), "prompt": "a cat"})
+    task = generate_jobs.generate(config)
     assert task.wait(60)
     assert (task.state, "no weights nowhere.ckpt" in task.error) == ("failed", True)
 
 
-def test_a_drawing_that_is_cancelled_keeps_its_finished_images(workshop: Workshop, tmp_path: Path) -> None:
-    task = generate_jobs.draw(config(workshop, tmp_path, num_cols=50))
+def test_cancelled_task_keeps_its_finished_images(workshop: Workshop, tmp_path: Path) -> None:
+    task = generate_jobs.generate(sampling_config(workshop, tmp_path, num_cols=50))
     while not any(isinstance(event, Path) for event in task.events):
         task.wait(0.01)
     task.cancel()

@@ -1,0 +1,144 @@
+"""Sidebar: the model and the embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from demo.app import options
+from demo.app.app_dirs import AppDirs
+from demo.app.server import embedding_list, uploads
+from gm import config as configuration
+from gm.config import Config
+from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import Embedding
+from gm.errors import UserError
+
+_WATCH_SECONDS = 4  # between scans of the folder of runs
+
+
+@dataclass(frozen=True)
+class ModelSelection:
+    """The model's config, its YAML file, and the selected embedding files with what they hold."""
+
+    config: Config
+    config_path: str
+    embeddings: dict[Path, list[Embedding]]
+
+    @property
+    def placeholder_tokens(self) -> list[str]:
+        return [embedding.placeholder_token for loaded in self.embeddings.values() for embedding in loaded]
+
+    def sampling_config(self, **sampling: Any) -> Config:
+        """Return the checked config with `sampling` and the selected embeddings; UserError for a bad value."""
+        weights = [str(path) for path in self.embeddings]
+        updated = dataclasses.replace(self.config.sampling, **{**sampling, "textual_inversion_weight": weights})
+        config = dataclasses.replace(self.config, sampling=updated)
+        configuration.check(config)
+        return config
+
+
+def show(specs: dict[str, dict[str, Any]], dirs: AppDirs) -> ModelSelection:
+    """Show the sidebar and return its selection; what cannot be loaded is reported there and left out."""
+    with st.sidebar:
+        st.header("Model", divider="gray")
+        spec, config = _model(specs)
+        st.header("Embeddings", divider="gray")
+        embeddings = _embeddings(spec, dirs)
+    sampling = dataclasses.replace(config.sampling, height=None, width=None)
+    if (spec["H"], spec["W"]) != (config.model.resolution, config.model.resolution):
+        sampling = dataclasses.replace(sampling, height=spec["H"], width=spec["W"])
+    return ModelSelection(dataclasses.replace(config, sampling=sampling), spec["config"], embeddings)
+
+
+def select_embedding(path: Path) -> None:
+    """Select an embedding file in the folder of runs and rerun the app."""
+    st.session_state["new embedding"] = path
+    st.rerun(scope="app")
+
+
+def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
+    """Show the model's widgets; return its entry in `specs` and its config."""
+    names = list(specs)
+    available = [name for name, spec in specs.items() if Path(spec["ckpt"]).exists()]
+    version = st.selectbox(
+        "Version", names, index=names.index(available[0]) if available else 0, key="version", help="model to use"
+    )
+    spec = specs[version]
+    weight = st.text_input(
+        "Checkpoint", spec["ckpt"], key=f"weight of {version}", help="a .ckpt or .safetensors file of the model"
+    )
+    weight = weight.strip() or spec["ckpt"]
+    if not Path(weight).exists():
+        st.warning(f"{weight} is not a file. README.md says how to convert SDXL's weights.")
+    config = configuration.load(spec["config"], {"run": {"weight": weight}})
+    with st.expander("Run options"):
+        run = dataclasses.replace(config.run, **options.run_options(config.run))
+    return spec, dataclasses.replace(config, run=run)
+
+
+def _embeddings(spec: dict[str, Any], dirs: AppDirs) -> dict[Path, list[Embedding]]:
+    """Show the embeddings' widgets; return the selected files with what they hold."""
+    in_runs = embedding_list.find_embeddings(dirs.runs)
+    available = in_runs | {str(path): Path(path) for path in spec["textual_inversion_weight"]}
+    _update_selection(available, spec["textual_inversion_weight"])
+    names = st.multiselect(
+        "Embeddings",
+        list(available),
+        key="embeddings",
+        placeholder="None: train or upload one",
+        label_visibility="collapsed",
+    )
+    _watch(dirs.runs, in_runs)
+    _upload(dirs)
+    try:
+        return {available[name]: embedding_io.load_all(available[name]) for name in names}
+    except UserError as error:
+        st.error(str(error))
+        return {}
+
+
+def _update_selection(available: dict[str, Path], default: list[str]) -> None:
+    """Set the multiselect's value: the selection of before, without files that are gone, with a newly added one."""
+    selected = [name for name in st.session_state.get("embeddings", default) if name in available]
+    if "requested embeddings" in st.session_state:
+        selected = _requested(available)
+    added = st.session_state.pop("new embedding", None)
+    selected += [name for name, path in available.items() if path == added and name not in selected]
+    st.session_state.embeddings = selected
+
+
+def _requested(available: dict[str, Path]) -> list[str]:
+    """Return the names of the files that an image's parameters use, once after they are applied."""
+    paths = [Path(path) for path in st.session_state.pop("requested embeddings")]
+    for path in paths:
+        if path not in available.values():
+            st.warning(f"The embedding file {path} of these parameters is missing; upload it below or train it again.")
+    return [name for name, path in available.items() if path in paths]
+
+
+def _upload(dirs: AppDirs) -> None:
+    uploaded = st.file_uploader(
+        "Upload an embedding file",
+        key="embedding file",
+        help="of this toolkit, diffusers, AUTOMATIC1111, ComfyUI, kohya …",
+    )
+    if uploaded is None or st.session_state.get("uploaded file id") == uploaded.file_id:
+        return
+    st.session_state["uploaded file id"] = uploaded.file_id
+    try:
+        select_embedding(uploads.store_embedding(uploaded.getvalue(), uploaded.name, dirs.uploads))
+    except UserError as error:
+        st.error(str(error))
+
+
+@st.fragment(run_every=_WATCH_SECONDS)
+def _watch(folder: Path, listed: dict[str, Path]) -> None:
+    """Rerun the app when an embedding file was added to or removed from `folder`."""
+    if embedding_list.find_embeddings(folder).keys() != listed.keys():
+        st.rerun()
+    st.caption(f"New files in `{folder}` are listed automatically.")
