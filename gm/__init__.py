@@ -1,3 +1,7 @@
 """SDXL textual inversion on MindSpore."""
 
+from gm.runtime import environment
+
 __version__ = "0.2.0"
+
+environment.prepare()

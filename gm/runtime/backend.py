@@ -1,8 +1,7 @@
 """Device, precision, compiled graphs and attention kernel: the only file that branches by device.
 
-Import MindSpore after this module: processes that mpirun started need their environment changed before that import (see
-`gm.runtime.distributed`). The code that needs an Ascend card has not been run on one yet: it is small, it is all in
-this file, and each piece has a fallback that the tests compare it with.
+The code that needs an Ascend card has not been run on one yet: it is small, it is all in this file, and each piece has
+a fallback that the tests compare it with.
 """
 
 from __future__ import annotations
@@ -18,29 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
 from gm.config import RunConfig
 from gm.errors import UserError
-from gm.runtime import distributed
+from gm.runtime import compile_cache, distributed
 from gm.runtime.duration import format_duration
+from gm.runtime.environment import ascend_present
 
 log = logging.getLogger("gm")
 
-ASCEND_DEVICE_FILES = "davinci[0-9]*"  # created in /dev by the Ascend driver, one per card
-
-
-def ascend_present() -> bool:
-    """Return whether the Ascend driver shows a card on this machine."""
-    return any(Path("/dev").glob(ASCEND_DEVICE_FILES))
-
-
-if not ascend_present():  # on Ascend MindSpore supports mpirun itself
-    distributed.adopt_mpirun()
-os.environ.setdefault("GLOG_v", "3")  # MindSpore's errors only: its many warnings hide the toolkit's own messages
-
-import mindspore as ms  # noqa: E402
-from mindspore import Tensor, nn, ops  # noqa: E402
-
-from gm.runtime import compile_cache  # noqa: E402
 
 DType: TypeAlias = ms.Type  # of `ms.float32` and its like
 

@@ -25,9 +25,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Without it MindSpore refuses a graph that another script compiled, even an identical one. Our key is stricter.
-os.environ["MS_DEV_FORCE_USE_COMPILE_CACHE"] = "1"
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops

@@ -1,7 +1,4 @@
-"""Process groups: how ranks started by mpirun or msrun find each other, and how a rank ends.
-
-`gm.runtime.backend` calls `adopt_mpirun` before MindSpore is imported; so this module imports it inside functions.
-"""
+"""Process groups: how ranks started by mpirun or msrun find each other, and how a rank ends."""
 
 from __future__ import annotations
 
@@ -12,35 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
 
 from gm.config import cli
 from gm.errors import UserError
 
 _START_SECONDS = 60  # that the scheduler may take to start
 _CONFIRM_SECONDS = 10  # that the ranks may take to confirm the last collective
-# The scheduler's ports, below the range that systems assign by themselves.
-_FIRST_PORT = 20000
-_NUM_PORTS = 12000
-
-
-def adopt_mpirun() -> None:
-    """Translate mpirun's environment variables into those of MindSpore's own launcher.
-
-    On the CPU backend `communication.init()` of MindSpore 2.7 to 2.10 fails under OpenMPI. It works, with MindSpore's
-    built-in collectives, without the two variables removed here and with MS_* set. Ascend supports mpirun itself.
-    """
-    world_size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-    if world_size == 1 or "MS_ROLE" in os.environ:
-        return
-    rank = os.environ["OMPI_COMM_WORLD_RANK"]
-    for name in ("OMPI_COMMAND", "PMIX_RANK"):
-        os.environ.pop(name, None)
-    os.environ.update(MS_ROLE="MS_WORKER", MS_WORKER_NUM=str(world_size), MS_NODE_ID=rank)
-    os.environ.setdefault("MS_SCHED_HOST", "127.0.0.1")
-    # All ranks of one mpirun, and those of no other on this machine, compute the same port.
-    namespace = os.environ.get("PMIX_NAMESPACE", "")
-    os.environ.setdefault("MS_SCHED_PORT", str(_FIRST_PORT + zlib.crc32(namespace.encode()) % _NUM_PORTS))
 
 
 def num_processes() -> int:

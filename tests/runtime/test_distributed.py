@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gm.embeddings import io as embedding_io
-from gm.runtime import distributed
+from gm.runtime import distributed, environment
 from gm.training import checkpoint
 from tests.project import Workshop
 
@@ -177,19 +177,19 @@ def test_ranks_time_out_without_a_launcher_that_notices(start: Start, tmp_path: 
 
 def test_mpirun_is_translated_to_mindspores_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     def adopted(namespace: str) -> dict[str, str]:
-        environment = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_NAMESPACE": namespace}
-        environment |= {"OMPI_COMMAND": "python", "PMIX_RANK": "3"}
-        monkeypatch.setattr(distributed.os, "environ", environment)
-        distributed.adopt_mpirun()
-        return environment
+        variables = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_NAMESPACE": namespace}
+        variables |= {"OMPI_COMMAND": "python", "PMIX_RANK": "3"}
+        monkeypatch.setattr(environment.os, "environ", variables)
+        environment.adopt_mpirun()
+        return variables
 
-    environment = adopted("1815937025")
-    assert (environment["MS_ROLE"], environment["MS_WORKER_NUM"], environment["MS_NODE_ID"]) == ("MS_WORKER", "4", "3")
-    assert environment["MS_SCHED_HOST"] == "127.0.0.1"
-    assert 1024 < int(environment["MS_SCHED_PORT"]) < 32768
-    assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(environment)
-    assert adopted("1815937025") == environment
-    assert adopted("1815937026")["MS_SCHED_PORT"] != environment["MS_SCHED_PORT"]  # another mpirun on the same machine
+    variables = adopted("1815937025")
+    assert (variables["MS_ROLE"], variables["MS_WORKER_NUM"], variables["MS_NODE_ID"]) == ("MS_WORKER", "4", "3")
+    assert variables["MS_SCHED_HOST"] == "127.0.0.1"
+    assert 1024 < int(variables["MS_SCHED_PORT"]) < 32768
+    assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(variables)
+    assert adopted("1815937025") == variables
+    assert adopted("1815937026")["MS_SCHED_PORT"] != variables["MS_SCHED_PORT"]  # another mpirun on the same machine
 
 
 @pytest.mark.e2e
