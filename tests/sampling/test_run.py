@@ -79,8 +79,9 @@ def test_each_prompt_is_parsed_once(
         return parse(text, *options)
 
     monkeypatch.setattr(prompt_parser, "parse", recorded)
-    options = {"prompt": "a [<toy>|cat]", "negative_prompt": "blurry", "num_cols": 2, "num_rows": 2}
-    images(job(workshop, tmp_path, task="img2img", img=[str(workshop.folder / "images")], **options), pipeline)
+    options = {"prompt": "a [<toy>|cat]", "negative_prompt": "blurry", "num_cols": 2, "batch_size": 2}
+    sources = [str(workshop.folder / "images" / name) for name in ("0.png", "1.png")]
+    images(job(workshop, tmp_path, task="img2img", img=sources, strength=0.4, **options), pipeline)
     assert parsed == ["a [<toy>|cat]", "blurry"]
 
 
