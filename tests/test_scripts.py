@@ -70,7 +70,7 @@ def images(tmp_path: Path) -> Path:
         (["--placeholder_token", "cat"], "'cat' is"),
         (["--placeholder_token", "two words"], "two words"),
         (["--save_path", "@bad.txt/run"], "bad.txt is not a folder; choose another"),
-        (["--initializer_token", " "], "holds no word; give one, or leave it out"),
+        (["--initializer_token", " "], "has no tokens; give a word, or leave it out"),
         (["--infer_prompt", "two", "--placeholder_token", "mytoy"], "holds neither {} nor mytoy; add one"),
         (["--infer_prompt", "mytoys", "--placeholder_token", "mytoy"], "holds neither {} nor mytoy; add one"),
         (["--infer_prompt", "a photo"], "holds neither {} nor <toy>; add one"),
