@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gm.embeddings import io as embedding_io
-from gm.runtime import distributed, environment
+from gm.runtime import environment
 from gm.training import checkpoint
 from tests.project import Workshop
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gm.embeddings.interchange import EmbeddingFile
 
-from gm.embeddings import interchange
+from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.io import load, save
 from gm.hub import export, layout
@@ -137,9 +136,9 @@ def test_diffusers_loads_the_pair_of_files_written_here(
     from tests.reference.pipeline import load_embedding_pair
 
     concept = embedding(case, f"<ours-{ending}>", 20)
-    vectors = {concept.placeholder_token: (concept.vectors["clip_l"], concept.vectors["clip_g"])}
+    file = embedding_io.to_embedding_file(concept)
     target = tmp_path / f"learned_embeds.{ending}"
-    load_embedding_pair(pipe, interchange.write(EmbeddingFile("mindspore", vectors), target, "diffusers"))
+    load_embedding_pair(pipe, embedding_io.write_file(file, target, "diffusers"))
     assert same_images(case, pipe, ours, concept)
 
 
