@@ -48,7 +48,7 @@ def training(
     `recompute` saves only the input of every residual, transformer and text block; computing the block again is
     counted in the backward pass.
     """
-    side = (pixels // config.vae.reduction,) * 2
+    side = (pixels // config.vae.downsample_factor,) * 2
     tokens = config.text_encoder_1.context_length
     blocks = {
         "encoder 1": networks.text_encoder_1(config.text_encoder_1, batch, flash),
@@ -60,7 +60,7 @@ def training(
 
 def sampling(config: ModelConfig, pixels: int, batch: int, precision: str, flash: bool = False) -> dict[str, Cost]:
     """Return the cost of a sampling step with guidance ("UNet"), and of encoders and decoder once per image."""
-    side = (pixels // config.vae.reduction,) * 2
+    side = (pixels // config.vae.downsample_factor,) * 2
     tokens = config.text_encoder_1.context_length
     blocks = {
         "UNet": networks.unet(config.unet, 2 * batch, side, tokens, flash),

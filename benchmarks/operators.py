@@ -51,7 +51,7 @@ class Shape:
 def shapes(config: ModelConfig, pixels: int) -> list[Shape]:
     """Return the operators of every level of the UNet and of the second text encoder."""
     unet, text = config.unet, config.text_encoder_2
-    side = pixels // config.vae.reduction
+    side = pixels // config.vae.downsample_factor
     operators: list[Shape] = []
     for mult, depth in zip(unet.channel_mult, unet.transformer_depth, strict=True):
         width, tokens = mult * unet.model_channels, side * side

@@ -19,9 +19,9 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
     from gm.training import setup, trainer
 
     config = case.config()
-    made = setup.prepare(config)
+    prepared = setup.prepare(config)
     toolkit = api.load(config)
-    run = trainer.prepare(toolkit.model, made, toolkit.backend)
+    run = trainer.prepare(toolkit.model, prepared, toolkit.backend)
     toolkit.model.release_vae()  # as training does where no previews are drawn
     reports = run.steps()
 

@@ -114,7 +114,7 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
     with tempfile.TemporaryDirectory() as tokenizers:
         pipe = pipeline.diffusers_pipeline(reference, Path(tokenizers))
     vae, last = reference.config.vae, reference.config.schedule.timesteps - 1
-    side = case.resolution // vae.reduction
+    side = case.resolution // vae.downsample_factor
     times = np.floor(np.linspace(last, 0, case.steps, endpoint=False)).astype(int).tolist()
     noise = np.stack([rng.normal((vae.latent_channels, side, side), k, rng.INITIAL_NOISE) for k in range(case.batch)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from tests.reference.case import Case
 
 
-os.environ["GM_GRAPHS"] = ""  # no compile cache: tests compile their graphs and leave no files
+# A graph that several tests need is compiled once per session: by whichever process of it comes first.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _graphs = tempfile.TemporaryDirectory(prefix="test-graphs-")
+    os.environ["GM_GRAPHS"] = _graphs.name
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects tests

@@ -28,6 +28,8 @@ NAMES = {
     },
     "e2e": {
         "subprocess",
+        "nbclient",
+        "NotebookClient",
         "AppTest",
         "humbug",
         "confetti",

@@ -69,7 +69,7 @@ def test_config_loads_as_its_file(workshop: Workshop, toolkit: api.Toolkit) -> N
 
 
 def test_refiner_cannot_be_loaded(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match="is a refiner, which learns no words and begins no images; give a base"):
+    with pytest.raises(UserError, match="is a refiner, which cannot be trained or start an image; give a base"):
         api.load(workshop.folder / "refiner.yaml", run={"weight": str(workshop.folder / "refiner.ckpt")})
 
 

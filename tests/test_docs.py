@@ -89,7 +89,7 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
         cli.parse("", SAMPLING, arguments, lambda image: {})
     elif script == "tools/convert_weights/convert.py":
         monkeypatch.setattr(sys, "argv", [script, *arguments])
-        convert._flags()
+        convert._parse_flags()
     else:
         assert {a.split("=")[0] for a in arguments if a.startswith("--")} <= help_of(sys.executable, str(ROOT / script))
 

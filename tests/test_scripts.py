@@ -89,7 +89,7 @@ def images(tmp_path: Path) -> Path:
         (["--resume", "@nowhere.ckpt"], "is not a file"),
         (["--is_parallel", "True"], "needs several processes"),
         (["--concepts", "{placeholder_token: <aa>}", "{placeholder: <bb>}"], "--concepts, concept 2: unknown option"),
-        (["--concepts", "words.yaml"], "there is not a file words.yaml"),
+        (["--concepts", "words.yaml"], "words.yaml is not a file"),
     ],
 )
 def test_training_names_mistakes(script: Run, images: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

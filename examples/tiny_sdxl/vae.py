@@ -65,7 +65,7 @@ def standardize(vae: AutoencoderKL, scale_factor: float, sample: np.ndarray) -> 
 
 def latent_shape(config: ModelConfig) -> tuple[int, int, int]:
     """Return [z, h, w] of one image."""
-    side = config.resolution // config.vae.reduction
+    side = config.resolution // config.vae.downsample_factor
     return config.vae.latent_channels, side, side
 
 

@@ -62,7 +62,7 @@ class VAEConfig:
     scale_factor: float = option(0.13025, "latents are multiplied by this before diffusion")
 
     @property
-    def reduction(self) -> int:
+    def downsample_factor(self) -> int:
         """Side of an image divided by the side of its latents."""
         return 2 ** (len(self.channel_mult) - 1)
 

@@ -144,7 +144,7 @@ class _Decoder(nn.Cell):
 class AutoencoderKL(nn.Cell):
     """Autoencoder with a KL-regularised latent space (Kingma and Welling, 2014).
 
-    Images [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.reduction`.
+    Images [N, 3, H, W] in -1…1 ↔ unscaled latents [N, z, H/r, W/r], r being `config.downsample_factor`.
     """
 
     def __init__(self, config: VAEConfig) -> None:

@@ -1,4 +1,4 @@
-"""Environment variables that MindSpore reads while it is imported; `gm` sets them before any of its modules imports it."""
+"""Environment variables that MindSpore reads while it is imported; `gm` sets them before any module imports it."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def output_size(original: Size, sampling: SamplingConfig, model: ModelConfig) ->
     if sampling.height or sampling.width or sampling.sd_xl_base_ratios is not None:
         size = resolution.from_options(sampling, model)
         return size.height, size.width
-    reduction = model.vae.reduction
+    reduction = model.vae.downsample_factor
     step = max(model.resolution // _ASPECT_STEPS // reduction, 1) * reduction
     return bucketing.select_bucket(original, bucketing.make_bucket_resolutions(model.resolution, step))
 
@@ -165,7 +165,7 @@ def load_noise(sampling: SamplingConfig, vae: VAEConfig, size: Resolution, count
         raise UserError(f"--init_latent_path {path} is not a file; give a .npy of noise") from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--init_latent_path {path} is not a .npy of numbers; numpy.save writes one") from error
-    shape = (vae.latent_channels, size.height // vae.reduction, size.width // vae.reduction)
+    shape = (vae.latent_channels, size.height // vae.downsample_factor, size.width // vae.downsample_factor)
     fits = noise.ndim == 4 and noise.shape[1:] == shape and len(noise) >= first + count
     if not fits or not np.issubdtype(noise.dtype, np.floating):
         raise UserError(

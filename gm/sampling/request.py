@@ -75,8 +75,8 @@ class ImageRequest:
     def _latent_shape(self, vae: VAEConfig) -> tuple[int, int, int]:
         return (
             vae.latent_channels,
-            self.resolution.height // vae.reduction,
-            self.resolution.width // vae.reduction,
+            self.resolution.height // vae.downsample_factor,
+            self.resolution.width // vae.downsample_factor,
         )
 
 

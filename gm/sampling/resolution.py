@@ -78,7 +78,7 @@ def from_options(sampling: SamplingConfig, model: ModelConfig) -> Resolution:
         width, height = ASPECT_RATIOS[ratio]
     height = sampling.height or height
     width = sampling.width or width
-    reduction = model.vae.reduction
+    reduction = model.vae.downsample_factor
     for name, side in (("height", height), ("width", width)):
         if side % reduction:
             raise UserError(f"--{name} is {side}; it must be a multiple of {reduction}, the VAE's reduction")

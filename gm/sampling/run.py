@@ -67,7 +67,7 @@ def generate_grid(
     (latents,) = init_image.encode(pipeline.model, [initial])
     mask = None
     if initial.mask is not None:
-        mask = init_image.latent_mask(initial, pipeline.model.config.vae.reduction)
+        mask = init_image.latent_mask(initial, pipeline.model.config.vae.downsample_factor)
     requests = [dataclasses.replace(request, init_latents=latents, mask=mask) for request in grid.requests]
     for progress in pipeline.generate(requests, embeddings, sampling):
         if initial.mask is not None:

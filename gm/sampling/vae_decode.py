@@ -26,10 +26,10 @@ def latent_tile_size(sampling: SamplingConfig, config: VAEConfig) -> int | None:
     """Return the side of a tile in latents, None without tiling; UserError if that is not a whole number."""
     if not sampling.vae_tiling:
         return None
-    size, remainder = divmod(sampling.vae_tile_size, config.reduction)
+    size, remainder = divmod(sampling.vae_tile_size, config.downsample_factor)
     if remainder:
         raise UserError(
-            f"--vae_tile_size is {sampling.vae_tile_size}; it must be a multiple of {config.reduction}, "
+            f"--vae_tile_size is {sampling.vae_tile_size}; it must be a multiple of {config.downsample_factor}, "
             "the VAE's reduction"
         )
     return size
@@ -145,13 +145,13 @@ class VAEDecoder:
         """Return the scaled latents [z, h, w] of an image of random colors, and its levels [3, h, w] there."""
         colors = rng.generator(0, "preview").uniform(0.0, 255.0, (3, _PATCHES, _PATCHES)).astype(np.float32)
         levels = _enlarge(colors, _PATCH_SIZE)
-        image = _enlarge(levels, self.config.reduction) / 127.5 - 1
+        image = _enlarge(levels, self.config.downsample_factor) / 127.5 - 1
         mean, _ = self.vae.encode(Tensor(image[None]))
         return mean.asnumpy()[0] * np.float32(self.config.scale_factor), levels
 
     def _decode_tiled(self, latents: np.ndarray, tile_size: int) -> np.ndarray:
         """Return the levels [3, H, W] of `latents` [z, h, w], decoded in tiles."""
-        scale = self.config.reduction
+        scale = self.config.downsample_factor
         height, width = (min(side, tile_size) for side in latents.shape[1:])
         tops, row_weights = tile_axis(latents.shape[1], tile_size, scale)
         lefts, column_weights = tile_axis(latents.shape[2], tile_size, scale)

@@ -79,7 +79,7 @@ def epsilon(case: Case, side: tuple[int, int], pooled: torch.Tensor, context: to
 
 def test_vae(case: Case) -> None:
     config, vae = case.config.vae, case.reference.vae
-    height, width = 2 * config.reduction, 3 * config.reduction
+    height, width = 2 * config.downsample_factor, 3 * config.downsample_factor
     encoder = networks.vae_encoder(config, N, (height, width))
     decoder = networks.vae_decoder(config, N, (2, 3))
     with torch.no_grad():

@@ -23,7 +23,7 @@ COMMANDS = {
 def test_defaults_are_sdxl_base() -> None:
     model = configuration.load().model
     assert (model.unet.context_dim, model.unet.adm_in_channels, model.size_embedding_dim) == (2048, 2816, 256)
-    assert model.vae.reduction == 8
+    assert model.vae.downsample_factor == 8
 
 
 def test_refiner_config_describes_the_refiner() -> None:

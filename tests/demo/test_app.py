@@ -50,7 +50,7 @@ def test_version_specs_agree_with_their_configs() -> None:
     for spec in VERSION2SPECS.values():
         model = configuration.load(spec["config"]).model
         assert (spec["H"], spec["W"]) == (model.resolution, model.resolution)
-        assert (spec["C"], spec["f"]) == (model.vae.latent_channels, model.vae.reduction)
+        assert (spec["C"], spec["f"]) == (model.vae.latent_channels, model.vae.downsample_factor)
         names = {"H", "W", "C", "f", "is_legacy", "config", "ckpt", "textual_inversion_weight"}
         assert set(spec) == names
 

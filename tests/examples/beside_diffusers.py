@@ -39,7 +39,7 @@ PROMPTS = (
 
 def noise(count: int, name: str = "noise beside diffusers") -> np.ndarray:
     """Return standard-normal latents [count, z, h, w]."""
-    side = CONFIG.model.resolution // CONFIG.model.vae.reduction
+    side = CONFIG.model.resolution // CONFIG.model.vae.downsample_factor
     return rng.normal((count, CONFIG.model.vae.latent_channels, side, side), 0, name)
 
 

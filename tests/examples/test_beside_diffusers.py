@@ -38,14 +38,14 @@ def test_images_from_noise(tiny, pipe) -> None:
 
 def test_diffusers_loads_our_safetensors_file(tiny, pipe, humbug: Embedding, tmp_path: Path) -> None:
     save(humbug, tmp_path / "humbug.safetensors")
-    pipeline.load_embedding(pipe, tmp_path / "humbug.safetensors", HUMBUG.word)
-    prompts = measure.prompts_for(HUMBUG, HUMBUG.word)
+    pipeline.load_embedding(pipe, tmp_path / "humbug.safetensors", HUMBUG.placeholder_token)
+    prompts = measure.prompts_for(HUMBUG, HUMBUG.placeholder_token)
     start = beside_diffusers.noise(len(prompts), "noise for a word")
     latents, images = pipeline.generate(pipe, prompts, start, **STEPS)
     generated = generate(tiny, prompts, start, CONFIG.sampling, [humbug])
     assert generated.latents is not None
     assert relative_error(generated.latents, latents) < 1e-4
-    before = generate(tiny, measure.prompts_for(HUMBUG, HUMBUG.initializer), start, CONFIG.sampling)
+    before = generate(tiny, measure.prompts_for(HUMBUG, HUMBUG.initializer_token), start, CONFIG.sampling)
 
     def distance(image: np.ndarray) -> float:
         return evaluator.distance(image, HUMBUG.colors, HUMBUG.shape)

@@ -33,7 +33,7 @@ def test_token_tables_by_encoder(workshop: Workshop) -> None:
     tables = workshop.model.token_tables()
     assert list(tables) == list(config.text_encoders)
     for name, encoder in config.text_encoders.items():
-        assert tables[name].shape == (encoder.vocabulary, encoder.width)
+        assert tables[name].shape == (encoder.vocab_size, encoder.width)
         assert workshop.model.token_norms([5])[name] == pytest.approx(np.linalg.norm(tables[name][5]), rel=1e-6)
 
 

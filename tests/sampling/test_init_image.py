@@ -201,7 +201,7 @@ def test_unusable_masks_are_refused(tmp_path: Path) -> None:
 @pytest.mark.reference
 @pytest.mark.usefixtures("no_grad")
 def test_latents_are_those_of_pytorch(tmp_path: Path, smallest: Case) -> None:
-    reduction = smallest.config.vae.reduction
+    reduction = smallest.config.vae.downsample_factor
     size = SamplingConfig(height=12 * reduction, width=8 * reduction)
     shown = [save(tmp_path / f"{k}.png", np.random.default_rng(k).integers(0, 256, (90, 60, 3))) for k in range(2)]
     images = [init_image.load(path, size, smallest.config) for path in shown]

@@ -40,7 +40,7 @@ def test_half_precision_weights_in_memory_give_the_same_image(workshop: Workshop
     loading.convert(config.run.weight, tmp_path / "half.safetensors", config.model, "float16")
     for keep_half_above in (math.inf, 300):
         model = sdxl.build(config.model)
-        loading.load(model, tmp_path / "half.safetensors", config.model, keep_half_above)
+        loading.load_weights(model, tmp_path / "half.safetensors", config.model, keep_half_above)
         latents.append(generate(Pipeline(model, PYNATIVE, "end_of_text"), ("a <toy>", 7)).latents)
     assert model.unet.time_embed[0].weight.dtype == ms.float16
     assert relative_error(latents[1], latents[0]) < 1e-6

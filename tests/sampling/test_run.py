@@ -225,7 +225,7 @@ def test_embeddings_trained_otherwise_warn(
             {"task": "img2img", "img": ["@small.png"], "strength": 0.3},
             "--strength 0.3 of 3 steps is none; it must be at least 0.33",
         ),
-        ({"add_pipeline": True, "pipeline_config": "@nowhere.yaml"}, "no config file .*nowhere.yaml"),
+        ({"add_pipeline": True, "pipeline_config": "@nowhere.yaml"}, "nowhere.yaml is not a file"),
         ({"add_pipeline": True, "pipeline_config": "@base.yaml"}, "is a base model; give a refiner"),
         (
             {"add_pipeline": True, "pipeline_config": "@refiner.yaml"},

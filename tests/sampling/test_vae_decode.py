@@ -172,8 +172,8 @@ def shipped(tiny: SDXL) -> tuple[VAEDecoder, Callable[..., np.ndarray]]:
     """Return the shipped model's decoder, and a function from pixels a side to the scaled latents of its images."""
 
     def encoded(side: int) -> np.ndarray:
-        images = image_folder.read("datasets/humbug", side)
-        encoded = latent_cache.encode(tiny.first_stage_model, images, False, tiny.config.vae.scale_factor)
+        images = image_folder.load_images("datasets/humbug", side)
+        encoded = latent_cache.encode_images(tiny.first_stage_model, images, False, tiny.config.vae.scale_factor)
         return np.concatenate(encoded.mean) * np.float32(encoded.scale_factor)
 
     return VAEDecoder(tiny, PYNATIVE), encoded

@@ -25,7 +25,7 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 def test_batch_has_sizes_prompts_and_noise(workshop: Workshop) -> None:
     training_setup = setup.prepare(workshop.config(training={"train_batch_size": 4}, data={"random_flip": True}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, training_setup.images, True, 0.13025)
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, training_setup.images, True, 0.13025)
     loader = BatchLoader(training_setup, encoded)
     batch = loader.batch(0)
     assert batch.x.shape == (4, 4, 8, 8)
@@ -57,7 +57,7 @@ def test_masks_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) 
     training_setup = setup.prepare(workshop.config(concept=concept, data=data, loss={"min_snr_gamma": 2.0}))
     assert training_setup.concepts[0].captions == (None, "<toy> upside down", None)
     loader = trainer.prepare(workshop.model, training_setup, EAGER).batches
-    (half,) = masks.of_latents(training_setup.images[0].mask[None], 2, 0.5)
+    (half,) = masks.loss_weights(training_setup.images[0].mask[None], 2, 0.5)
     assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
     for number, flipped in ((0, False), (0, True), (1, False)):
         for plain in (False, True):
@@ -114,7 +114,7 @@ def test_buckets_keep_shapes_and_compile_one_graph_each(
 
 def test_two_ranks_use_the_batches_of_one_with_twice_the_size(workshop: Workshop) -> None:
     training_setup = setup.prepare(workshop.config(training={"train_batch_size": 2}))
-    encoded = latent_cache.encode(workshop.model.first_stage_model, training_setup.images, False, 0.13025)
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, training_setup.images, False, 0.13025)
     whole = BatchLoader(training_setup, encoded)
     halves = [BatchLoader(setup.prepare(workshop.config()), encoded, rank, 2) for rank in (0, 1)]
     for field, parts in zip(whole.batch(3).inputs, zip(*(h.batch(3).inputs for h in halves), strict=True), strict=True):
@@ -123,7 +123,7 @@ def test_two_ranks_use_the_batches_of_one_with_twice_the_size(workshop: Workshop
 
 def test_latents_are_sampled_from_the_posterior(workshop: Workshop) -> None:
     training_setup = setup.prepare(workshop.config())
-    encoded = latent_cache.encode(workshop.model.first_stage_model, training_setup.images, True, 0.5)
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, training_setup.images, True, 0.5)
     assert [mean.shape for mean in encoded.mean] == [(2, 4, 8, 8)] * 3
     noise = np.ones(encoded.mean[0].shape[1:], np.float32)
     high, low = encoded.sample(1, 0, noise), encoded.sample(1, 0, -noise)

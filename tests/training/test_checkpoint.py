@@ -65,7 +65,7 @@ def test_missing_checkpoint_is_reported(tmp_path: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO, "gm"):
         assert checkpoint.find("latest", tmp_path / "later") is None
     assert "no training state in" in caplog.text
-    with pytest.raises(UserError, match="there is not a file"):
+    with pytest.raises(UserError, match="is not a file"):
         checkpoint.find(str(tmp_path / "state_1.ckpt"), tmp_path)
 
 

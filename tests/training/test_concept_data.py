@@ -89,7 +89,7 @@ def test_concepts_are_read_from_text_and_files(workshop: Workshop, tmp_path: Pat
             [{}, {**BAD, "data_path": "a"}],
             "concept 2: a negative concept is trained on the images of the other concepts",
         ),
-        ([{}, {"placeholder_token": "<b>", "data_path": "nowhere"}], "--data_path nowhere is not there"),
+        ([{}, {"placeholder_token": "<b>", "data_path": "nowhere"}], "--data_path nowhere does not exist"),
         ([{}, {"placeholder_token": "<b>", "data_path": ""}], "--data_path is empty"),
     ],
 )

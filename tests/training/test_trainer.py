@@ -67,7 +67,7 @@ def test_graph_and_pynative_train_the_same_and_runs_are_repeatable(workshop: Wor
 def test_float16_trains_about_the_same(workshop: Workshop, graph: bool) -> None:
     config = workshop.config(training={"total_step": 2})
     model = sdxl.build(config.model, ms.float16)
-    loading.load(model, config.run.weight, config.model)
+    loading.load_weights(model, config.run.weight, config.model)
     run = trainer.prepare(model, setup.prepare(config), Backend("CPU", graph, ms.float16))
     start = flat(run)
     results = list(run.steps())
@@ -201,7 +201,7 @@ def test_save_path_that_is_not_writable_is_named(workshop: Workshop, tmp_path: P
 
 
 def test_refiner_cannot_be_trained(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match="is a refiner, which learns no words"):
+    with pytest.raises(UserError, match="is a refiner, which cannot be trained"):
         setup.prepare(configuration.load(workshop.folder / "refiner.yaml"))
 
 
