@@ -8,22 +8,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 # Pixels
-_SIDE = 128  # of an image
 _GAP = 8  # between images
 _LINE = 22  # height of a label
 
 
-def image_grid(rows: Mapping[str, Sequence[Image.Image | np.ndarray]]) -> Image.Image:
-    """Return the rows of images, each under its label."""
+def image_grid(rows: Mapping[str, Sequence[Image.Image | np.ndarray]], side: int = 128) -> Image.Image:
+    """Return the rows of images of `side` pixels, each row under its label."""
     columns = max(map(len, rows.values()))
-    width, height = columns * (_SIDE + _GAP) + _GAP, len(rows) * (_SIDE + _LINE + _GAP) + _GAP
+    width, height = columns * (side + _GAP) + _GAP, len(rows) * (side + _LINE + _GAP) + _GAP
     canvas = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for row, (label, images) in enumerate(rows.items()):
-        top = row * (_SIDE + _LINE + _GAP) + _GAP // 2
+        top = row * (side + _LINE + _GAP) + _GAP // 2
         pen.text((_GAP, top), label, fill=(40, 40, 40), font=font)
         for column, pixels in enumerate(images):
             image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-            large = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-            canvas.paste(large, (_GAP + column * (_SIDE + _GAP), top + _LINE))
+            large = image.resize((side, side), Image.Resampling.LANCZOS)
+            canvas.paste(large, (_GAP + column * (side + _GAP), top + _LINE))
     return canvas
