@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from gm.errors import UserError
-from gm.training.step_result import StepResult
+from gm.models.sdxl import SDXL
+from gm.runtime.backend import Backend
+from gm.training.batches import BatchLoader
+from gm.training.setup import TrainingSetup
+from gm.training.step_result import RunningLoss, StepResult
+from gm.training.train_state import TrainState
 
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
+
+class TrainerView(Protocol):
+    """What a callback may use of `gm.training.trainer.Trainer`, whose attributes these are."""
+
+    model: SDXL
+    setup: TrainingSetup
+    backend: Backend
+    state: TrainState
+    batches: BatchLoader
+    base_model: str
+    callbacks: Sequence[Callback]
+    step: int
+    running_loss: RunningLoss
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Pass a record to `on_log` of all callbacks."""
 
 
 class Callback:
     """Base class of callbacks: every method does nothing and may be overridden. They run on the first rank only."""
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         """Called before the first step; the trainer has the setup, the state and the model."""
 
     def on_step_end(self, result: StepResult) -> None:

@@ -6,16 +6,13 @@ import contextlib
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gm.training.callbacks.base import Callback, write_line
+from gm.training.callbacks.base import Callback, TrainerView, write_line
 from gm.training.step_result import MovingAverage, StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -32,7 +29,7 @@ class ConsoleProgress(Callback):
         self.bar: tqdm | None = None
         self.redirect = contextlib.ExitStack()
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         resume_from = trainer.setup.resume_from
         if resume_from:
             write_line(f"resuming from {resume_from.path}, after step {resume_from.step}")

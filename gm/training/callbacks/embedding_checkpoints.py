@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gm.training import embedding_files
-from gm.training.callbacks.base import Callback, skip_failed_write
+from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write
 from gm.training.step_result import StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 
 class EmbeddingCheckpoints(Callback):
@@ -19,7 +15,7 @@ class EmbeddingCheckpoints(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         self.trainer = trainer
 
     def on_step_end(self, result: StepResult) -> None:
@@ -28,12 +24,12 @@ class EmbeddingCheckpoints(Callback):
                 save_embeddings(self.trainer, self.folder, result.step, result.step)
 
 
-def is_due(trainer: Trainer, result: StepResult) -> bool:
+def is_due(trainer: TrainerView, result: StepResult) -> bool:
     """Return whether the embeddings are saved after this step."""
     return result.is_last or result.step % trainer.setup.config.training.save_ckpt_interval == 0
 
 
-def save_embeddings(trainer: Trainer, folder: Path, step: int, name: int | str) -> None:
+def save_embeddings(trainer: TrainerView, folder: Path, step: int, name: int | str) -> None:
     """Write the current embedding of each concept; `name` is the step in the file name, or `embedding_files.BEST`."""
     vectors = trainer.state.vector_arrays()
     trained = embedding_files.embeddings(trainer.setup, vectors, trainer.base_model, step)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from gm.embeddings.nearest_tokens import nearest_tokens
-from gm.training.callbacks.base import Callback, write_line
+from gm.training.callbacks.base import Callback, TrainerView, write_line
 from gm.training.callbacks.embedding_checkpoints import is_due
 from gm.training.step_result import StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 _NUM_TOKENS = 5  # nearest tokens per vector
 
@@ -20,7 +15,7 @@ _NUM_TOKENS = 5  # nearest tokens per vector
 class EmbeddingSummary(Callback):
     """Logs the norm and the nearest tokens of each vector with every embedding file, and prints them at the end."""
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         self.trainer = trainer
         self.token_tables = trainer.model.token_tables()
 

@@ -7,13 +7,10 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gm.training.callbacks.base import Callback, write_line
+from gm.training.callbacks.base import Callback, TrainerView, write_line
 from gm.training.step_result import StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 
 class JsonLinesLogger(Callback):
@@ -24,7 +21,7 @@ class JsonLinesLogger(Callback):
         self.file = path.open("a", encoding="utf-8")
         self.warned = False
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         resume_from = trainer.setup.resume_from
         if resume_from:
             self.on_log({"resumed_at": resume_from.step, "changed_options": trainer.setup.changed_options})

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gm.training import checkpoint, html_report
-from gm.training.callbacks.base import Callback, skip_failed_write, write_line
+from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write, write_line
 from gm.training.step_result import StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 
 class HtmlReport(Callback):
@@ -19,7 +15,7 @@ class HtmlReport(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         self.setup = trainer.setup
 
     def on_step_end(self, result: StepResult) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -13,11 +12,8 @@ from gm.embeddings.embedding import combine
 from gm.sampling import image_files, request
 from gm.sampling.pipeline import Pipeline
 from gm.training import embedding_files
-from gm.training.callbacks.base import Callback, skip_failed_write, write_line
+from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write, write_line
 from gm.training.step_result import StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 COMPARISON = "before_after.png"
 
@@ -32,7 +28,7 @@ class SampleImages(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         self.trainer = trainer
         self.pipeline = Pipeline(trainer.model, trainer.backend, trainer.setup.config.run.pooling)
         if not trainer.setup.resume_from:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gm.training import checkpoint
-from gm.training.callbacks.base import Callback, skip_failed_write
+from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write
 from gm.training.checkpoint import Checkpoint
 from gm.training.step_result import DIVERGED, StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 
 class StateCheckpoints(Callback):
@@ -20,7 +16,7 @@ class StateCheckpoints(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         self.trainer = trainer
         self.last_step = trainer.step  # of the last state, saved or not
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gm.errors import UserError
-from gm.training.callbacks.base import Callback
+from gm.training.callbacks.base import Callback, TrainerView
 from gm.training.step_result import StepResult
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 _STEP_METRICS = ("loss", "loss_smoothed", "learning_rate", "gradient_norm")
 
@@ -33,7 +30,7 @@ class TensorBoardLogger(Callback):
         self.writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=10)
         self.file_stems: dict[str, str] = {}  # by placeholder token, in a run of several concepts
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         concepts = trainer.setup.concepts
         if len(concepts) > 1:
             self.file_stems = {concept.placeholder_token: concept.file_stem for concept in concepts}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gm.training import embedding_files
-from gm.training.callbacks.base import Callback, skip_failed_write, write_line
+from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write, write_line
 from gm.training.callbacks.embedding_checkpoints import save_embeddings
 from gm.training.step_result import StepResult
 from gm.training.validation import ValidationHistory, ValidationLoss, change
-
-if TYPE_CHECKING:
-    from gm.training.trainer import Trainer
 
 
 class Validation(Callback):
@@ -32,7 +29,7 @@ class Validation(Callback):
         assert self.history
         return dataclasses.asdict(self.history)
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: TrainerView) -> None:
         self.trainer = trainer
         num_samples = trainer.setup.config.training.num_validation_samples
         self.loss = ValidationLoss(trainer.model, trainer.batches, num_samples, trainer.backend)
