@@ -28,6 +28,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common import api
 
 _MAX_GRAPHS = 64  # above it, the least recently used graph is deleted
 _next_number = itertools.count()  # MindSpore numbers the graphs of a process in the order of their compilation
@@ -70,6 +71,7 @@ def use(file: Path | None, rank: int) -> Iterator[None]:
         shutil.copyfile(file, private)
         os.utime(file)
     before = _stat(private)
+    _provide_entry_script()
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(_process_dir()))
     try:
         yield
@@ -78,6 +80,15 @@ def use(file: Path | None, rank: int) -> Iterator[None]:
     if _stat(private) not in (before, None):
         _store(private, file)
     private.unlink(missing_ok=True)
+
+
+def _provide_entry_script() -> None:
+    """Give MindSpore a script to look for dependencies in, where the process was not started from a file.
+
+    Its cache parses the file that `sys.argv[0]` named at the import, and fails with FileNotFoundError under `python -c`.
+    """
+    if not Path(getattr(api, "entry_script_path", None) or "").is_file():
+        api.entry_script_path = __file__
 
 
 def _store(private: Path, file: Path) -> None:

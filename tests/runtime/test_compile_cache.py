@@ -81,6 +81,26 @@ def test_a_later_process_reads_the_right_graphs(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.graph
+def test_a_process_without_a_script_uses_the_cache(tmp_path: Path) -> None:
+    """MindSpore's own cache fails with FileNotFoundError under `python -c`."""
+    environment = {**os.environ, "GM_GRAPHS": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    # MindSpore reads the sources of the Cells in a graph, which `-c` has not: one of its own.
+    code = (
+        PROCESS[: PROCESS.index("class Power")]
+        + """
+backend.setup(RunConfig(device_target="CPU"))
+print(backend.compile_cell(nn.ReLU(), True)(Tensor(np.array([-1, 2], np.float32))).asnumpy().tolist())
+"""
+    )
+    command = [sys.executable, "-c", code]
+    for _ in range(2):
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        assert process.stdout.split() == ["[0.0,", "2.0]"]
+        assert len(list(tmp_path.glob("*.mindir"))) == 1
+
+
+@pytest.mark.e2e
+@pytest.mark.graph
 def test_a_damaged_graph_is_compiled_again(tmp_path: Path) -> None:
     cache = tmp_path / "graphs"
     run_process(tmp_path, str(cache), "2/1", "3/1")

@@ -156,7 +156,7 @@ def test_a_rank_that_dies_ends_the_others_and_fewer_ranks_resume(start: Start, t
     alone = start((), "run", "--total_step", str(stopped.step + 2), "--resume", "latest")
     output = alone.communicate(timeout=60)[0]
     assert alone.returncode == 0, output
-    assert "--resume: training.is_parallel was True → False from here on" in output
+    assert "--resume: training.is_parallel has changed: True → False" in output
     assert np.isfinite(embedding_vectors(tmp_path / "run", stopped.step + 2)).all()
 
 

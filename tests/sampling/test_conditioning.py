@@ -178,7 +178,7 @@ def test_unconditional_is_zeros_but_for_the_sizes(with_vocabulary: Case, prompt:
     assert not context.asnumpy().any()
     width = case.config.text_encoder_2.width
     pooled, sizes = np.zeros((2, width), np.float32), np.array(SIZES_OF_EACH, np.float32)
-    expected = case.reference.class_vector(pooled, sizes).numpy()
+    expected = case.reference.class_embedding(pooled, sizes).numpy()
     assert not y.asnumpy()[:, :width].any()
     assert relative_error(y.asnumpy(), expected) < 5e-5  # as of the conditioner: float32's for sizes of 2000
 

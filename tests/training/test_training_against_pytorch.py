@@ -239,6 +239,6 @@ def test_negative_concept_is_trained_with_the_prediction_of_sampling(smallest, c
 
 
 def tokenizer(config):
-    tokenizer_ = Tokenizer(config.model.text_encoder_1.positions)
+    tokenizer_ = Tokenizer(config.model.text_encoder_1.context_length)
     tokenizer_.add_placeholder("<cat>", 2)
     return tokenizer_
