@@ -85,7 +85,7 @@ def use(file: Path | None, rank: int) -> Iterator[None]:
 def _provide_entry_script() -> None:
     """Give MindSpore a script to look for dependencies in, where the process was not started from a file.
 
-    Its cache parses the file that `sys.argv[0]` named at the import, and fails with FileNotFoundError under `python -c`.
+    Its cache parses the file that `sys.argv[0]` named at the import: FileNotFoundError under `python -c`.
     """
     if not Path(getattr(api, "entry_script_path", None) or "").is_file():
         api.entry_script_path = __file__
