@@ -5,8 +5,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
-# Files of tests go to two processes, one per core; a process uses up to 6 GB.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .PHONY: install demo demo-style check lint types layers fast test clean
@@ -60,10 +58,10 @@ layers: $(VENV)/checked
 	$(BIN)/lint-imports
 
 fast: $(VENV)/checked
-	$(PYTEST) -m "not graph and not e2e and not reference and not browser"
+	$(BIN)/python -m pytest -m "not graph and not e2e and not reference and not browser"
 
 test: check $(VENV)/tested
-	$(PYTEST)
+	$(BIN)/python -m pytest
 
 clean:
 	rm -rf $(VENV) runs/demo runs/demo-style outputs/demo outputs/demo-style $(TINY).ckpt

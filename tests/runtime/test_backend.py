@@ -106,7 +106,9 @@ def test_graph_mode_is_set_during_a_call_only() -> None:
 
 
 @pytest.mark.graph
-def test_a_long_compilation_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_compilation_is_announced(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GM_GRAPHS", "")  # a cached graph is announced otherwise
+
     class ManyCells(nn.Cell):
         """Holds many Cells, of which it calls none."""
 

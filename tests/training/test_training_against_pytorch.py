@@ -122,7 +122,11 @@ def batch(config, loader, step):
     texts = [PROMPTS[s.prompt] for s in shown]
     ids_1, ids_2 = words(texts, padding=END), words(texts, padding=0)
     prompts = Prompts(
-        ids_1, ids_2, pool_positions(ids_2, "end_of_text"), *initial_vectors(config), latents.sizes[image, variant]
+        ids_1,
+        ids_2,
+        pool_positions(ids_2, "end_of_text"),
+        *initial_vectors(config),
+        latents.size_conditioning[image, variant],
     )
     times = np.array([s.timestep for s in shown], np.int32)
     return Batch(latents.mean[image, variant], latents.log_variance[image, variant], *noises, times, prompts)
@@ -142,7 +146,7 @@ def test_ten_updates_equal_pytorch(smallest, config, loader, trained, graph):
     assert min(trained.norms) < config.training.max_grad_norm < max(trained.norms)
     np.testing.assert_allclose(losses, trained.losses, rtol=2e-5)
     np.testing.assert_allclose(norms, trained.norms, rtol=1e-4)
-    for number, expected in enumerate((trained.vectors["clip_l"], trained.vectors["clip_g"])):
+    for number, expected in enumerate((trained.clip_l, trained.clip_g)):
         start, ours = initial_vectors(config)[number], np.stack([each[number] for each in vectors])
         assert relative_error(ours, expected) < 1e-4
         assert relative_error(ours - start, expected - start) < 1e-4
