@@ -17,7 +17,8 @@ from gm.errors import UserError
 from gm.runtime import atomic_io
 
 PARAMETERS_KEY = "generation_parameters"  # PNG text that holds the generation parameters as JSON
-_OLDER_KEYS = ("recipe",)  # its names in images of earlier versions
+_OLDER_KEY = "recipe"  # its name in images of version 0.1, some of whose options had other names
+_RENAMED_OPTIONS = {"vae_tile": "vae_tile_size"}
 A1111_KEY = "parameters"  # PNG text that AUTOMATIC1111, and programs that follow it, read
 
 
@@ -71,7 +72,7 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             texts = getattr(image, "text", {})
-        content = next((texts[key] for key in (PARAMETERS_KEY, *_OLDER_KEYS) if key in texts), None)
+        content = texts.get(PARAMETERS_KEY, texts.get(_OLDER_KEY))
         parameters = None if content is None else json.loads(content)
     except FileNotFoundError as error:
         raise UserError(f"{path} is not a file; give an image that this toolkit generated") from error
@@ -81,7 +82,12 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(parameters, dict):
         raise UserError(f"{path} holds no generation parameters; only images that this toolkit generated do")
-    return parameters
+    return parameters if PARAMETERS_KEY in texts else _upgrade(parameters)
+
+
+def _upgrade(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of version 0.1 under today's names; the model, whose fields are others, is left out."""
+    return {_RENAMED_OPTIONS.get(name, name): value for name, value in parameters.items() if name != "model"}
 
 
 def _png(image: np.ndarray, parameters: dict[str, Any], infotext: str = "") -> bytes:
