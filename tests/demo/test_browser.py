@@ -28,7 +28,7 @@ from gm.sampling import image_files
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 1000), (390, 844)
-pytestmark = [pytest.mark.slow, pytest.mark.browser]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")

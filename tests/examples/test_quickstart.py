@@ -29,7 +29,6 @@ def color_share(pixels: np.ndarray, color: tuple[int, int, int]) -> float:
     return float(np.mean(np.linalg.norm(pixels.astype(np.float32) - color, axis=-1) < 90))
 
 
-@pytest.mark.slow
 def test_quickstart_notebook_runs_and_trains_the_concept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(NOTEBOOK, as_version=4)

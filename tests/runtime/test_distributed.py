@@ -111,7 +111,6 @@ def embedding_vectors(folder: Path, step: int) -> np.ndarray:
 
 
 @pytest.mark.e2e
-@pytest.mark.slow
 @pytest.mark.parametrize("recipient", ["launcher", "second rank"])
 def test_ranks_stop_together_and_resume_bit_for_bit(
     start: Start, uninterrupted: Path, tmp_path: Path, recipient: str
@@ -137,7 +136,6 @@ def test_ranks_stop_together_and_resume_bit_for_bit(
 
 
 @pytest.mark.e2e
-@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_and_fewer_ranks_resume(start: Start, tmp_path: Path) -> None:
     process = start(MPIRUN, "run", "--is_parallel", "True", "--total_step", "100000")
     wait_for_step(tmp_path / "run", 6)
@@ -161,7 +159,6 @@ def test_a_rank_that_dies_ends_the_others_and_fewer_ranks_resume(start: Start, t
 
 
 @pytest.mark.e2e
-@pytest.mark.slow
 def test_ranks_time_out_without_a_launcher_that_notices(start: Start, tmp_path: Path) -> None:
     port = str(20000 + os.getpid() % 10000)
     world = {"OMPI_COMM_WORLD_SIZE": "2", "MS_SCHED_PORT": port}

@@ -93,7 +93,6 @@ OPTIONS = {
 
 
 @pytest.mark.e2e
-@pytest.mark.slow
 def test_run_killed_again_and_again_writes_the_same_files(workshop: Workshop, tmp_path: Path) -> None:
     place = tmp_path / "run"
     command = [sys.executable, "train_textual_inversion.py", "--config", str(workshop.yaml), "--save_path", str(place)]
