@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -43,6 +44,8 @@ _on_ascend = False
 _rank = 0
 _world_size = 1
 _in_graph = False  # set by `compile_cell`
+# Input shapes and dtypes for which a Cell has been compiled.
+_compiled_shapes: weakref.WeakKeyDictionary[nn.Cell, set[Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ def compile_cell(cell: nn.Cell, graph: bool, label: str = "", gradient: bool = F
     """
     if not graph:
         return cell
-    compiled_shapes = set()
+    # Of the Cell, not of this function: MindSpore does not compile a Cell again that another call had compiled.
+    compiled_shapes = _compiled_shapes.setdefault(cell, set())
 
     def run(*inputs: Any) -> Any:
         shapes = tuple((getattr(x, "shape", x), str(getattr(x, "dtype", ""))) for x in inputs)

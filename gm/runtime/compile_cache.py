@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 import platform
 import re
@@ -31,7 +30,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common import api
 
 _MAX_GRAPHS = 64  # above it, the least recently used graph is deleted
-_next_number = itertools.count()  # MindSpore numbers the graphs of a process in the order of their compilation
+_next_number = 0  # MindSpore numbers the graphs of a process in the order of their compilation
 
 
 def cache_dir() -> Path | None:
@@ -64,22 +63,28 @@ def use(file: Path | None, rank: int) -> Iterator[None]:
     if file is None:
         yield
         return
+    global _next_number
     role = os.environ.get("MS_ROLE", "")  # part of MindSpore's file name where processes find each other through MS_*
-    private = _process_dir() / f"rank_{rank}" / "graph_cache" / f"{role}compile_cache_{next(_next_number)}.mindir"
-    private.parent.mkdir(parents=True, exist_ok=True)
+    folder, prefix = _process_dir() / f"rank_{rank}" / "graph_cache", f"{role}compile_cache_"
+    expected = folder / f"{prefix}{_next_number}.mindir"
+    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
-        shutil.copyfile(file, private)
+        shutil.copyfile(file, expected)
         os.utime(file)
-    before = _stat(private)
+    before = _stat(expected)
     _provide_entry_script()
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(_process_dir()))
     try:
         yield
     finally:
         ms.set_context(enable_compile_cache=False)
-    if _stat(private) not in (before, None):
-        _store(private, file)
-    private.unlink(missing_ok=True)
+        _next_number += 1
+        for path in folder.glob("*.mindir"):
+            if path != expected:  # what MindSpore wrote tells its number, which differs after a Cell it did not compile
+                _next_number = int(path.stem.removeprefix(prefix)) + 1
+            if path != expected or _stat(path) != before:
+                _store(path, file)
+            path.unlink()
 
 
 def _provide_entry_script() -> None:
@@ -91,12 +96,12 @@ def _provide_entry_script() -> None:
         api.entry_script_path = __file__
 
 
-def _store(private: Path, file: Path) -> None:
+def _store(new: Path, file: Path) -> None:
     """Copy a new graph into the cache; if the folder is not writable, it is compiled again next time."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        shutil.copyfile(private, temporary)
+        shutil.copyfile(new, temporary)
         os.replace(temporary, file)
         by_age = sorted(file.parent.glob("*.mindir"), key=lambda path: path.stat().st_mtime)
         for old in by_age[:-_MAX_GRAPHS]:

@@ -233,3 +233,46 @@ def test_pynative_mode_does_not_use_the_cache(cache: Path) -> None:
     assert cached.read_bytes() == b""
     assert result(graph=True) == 18.0
     assert cached.stat().st_size > 0
+
+
+class Scale(nn.Cell):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Uncompiled(nn.Cell):
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Gather(nn.Cell):
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.gather(x, Tensor(np.array([7], np.int32)), 0)
+
+
+def run_graph(cell: nn.Cell) -> float:
+    return float(backend.compile_cell(cell, graph=True)(Tensor(np.ones(3, np.float32))).sum())
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("between", ["a Cell that is compiled already", "a Cell that is not compiled", "a failure"])
+def test_the_cache_works_after(between: str, cache: Path) -> None:
+    """MindSpore numbers its files by compilations; the cache must not lose count."""
+    doubled = Scale(2.0)
+    assert run_graph(doubled) == 6.0
+    if between == "a failure":
+        with pytest.raises(RuntimeError, match="range"):
+            run_graph(Gather())
+    else:
+        run_graph(doubled if "already" in between else Uncompiled())
+    before = len(list(cache.glob("*.mindir")))
+    assert [run_graph(Scale(3.0)), run_graph(Scale(5.0))] == [9.0, 15.0]
+    written = {path: path.stat().st_ino for path in cache.glob("*.mindir")}  # a new file has a new inode
+    assert len(written) == before + 2
+    assert run_graph(Scale(5.0)) == 15.0
+    assert {path: path.stat().st_ino for path in cache.glob("*.mindir")} == written
+    assert not list(compile_cache._process_dir().rglob("*.mindir"))
