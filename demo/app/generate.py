@@ -118,4 +118,4 @@ def _store(files: list[Any], dirs: AppDirs) -> list[str]:
     if not files:
         return []
     contents = [file.getvalue() for file in files]
-    return [str(path) for path in uploads.store_images(contents, dirs.session_images / "init_images")]
+    return [str(path) for path in uploads.store_images(contents, dirs.session_images / "init_images", st.toast)]

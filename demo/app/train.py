@@ -38,12 +38,17 @@ def page(selection: ModelSelection, dirs: AppDirs) -> None:
 
 
 def _form(selection: ModelSelection, dirs: AppDirs) -> None:
-    files = st.file_uploader("Training images", accept_multiple_files=True, key="images", help="3 to 20 images")
+    files = st.file_uploader(
+        "Training images",
+        accept_multiple_files=True,
+        key="images",
+        help="3 to 20 images; a mask of cat.jpg is named cat.mask.png, white is trained on",
+    )
     options = _concept_options(selection)
     if st.button("Train", type="primary", icon=":material/model_training:", width="stretch"):
         try:
             data_path = dirs.training_runs / "images" / secrets.token_hex(8)
-            uploads.store_images([file.getvalue() for file in files or []], data_path)
+            uploads.store_training_images([(file.name, file.getvalue()) for file in files or []], data_path, st.toast)
             options |= {**dataclasses.asdict(selection.config.run), "data_path": str(data_path)}
             job = training_jobs.start(selection.config_path, dirs.training_runs, options)
         except UserError as error:

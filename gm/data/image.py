@@ -1,21 +1,13 @@
-"""Images: decoding files to RGB, resizing, cropping and flipping."""
+"""Images as the networks take them: resizing, cropping and flipping."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 
 from gm.data.bucketing import Size
-from gm.errors import UserError, shorten
-
-# Pillow lists these among its formats, but needs another program to decode them or cannot decode them at all.
-UNSUPPORTED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,47 +33,6 @@ class CroppedImage:
         """Height and width of `pixels`."""
         height, width = self.pixels.shape[1:]
         return height, width
-
-
-def image_suffixes() -> dict[str, str]:
-    """Return the suffixes of image files, in lower case with the dot, each with Pillow's name of the format."""
-    formats = Image.registered_extensions()
-    return {suffix: name for suffix, name in formats.items() if name in Image.OPEN and name not in UNSUPPORTED_FORMATS}
-
-
-@contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open the image file `path`, turned upright, in the color mode in which it is stored.
-
-    Raises UserError if it cannot be read; also inside the `with` block, where Pillow may have to decode it.
-    """
-    try:
-        with Image.open(path, formats=sorted(set(image_suffixes().values()))) as file:
-            yield ImageOps.exif_transpose(file)
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise UserError(f"{path} has more than {limit} million pixels; make a smaller copy and use that") from error
-    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        reason = shorten(error) or type(error).__name__
-        raise UserError(
-            f"cannot read the image {path} ({reason}); save it again as JPEG or PNG, or remove it"
-        ) from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return `image` as RGB, on white where it is transparent."""
-    image = _convert_to_srgb(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")  # black and white could be anywhere
-    if image.mode.startswith("I"):
-        image = _convert_to_8_bit(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> CroppedImage:
@@ -116,32 +67,6 @@ def flip_horizontal(image: CroppedImage) -> CroppedImage:
         crop_top_left=(top, resized_width - image.pixels.shape[2] - left),
         mask=None if image.mask is None else np.ascontiguousarray(image.mask[:, ::-1]),
     )
-
-
-def _convert_to_srgb(image: Image.Image) -> Image.Image:
-    """Return `image` in sRGB if its profile is of another color space, as in photos from phones."""
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
-        return image
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = "RGB" if image.mode == "CMYK" else image.mode
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError):
-        return image  # a damaged profile, or one of another mode: keep the pixel values
-    return converted or image
-
-
-def _convert_to_8_bit(image: Image.Image) -> Image.Image:
-    """Return a 16-bit grayscale image in 8 bits; Pillow's own conversion clips everything above 255 to white."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("its pixels have more than 16 bits")
-    gray = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    transparent_value = image.info.get("transparency")
-    if transparent_value is not None:
-        gray.putalpha(Image.fromarray(np.where(values == transparent_value, 0, 255).astype(np.uint8)))
-    return gray
 
 
 def _covering_size(original_size: Size, size: Size) -> Size:

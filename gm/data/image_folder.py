@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from gm.data import bucketing, captions, masks
 from gm.data.bucketing import Size
-from gm.data.image import CroppedImage, image_suffixes, open_image, resize_and_crop, to_rgb, was_upscaled
+from gm.data.image import CroppedImage, resize_and_crop, was_upscaled
+from gm.data.image_reader import image_suffixes, read_image
 from gm.errors import UserError
 
 log = logging.getLogger("gm")
@@ -23,22 +26,27 @@ def load_images(
     """Return the images in the folder `data_path` as squares of `resolution` pixels, in the order of their names.
 
     With `bucket_resolutions`, each image gets the size of the bucket nearest to its aspect ratio instead. Hidden files
-    are skipped; other files that are not images, masks or captions are skipped with a warning. Without `use_masks` no
-    image has a mask. Raises UserError for a folder that does not exist or has no image, and for an image or mask that
-    cannot be read.
+    are skipped; other files that are not images, captions or masks of these images are skipped with a warning. Without
+    `use_masks` no image has a mask. Raises UserError for a folder that does not exist or has no image, and for an image
+    or mask that cannot be read.
     """
     folder = _check_folder(data_path)
-    paths = image_files(folder)
-    used = {*paths, *captions.caption_files(folder, paths), *map(masks.mask_path, paths)}
-    ignored = ", ".join(
-        f"{path.name}/" if path.is_dir() else path.name for path in _visible(folder) if path not in used
-    )
+    paths, sidecars = image_files(folder), sidecar_files(folder)
+    masks.warn_of_unused(folder, sidecars, paths)
+    used = {*paths, *captions.caption_files(folder, paths)}
+    files = [path for path in _visible(folder) if path not in used]
+    ignored = _names(path for path in files if path not in sidecars)
     if ignored:
         log.warning("ignored in %s, not an image by its suffix: %s", folder, ignored)
     if not paths:
-        contents = f" but {ignored}" if ignored else ""
+        contents = f" but {_names(files)}" if files else ""
         raise UserError(f"no image in {folder}{contents}; put 3 to 20 .jpg or .png files directly into it")
-    images = [_load_image(path, resolution, use_masks, bucket_resolutions) for path in paths]
+    masks_by_stem = masks.match(sidecars, paths) if use_masks else {}
+    images = []
+    for path in paths:
+        image = read_image(path)
+        mask = masks.load_mask(masks_by_stem.get(path.stem), image) if use_masks else None
+        images.append(_crop(image.rgb, mask, path.name, resolution, bucket_resolutions))
     small = ", ".join(image.name for image in images if was_upscaled(image))
     if small:
         log.warning("upscaled to %d pixels, larger originals would have more detail: %s", resolution, small)
@@ -46,14 +54,26 @@ def load_images(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the files in `folder` with the suffix of an image, without masks, in the order of their names."""
+    """Return the files in `folder` with the suffix of an image, without those of `sidecar_files`, ordered by name."""
+    return [path for path in _files_of_images(folder) if not masks.is_sidecar(path)]
+
+
+def sidecar_files(folder: Path) -> list[Path]:
+    """Return the masks and conditioning images in `folder`, ordered by name."""
+    return [path for path in _files_of_images(folder) if masks.is_sidecar(path)]
+
+
+def _files_of_images(folder: Path) -> list[Path]:
     suffixes = image_suffixes()
-    files = [path for path in _visible(folder) if not path.is_dir()]
-    return [path for path in files if path.suffix.lower() in suffixes and not masks.is_mask(path)]
+    return [path for path in _visible(folder) if path.suffix.lower() in suffixes and not path.is_dir()]
 
 
 def _visible(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(f"{path.name}/" if path.is_dir() else path.name for path in paths)
 
 
 def _check_folder(data_path: str | Path) -> Path:
@@ -66,16 +86,17 @@ def _check_folder(data_path: str | Path) -> Path:
     return folder
 
 
-def _load_image(
-    path: Path, resolution: int, use_masks: bool, bucket_resolutions: Sequence[Size] | None
+def _crop(
+    image: Image.Image,
+    mask: Image.Image | None,
+    name: str,
+    resolution: int,
+    bucket_resolutions: Sequence[Size] | None,
 ) -> CroppedImage:
-    with open_image(path) as upright:
-        image = to_rgb(upright)
-        mask = masks.load_mask(path, upright) if use_masks else None
     size = (resolution, resolution)
     if bucket_resolutions:
         size = bucketing.select_bucket((image.height, image.width), bucket_resolutions)
-    cropped = resize_and_crop(image, mask, path.name, size)
+    cropped = resize_and_crop(image, mask, name, size)
     if cropped.mask is not None and not cropped.mask.any():
-        raise UserError(f"the center crop of {path.name} is masked as a whole; crop the image around its unmasked part")
+        raise UserError(f"the center crop of {name} is masked as a whole; crop the image around its unmasked part")
     return cropped

@@ -1,55 +1,96 @@
-"""Masks: the part of an image to train on, from its alpha channel or a grayscale image beside it, `name.mask.png`."""
+"""Masks: the part of an image to train on, from its alpha channel or from a grayscale image beside it.
+
+The file is named `name.mask.png`, or `name-masklabel.png` as OneTrainer's are; other formats than PNG are taken, too.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from gm.errors import UserError, shorten
+from gm.data.image_reader import DecodedImage, read_mask
+from gm.errors import UserError
 
-SUFFIX = ".mask"  # of the stem
+log = logging.getLogger("gm")
+
+ENDING = ".mask"  # of the stem
+_MASK_ENDINGS = (ENDING, "-masklabel")  # the second is OneTrainer's
+_CONDITIONING_ENDING = "-condlabel"  # of OneTrainer's conditioning images, which textual inversion has no use for
+_LOOKS_LIKE_MASK = ("_mask", "-mask")  # where another image has the rest as its stem
 
 
 def is_mask(path: Path) -> bool:
-    """Return whether `path` has the name of a mask."""
-    return path.stem.endswith(SUFFIX)
+    """Return whether an image file has the name of a mask, whatever its case."""
+    return path.stem.lower().endswith(_MASK_ENDINGS)
 
 
-def mask_path(image_path: Path) -> Path:
-    """Return where the mask of an image would be."""
-    return image_path.with_name(f"{image_path.stem}{SUFFIX}.png")
+def is_sidecar(path: Path) -> bool:
+    """Return whether an image file has the name of a mask or of a conditioning image, whatever its case."""
+    return path.stem.lower().endswith((*_MASK_ENDINGS, _CONDITIONING_ENDING))
 
 
-def load_mask(image_path: Path, image: Image.Image) -> Image.Image | None:
-    """Return the mask of an image, grayscale and of the size of the upright `image`; white is trained on, black is not.
+def image_stem(mask_path: Path) -> str:
+    """Return the stem of the image that a mask belongs to."""
+    stem = mask_path.stem
+    ending = next(ending for ending in _MASK_ENDINGS if stem.lower().endswith(ending))
+    return stem[: -len(ending)]
 
-    The file beside it overrides the alpha channel; None if there is neither, or if the image is opaque or transparent
-    as a whole. Raises UserError for a file that cannot be read, has another aspect ratio, or masks the whole image.
+
+def match(sidecars: Sequence[Path], image_paths: Sequence[Path]) -> dict[str, Path]:
+    """Return the masks among `sidecars` by the stems of their images; UserError for two masks of one image."""
+    stems = {path.stem for path in image_paths}
+    matched: dict[str, Path] = {}
+    for path in filter(is_mask, sidecars):
+        stem = image_stem(path)
+        if stem in matched:
+            raise UserError(f"{matched[stem]} and {path.name} are masks of the same image; remove one")
+        if stem in stems:
+            matched[stem] = path
+    return matched
+
+
+def warn_of_unused(folder: Path, sidecars: Sequence[Path], image_paths: Sequence[Path]) -> None:
+    """Log which `sidecars` are masks without an image or conditioning images, and which images may be masks."""
+    stems = {path.stem for path in image_paths}
+    unused = [path.name for path in sidecars if is_mask(path) and image_stem(path) not in stems]
+    if unused:
+        log.warning("masks in %s without an image of the same name, not used: %s", folder, ", ".join(unused))
+    conditioning = [path.name for path in sidecars if not is_mask(path)]
+    if conditioning:
+        log.warning("conditioning images of OneTrainer in %s, not used: %s", folder, ", ".join(conditioning))
+    for path in image_paths:
+        for ending in _LOOKS_LIKE_MASK:
+            stem = path.stem[: -len(ending)]
+            if path.stem.lower().endswith(ending) and stem in stems:
+                name = f"{stem}{ENDING}{path.suffix}"
+                log.warning("%s is used as an image; if it is the mask of %s, name it %s", path, stem, name)
+
+
+def load_mask(mask_path: Path | None, image: DecodedImage) -> Image.Image | None:
+    """Return the mask of an image, grayscale and of the size of `image`; white is trained on, black is not.
+
+    The file overrides the alpha channel; None if there is neither, or if the mask is white all over. Raises UserError
+    for a file that cannot be read, has another aspect ratio, or masks the whole image.
     """
-    path = mask_path(image_path)
-    if path.is_file():
-        try:
-            with Image.open(path) as file:
-                mask = file.convert("L")
-        except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-            reason = shorten(error) or type(error).__name__
-            raise UserError(f"cannot read the mask {path} ({reason}); save it again as PNG, or remove it") from error
-        if not same_aspect_ratio(mask, image):
-            raise UserError(
-                f"the mask {path} is {mask.width}×{mask.height}, its image {image.width}×{image.height}; "
-                "give them the same aspect ratio"
-            )
-        mask = mask.resize(image.size, Image.Resampling.BOX)
-        if not mask.getbbox():
-            raise UserError(f"{path} masks the whole image, so that nothing is trained on; paint that part white")
-    elif image.has_transparency_data:
-        mask = image.convert("RGBA").getchannel("A")
-    else:
-        return None
-    low, high = mask.getextrema()
-    return None if low == 255 or high == 0 else mask
+    if mask_path is None:
+        return image.alpha
+    mask, alpha = read_mask(mask_path)
+    if not same_aspect_ratio(mask, image.rgb):
+        raise UserError(
+            f"the mask {mask_path} is {mask.width}×{mask.height}, its image {image.rgb.width}×{image.rgb.height}; "
+            "give them the same aspect ratio"
+        )
+    mask = mask.resize(image.rgb.size, Image.Resampling.BOX)
+    if not mask.getbbox():
+        cause = "" if alpha is None else " (where it is transparent, it counts as black)"
+        raise UserError(
+            f"{mask_path} masks the whole image{cause}, so that nothing is trained on; paint that part white"
+        )
+    return None if mask.getextrema()[0] == 255 else mask
 
 
 def same_aspect_ratio(mask: Image.Image, image: Image.Image) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
 from gm.data import templates
+from gm.data.image_reader import read_image
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, safe_filename
 from gm.errors import UserError
@@ -24,11 +25,14 @@ _PROMPT_OPTIONS = re.compile(r".*prompt")
 _MAX_DEPTH = 8  # of nested values; those of training are four deep
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExampleImage:
-    """Image to show with an embedding; `parameters` are its generation parameters, empty for another program's."""
+    """Image to show with an embedding: uint8 `pixels` [H, W, 3], without the metadata of a camera or program.
 
-    path: Path
+    `parameters` are its generation parameters, empty for another program's.
+    """
+
+    pixels: np.ndarray
     parameters: dict[str, Any]
 
 
@@ -122,15 +126,11 @@ def _is_path(key: str, value: Any, depth: int) -> bool:
 
 
 def _read_example(path: Path) -> ExampleImage:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError as error:
-        raise UserError(f"--images {path} is not a file; give images to show") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"--images {path} is not an image, or damaged; leave it out") from error
+    if not path.is_file():
+        raise UserError(f"--images {path} is not a file; give images to show")
+    pixels = np.asarray(read_image(path).rgb)
     try:
         parameters: Any = image_files.read_parameters(path)
     except (UserError, ValueError, RecursionError):  # none, or those of another program
         parameters = {}
-    return ExampleImage(path, remove_private_paths(parameters) if isinstance(parameters, dict) else {})
+    return ExampleImage(pixels, remove_private_paths(parameters) if isinstance(parameters, dict) else {})

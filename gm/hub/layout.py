@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from gm.embeddings import io as embedding_io
 from gm.embeddings.diffusers_files import IDENTIFIER
 from gm.errors import UserError
@@ -40,8 +37,6 @@ def write(publication: Publication, target: str | Path, overwrite: bool = False)
     atomic_io.check_writable(target, "--target")
     names, image_names = file_names(publication), _image_names(publication)
     embedding_io.check_not_existing([target / name for name in names], overwrite)
-    # Read before anything is replaced: an image may be one of the files.
-    images = [_read_pixels(image.path) for image in publication.images]
     try:
         (target / IMAGES if image_names else target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,8 +45,8 @@ def write(publication: Publication, target: str | Path, overwrite: bool = False)
     embedding_io.save(embedding, target / names[0])
     embedding_file = embedding_io.to_embedding_file(embedding)
     embedding_io.write_file(embedding_file, target / model_card.DIFFUSERS_FILES[0], "diffusers", overwrite=True)
-    for image, name, pixels in zip(publication.images, image_names, images, strict=True):
-        image_files.write(pixels, image.parameters, target / name)
+    for image, name in zip(publication.images, image_names, strict=True):
+        image_files.write(image.pixels, image.parameters, target / name)
     texts = {
         IDENTIFIER: embedding.placeholder_token,
         TYPE_OF_CONCEPT: publication.type_of_concept,
@@ -65,9 +60,3 @@ def write(publication: Publication, target: str | Path, overwrite: bool = False)
 
 def _image_names(publication: Publication) -> list[str]:
     return [f"{IMAGES}/{number}.png" for number in range(len(publication.images))]
-
-
-def _read_pixels(path: Path) -> np.ndarray:
-    """Return an image [H, W, 3] without the metadata of a camera or program."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))

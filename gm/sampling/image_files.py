@@ -76,7 +76,12 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
         parameters = None if content is None else json.loads(content)
     except FileNotFoundError as error:
         raise UserError(f"{path} is not a file; give an image that this toolkit generated") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow calls a broken PNG a SyntaxError
         raise UserError(
             f"{path} is not a readable image, or its generation parameters are damaged; give another"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ from gm.config import SamplingConfig
 from gm.config.model import ModelConfig, VAEConfig
 from gm.data import bucketing, image_folder, latent_cache, masks
 from gm.data.bucketing import Size
-from gm.data.image import CroppedImage, open_image, resize_and_crop, to_rgb
+from gm.data.image import CroppedImage, resize_and_crop
+from gm.data.image_reader import read_image, read_mask
 from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.sampling import resolution
 from gm.sampling.resolution import Resolution
+
+log = logging.getLogger("gm")
 
 _ASPECT_STEPS = 16  # SDXL was trained on sides that are multiples of a 16th of its resolution, 1024
 
@@ -64,13 +68,20 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         path = Path(name)
         if not name.strip() or not path.exists():
             raise UserError(f"--img {name!r} does not exist; give images, or folders of them")
-        images = image_folder.image_files(path) if path.is_dir() else [path]
+        images = _folder_images(path) if path.is_dir() else [path]
         if not images:
             raise UserError(f"--img {name} is a folder without images; put .jpg or .png files directly into it")
         files += images
     if not files:
         raise UserError("--img is empty; img2img and inpaint start from images, or folders of them")
     return files
+
+
+def _folder_images(folder: Path) -> list[Path]:
+    sidecars = ", ".join(path.name for path in image_folder.sidecar_files(folder))
+    if sidecars:
+        log.warning("--img %s: not used as init images, they are masks by their names: %s", folder, sidecars)
+    return image_folder.image_files(folder)
 
 
 def load_mask(path: str) -> Image.Image:
@@ -80,15 +91,12 @@ def load_mask(path: str) -> Image.Image:
     """
     if not path.strip() or not Path(path).is_file():
         raise UserError(f"--mask {path!r} is not a file; give an image that is white where to inpaint")
-    with open_image(Path(path)) as upright:
-        if upright.has_transparency_data and np.asarray(upright.convert("RGBA"))[..., 3].min() < 255:
-            raise UserError(
-                f"--mask {path} is partly transparent; save it without transparency, white where to inpaint"
-            )
-        gray = to_rgb(upright).convert("L")
-    if not gray.getbbox():
+    mask, alpha = read_mask(Path(path))
+    if alpha is not None:  # ComfyUI inpaints where an image is transparent, others where it is white
+        raise UserError(f"--mask {path} is partly transparent; save it without transparency, white where to inpaint")
+    if not mask.getbbox():
         raise UserError(f"--mask {path} is black all over, which inpaints nothing; make it white where to inpaint")
-    return gray
+    return mask
 
 
 def output_size(original: Size, sampling: SamplingConfig, model: ModelConfig) -> Size:
@@ -111,8 +119,7 @@ def load(path: Path, sampling: SamplingConfig, model: ModelConfig, mask: Image.I
     The `mask`, of any size but the image's aspect ratio, is cropped with it. UserError for a file that cannot be read,
     a mask of another aspect ratio, and one that is black within the crop.
     """
-    with open_image(path) as upright:
-        image = to_rgb(upright)
+    image = read_image(path).rgb
     if mask is not None and not masks.same_aspect_ratio(mask, image):
         raise UserError(
             f"--mask is {mask.width}×{mask.height}, but {path} is {image.width}×{image.height}; "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gm.data import image as image_io
+from gm.data import image_reader, masks
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
@@ -27,35 +27,58 @@ _SUFFIXES = {  # by the first bytes of a file
     b"MM\x00*": ".tif",
 }
 
+Notify = Callable[[str], object]  # takes what the visitor should know of an upload
 
-def store_images(contents: Sequence[bytes], folder: Path) -> list[Path]:
+
+def _ignore(note: str) -> None:
+    """Take a note and do nothing."""
+
+
+def store_images(contents: Sequence[bytes], folder: Path, notify: Notify = _ignore) -> list[Path]:
     """Store images as `store_image` does and return their paths; duplicates are stored once.
 
     UserError, before any is stored, for none and for more than `MAX_IMAGES`.
     """
-    if not contents:
-        raise UserError("no image was uploaded; choose at least one")
-    if len(contents) > MAX_IMAGES:
-        raise UserError(f"{len(contents)} images were uploaded; upload at most {MAX_IMAGES}")
-    return list(dict.fromkeys(store_image(content, folder) for content in contents))
+    _check_number(len(contents))
+    return list(dict.fromkeys(store_image(content, folder, notify) for content in contents))
 
 
-def store_image(content: bytes, folder: Path) -> Path:
-    """Store an image in `folder` under its hash; UserError if it is not an image, is damaged or too large."""
-    _check_size(content, MAX_IMAGE_BYTES, "the image")
-    suffix = next((suffix for start, suffix in _SUFFIXES.items() if content.startswith(start)), None)
-    if suffix is None:
-        raise UserError("an uploaded file is not an image; upload JPEG, PNG, WebP, BMP, GIF or TIFF")
-    path = _store(content, folder, suffix)
-    try:
-        with image_io.open_image(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width}×{image.height}"
-                raise UserError(f"an image has {size} pixels; upload at most {MAX_PIXELS // 10**6} million")
-            image_io.to_rgb(image)
-    except UserError as error:
-        path.unlink()
-        raise UserError(str(error).replace(str(path), "that was uploaded")) from error
+def store_training_images(files: Sequence[tuple[str, bytes]], folder: Path, notify: Notify = _ignore) -> list[Path]:
+    """Store images, and their masks under the names that training looks for; return the images' paths.
+
+    `files` are names, by which masks are told from images, and contents. UserError as of `store_images`, and for a mask
+    without its image.
+    """
+    images = [(Path(name), content) for name, content in files if not masks.is_sidecar(Path(name))]
+    sidecars = [(Path(name), content) for name, content in files if masks.is_sidecar(Path(name))]
+    mask_names = masks.match([name for name, _ in sidecars], [name for name, _ in images])
+    for name, _ in sidecars:
+        if name not in mask_names.values():
+            raise UserError(
+                f"{name} is by its name not an image but the mask of one that was not uploaded; leave it out"
+            )
+    _check_number(len(images))
+    mask_contents = dict(sidecars)
+    stored: dict[Path, bytes | None] = {}
+    for name, content in images:
+        path = store_image(content, folder, notify)
+        mask = mask_contents[mask_names[name.stem]] if name.stem in mask_names else None
+        if stored.setdefault(path, mask) != mask:
+            raise UserError(f"{name} was uploaded twice, with different masks; upload it once")
+    for path, mask in stored.items():
+        if mask is not None:
+            _store_image(mask, folder, f"{path.stem}{masks.ENDING}")
+    return list(stored)
+
+
+def store_image(content: bytes, folder: Path, notify: Notify = _ignore) -> Path:
+    """Store an image in `folder` under its hash; UserError if it is not an image, is damaged or too large.
+
+    What of it will not be used is told to `notify`.
+    """
+    path, notes = _store_image(content, folder)
+    for note in notes:
+        notify(f"an uploaded image {note}")
     return path
 
 
@@ -79,6 +102,32 @@ def store_embedding(content: bytes, name: str, folder: Path) -> Path:
     return path
 
 
+def _check_number(number: int) -> None:
+    if not number:
+        raise UserError("no image was uploaded; choose at least one")
+    if number > MAX_IMAGES:
+        raise UserError(f"{number} images were uploaded; upload at most {MAX_IMAGES}")
+
+
+def _store_image(content: bytes, folder: Path, stem: str = "") -> tuple[Path, tuple[str, ...]]:
+    """Store an image under `stem`, by default its hash; return its path and what of it is not used."""
+    _check_size(content, MAX_IMAGE_BYTES, "the image")
+    suffix = next((suffix for start, suffix in _SUFFIXES.items() if content.startswith(start)), None)
+    if suffix is None:
+        raise UserError("an uploaded file is not an image; upload JPEG, PNG, WebP, BMP, GIF or TIFF")
+    path = _store(content, folder, suffix, stem)
+    try:
+        with image_reader.open_image(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width}×{image.height}"
+                raise UserError(f"an image has {size} pixels; upload at most {MAX_PIXELS // 10**6} million")
+        return path, image_reader.read_image(path).notes
+    except UserError as error:
+        path.unlink()
+        text = str(error).replace(f"image {path}", "image that was uploaded").replace(str(path), "an uploaded image")
+        raise UserError(text) from error
+
+
 def _check_size(content: bytes, limit: int, subject: str) -> None:
     if len(content) > limit:
         raise UserError(f"{subject} has {len(content) / 1e6:.0f} MB; upload at most {limit / 1e6:.0f} MB")
@@ -86,12 +135,12 @@ def _check_size(content: bytes, limit: int, subject: str) -> None:
         raise UserError(f"{subject} is empty; upload another")
 
 
-def _store(content: bytes, folder: Path, suffix: str) -> Path:
+def _store(content: bytes, folder: Path, suffix: str, stem: str = "") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    path = folder / f"{stem or hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     with atomic_io.atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return path
