@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gm.data import image_colors
 from gm.errors import UserError, shorten
@@ -48,7 +49,9 @@ def open_image(path: Path, kind: str = "image") -> Iterator[Image.Image]:
     Raises UserError if it cannot be read; also inside the `with` block, where Pillow may have to decode it.
     """
     try:
-        with Image.open(path, formats=sorted(set(image_suffixes().values()))) as file:
+        # Not by its path: Pillow 12.3 would map an uncompressed TIFF into memory and mix up the rows of one that is
+        # to be turned by a quarter.
+        with path.open("rb") as stream, Image.open(stream, formats=sorted(set(image_suffixes().values()))) as file:
             yield file
     except UserError:
         raise
@@ -56,7 +59,8 @@ def open_image(path: Path, kind: str = "image") -> Iterator[Image.Image]:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UserError(f"{path} has more than {limit} million pixels; make a smaller copy and use that") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        reason = shorten(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "cannot identify image file" if unknown else shorten(error) or type(error).__name__
         formats = "PNG" if kind == "mask" else "JPEG or PNG"
         raise UserError(
             f"cannot read the {kind} {path} ({reason}); save it again as {formats}, or remove it"
@@ -73,7 +77,7 @@ def read_image(path: Path) -> DecodedImage:
         return DecodedImage(colors, None, notes)
     if not alpha.getbbox():
         raise UserError(
-            f"{path} is fully transparent, so that nothing of it is seen; save it again without, or remove it"
+            f"{path} is fully transparent, so that nothing of it is seen; save it again opaque, or remove it"
         )
     return DecodedImage(_on_background(colors, alpha, "white"), alpha, notes)
 
@@ -85,7 +89,7 @@ def read_mask(path: Path) -> tuple[Image.Image, Image.Image | None]:
     """
     colors, alpha, _ = _decode(path, "mask")
     mask = (colors if alpha is None else _on_background(colors, alpha, "black")).convert("L")
-    _, lightest = mask.getextrema()
+    lightest = int(np.asarray(mask).max())
     if 0 < lightest < _LOW_WHITE:
         log.warning("the lightest pixel of the mask %s is %d of 255; white, 255, counts in full", path, lightest)
     return mask, alpha
@@ -94,8 +98,10 @@ def read_mask(path: Path) -> tuple[Image.Image, Image.Image | None]:
 def _decode(path: Path, kind: str) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
     """Return the colors of a file as upright sRGB, its opacity, None if it is opaque, and what is not used of it."""
     with open_image(path, kind) as file:
-        notes = _unused_frames(file)
-        image = image_colors.to_8_bit(ImageOps.exif_transpose(file), file)
+        file.load()
+        image, notes = _turn_upright(file)
+        notes += _unused_frames(file)
+        image = image_colors.to_8_bit(image, file)
         profile = image.info.get("icc_profile")
         notes += [] if profile else image_colors.unused_color_space(image)
         colors, alpha = image_colors.split_alpha(image)
@@ -104,6 +110,13 @@ def _decode(path: Path, kind: str) -> tuple[Image.Image, Image.Image | None, tup
     for note in notes:
         log.warning("%s %s", path, note)
     return colors, alpha, tuple(notes)
+
+
+def _turn_upright(file: Image.Image) -> tuple[Image.Image, list[str]]:
+    try:
+        return ImageOps.exif_transpose(file), []
+    except Exception:  # damaged EXIF data make Pillow raise almost anything
+        return file.copy(), ["has damaged EXIF data, by which it may have to be turned upright; they are not used"]
 
 
 def _unused_frames(file: Image.Image) -> list[str]:

@@ -34,7 +34,9 @@ def center_color(tmp_path, resolution=8):
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0, [1, 1, 1]), (255, [1, -1, -1]), (128, [1, -0.004, -0.004])])
 def test_transparency_lies_on_white(tmp_path, alpha, expected):
-    save(tmp_path / "a.png", np.full((8, 8, 4), [255, 0, 0, alpha]))
+    image = np.full((8, 8, 4), [255, 0, 0, alpha])
+    image[0, 0, 3] = 255  # an image that is transparent all over is refused
+    save(tmp_path / "a.png", image)
     np.testing.assert_allclose(center_color(tmp_path), expected, atol=0.005)
 
 
@@ -46,6 +48,7 @@ def test_grey_with_alpha(tmp_path):
 @pytest.mark.parametrize(("clear", "expected"), [(None, [1, -1, 1]), (3, [1, 1, 1]), (2, [1, -1, 1])])
 def test_palette(tmp_path, clear, expected):
     image = Image.new("P", (8, 8), 3)
+    image.putpixel((0, 0), 2)
     image.putpalette([0, 0, 0] * 3 + [255, 0, 255])
     image.save(tmp_path / "a.png", **({} if clear is None else {"transparency": clear}))
     np.testing.assert_allclose(center_color(tmp_path), expected)

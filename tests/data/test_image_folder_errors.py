@@ -34,6 +34,29 @@ def test_hidden_files_are_skipped_silently(tmp_path, caplog):
     assert caplog.messages == []
 
 
+def test_masks_that_are_not_used_are_named_and_not_trained_on(tmp_path, caplog):
+    for name in ("a.png", "b.mask.png", "c-masklabel.PNG", "a-condlabel.png", "d.MASK.jpg"):
+        save(tmp_path / name, noise(8, 8))
+    assert one(tmp_path, 8).name == "a.png"
+    assert caplog.messages == [
+        f"masks in {tmp_path} without an image of the same name, not used: b.mask.png, c-masklabel.PNG, d.MASK.jpg",
+        f"conditioning images of OneTrainer in {tmp_path}, not used: a-condlabel.png",
+    ]
+
+
+def test_an_image_that_looks_like_the_mask_of_another_is_named(tmp_path, caplog):
+    for name in ("a.png", "a_mask.jpg", "ski-mask.png"):
+        save(tmp_path / name, noise(8, 8))
+    assert len(image_folder.load_images(tmp_path, 8)) == 3
+    path = tmp_path / "a_mask.jpg"
+    assert caplog.messages == [f"{path} is used as an image; if it is the mask of a, name it a.mask.jpg"]
+
+
+def test_a_folder_of_masks_alone_has_no_image(tmp_path):
+    save(tmp_path / "a.mask.png", noise(8, 8))
+    assert error(tmp_path).startswith(f"no image in {tmp_path} but a.mask.png; put")
+
+
 def error(path, resolution=8):
     with pytest.raises(UserError) as caught:
         image_folder.load_images(path, resolution)
@@ -105,9 +128,10 @@ def test_damage_anywhere_gives_an_image_or_a_user_error(tmp_path, ending):
     assert refused > 0
 
 
-def test_floating_point_image(tmp_path):
-    Image.new("F", (8, 8), 0.5).save(tmp_path / "a.tiff")
-    assert "(its pixels are floating-point numbers)" in error(tmp_path)
+@pytest.mark.parametrize("value", [-0.1, 255.0, float("nan")])
+def test_floating_point_image_without_a_certain_white(tmp_path, value):
+    Image.new("F", (8, 8), value).save(tmp_path / "a.tiff")
+    assert "(its pixels are floating-point numbers that are not all from 0, black, to 1, white)" in error(tmp_path)
 
 
 @pytest.mark.parametrize("value", [70_000, -1])

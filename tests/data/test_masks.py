@@ -64,10 +64,73 @@ def test_the_alpha_channel_is_a_mask_and_a_file_overrides_it(tmp_path: Path) -> 
     assert np.array_equal(without.pixels, image.pixels)
 
 
-@pytest.mark.parametrize("opaque", [np.full((16, 16), 255, np.uint8), np.zeros((16, 16), np.uint8), None])
-def test_all_opaque_or_all_transparent_is_no_mask(tmp_path: Path, opaque: np.ndarray | None) -> None:
+@pytest.mark.parametrize("opaque", [np.full((16, 16), 255, np.uint8), None])
+def test_all_opaque_is_no_mask(tmp_path: Path, opaque: np.ndarray | None) -> None:
     save(tmp_path / "a.png", noise(16, 16) if opaque is None else np.dstack([noise(16, 16), opaque]))
     assert one(tmp_path, 16).mask is None
+
+
+def test_a_fully_transparent_image_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.dstack([noise(16, 16), np.zeros((16, 16), np.uint8)]))
+    save(tmp_path / "a.mask.png", left_half(16, 16))
+    with pytest.raises(UserError, match=r"a.png is fully transparent, so that nothing of it is seen"):
+        one(tmp_path, 16)
+
+
+def test_a_mask_of_16_bits_has_the_weights_of_its_8_bits(tmp_path: Path) -> None:
+    soft = np.where(left_half(32, 64), 255, 26).astype(np.uint8)
+    expected = mask_of(with_mask(tmp_path, soft))
+    Image.fromarray(soft.astype(np.uint16) * 257).save(tmp_path / "a.mask.png")
+    assert np.array_equal(mask_of(one(tmp_path, 16)), expected)
+    assert expected[:, 9:].max() == pytest.approx(26 / 255)
+
+
+def test_a_mask_may_be_the_alpha_channel_of_its_file(tmp_path: Path) -> None:
+    white = np.full((32, 64, 3), 255, np.uint8)
+    mask = mask_of(with_mask(tmp_path, np.dstack([white, left_half(32, 64)])))
+    assert (mask[:, :7] == 1).all()
+    assert (mask[:, 9:] == 0).all()
+
+
+def test_a_mask_is_turned_upright_with_its_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter: the left half becomes the top
+    save(tmp_path / "a.png", noise(16, 16), exif=exif)
+    save(tmp_path / "a.mask.png", left_half(16, 16), exif=exif)
+    assert np.array_equal(mask_of(one(tmp_path, 16)), left_half(16, 16).T / 255)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.mask.PNG",
+        "a.MASK.png",
+        "a.mask.jpg",
+        "a.mask.JPEG",
+        "a.mask.webp",
+        "a.mask.tif",
+        "a-masklabel.png",
+        "a-masklabel.PNG",
+        "a-masklabel.webp",
+    ],
+)
+def test_masks_are_found_by_every_name(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "a.JPG", noise(16, 16))
+    save(tmp_path / name, left_half(16, 16))
+    image = one(tmp_path, 16)  # the mask is not a second image
+    assert image.name == "a.JPG"
+    np.testing.assert_allclose(mask_of(image), left_half(16, 16) / 255, atol=0.02)
+    assert not [message for message in caplog.messages if "mask" in message]
+
+
+def test_two_masks_of_one_image_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", noise(16, 16))
+    save(tmp_path / "a.mask.png", left_half(16, 16))
+    save(tmp_path / "a-masklabel.png", left_half(16, 16))
+    with pytest.raises(UserError, match=r"a-masklabel.png and a.mask.png are masks of the same image; remove one"):
+        one(tmp_path, 16)
+    (image,) = image_folder.load_images(tmp_path, 16, use_masks=False)
+    assert image.mask is None
 
 
 def test_a_flipped_image_has_a_flipped_mask(tmp_path: Path) -> None:
@@ -80,9 +143,13 @@ def test_a_flipped_image_has_a_flipped_mask(tmp_path: Path) -> None:
     [
         (np.full((32, 32), 255), r"a.mask.png is 32×32, its image 64×32; give them the same aspect ratio"),
         (np.zeros((32, 64)), "a.mask.png masks the whole image, so that nothing is trained on; paint that part white"),
+        (
+            np.full((32, 64, 4), [0, 0, 0, 128]),
+            r"a.mask.png masks the whole image \(where it is transparent, it counts as black\), so that nothing",
+        ),
         (np.eye(32, 64) * 0 + (np.arange(64) < 8) * 255, "the center crop of a.png is masked as a whole"),
     ],
-    ids=["shape", "black", "cut away"],
+    ids=["shape", "black", "transparent", "cut away"],
 )
 def test_unusable_masks_are_named(tmp_path: Path, mask: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):

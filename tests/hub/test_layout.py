@@ -14,6 +14,7 @@ from gm.embeddings.io import EmbeddingFile
 from gm.errors import UserError
 from gm.hub import export, layout
 from gm.sampling import image_files
+from tests.data import color_profiles
 from tests.hub.embedding_files import save_embedding
 from tests.project import Call
 
@@ -82,6 +83,26 @@ def test_metadata_of_a_camera_is_removed(embedding_path: Path, tmp_path: Path) -
     assert publication.images[0].parameters == {}
 
 
+def test_images_are_shown_as_people_see_them(embedding_path: Path, tmp_path: Path) -> None:
+    image = np.zeros((6, 8, 3), np.uint8)
+    image[:, :4] = (200, 40, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter: the left half becomes the top
+    Image.fromarray(image).save(tmp_path / "phone.png", exif=exif)
+    opacity = np.where(np.arange(8) < 4, 255, 0).astype(np.uint8)[None].repeat(6, 0)
+    Image.fromarray(np.dstack([image, opacity])).save(tmp_path / "cutout.png")
+    Image.fromarray(image[..., 0].astype(np.uint16) * 257).save(tmp_path / "gray16.png")
+    swapped = color_profiles.swapped()
+    Image.fromarray(image).save(tmp_path / "profile.png", icc_profile=swapped)
+    names = ("phone", "cutout", "gray16", "profile")
+    layout.write(export.prepare(embedding_path, [tmp_path / f"{name}.png" for name in names]), tmp_path / "out")
+    phone, cutout, gray, profile = (np.asarray(Image.open(tmp_path / "out/images" / f"{k}.png")) for k in range(4))
+    assert np.array_equal(phone, np.rot90(image, -1))
+    assert np.array_equal(cutout, np.where(opacity[..., None], image, 255))
+    assert np.array_equal(gray, image[..., :1].repeat(3, 2))
+    np.testing.assert_allclose(profile[0, 0], (40, 200, 30), atol=6)
+
+
 @pytest.mark.parametrize("token", ["../../up", "/", "", "a\\b", "<ü>", "." * 99])
 def test_no_placeholder_token_leads_out_of_the_folder(tmp_path: Path, token: str) -> None:
     publication = export.prepare(save_embedding(tmp_path / "a_ti.ckpt", token or "<>"))
@@ -122,7 +143,7 @@ def test_an_existing_file_needs_overwrite(
         (["--source", "@nothing.ckpt", "--target", "@out"], "is not a file"),
         (["--source", "@a_7_ti.ckpt", "--target", "@a_7_ti.ckpt"], "is not a folder"),
         (["--source", "@a_7_ti.ckpt", "--target", "@out", "--images", "@no.png"], "no.png is not a file"),
-        (["--source", "@a_7_ti.ckpt", "--target", "@out", "--images", "@a_7_ti.ckpt"], "is not an image, or damaged"),
+        (["--source", "@a_7_ti.ckpt", "--target", "@out", "--images", "@a_7_ti.ckpt"], "cannot read the image"),
         (
             ["--source", "@a_7_ti.ckpt", "--target", "@out", "--instance_prompt", "a toy"],
             "does not contain the placeholder token",

@@ -103,7 +103,9 @@ def test_color_modes_and_orientation_are_applied(tmp_path: Path) -> None:
     """Each mode is tested by itself in tests/data; this tests that initial images are read the same way."""
     size = SamplingConfig(height=8, width=8)
     Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "deep.png")
-    save(tmp_path / "clear.png", np.full((8, 8, 4), [255, 0, 0, 0]))
+    clear = np.full((8, 8, 4), [255, 0, 0, 0])
+    clear[0, 0] = 255  # an image that is transparent all over is refused
+    save(tmp_path / "clear.png", clear)
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([0, 0, 0, 255, 255, 255])
     palette.save(tmp_path / "palette.png")
@@ -118,13 +120,23 @@ def test_color_modes_and_orientation_are_applied(tmp_path: Path) -> None:
     assert np.array_equal(levels(turned.pixels), np.rot90(shown, -1))
 
 
+def test_masks_in_a_folder_of_init_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "a.mask.png", "a-masklabel.png"):
+        save(tmp_path / name, noise(8, 8))
+    assert init_image.find_images([str(tmp_path)]) == [tmp_path / "a.png"]
+    assert caplog.messages == [
+        f"--img {tmp_path}: not used as init images, they are masks by their names: a-masklabel.png, a.mask.png"
+    ]
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg", "txt"])
 def test_files_that_are_not_images_are_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     path.write_text("<html>not found</html>")
-    for read in (lambda: init_image.load(path, PLAIN, small()), lambda: init_image.load_mask(str(path))):
-        with pytest.raises(UserError, match=rf"cannot read the image {path} \(.*; save it again as JPEG or PNG"):
-            read()
+    with pytest.raises(UserError, match=rf"cannot read the image {path} \(.*; save it again as JPEG or PNG"):
+        init_image.load(path, PLAIN, small())
+    with pytest.raises(UserError, match=rf"cannot read the mask {path} \(.*; save it again as PNG"):
+        init_image.load_mask(str(path))
 
 
 def test_truncated_and_huge_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import save as safetensors
 
 from demo.app.server import uploads
+from gm.data import image_folder
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
@@ -19,6 +20,12 @@ from gm.errors import UserError
 def image_bytes(kind: str = "PNG", size: tuple[int, int] = (6, 5), color: str = "red") -> bytes:
     content = io.BytesIO()
     Image.new("RGB", size, color).save(content, kind)
+    return content.getvalue()
+
+
+def transparent_bytes() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGBA", (6, 5)).save(content, "PNG")
     return content.getvalue()
 
 
@@ -47,6 +54,7 @@ def test_rejected_images_leave_no_file(tmp_path: Path, monkeypatch: pytest.Monke
         (b"<svg onload='x'/>", "is not an image"),
         (b"MZ" + image_bytes(), "is not an image"),
         (image_bytes()[:40], "cannot read the image"),
+        (transparent_bytes(), "^an uploaded image is fully transparent, so that nothing of it is seen"),
         (image_bytes(size=(20, 20)), "an image has 20×20 pixels; upload at most 0 million"),
         (b"\xff\xd8\xff" + b"x" * 5000, "the image has 0 MB"),
     ):
@@ -65,6 +73,51 @@ def test_several_images_are_limited_and_stored_once(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="3 images were uploaded; upload at most 2"):
         uploads.store_images(contents, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def mask_bytes() -> bytes:
+    """A mask of the images above, white in its left half."""
+    content = io.BytesIO()
+    mask = np.zeros((5, 6), np.uint8)
+    mask[:, :3] = 255
+    Image.fromarray(mask).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("name", ["red.mask.png", "red-masklabel.PNG"])
+def test_masks_are_uploaded_with_their_images(tmp_path: Path, name: str) -> None:
+    files = [("red.jpg", image_bytes()), (name, mask_bytes()), ("blue.png", image_bytes(color="blue"))]
+    paths = uploads.store_training_images(files, tmp_path)
+    assert len(paths) == 2
+    masks = {image.name: image.mask for image in image_folder.load_images(tmp_path, 4)}
+    assert sorted(masks) == sorted(path.name for path in paths)
+    mask = masks[paths[0].name]
+    assert mask is not None
+    assert mask[:, 0].min() == 1
+    assert mask[:, -1].max() == 0
+    assert masks[paths[1].name] is None
+
+
+def test_uploaded_masks_are_never_images(tmp_path: Path) -> None:
+    red, mask = image_bytes(), mask_bytes()
+    for files, message in (
+        ([("a.png", red), ("b.mask.png", mask)], "b.mask.png is by its name not an image but the mask of one that was"),
+        ([("a.mask.png", mask)], "a.mask.png is by its name not an image"),
+        ([("a.png", red), ("a.mask.png", mask), ("a-masklabel.png", red)], "are masks of the same image; remove one"),
+        ([("a.png", red), ("a.mask.png", mask), ("b.png", red)], "b.png was uploaded twice, with different masks"),
+    ):
+        with pytest.raises(UserError, match=message):
+            uploads.store_training_images(files, tmp_path)
+    with pytest.raises(UserError, match="no image was uploaded"):
+        uploads.store_training_images([], tmp_path)
+
+
+def test_unused_parts_of_an_upload_are_told(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (6, 5), "red").save(content, "GIF", save_all=True, append_images=[Image.new("RGB", (6, 5))])
+    notes: list[str] = []
+    uploads.store_images([content.getvalue(), image_bytes()], tmp_path, notes.append)
+    assert notes == ["an uploaded image has 2 frames; only the first is used"]
 
 
 def test_embedding_without_a_placeholder_token_takes_the_file_name(tmp_path: Path) -> None:
