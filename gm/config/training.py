@@ -45,8 +45,8 @@ class DataConfig:
     bucket_reso_steps: int = option(64, "sides of the bucket sizes are multiples of this, in pixels", minimum=8, step=8)
     masks: bool = option(
         True,
-        "weight the loss by masks: the alpha channel, or name.mask.png or name-masklabel.png next to an image; white is "
-        "trained",
+        "weight the loss by masks: the alpha channel, or name.mask.png or name-masklabel.png next to an image; white is"
+        " trained",
     )
     unmasked_weight: float = option(0.0, "loss weight of black mask areas", minimum=0.0, maximum=1.0)
     captions: bool = option(True, "use captions (name.txt or metadata.jsonl next to the images) instead of templates")

@@ -80,7 +80,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 def _folder_images(folder: Path) -> list[Path]:
     sidecars = ", ".join(path.name for path in image_folder.sidecar_files(folder))
     if sidecars:
-        log.warning("--img %s: not used as init images, they are masks by their names: %s", folder, sidecars)
+        log.warning("--img %s: not used as init images, but masks by their names or the like: %s", folder, sidecars)
     return image_folder.image_files(folder)
 
 

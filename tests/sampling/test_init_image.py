@@ -125,7 +125,7 @@ def test_masks_in_a_folder_of_init_images_are_named(tmp_path: Path, caplog: pyte
         save(tmp_path / name, noise(8, 8))
     assert init_image.find_images([str(tmp_path)]) == [tmp_path / "a.png"]
     assert caplog.messages == [
-        f"--img {tmp_path}: not used as init images, they are masks by their names: a-masklabel.png, a.mask.png"
+        f"--img {tmp_path}: not used as init images, but masks by their names or the like: a-masklabel.png, a.mask.png"
     ]
 
 

@@ -54,9 +54,8 @@ def store_training_images(files: Sequence[tuple[str, bytes]], folder: Path, noti
     mask_names = masks.match([name for name, _ in sidecars], [name for name, _ in images])
     for name, _ in sidecars:
         if name not in mask_names.values():
-            raise UserError(
-                f"{name} is by its name not an image but the mask of one that was not uploaded; leave it out"
-            )
+            kind = "the mask of one that was not uploaded" if masks.is_mask(name) else "OneTrainer's conditioning image"
+            raise UserError(f"{name} is by its name not an image to train on, but {kind}; leave it out")
     _check_number(len(images))
     mask_contents = dict(sidecars)
     stored: dict[Path, bytes | None] = {}

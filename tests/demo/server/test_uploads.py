@@ -101,8 +101,9 @@ def test_masks_are_uploaded_with_their_images(tmp_path: Path, name: str) -> None
 def test_uploaded_masks_are_never_images(tmp_path: Path) -> None:
     red, mask = image_bytes(), mask_bytes()
     for files, message in (
-        ([("a.png", red), ("b.mask.png", mask)], "b.mask.png is by its name not an image but the mask of one that was"),
+        ([("a.png", red), ("b.mask.png", mask)], "b.mask.png is by its name not an image to train on, but the mask"),
         ([("a.mask.png", mask)], "a.mask.png is by its name not an image"),
+        ([("a.png", red), ("a-condlabel.png", mask)], "a-condlabel.png is .* but OneTrainer's conditioning image"),
         ([("a.png", red), ("a.mask.png", mask), ("a-masklabel.png", red)], "are masks of the same image; remove one"),
         ([("a.png", red), ("a.mask.png", mask), ("b.png", red)], "b.png was uploaded twice, with different masks"),
     ):
