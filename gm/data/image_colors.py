@@ -42,6 +42,9 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     alpha = None
     if image.mode in _PREMULTIPLIED:
         image = image.convert(_PREMULTIPLIED[image.mode])
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in key)  # as Pillow reads the pixels of 16-bit PNGs
     is_gray = image.mode in _GRAY_MODES
     if image.has_transparency_data:
         image = image.convert("RGBA")

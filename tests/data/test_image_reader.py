@@ -118,10 +118,27 @@ def test_a_profile_that_cannot_be_used_is_named(
     assert logged.startswith(f"{path} {message}")
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def test_a_16_bit_color_of_a_png_is_transparent(tmp_path: Path) -> None:
+    pixels = np.full((8, 8, 3), 0x1234, ">u2")
+    pixels[:, 4:] = 0xABCD
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    chunks = ((b"IHDR", header), (b"tRNS", b"\x12\x34" * 3), (b"IDAT", rows), (b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks))
+    image = read_image(tmp_path / "a.png")
+    assert image.rgb.getpixel((0, 0)) == (255, 255, 255)
+    assert image.rgb.getpixel((7, 0)) == (171, 171, 171)
+
+
 def test_color_spaces_that_are_stated_without_a_profile_are_named(tmp_path: Path) -> None:
     path = plain("RGB", (200, 30, 30), tmp_path / "linear.png")
-    content, chunk = path.read_bytes(), b"gAMA" + struct.pack(">I", 100_000)
-    path.write_bytes(content[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:])
+    content = path.read_bytes()
+    path.write_bytes(content[:33] + chunk(b"gAMA", struct.pack(">I", 100_000)) + content[33:])  # behind the header
     assert read_image(path).notes == ("has a gamma of 1, which is not used; its colors are read as sRGB",)
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
