@@ -93,7 +93,7 @@ def load_all(path: str | Path) -> list[Embedding]:
         raise UserError(f'"={chosen_token}" renames one embedding, and {path} holds several ({tokens})')
     return [
         Embedding(
-            chosen_token or _placeholder_token(path, str(token or token_entry or "")),
+            chosen_token or token or str(token_entry or "") or _token_from_file_name(path),
             _check_vectors(path, vectors),
             *_parse_token_metadata(path, file.token_metadata(token)),
             source=str(path),
@@ -148,13 +148,13 @@ def check_not_existing(paths: Sequence[Path], overwrite: bool) -> None:
             raise UserError(f"--target {path} already exists; --overwrite replaces it")
 
 
-def _placeholder_token(path: Path, token: str) -> str:
-    """Return the placeholder token of an embedding that its file calls `token`, "" if it does not name it."""
-    name = token or file_name(str(path))
-    placeholder_token = names.token_from_name(name)
-    if placeholder_token != name:
-        log.info("%s: %r cannot be a placeholder token; write %s in prompts", path, name, placeholder_token)
-    return placeholder_token
+def _token_from_file_name(path: Path) -> str:
+    """Return the placeholder token of an embedding whose file does not name it."""
+    name = file_name(str(path))
+    token = names.token_from_name(name)
+    if token != name:
+        log.info("%s: %r cannot be a placeholder token; write %s in prompts", str(path), name, token)
+    return token
 
 
 def _read_one(path: Path) -> EmbeddingFile:

@@ -18,7 +18,7 @@ _FALLBACK = "<concept>"  # for a name of characters that no placeholder token ca
 
 
 def token_from_name(name: str) -> str:
-    """Return the placeholder token that `name`, of a file or in a file, stands for."""
+    """Return the placeholder token that the `name` of a file, without its suffix, stands for."""
     name = name.strip()
     try:
         check_placeholder(name)

@@ -62,7 +62,11 @@ def sizes(prompt: str, tokenizer: Tokenizer) -> list[int]:
         ("cat, " * 37 + "cat, cat", [75, 2]),
         ("cat, " * 37 + "cat cat", [74, 2]),
         ("cat " * 60 + ", cat cat " * 6, [75, 3]),
-        ("cat " * 60 + ", <ten> <ten>", [61, 20]),
+        # Only a full one: a placeholder token that does not fit takes no text with it.
+        ("cat " * 60 + ", <ten> <ten>", [71, 10]),
+        ("cat " * 57 + "," + " dog" * 6 + " <ten> <ten> cat", [74, 11]),
+        ("cat " * 60 + "," + " cat" * 14 + " <ten>", [61, 24]),
+        ("cat " * 60 + "," + " cat" * 14 + " <all>", [61, 14, 75]),
         ("cat " * 60 + ", cat <all>", [62, 75]),
     ],
 )
