@@ -111,7 +111,8 @@ def _check(parts: Sequence[_Upload], identifier: bytes | None) -> None:
         try:
             embedding_io.load_all(path)
         except UserError as error:
-            way_out = f"; upload {' and '.join(_PAIR)} together" if len(parts) == 1 and parts[0].is_half else ""
+            is_half = len(parts) == 1 and parts[0].is_half
+            way_out = "; if it is one of diffusers' two files, upload both together" if is_half else ""
             raise UserError(str(error).replace(str(path), file_names) + way_out) from error
 
 

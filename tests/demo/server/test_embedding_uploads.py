@@ -117,7 +117,7 @@ def test_rejected_embeddings_leave_no_file(tmp_path: Path, monkeypatch: pytest.M
     [
         (
             diffusers_pair()[:1],
-            "learned_embeds.safetensors lacks the vectors of OpenCLIP bigG.*; upload learned_embeds",
+            "learned_embeds.safetensors lacks the vectors of OpenCLIP bigG.*, upload both together",
         ),
         (diffusers_pair() + diffusers_pair(value=2.0), "hold the same placeholder token for the same text encoder"),
         (diffusers_pair()[:1] + diffusers_pair(value=2.0)[:1], "upload one learned_embeds.safetensors and one"),
