@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import streamlit as st
 
 from demo.app import options
 from demo.app.app_dirs import AppDirs
-from demo.app.server import embedding_list, uploads
+from demo.app.server import embedding_list, embedding_uploads
 from gm import config as configuration
 from gm.config import Config
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
+from gm.embeddings.names import split_token
 from gm.errors import UserError
 
 _WATCH_SECONDS = 4  # between scans of the folder of runs
@@ -55,9 +57,9 @@ def show(specs: dict[str, dict[str, Any]], dirs: AppDirs) -> ModelSelection:
     return ModelSelection(dataclasses.replace(config, sampling=sampling), spec["config"], embeddings)
 
 
-def select_embedding(path: Path) -> None:
-    """Select an embedding file in the folder of runs and rerun the app."""
-    st.session_state["new embedding"] = path
+def select_embeddings(paths: Sequence[Path]) -> None:
+    """Select embedding files in the folder of runs and rerun the app."""
+    st.session_state["new embeddings"] = list(paths)
     st.rerun(scope="app")
 
 
@@ -85,6 +87,7 @@ def _embeddings(spec: dict[str, Any], dirs: AppDirs) -> dict[Path, list[Embeddin
     """Show the embeddings' widgets; return the selected files with what they hold."""
     in_runs = embedding_list.find_embeddings(dirs.runs)
     available = in_runs | {str(path): Path(path) for path in spec["textual_inversion_weight"]}
+    available |= st.session_state.get("renamed embeddings", {})
     _update_selection(available, spec["textual_inversion_weight"])
     names = st.multiselect(
         "Embeddings",
@@ -107,15 +110,22 @@ def _update_selection(available: dict[str, Path], default: list[str]) -> None:
     selected = [name for name in st.session_state.get("embeddings", default) if name in available]
     if "requested embeddings" in st.session_state:
         selected = _requested(available)
-    added = st.session_state.pop("new embedding", None)
-    selected += [name for name, path in available.items() if path == added and name not in selected]
+    added = st.session_state.pop("new embeddings", [])
+    selected += [name for name, path in available.items() if path in added and name not in selected]
     st.session_state.embeddings = selected
 
 
 def _requested(available: dict[str, Path]) -> list[str]:
-    """Return the names of the files that an image's parameters use, once after they are applied."""
+    """Return the names of the files that an image's parameters use, once after they are applied.
+
+    A file that they give another placeholder token, `file=<token>`, is added to `available`.
+    """
     paths = [Path(path) for path in st.session_state.pop("requested embeddings")]
     for path in paths:
+        file, token = split_token(path)
+        if token and path not in available.values() and file in available.values():
+            renamed = st.session_state.setdefault("renamed embeddings", {})
+            renamed[f"{token} ({file})"] = available[f"{token} ({file})"] = path
         if path not in available.values():
             st.warning(f"The embedding file {path} of these parameters is missing; upload it below or train it again.")
     return [name for name, path in available.items() if path in paths]
@@ -123,15 +133,18 @@ def _requested(available: dict[str, Path]) -> list[str]:
 
 def _upload(dirs: AppDirs) -> None:
     uploaded = st.file_uploader(
-        "Upload an embedding file",
+        "Upload embedding files",
+        accept_multiple_files=True,
         key="embedding file",
-        help="of this toolkit, diffusers, AUTOMATIC1111, ComfyUI, kohya …",
+        help="of this toolkit, diffusers (both files together), AUTOMATIC1111, ComfyUI, kohya …",
     )
-    if uploaded is None or st.session_state.get("uploaded file id") == uploaded.file_id:
+    file_ids = [file.file_id for file in uploaded]
+    if not uploaded or st.session_state.get("uploaded file ids") == file_ids:
         return
-    st.session_state["uploaded file id"] = uploaded.file_id
+    st.session_state["uploaded file ids"] = file_ids
     try:
-        select_embedding(uploads.store_embedding(uploaded.getvalue(), uploaded.name, dirs.uploads))
+        files = [(file.name, file.getvalue()) for file in uploaded]
+        select_embeddings(embedding_uploads.store_embeddings(files, dirs.uploads))
     except UserError as error:
         st.error(str(error))
 

@@ -153,6 +153,6 @@ def _results(job: TrainingJob) -> None:
     for path in job.embedding_files()[:1]:
         st.download_button(path.name, path.read_bytes(), path.name, key="download embedding")
         if st.button("Use this embedding", key="use embedding"):
-            sidebar.select_embedding(path)
+            sidebar.select_embeddings([path])
     if report := job.report():
         st.download_button("Report", report.read_bytes(), f"{job.name}.html", "text/html", key="report")

@@ -53,7 +53,9 @@ class SamplingConfig:
     """Image generation."""
 
     task: str = option("txt2img", "what to generate images from", choices=("txt2img", "img2img", "inpaint"))
-    textual_inversion_weight: list[str] = option([], "embedding files to use, any number")
+    textual_inversion_weight: list[str] = option(
+        [], "embedding files to use, any number; file=<token> chooses another placeholder token"
+    )
     prompt: str = option("", "prompt, or a text file with a prompt a line")
     negative_prompt: str = option("", "negative prompt; empty zeroes the unconditional conditioning")
     prompt_weights: bool = option(

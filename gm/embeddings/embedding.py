@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ class Embedding:
     vectors: dict[str, np.ndarray]
     pooling: str = "end_of_text"
     metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of its file, without folders and suffix."""
+        return file_name(self.source)
 
     @property
     def num_vectors(self) -> int:
@@ -54,30 +61,54 @@ def safe_filename(token: str) -> str:
     return re.sub(r"[^\w.-]+", "", token).strip("._-")[:64]
 
 
+def file_name(path: str) -> str:
+    """Return the name of a file without folders and suffix, or the name of a folder."""
+    name = PureWindowsPath(path).name  # takes both kinds of slashes
+    return re.sub(r"\.(?:ckpt|safetensors|pti|pt|bin|png|webp)$", "", name, flags=re.IGNORECASE)
+
+
 def check_dims(embedding: Embedding, config: ModelConfig) -> None:
     """Raise UserError if the embedding's vectors do not fit the model's text encoders."""
     dims = {name: encoder.width for name, encoder in config.text_encoders.items()}
     if embedding.dims != dims:
         widths = " and ".join(map(str, embedding.dims.values()))
         model_widths = " and ".join(map(str, dims.values()))
+        file = f" in {embedding.source}" if embedding.source else ""
         raise UserError(
-            f"{embedding.placeholder_token} has vectors of {widths} values, the model's have {model_widths}: it was "
-            "trained on another model; use that model's --config and --weight"
+            f"{embedding.placeholder_token}{file} has vectors of {widths} values, the model's have {model_widths}: it "
+            "was trained on another model; use that model's --config and --weight"
         )
 
 
 def combine(embeddings: Sequence[Embedding], config: ModelConfig) -> LoadedEmbeddings:
     """Combine any number of embeddings.
 
-    Raises UserError if one does not fit the model, or two have the same placeholder token.
+    Raises UserError if one does not fit the model, or two have the same placeholder token; the message names the files.
     """
     tokenizer = Tokenizer(config.text_encoder_1.context_length)
-    for embedding in embeddings:
+    for number, embedding in enumerate(embeddings):
         check_dims(embedding, config)
-        tokenizer.add_placeholder(embedding.placeholder_token, embedding.num_vectors)
+        try:
+            tokenizer.add_placeholder(embedding.placeholder_token, embedding.num_vectors, embedding.name)
+        except UserError as error:
+            raise UserError(_conflict_message(error, embedding, embeddings[:number])) from error
     vectors = {}
     for name, encoder in config.text_encoders.items():
         # Without embeddings there is one vector that no id selects, because MindSpore has no empty tensors.
         unused = np.zeros((1, encoder.width), np.float32)
         vectors[name] = np.concatenate([embedding.vectors[name] for embedding in embeddings] or [unused])
     return LoadedEmbeddings(tokenizer, vectors)
+
+
+def _conflict_message(error: UserError, embedding: Embedding, earlier: Sequence[Embedding]) -> str:
+    """Return the message of an embedding that cannot be registered, with its file and the option that renames it."""
+    if not embedding.source:
+        return str(error)
+    same = [other for other in earlier if other.placeholder_token.lower() == embedding.placeholder_token.lower()]
+    rename = f'--textual_inversion_weight "{embedding.source}=<token>" chooses another'
+    if not same:
+        return f"{embedding.source}: {error}; {rename}"
+    other = same[0].source or "another embedding"
+    if other == embedding.source:
+        return f"{other} is given twice, and its placeholder token is {embedding.placeholder_token}; give it once"
+    return f"{other} and {embedding.source} have the placeholder token {embedding.placeholder_token}; {rename}"

@@ -22,8 +22,8 @@ import numpy as np
 from gm.checkpoints import containers, detect, torch_format
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import POOLING_RULES
-from gm.embeddings import diffusers_files, formats
-from gm.embeddings.embedding import Embedding
+from gm.embeddings import diffusers_files, formats, names
+from gm.embeddings.embedding import Embedding, file_name
 from gm.embeddings.formats import ENCODERS, FORMATS, ComfyUIFormat, EncoderVectors, Format, MindoneFormat, TokenVectors
 from gm.embeddings.metadata import file_metadata, merge_metadata, parse_details, token_metadata
 from gm.errors import DamagedFileError, UserError
@@ -76,22 +76,27 @@ def load(path: str | Path) -> Embedding:
 def load_all(path: str | Path) -> list[Embedding]:
     """Read the embeddings in a file of any program, as `read_file` does.
 
-    An embedding whose placeholder token is not in the file gets the name of the file, as in other programs, or the
-    token in `token_identifier.txt` beside `learned_embeds`. Raises UserError for a file that is not an embedding file,
+    An embedding whose placeholder token is not in the file gets the token in `token_identifier.txt` beside
+    `learned_embeds`, or the one that the name of the file stands for (`gm.embeddings.names`). `file=<token>` chooses
+    another. Raises UserError for a file that is not an embedding file,
     lacks a text encoder, contradicts itself, is damaged, or holds vectors that are not finite.
     """
-    path, file = Path(path), read_file(path)
+    path, chosen_token = names.split_token(path)
+    file = read_file(path)
     token_entry = file.metadata.get("placeholder_token")
-    if file.format == "mindspore" and not token_entry:
+    if file.format == "mindspore" and not token_entry and not chosen_token:
         for vectors in file.vectors.values():
             _check_vectors(path, vectors)
         raise UserError(f"{path} does not name its placeholder token (placeholder_token); save it again with one")
-    name = path.name if path.is_dir() else path.stem
+    if chosen_token and len(file.vectors) > 1:
+        tokens = ", ".join(map(str, file.vectors))
+        raise UserError(f'"={chosen_token}" renames one embedding, and {path} holds several ({tokens})')
     return [
         Embedding(
-            token or str(token_entry or name),
+            chosen_token or token or str(token_entry or "") or _token_from_file_name(path),
             _check_vectors(path, vectors),
             *_parse_token_metadata(path, file.token_metadata(token)),
+            source=str(path),
         )
         for token, vectors in file.vectors.items()
     ]
@@ -141,6 +146,15 @@ def check_not_existing(paths: Sequence[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise UserError(f"--target {path} already exists; --overwrite replaces it")
+
+
+def _token_from_file_name(path: Path) -> str:
+    """Return the placeholder token of an embedding whose file does not name it."""
+    name = file_name(str(path))
+    token = names.token_from_name(name)
+    if token != name:
+        log.info("%s: %r cannot be a placeholder token; write %s in prompts", str(path), name, token)
+    return token
 
 
 def _read_one(path: Path) -> EmbeddingFile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,30 @@ from gm.embeddings.metadata import merge_metadata
 from gm.errors import UserError
 
 
-def merge(files: Sequence[EmbeddingFile]) -> EmbeddingFile:
-    """Return the embeddings of all `files` in order, each with its pooling rule and details.
+def merge(files: Mapping[str, EmbeddingFile]) -> EmbeddingFile:
+    """Return the embeddings of all `files`, by path, in order, each with its pooling rule and details.
 
     Raises UserError for a placeholder token that occurs twice, in upper or lower case, or that its file does not name.
     """
     vectors: TokenVectors = {}
     metadata = {}
-    for file in files:
+    sources: dict[str, str] = {}
+    for path, file in files.items():
         for token, embedding in file.vectors.items():
             if token is None:
                 raise UserError(
-                    "a file does not name its placeholder token; give --placeholder_token, one for each --source"
+                    f"{path} does not name its placeholder token; give --placeholder_token, one for each --source"
                 )
-            duplicate = next((other for other in vectors if str(other).lower() == token.lower()), None)
+            duplicate = next((other for other in sources if other.lower() == token.lower()), None)
             if duplicate is not None:
                 raise UserError(
-                    f"two files have the placeholder token {duplicate}; rename one: --placeholder_token, one for each "
-                    "--source"
+                    f"two files have the placeholder token {duplicate}, {sources[duplicate]} and {path}; rename one: "
+                    "--placeholder_token, one for each --source"
                 )
             vectors[token] = embedding
             metadata[token] = file.token_metadata(token)
-    return EmbeddingFile(files[0].format, vectors, merge_metadata(metadata))
+            sources[token] = path
+    return EmbeddingFile(next(iter(files.values())).format, vectors, merge_metadata(metadata))
 
 
 def mix(embeddings: Sequence[Embedding], weights: Sequence[float], placeholder_token: str) -> Embedding:

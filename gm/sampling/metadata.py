@@ -12,6 +12,7 @@ from typing import Any
 
 from gm.config import Config, SamplingConfig
 from gm.diffusion import samplers, schedule
+from gm.embeddings import names
 from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.sampling import image_files
@@ -34,7 +35,8 @@ def generation_parameters(config: Config, grid: PromptGrid, base_model: str) -> 
     """
     run = dataclasses.asdict(config.run)
     sampling = dataclasses.asdict(config.sampling) | grid.overrides
-    files = [*sampling["textual_inversion_weight"], *sampling["img"], sampling["mask"], sampling["init_latent_path"]]
+    embedding_files = [str(names.split_token(path)[0]) for path in sampling["textual_inversion_weight"]]
+    files = [*embedding_files, *sampling["img"], sampling["mask"], sampling["init_latent_path"]]
     shared = {
         "model": dataclasses.asdict(config.model),
         **{name: run[name] for name in _RUN_OPTIONS},

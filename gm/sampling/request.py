@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,10 @@ from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
 from gm.errors import UserError
 from gm.runtime import atomic_io, rng
-from gm.sampling import init_image, prompt_file, resolution, vae_decode
+from gm.sampling import embedding_use, init_image, prompt_file, resolution, vae_decode
 from gm.sampling.resolution import Resolution
 from gm.text import prompt_parser
 from gm.text.prompt_parser import PromptSchedule
-
-log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,9 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
         check(config.model, line_options)
     count = sampling.num_rows * sampling.num_cols
     requests = [image_requests([line.prompt] * count, line, config.model, embeddings) for line in options]
-    _warn_about_embeddings(config, [line[0] for line in requests], concepts, embeddings)
+    prompts = [prompt for line in requests for prompt in (line[0].prompt, line[0].negative_prompt)]
+    schedules = {prompt.text: prompt.schedule for prompt in prompts}
+    embedding_use.check(concepts, embeddings.tokenizer, schedules, config.run.pooling, literal)
     grids = [
         grid
         for line_options, line_requests, line_overrides in zip(options, requests, overrides, strict=True)
@@ -220,25 +219,6 @@ def prompt_grids(
         resized = [dataclasses.replace(request, resolution=size) for request in requests]
         grids.append(PromptGrid(resized, {**overrides, **image.options}, image.cropped))
     return grids
-
-
-def _warn_about_embeddings(
-    config: Config, requests: Sequence[ImageRequest], concepts: list[Embedding], embeddings: LoadedEmbeddings
-) -> None:
-    prompts = [prompt for request in requests for prompt in (request.prompt, request.negative_prompt)]
-    texts = [chunks for prompt in prompts for chunks in prompt.schedule.variants]
-    used = {number for chunks in texts for chunk in chunks for number in chunk.ids}
-    for concept in concepts:
-        if not used & set(embeddings.tokenizer.placeholders[concept.placeholder_token]):
-            log.warning("no prompt uses %s", concept.placeholder_token)
-        if concept.pooling != config.run.pooling:
-            log.warning(
-                "%s was trained with --pooling %s, but %s is used; give --pooling %s",
-                concept.placeholder_token,
-                concept.pooling,
-                config.run.pooling,
-                concept.pooling,
-            )
 
 
 def _with_noise(grid: PromptGrid, config: Config) -> PromptGrid:

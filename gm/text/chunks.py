@@ -38,8 +38,8 @@ class WeightedIds(NamedTuple):
 def split_into_chunks(parts: Iterable[WeightedIds | None], tokenizer: Tokenizer) -> TokenChunks:
     """Return the ids of `parts` in chunks that fit `tokenizer.context_length`, at least one; None begins a new chunk.
 
-    The embedding vectors of a placeholder token stay together: if they do not fit, all of them move to the next chunk.
-    A None does not leave an empty chunk behind.
+    The embedding vectors of a placeholder token stay together: if they do not fit, all of them move to the next chunk,
+    and nothing else does, as in AUTOMATIC1111. A None does not leave an empty chunk behind.
     """
     max_ids = tokenizer.context_length - 2
     placeholder_of = {number: token for token, ids in tokenizer.placeholders.items() for number in ids}
@@ -52,10 +52,13 @@ def split_into_chunks(parts: Iterable[WeightedIds | None], tokenizer: Tokenizer)
                 current = []
             continue
         for unit in _units(part.ids, placeholder_of):
-            if len(current) + len(unit) > max_ids:
-                length = _length_before(current, unit, max_ids)
+            if len(current) == max_ids:
+                length = len(current) if unit[0] == _COMMA else _length_to_comma(current)
                 full.append(current[:length])
                 current = current[length:]
+            if len(current) + len(unit) > max_ids:
+                full.append(current)
+                current = []
             current += [(number, part.weight) for number in unit]
     if current or not full:
         full.append(current)
@@ -105,11 +108,8 @@ def _units(ids: Sequence[int], placeholder_of: dict[int, str]) -> Iterator[list[
         yield unit
 
 
-def _length_before(chunk: Sequence[tuple[int, float]], unit: Sequence[int], max_ids: int) -> int:
-    """Return how many ids stay in a chunk that `unit` does not fit in."""
-    if unit[0] == _COMMA:
-        return len(chunk)
+def _length_to_comma(chunk: Sequence[tuple[int, float]]) -> int:
+    """Return how many ids of a full chunk stay in it: those up to its last comma, if that is near, or all."""
     earliest = max(len(chunk) - _COMMA_BACKTRACK, 0)
     after_comma = (k for k in range(len(chunk), earliest, -1) if chunk[k - 1][0] == _COMMA)
-    length = next(after_comma, len(chunk))
-    return length if len(chunk) - length + len(unit) <= max_ids else len(chunk)
+    return next(after_comma, len(chunk))

@@ -15,7 +15,7 @@ from gm.errors import UserError
 from gm.text import bpe
 from gm.text.bpe import END, START, VOCAB_SIZE
 
-__all__ = ["END", "PADDING_IDS", "START", "VOCAB_SIZE", "Tokenizer", "pool_positions"]
+__all__ = ["END", "PADDING_IDS", "START", "VOCAB_SIZE", "Tokenizer", "check_placeholder", "pool_positions"]
 
 PADDING_IDS = {"clip_l": END, "clip_g": 0}  # what a text encoder was trained to see after the end of a prompt
 _MAX_QUOTE = 60  # characters of a prompt that an error message repeats
@@ -27,18 +27,20 @@ class Tokenizer:
     def __init__(self, context_length: int = 77) -> None:
         self.context_length = context_length
         self.placeholders: dict[str, tuple[int, ...]] = {}  # placeholder token as registered → its ids
+        self.file_names: dict[str, str] = {}  # placeholder token → name of its embedding file, where that is known
         self._names: dict[str, tuple[int, ...]] = {}  # cleaned name of a placeholder token or one vector → its ids
         self._pattern = _name_pattern(self._names)
         self._raw_pattern = self._pattern  # for text that is not cleaned
 
-    def add_placeholder(self, placeholder_token: str, num_vectors: int) -> tuple[int, ...]:
+    def add_placeholder(self, placeholder_token: str, num_vectors: int, file_name: str = "") -> tuple[int, ...]:
         """Register `placeholder_token` for `num_vectors` embedding vectors and return their ids.
 
         Upper and lower case are the same, as everywhere in CLIP. `<t>_1`, `<t>_2`, … name the vectors of `<t>` after
-        the first one, each by itself, as in diffusers. Raises UserError for a string that cannot be a placeholder token
-        or is taken, and for more vectors than fit into a prompt.
+        the first one, each by itself, as in diffusers. ComfyUI's `embedding:file_name` names it, too
+        (`gm.text.embedding_references`). Raises UserError for a string that cannot be a placeholder token or is taken,
+        and for more vectors than fit into a prompt.
         """
-        name = _placeholder_name(placeholder_token)
+        name = check_placeholder(placeholder_token)
         if num_vectors < 1:
             raise UserError(f"placeholder {placeholder_token!r} has {num_vectors} vectors; it must have at least 1")
         if num_vectors > self._max_ids:
@@ -51,6 +53,8 @@ class Tokenizer:
         names = {name: ids} | {f"{name}_{k}": (ids[k],) for k in range(1, num_vectors)}
         self._check_names_are_free(placeholder_token, names)
         self.placeholders[placeholder_token] = ids
+        if file_name:
+            self.file_names[placeholder_token] = file_name
         self._names |= names
         self._pattern = _name_pattern(self._names)
         # A prompt that is not cleaned may contain a placeholder token as it was registered or as it is cleaned.
@@ -143,7 +147,7 @@ def pool_positions(ids: np.ndarray, rule: str) -> np.ndarray:
     return is_end.argmax(axis=1).astype(np.int32)
 
 
-def _placeholder_name(placeholder_token: str) -> str:
+def check_placeholder(placeholder_token: str) -> str:
     """Return `placeholder_token` as cleaning leaves it in a prompt; UserError if it cannot be a placeholder token."""
     example = "choose a string such as '<concept>'"
     name = bpe.clean_text(placeholder_token)

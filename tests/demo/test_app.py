@@ -19,6 +19,7 @@ from demo.app.server import generate_jobs, training_jobs, uploads
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
 from gm.config import SamplingConfig
+from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.sampling import image_files
 from tests.project import Workshop
@@ -290,3 +291,25 @@ def test_baseline_prompt_uses_the_initializer_token(recipe: Any, token: str) -> 
 def test_server_listens_on_localhost_and_sends_no_statistics() -> None:
     assert st.get_option("server.address") == "localhost"
     assert st.get_option("browser.gatherUsageStats") is False
+
+
+def test_parameters_with_a_chosen_token_are_used_again(app: Callable[[str], AppTest], embedding_file: Path) -> None:
+    page = app("generate")
+    page.session_state["requested embeddings"] = [f"{embedding_file}=<hat>"]
+    page.run()
+    assert page.multiselect(key="embeddings").value == [f"<hat> ({embedding_file})"]
+    assert page.button_group(key="token buttons").options[0].content == "<hat>"
+    page.run()
+    assert page.multiselect(key="embeddings").value == [f"<hat> ({embedding_file})"]
+    assert not page.warning
+    assert not page.exception
+
+
+def test_added_embeddings_are_selected_together(app: Callable[[str], AppTest], embedding_file: Path) -> None:
+    content = embedding_file.with_name("hat.safetensors")
+    other = dataclasses.replace(embedding_io.load(embedding_file), placeholder_token="<hat>")
+    embedding_io.save(other, content)
+    page = app("generate")
+    page.session_state["new embeddings"] = [embedding_file, content]
+    page.run()
+    assert sorted(page.multiselect(key="embeddings").value) == ["<hat>", "<toy>"]

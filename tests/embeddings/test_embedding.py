@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,36 @@ def test_no_embedding_means_no_placeholder_token() -> None:
 def test_embeddings_with_one_placeholder_token_are_refused() -> None:
     with pytest.raises(UserError, match="<TOY>"):
         combine([random_embedding("<toy>"), random_embedding("<TOY>")], CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            ("mytoy", "a.ckpt"),
+            ("MYTOY", "b.ckpt"),
+            r"a.ckpt and b.ckpt have the placeholder token MYTOY; --textual_inv",
+        ),
+        (("mytoy", "a.ckpt"), ("mytoy", "a.ckpt"), "a.ckpt is given twice, and its placeholder token is mytoy"),
+        (("<t>", "a.ckpt"), ("<t>_1", "b.ckpt"), r'b.ckpt: placeholder .*; .*"b.ckpt=<token>" chooses another'),
+        (("<t>", "a.ckpt"), ("a b", "b.ckpt"), r"b.ckpt: placeholder 'a b' contains white space.*\"b.ckpt=<token>\""),
+        (("<t>", "a.ckpt"), ("cat", "b.ckpt"), r"b.ckpt: placeholder 'cat' is a single token.*\"b.ckpt=<token>\""),
+    ],
+)
+def test_the_files_of_placeholder_tokens_that_cannot_be_are_named(
+    first: tuple[str, str], second: tuple[str, str], message: str
+) -> None:
+    embeddings = [
+        dataclasses.replace(random_embedding(token), source=source, placeholder_token=token)
+        for token, source in (first, second)
+    ]
+    with pytest.raises(UserError, match=message):
+        combine(embeddings, CONFIG)
+
+
+def test_the_name_of_the_file_calls_an_embedding() -> None:
+    embedding = dataclasses.replace(random_embedding("<toy>"), source="a/My Toy.safetensors")
+    assert combine([embedding], CONFIG).tokenizer.file_names == {"<toy>": "My Toy"}
 
 
 def test_an_embedding_of_another_model_is_refused() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
@@ -89,9 +89,15 @@ def test_inspect_prints_the_contents_of_a_file(embedding: Call, toy: Path, works
     assert "nearest" not in embedding("inspect", "--source", toy)[1]
 
 
-def test_merge_writes_several_embeddings_into_one_file(embedding: Call, toy: Path, tmp_path: Path) -> None:
+def test_merge_writes_several_embeddings_into_one_file(
+    embedding: Call, toy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     dog, target = save_dog(tmp_path, pooling="argmax"), tmp_path / "learned_embeds.safetensors"
-    assert embedding("merge", "--source", toy, dog, "--target", target)[0] == 0
+    assert embedding("merge", "--source", toy, dog, "--target", target, "--format", "diffusers")[0] == 0
+    assert (
+        f"{target} holds several embeddings, as diffusers' learned_embeds never do; only this toolkit reads it"
+        in caplog.text
+    )
     second, first = embedding_io.load_all(target)  # safetensors sorts by key
     assert (first.placeholder_token, second.placeholder_token) == ("<toy>", "<dog>")
     for merged, path, rule, metadata in (
@@ -107,8 +113,61 @@ def test_merge_writes_several_embeddings_into_one_file(embedding: Call, toy: Pat
     arguments = ("merge", "--source", toy, duplicate, "--target", tmp_path / "both.safetensors")
     code, _, error = embedding(*arguments)
     assert code == 2
-    assert "two files have the placeholder token <toy>; rename one" in error
+    assert f"two files have the placeholder token <toy>, {toy} and {duplicate}; rename one" in error
     assert embedding(*arguments, "--placeholder_token", "<toy>", "<other>")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("in/merged", ["in/merged/toy.safetensors", "in/merged/dog.safetensors"]),
+        ("both.safetensors", ["both-toy.safetensors", "both-dog.safetensors"]),
+        ("both.ckpt", ["both-toy.ckpt", "both-dog.ckpt"]),
+    ],
+)
+def test_merge_writes_one_file_an_embedding_that_other_programs_read(
+    embedding: Call, toy: Path, tmp_path: Path, target: str, expected: list[str]
+) -> None:
+    dog = save_dog(tmp_path, pooling="argmax")
+    paths = [tmp_path / each for each in expected]
+    code, out, _ = embedding("merge", "--source", toy, dog, "--target", tmp_path / target)
+    assert (code, out) == (0, "".join(f"wrote {path}\n" for path in paths))
+    for path, source in zip(paths, (toy, dog), strict=True):
+        written, before = embedding_io.load(path), embedding_io.load(source)
+        assert (written.placeholder_token, written.pooling) == (before.placeholder_token, before.pooling)
+        assert written.metadata == before.metadata
+        assert all(np.array_equal(written.vectors[name], before.vectors[name]) for name in ("clip_l", "clip_g"))
+        if path.suffix == ".safetensors":
+            assert sorted(load_file(path)) == ["clip_g", "clip_l"]
+    code, _, error = embedding("merge", "--source", dog, toy, "--target", tmp_path / target)
+    assert (code, error) == (2, f"error: --target {paths[1]} already exists; --overwrite replaces it\n")
+
+
+def test_merge_names_embeddings_by_their_files(embedding: Call, tmp_path: Path) -> None:
+    arrays = {"clip_l": np.ones((1, 16), np.float32), "clip_g": np.ones((1, 24), np.float32)}
+    sources = [tmp_path / "My Toy v2.safetensors", tmp_path / "cat.safetensors", tmp_path / "mytoy.safetensors"]
+    for source in sources:
+        save_file(arrays, source)
+    assert embedding("merge", "--source", *sources, "--target", tmp_path / "out")[0] == 0
+    found = {path.name: embedding_io.load(path).placeholder_token for path in (tmp_path / "out").iterdir()}
+    assert found == {"My-Toy-v2.safetensors": "<My-Toy-v2>", "cat.safetensors": "<cat>", "mytoy.safetensors": "mytoy"}
+    pair = tmp_path / "learned_embeds.safetensors"
+    assert embedding("convert", "--source", sources[0], "--target", pair, "--format", "diffusers")[0] == 0
+    assert list(load_file(pair)) == ["<My-Toy-v2>"]
+
+
+def test_merge_gives_embeddings_of_sd15_a_format_of_theirs(embedding: Call, tmp_path: Path) -> None:
+    for name in ("one-toy", "two-toy"):
+        save_file({"emb_params": np.ones((1, 768), np.float32)}, tmp_path / f"{name}.safetensors")
+    sources = [tmp_path / "one-toy.safetensors", tmp_path / "two-toy.safetensors"]
+    assert embedding("merge", "--source", *sources, "--target", tmp_path / "out")[0] == 0
+    assert list(load_file(tmp_path / "out" / "two-toy.safetensors")) == ["emb_params"]
+
+
+def test_embeddings_with_similar_tokens_get_a_file_each(embedding: Call, toy: Path, tmp_path: Path) -> None:
+    dog, out = save_dog(tmp_path, "{toy}"), tmp_path / "out"
+    assert embedding("merge", "--source", toy, dog, "--target", out)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["toy-2.safetensors", "toy.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +229,8 @@ def test_embeddings_that_cannot_be_mixed_are_refused(
         (["inspect", "--source", "@toy", "--weight", "@toy2"], "is not a file"),
         (["inspect", "--source", "@toy", "--words", "3"], "unknown argument --words"),
         (["inspect", "--source", "@toy", "@toy"], "inspect takes one --source; merge and mix take several"),
+        (["merge", "--source", "@toy", "@toy", "--target", "@out"], "--source has a file twice"),
+        (["merge", "--source", "@toy", "--target", "@out.txt"], "out.txt must be a folder or end in .ckpt"),
         (["convert", "--source", "@toy", "--placeholder_token", "<a>", "<b>"], "as many --placeholder_token as"),
     ],
 )

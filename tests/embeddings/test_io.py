@@ -40,13 +40,46 @@ def test_a_safetensors_file_has_the_keys_of_other_programs(tmp_path: Path) -> No
     assert np.array_equal(tensors["clip_g"], saved.vectors["clip_g"])
 
 
-def test_a_file_without_a_placeholder_token_is_named_after_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "token"), [("my cat", "<my-cat>"), ("My Toy v2", "<My-Toy-v2>"), ("cat", "<cat>"), ("mytoy", "mytoy")]
+)
+def test_a_file_without_a_placeholder_token_is_named_after_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, token: str
+) -> None:
     saved = random_embedding()
     tensors = {"clip_l": saved.vectors["clip_l"].astype(np.float16), "clip_g": saved.vectors["clip_g"]}
-    safetensors.numpy.save_file(tensors, tmp_path / "my cat.safetensors")
-    loaded = embedding_io.load(tmp_path / "my cat.safetensors")
-    assert (loaded.placeholder_token, loaded.num_vectors, loaded.pooling) == ("my cat", 2, "end_of_text")
+    path = tmp_path / f"{name}.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    with caplog.at_level("INFO", "gm"):
+        loaded = embedding_io.load(path)
+    assert (loaded.placeholder_token, loaded.num_vectors, loaded.pooling) == (token, 2, "end_of_text")
+    assert (loaded.source, loaded.name) == (str(path), name)
     np.testing.assert_allclose(loaded.vectors["clip_l"], saved.vectors["clip_l"], rtol=1e-3)
+    assert (f"{path}: {name!r} cannot be a placeholder token; write {token} in prompts" in caplog.text) == (
+        token != name
+    )
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_the_user_chooses_another_placeholder_token(tmp_path: Path, suffix: str) -> None:
+    saved = random_embedding("<toy>")
+    embedding_io.save(saved, tmp_path / f"a{suffix}")
+    loaded = embedding_io.load(f"{tmp_path}/a{suffix}=<other>")
+    assert (loaded.placeholder_token, loaded.source) == ("<other>", f"{tmp_path}/a{suffix}")
+    assert (loaded.pooling, loaded.metadata) == (saved.pooling, saved.metadata)
+    assert_same_vectors(loaded.vectors, saved.vectors)
+
+
+def test_a_chosen_token_serves_a_checkpoint_without_one_and_no_file_of_several(tmp_path: Path) -> None:
+    save_without(tmp_path / "a.ckpt", "placeholder_token")
+    assert embedding_io.load(f"{tmp_path}/a.ckpt=<toy>").placeholder_token == "<toy>"
+    with pytest.raises(UserError, match=r"none.ckpt is not a file"):
+        embedding_io.load(f"{tmp_path}/none.ckpt=<toy>")
+    both = {token: random_embedding().vectors["clip_l"] for token in ("<a>", "<b>")}
+    for name in ("learned_embeds.safetensors", "learned_embeds_2.safetensors"):
+        safetensors.numpy.save_file(both, tmp_path / name)
+    with pytest.raises(UserError, match=r'"=<toy>" renames one embedding, and .* holds several \(<a>, <b>\)'):
+        embedding_io.load_all(f"{tmp_path}/learned_embeds.safetensors=<toy>")
 
 
 @pytest.mark.parametrize(("present", "missing"), [("clip_g", "CLIP-L"), ("clip_l", "OpenCLIP bigG")])

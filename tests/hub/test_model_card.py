@@ -83,7 +83,7 @@ def test_a_file_without_metadata_is_an_object(tmp_path: Path) -> None:
     save_file(vectors, tmp_path / "b.safetensors")
     layout.write(export.prepare(tmp_path / "b.safetensors"), tmp_path / "out")
     metadata, text = read_card(tmp_path / "out")
-    assert metadata["instance_prompt"] == "a photo of b"
+    assert metadata["instance_prompt"] == "a photo of <b>"
     assert "base_model" not in metadata
     assert "Training parameters" not in text
     for details in ({"recipe": 3}, {"recipe": {"concept": [1]}}, {"recipe": {"concept": {"learnable_property": []}}}):

@@ -177,3 +177,15 @@ def parse_infotext(text: str) -> dict[str, str]:
     for name, value in re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last):
         fields[name] = json.loads(value) if value.startswith('"') else value
     return fields
+
+
+def test_a_chosen_placeholder_token_is_repeated_and_its_file_compared(
+    tmp_path: Path, embedding_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = [f"{embedding_file}=<other>"]
+    path = saved(config(tmp_path, textual_inversion_weight=weights), tmp_path)
+    assert metadata.config_overrides(path)["sampling"]["textual_inversion_weight"] == weights
+    assert caplog.text == ""
+    embedding_io.save(embedding(0.0), embedding_file)
+    metadata.config_overrides(path)
+    assert f"{embedding_file} has changed since" in caplog.text

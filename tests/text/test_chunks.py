@@ -16,7 +16,7 @@ CAT, COMMA = 2368, 267
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     tokenizer = Tokenizer()
-    for placeholder_token, num_vectors in (("<one>", 1), ("<two>", 2), ("<ten>", 10), ("<all>", 75)):
+    for placeholder_token, num_vectors in (("<one>", 1), ("<two>", 2), ("<ten>", 10), ("<all>", 75), ("<w>", 20)):
         tokenizer.add_placeholder(placeholder_token, num_vectors)
     return tokenizer
 
@@ -62,7 +62,11 @@ def sizes(prompt: str, tokenizer: Tokenizer) -> list[int]:
         ("cat, " * 37 + "cat, cat", [75, 2]),
         ("cat, " * 37 + "cat cat", [74, 2]),
         ("cat " * 60 + ", cat cat " * 6, [75, 3]),
-        ("cat " * 60 + ", <ten> <ten>", [61, 20]),
+        # Only a full one: a placeholder token that does not fit takes no text with it.
+        ("cat " * 60 + ", <ten> <ten>", [71, 10]),
+        ("cat " * 57 + "," + " dog" * 6 + " <w> end", [64, 21]),
+        ("cat " * 60 + "," + " cat" * 14 + " <ten>", [61, 24]),
+        ("cat " * 60 + "," + " cat" * 14 + " <all>", [61, 14, 75]),
         ("cat " * 60 + ", cat <all>", [62, 75]),
     ],
 )

@@ -2,7 +2,7 @@
 
 python tools/convert_weights/embedding.py inspect --source cat-toy.safetensors
 python tools/convert_weights/embedding.py convert --source learned_embeds.safetensors --target cat-toy_ti.ckpt
-python tools/convert_weights/embedding.py merge --source cat_ti.ckpt dog_ti.ckpt --target learned_embeds.safetensors
+python tools/convert_weights/embedding.py merge --source cat_ti.ckpt dog_ti.ckpt --target embeddings
 python tools/convert_weights/embedding.py mix --source cat_ti.ckpt dog_ti.ckpt --weights 0.7 0.3 \\
     --placeholder_token "<cat-dog>" --target cat-dog_ti.ckpt
 """
@@ -10,7 +10,9 @@ python tools/convert_weights/embedding.py mix --source cat_ti.ckpt dog_ti.ckpt -
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ import numpy as np
 from gm.checkpoints import containers, key_mapping
 from gm.config import cli
 from gm.embeddings import io as embedding_io
-from gm.embeddings import merging
+from gm.embeddings import merging, names
+from gm.embeddings.embedding import file_name, safe_filename
 from gm.embeddings.formats import FORMATS, EncoderVectors, MindoneFormat
 from gm.embeddings.io import EmbeddingFile
 from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
+
+log = logging.getLogger("gm")
 
 _DEFAULT_FORMATS = {".ckpt": "mindspore", ".safetensors": "clip", ".pti": "cog", ".pt": "a1111", ".bin": "diffusers"}
 _NEAREST_COUNT = 5
@@ -47,13 +52,11 @@ def main() -> None:
     target, overwrite = Path(flags["target"]), flags["overwrite"] == "true"
     if command == "mix":
         paths = mix(sources, flags["weights"], tokens, target, overwrite)
+    elif command == "merge":
+        paths = merge(sources, tokens, target, flags["format"], overwrite)
     else:
-        pairs = zip(sources, tokens or [None] * len(sources), strict=True)
-        files = [_rename(embedding_io.read_file(source), token) for source, token in pairs]
-        if command == "merge":
-            paths = embedding_io.write_file(merging.merge(files), target, flags["format"] or "diffusers", overwrite)
-        else:
-            paths = convert(files[0], sources[0], target, flags["format"], overwrite)
+        file = _rename(embedding_io.read_file(sources[0]), tokens[0] if tokens else None)
+        paths = convert(file, sources[0], target, flags["format"], overwrite)
     for path in paths:
         print(f"wrote {path}")
 
@@ -76,6 +79,8 @@ def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str 
     Raises UserError if a target exists unless `overwrite` is set, and for a format that cannot hold the embedding.
     """
     format_ = format_ or _DEFAULT_FORMATS.get(target.suffix)
+    if format_ == "diffusers":
+        file = _name(file, str(source))  # its files name the placeholder token
     if format_ is None:
         raise UserError(f"{target} must end in {', '.join(embedding_io.SUFFIXES)}, which says what to write")
     if target.suffix not in embedding_io.SAVE_FORMATS or format_ != _DEFAULT_FORMATS[target.suffix]:
@@ -89,6 +94,40 @@ def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str 
     return [target]
 
 
+def merge(
+    sources: Sequence[str], tokens: Sequence[str], target: Path, format_: str | None, overwrite: bool
+) -> list[Path]:
+    """Write the embeddings in `sources` under `tokens`, or under their own; return the paths.
+
+    Without `format_` each gets a file of its own, since no program of SDXL reads several from one file: in the folder
+    `target`, or beside each other under its name and suffix. Raises UserError for two equal placeholder tokens, and for
+    a target that exists unless `overwrite` is set.
+    """
+    if len(set(sources)) < len(sources):
+        raise UserError("--source has a file twice; give each file once")
+    pairs = itertools.zip_longest(sources, tokens)
+    files = {source: _name(_rename(embedding_io.read_file(source), token), source) for source, token in pairs}
+    merged = merging.merge(files)
+    if format_:
+        paths = embedding_io.write_file(merged, target, format_, overwrite)
+        if len(merged.vectors) > 1:
+            program = FORMATS[format_].program
+            log.warning("%s holds several embeddings, as %s never do; only this toolkit reads it", target, program)
+        return paths
+    single = {
+        str(token): dataclasses.replace(file, vectors={token: file.vectors[token]})
+        for file in files.values()
+        for token in file.vectors
+    }
+    targets = dict(zip(single, _targets(list(single), target), strict=True))
+    embedding_io.check_not_existing(list(targets.values()), overwrite)
+    paths = []
+    for token, path in targets.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths += embedding_io.write_file(single[token], path, _default_format(single[token], path), overwrite)
+    return paths
+
+
 def mix(
     sources: Sequence[str], weights: Sequence[float] | None, tokens: Sequence[str], target: Path, overwrite: bool
 ) -> list[Path]:
@@ -99,6 +138,27 @@ def mix(
     token = tokens[0] if tokens else embeddings[0].placeholder_token
     embedding_io.save(merging.mix(embeddings, weights, token), target)
     return [target]
+
+
+def _targets(tokens: Sequence[str], target: Path) -> list[Path]:
+    """Return a path for each placeholder token, which other programs take from the name of a file."""
+    is_folder = target.is_dir() or not target.suffix
+    if not is_folder and target.suffix not in embedding_io.SUFFIXES:
+        raise UserError(f"{target} must be a folder or end in {', '.join(embedding_io.SUFFIXES)}")
+    paths: list[Path] = []
+    for token in tokens:
+        name = safe_filename(token) or "concept"
+        count = sum(safe_filename(other).lower() == safe_filename(token).lower() for other in tokens[: len(paths)])
+        name = f"{name}-{count + 1}" if count else name
+        paths.append(target / f"{name}.safetensors" if is_folder else target.with_stem(f"{target.stem}-{name}"))
+    return paths
+
+
+def _default_format(file: EmbeddingFile, path: Path) -> str:
+    """Return the format for the suffix of `path` that can hold the vectors of `file`."""
+    (vectors,) = file.vectors.values()
+    is_sd15 = path.suffix == ".safetensors" and set(vectors) == {"clip_l"}
+    return "kohya" if is_sd15 else _DEFAULT_FORMATS[path.suffix]
 
 
 def _describe_vectors(vectors: EncoderVectors, tables: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
@@ -142,14 +202,27 @@ def _rename(file: EmbeddingFile, token: str | None) -> EmbeddingFile:
     return dataclasses.replace(file, vectors={token: next(iter(file.vectors.values()))})
 
 
+def _name(file: EmbeddingFile, source: str) -> EmbeddingFile:
+    """Return `file` with the placeholder token that the name of the file stands for, if it has none."""
+    if None not in file.vectors:
+        return file
+    token = names.token_from_name(file_name(source))
+    return dataclasses.replace(file, vectors={each or token: vectors for each, vectors in file.vectors.items()})
+
+
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert, inspect, merge or mix embedding files.", ("source",))
     parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
     parser.add_argument("--source", nargs="+", help="embedding file of any program, or folder that diffusers wrote")
-    parser.add_argument("--target", help=f"file to write, ending in {', '.join(embedding_io.SUFFIXES)}")
+    parser.add_argument(
+        "--target",
+        help=f"file to write, ending in {', '.join(embedding_io.SUFFIXES)}; for merge also a folder",
+    )
     programs = "; ".join(f"{name}: {format_.program}" for name, format_ in FORMATS.items())
     parser.add_argument(
-        "--format", choices=tuple(FORMATS), help=f"format to write (default: by the suffix of --target) {programs}"
+        "--format",
+        choices=tuple(FORMATS),
+        help="format to write (default: by the suffix of --target; of merge, one file an embedding). " + programs,
     )
     parser.add_argument(
         "--placeholder_token", nargs="+", help="placeholder token to write, one for each --source (default: the file's)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from gm.embeddings import diffusers_files
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError
 from gm.training import checkpoint
@@ -23,6 +24,7 @@ def find_embeddings(folder: Path) -> dict[str, Path]:
     # Training states hold embeddings, too, and training writes each embedding file in two formats.
     paths = [path for path in paths if not path.match(checkpoint.PATTERN)]
     paths = [path for path in paths if path.suffix == ".ckpt" or path.with_suffix(".ckpt") not in paths]
+    paths = [path for path in paths if diffusers_files.find_files(path)[0] == path]  # the first of diffusers' two
     stats = {path: path.stat() for path in paths}
     newest = sorted(paths, key=lambda path: stats[path].st_mtime_ns, reverse=True)
     tokens = {path: _placeholder_tokens(path, stats[path].st_mtime_ns, stats[path].st_size) for path in newest}

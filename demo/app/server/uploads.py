@@ -1,20 +1,16 @@
-"""Uploaded files: checked by their content and stored under generated names."""
+"""Uploaded images: checked by their content and stored under generated names."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gm.data import image_reader, masks
-from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
 from gm.runtime import atomic_io
 
 MAX_IMAGE_BYTES = 50 * 10**6
-MAX_EMBEDDING_BYTES = 20 * 10**6
 MAX_IMAGES = 200  # per upload
 MAX_PIXELS = 64 * 10**6
 _SUFFIXES = {  # by the first bytes of a file
@@ -81,26 +77,6 @@ def store_image(content: bytes, folder: Path, notify: Notify = _ignore) -> Path:
     return path
 
 
-def store_embedding(content: bytes, name: str, folder: Path) -> Path:
-    """Store an embedding file of any format in `folder` and return its path; UserError if it cannot be used.
-
-    `name` only serves as placeholder token, where the file holds none.
-    """
-    _check_size(content, MAX_EMBEDDING_BYTES, "the embedding file")
-    path = _store(content, folder, ".safetensors")  # the format is detected by content, whatever the suffix
-    try:
-        embeddings = embedding_io.load_all(path)
-    except UserError as error:
-        path.unlink()
-        raise UserError(str(error).replace(str(path), "the file")) from error
-    if len(embeddings) == 1 and path.stem in embeddings[0].placeholder_token:
-        token = safe_filename("-".join(Path(name).stem.split())) or "concept"
-        path.unlink()
-        path = path.with_suffix(".ckpt")
-        embedding_io.save(dataclasses.replace(embeddings[0], placeholder_token=f"<{token}>"), path)
-    return path
-
-
 def _check_number(number: int) -> None:
     if not number:
         raise UserError("no image was uploaded; choose at least one")
@@ -110,11 +86,11 @@ def _check_number(number: int) -> None:
 
 def _store_image(content: bytes, folder: Path, stem: str = "") -> tuple[Path, tuple[str, ...]]:
     """Store an image under `stem`, by default its hash; return its path and what of it is not used."""
-    _check_size(content, MAX_IMAGE_BYTES, "the image")
+    check_size(content, MAX_IMAGE_BYTES, "the image")
     suffix = next((suffix for start, suffix in _SUFFIXES.items() if content.startswith(start)), None)
     if suffix is None:
         raise UserError("an uploaded file is not an image; upload JPEG, PNG, WebP, BMP, GIF or TIFF")
-    path = _store(content, folder, suffix, stem)
+    path = store(content, folder, (stem or hash_of(content)) + suffix)
     try:
         with image_reader.open_image(path) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -127,19 +103,33 @@ def _store_image(content: bytes, folder: Path, stem: str = "") -> tuple[Path, tu
         raise UserError(text) from error
 
 
-def _check_size(content: bytes, limit: int, subject: str) -> None:
+def check_size(content: bytes, limit: int, subject: str) -> None:
+    """Raise UserError for content that is empty or larger than `limit` bytes."""
     if len(content) > limit:
         raise UserError(f"{subject} has {len(content) / 1e6:.0f} MB; upload at most {limit / 1e6:.0f} MB")
     if not content:
         raise UserError(f"{subject} is empty; upload another")
 
 
-def _store(content: bytes, folder: Path, suffix: str, stem: str = "") -> Path:
+def hash_of(*contents: bytes) -> str:
+    """Return a file name for `contents`, without suffix: their hash."""
+    digests = [hashlib.sha256(content) for content in contents]
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(each.digest() for each in digests))
+    return digest.hexdigest()[:16]
+
+
+def store(content: bytes, folder: Path, name: str) -> Path:
+    """Write `content` to a file in `folder`, which is made if it is missing; return its path."""
+    make_folder(folder)
+    path = folder / name
+    with atomic_io.atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder`; UserError if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-    path = folder / f"{stem or hashlib.sha256(content).hexdigest()[:16]}{suffix}"
-    with atomic_io.atomic_write(path) as temporary:
-        temporary.write_bytes(content)
-    return path

@@ -1,4 +1,4 @@
-"""Uploads: accepted content, generated names, and rejection of everything else."""
+"""Uploaded images: accepted content, generated names, and rejection of everything else."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save as safetensors
 
 from demo.app.server import uploads
 from gm.data import image_folder
-from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 
 
@@ -27,10 +24,6 @@ def transparent_bytes() -> bytes:
     content = io.BytesIO()
     Image.new("RGBA", (6, 5)).save(content, "PNG")
     return content.getvalue()
-
-
-def vectors() -> dict[str, np.ndarray]:
-    return {"clip_l": np.ones((2, 4), np.float32), "clip_g": np.full((2, 6), 2.0, np.float32)}
 
 
 @pytest.mark.parametrize(
@@ -119,30 +112,3 @@ def test_unused_parts_of_an_upload_are_told(tmp_path: Path) -> None:
     notes: list[str] = []
     uploads.store_images([content.getvalue(), image_bytes()], tmp_path, notes.append)
     assert notes == ["an uploaded image has 2 frames; only the first is used"]
-
-
-def test_embedding_without_a_placeholder_token_takes_the_file_name(tmp_path: Path) -> None:
-    path = uploads.store_embedding(safetensors(vectors()), "../../my cat!.safetensors", tmp_path)
-    (embedding,) = embedding_io.load_all(path)
-    assert embedding.placeholder_token == "<my-cat>"
-    assert np.array_equal(embedding.vectors["clip_g"], vectors()["clip_g"])
-    assert path.parent == tmp_path
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_embedding_with_a_placeholder_token_keeps_it(tmp_path: Path) -> None:
-    embedding_io.save(Embedding("<toy>", vectors()), tmp_path / "mine.ckpt")
-    path = uploads.store_embedding((tmp_path / "mine.ckpt").read_bytes(), "other.ckpt", tmp_path / "in")
-    assert embedding_io.load(path).placeholder_token == "<toy>"
-    assert path.name != "other.ckpt"
-
-
-def test_rejected_embeddings_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for content in (b"x", image_bytes(), safetensors({"clip_l": vectors()["clip_l"]})):
-        with pytest.raises(UserError) as caught:
-            uploads.store_embedding(content, "a.safetensors", tmp_path)
-        assert str(tmp_path) not in str(caught.value)
-    monkeypatch.setattr(uploads, "MAX_EMBEDDING_BYTES", 10)
-    with pytest.raises(UserError, match="the embedding file has 0 MB; upload at most 0 MB"):
-        uploads.store_embedding(safetensors(vectors()), "a", tmp_path)
-    assert list(tmp_path.iterdir()) == []
