@@ -121,7 +121,10 @@ def _to_lazy_tensors(tree: Any, path: Path, read_storage: Callable[[Storage], by
 
 
 def _map_tensors(tree: Any, function: Callable[[TensorRecord], Any]) -> Any:
-    """Return the dicts in `tree`, nested ones too, with `function` applied to every tensor; other values are plain."""
+    """Return the dicts and lists in `tree`, nested ones too, with `function` applied to every tensor.
+
+    Other values are plain ones; what is none of these becomes None.
+    """
     remaining = _MAX_VALUES  # a dict may contain itself, or another one many times
 
     def apply(value: Any) -> Any:
@@ -133,6 +136,8 @@ def _map_tensors(tree: Any, function: Callable[[TensorRecord], Any]) -> Any:
             return function(value)
         if isinstance(value, dict):
             return {key: apply(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [apply(item) for item in value]
         return value if isinstance(value, str | int | float | bool) else None
 
     return apply(tree)
