@@ -63,7 +63,8 @@ def write(
     """Write `tensors` to `path` atomically and one at a time, in the format of its suffix.
 
     In a `.ckpt`, `metadata` becomes entries like those of `append_dict`, in a `.safetensors` strings. `notes` are
-    strings as well, which MindSpore does not see in a `.ckpt`. `progress` is called with the bytes of each tensor. Raises UserError for another suffix, and as `atomic_io.atomic_write` does.
+    strings as well, which MindSpore does not see in a `.ckpt`. `progress` is called with the bytes of each tensor.
+    Raises UserError for another suffix, and as `atomic_io.atomic_write` does.
     """
     path = Path(path)
     metadata = metadata or {}

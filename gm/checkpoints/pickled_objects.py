@@ -163,7 +163,7 @@ def _scalar(dtype: Any, content: Any) -> int | float | bool | str:
         return content.decode("utf-32-be" if dtype.byte_order == ">" else "utf-32-le").rstrip("\0")
     if dtype.name not in _SCALAR_TYPES or len(content) != np.dtype(dtype.name).itemsize:
         raise DamagedFileError(f"a value of NumPy's type {shorten(dtype.name, 20)!r}")
-    value: int | float | bool = np.frombuffer(content, np.dtype(dtype.name).newbyteorder(dtype.byte_order))[0].item()
+    value: int | float | bool = np.frombuffer(content, f"{dtype.byte_order}{dtype.name}")[0].item()
     return value
 
 

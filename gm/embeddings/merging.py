@@ -34,7 +34,7 @@ def merge(files: Sequence[EmbeddingFile]) -> EmbeddingFile:
                     "--source"
                 )
             vectors[token] = embedding
-            metadata[token] = file.token_metadata(token)
+            metadata[token] = file.metadata_entry(token)
     return EmbeddingFile(files[0].format, vectors, merge_metadata(metadata))
 
 
@@ -70,7 +70,7 @@ def _check_compatible(first: Embedding, other: Embedding) -> None:
     if other.pooling != first.pooling:
         raise UserError(
             f"{tokens} were trained with the pooling rules {first.pooling} and {other.pooling}; only embeddings of "
-            "one rule can be mixed"
+            "one rule can be mixed; --pooling gives the rule where a file does not say it"
         )
 
 

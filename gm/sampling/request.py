@@ -17,7 +17,7 @@ from gm.config.model import ModelConfig, VAEConfig
 from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
+from gm.embeddings.embedding import UNKNOWN_POOLING, Embedding, LoadedEmbeddings, combine
 from gm.errors import UserError
 from gm.runtime import atomic_io, rng
 from gm.sampling import init_image, prompt_file, resolution, vae_decode
@@ -231,7 +231,14 @@ def _warn_about_embeddings(
     for concept in concepts:
         if not used & set(embeddings.tokenizer.placeholders[concept.placeholder_token]):
             log.warning("no prompt uses %s", concept.placeholder_token)
-        if concept.pooling != config.run.pooling:
+        if concept.pooling == UNKNOWN_POOLING:
+            log.warning(
+                "the file of %s does not say with which --pooling it was trained: OneTrainer, invoke-training and "
+                "diffusers train with argmax, kohya with end_of_text; %s is used",
+                concept.placeholder_token,
+                config.run.pooling,
+            )
+        elif concept.pooling != config.run.pooling:
             log.warning(
                 "%s was trained with --pooling %s, but %s is used; give --pooling %s",
                 concept.placeholder_token,
