@@ -32,9 +32,12 @@ def is_torch_file(path: str | Path) -> bool:
     """Return whether the file at `path` begins as PyTorch's files do."""
     try:
         with Path(path).open("rb") as file:
-            return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+            header = file.read(9)
     except OSError:
         return False
+    # A safetensors file begins with the length of its header, such as 640, which are the bytes 80 02.
+    is_safetensors = header[4:] == b"\0\0\0\0{"
+    return not is_safetensors and header[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def read(path: str | Path) -> Any:

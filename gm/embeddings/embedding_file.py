@@ -15,7 +15,7 @@ class EmbeddingFile:
     """Contents of an embedding file: format name, vectors by placeholder token and encoder, other entries by key.
 
     program, default_pooling: who wrote the file, and the pooling rule where the metadata have none ("": the format's);
-    unused: keys of tensors that are not ours
+    unused: keys of tensors that are not ours; remarks: what the user should know of the file, without its path
     """
 
     format: str
@@ -24,6 +24,7 @@ class EmbeddingFile:
     program: str = ""
     default_pooling: str = ""
     unused: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def token_metadata(self, token: str | None) -> dict[str, str]:
         """Return the metadata of one placeholder token: "pooling", and "details" if there are any."""

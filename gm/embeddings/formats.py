@@ -5,6 +5,7 @@ A file is recognized by its keys, never by its suffix.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ __all__ = [
 CLIP_L_TABLE = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.embedding_table"
 CLIP_G_TABLE = "conditioner.embedders.1.model.token_embedding.embedding_table"
 _KOHYA = ("https://github.com/Stability-AI/generative-models", "sd-scripts")  # how its modelspec entries begin
+_PARAMETER = re.compile(r"\.(weight|bias|alpha)$")  # how the keys of a network, or of a LoRA, end
 _XTI_LAYERS = {
     *(f"IN{number:02}" for number in (1, 2, 4, 5, 7, 8)),
     "MID",
@@ -99,7 +101,7 @@ class DiffusersFormat(Format):
     pooling = "argmax"
 
     def matches(self, tree: Tree) -> bool:
-        if not tree or not all(isinstance(token, str) for token in tree):
+        if not tree or not all(isinstance(token, str) and not _PARAMETER.search(token) for token in tree):
             return False
         if not all(isinstance(tensor, LazyTensor) and 1 <= len(tensor.shape) <= 2 for tensor in tree.values()):
             return False

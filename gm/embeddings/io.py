@@ -36,6 +36,7 @@ __all__ = [
     "check_not_existing",
     "load",
     "load_all",
+    "log_remarks",
     "read_file",
     "save",
     "to_embedding_file",
@@ -45,6 +46,7 @@ __all__ = [
 
 log = logging.getLogger("gm")
 
+_SDXL = "stable-diffusion-xl"  # how the modelspec names of SDXL begin
 _SDXL_FORMATS = ("mindspore", "clip", "cog")  # whose vectors of one text encoder were trained on SDXL
 
 
@@ -72,7 +74,15 @@ def load_all(path: str | Path) -> list[Embedding]:
     vectors for that alone, and a warning says so. Raises UserError for a file that is not an embedding file, was
     trained on another model, contradicts itself, is damaged, or holds vectors that are not finite.
     """
-    return to_embeddings(read_file(path), path)
+    file = read_file(path)
+    log_remarks(file, path)
+    return to_embeddings(file, path)
+
+
+def log_remarks(file: EmbeddingFile, path: str | Path) -> None:
+    """Log what is not used of `file`, which was read from `path`, or is used in another place."""
+    for remark in file.remarks:
+        log.warning("%s: %s", path, remark)
 
 
 def to_embeddings(file: EmbeddingFile, path: str | Path) -> list[Embedding]:
@@ -115,7 +125,9 @@ def read_file(path: str | Path) -> EmbeddingFile:
         vectors = {identifier: vectors[None]}
     if files[0].format == "cog" and not metadata.get("placeholder_token"):
         vectors = cog_files.name_tokens(paths[0], vectors)
-    return dataclasses.replace(files[0], vectors=vectors, metadata=metadata)
+    remarks = tuple(remark for file in files for remark in file.remarks)
+    unused = tuple(key for file in files for key in file.unused)
+    return dataclasses.replace(files[0], vectors=vectors, metadata=metadata, unused=unused, remarks=remarks)
 
 
 def _parse_token_metadata(path: Path, file: EmbeddingFile, token: str | None) -> tuple[str, dict[str, Any]]:
@@ -158,18 +170,17 @@ def _check_model(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> No
     except ForeignEmbeddingError as error:
         raise UserError(f"{path} holds {error}") from error
     missing = encoders.missing_encoder(vectors)
+    architecture = str(file.metadata.get("modelspec.architecture", "")).partition("/")[0]
+    is_sdxl = architecture.startswith(_SDXL) if architecture else file.format in _SDXL_FORMATS or "clip_g" in vectors
     if not missing:
+        if architecture and not is_sdxl:
+            log.warning("%s says that it was trained on %s; expect little of it here", path, architecture)
         return
-    architecture = str(file.metadata.get("modelspec.architecture", ""))
-    is_sdxl = architecture.startswith("stable-diffusion-xl") or (
-        not architecture and (file.format in _SDXL_FORMATS or "clip_g" in vectors)
-    )
     others = [key for key in file.unused if not key.endswith("_out")]
     if not is_sdxl or others:
-        model = f"trained on the model of {others[0]}" if others else architecture.partition("/")[0]
-        guess = model or "probably Stable Diffusion 1's"
+        guess = f"one with {encoders.describe_other_key(others[0]) or others[0]}" if others else architecture
         raise UserError(
-            f"{path} lacks the vectors of {missing}; SDXL needs both text encoders, and the embedding is {guess}: "
-            "train the embedding on SDXL"
+            f"{path} lacks the vectors of {missing}; SDXL needs both text encoders, and the embedding was trained on "
+            f"another model ({guess or 'probably Stable Diffusion 1'}): train it on SDXL"
         )
     log.warning("%s has no vectors for %s, which gets zeros in their place", path, missing)

@@ -19,7 +19,8 @@ from gm.errors import DamagedFileError, shorten
 BY_TOKEN_KEY = "of_words"
 _TOKEN_KEYS = ("pooling", "details")  # kept by every format; details are JSON themselves
 _FILE_KEYS = ("placeholder_token", "num_vectors", "format", BY_TOKEN_KEY)  # of the file, or of its container
-_ENTRY_OF_A_PROGRAM = re.compile(r"modelspec\.|s?ss_|sshs_|ot_")  # other programs look for these in safetensors
+_HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of the file as it was
+_ENTRY_OF_A_PROGRAM = re.compile(r"modelspec\.|ss_|ot_")  # other programs look for these in safetensors
 
 
 def token_metadata(metadata: Mapping[str, Any], token: str | None, default_pooling: str) -> dict[str, str]:
@@ -44,7 +45,7 @@ def other_metadata(metadata: Mapping[str, Any], token: str | None) -> dict[str, 
     entry = metadata
     if BY_TOKEN_KEY in metadata:
         entry = metadata | _parse_json(metadata[BY_TOKEN_KEY], BY_TOKEN_KEY).get(token or "", {})
-    ours = (*_TOKEN_KEYS, *_FILE_KEYS)
+    ours = (*_TOKEN_KEYS, *_FILE_KEYS, *_HASHES)
     return {key: value for key, value in entry.items() if key not in ours and value not in (None, "")}
 
 

@@ -42,6 +42,16 @@ def without_bundles(tree: Tree) -> dict[str, Any]:
     return {name: tensor for name, tensor in tree.items() if not str(name).startswith("bundle_emb.")}
 
 
+def bundle_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a LoRA file that hold for the embeddings in it: author, licence and so on."""
+    kept = {key: value for key, value in metadata.items() if key.startswith("modelspec.")}
+    for key in ("implementation", "implementation_version", "thumbnail"):
+        kept.pop(f"modelspec.{key}", None)
+    if model := str(kept.get("modelspec.architecture", "")).partition("/")[0]:
+        kept["modelspec.architecture"] = f"{model}/textual-inversion"
+    return kept
+
+
 def merged_dicts(items: Sequence[Any]) -> Tree | None:
     """Return the dicts of a list as one, None if a key occurs twice or the list holds anything else."""
     if not items or not all(isinstance(item, dict) for item in items):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from gm.embeddings.formats import FORMATS
 from gm.embeddings.formats import detect as detect_format
 from gm.errors import DamagedFileError, UserError
 
-log = logging.getLogger("gm")
-
 
 def read_one(path: Path) -> EmbeddingFile:
     """Read one file; UserError if it is not an embedding file, is damaged, or belongs to another model."""
     content, metadata = _read_container(path)
     try:
-        file = _read_content(path, content, metadata)
+        file = _read_content(content, metadata)
         if file is not None:
             for token in file.vectors:
                 file.token_metadata(token)
@@ -57,53 +54,60 @@ def _numbers(tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     return {"num_vectors": int(tensor.read().reshape(()))}
 
 
-def _read_content(path: Path, content: Any, metadata: dict[str, Any]) -> EmbeddingFile | None:
+def _read_content(content: Any, metadata: dict[str, Any]) -> EmbeddingFile | None:
     """Return the embeddings, None if there are none."""
     if isinstance(content, LazyTensor):
         vectors = nested.tensor_vectors(content)
         return _unnamed(vectors, "unknown: a PyTorch tensor")
     if nested.is_list_of_dicts(content):
         merged = nested.merged_dicts(content)
-        file = None if merged is None else _read_tree(path, merged, metadata)
-        return file or _unnamed(nested.list_vectors(content), "unknown: a list of dicts")
+        file = None if merged is None else _read_tree(merged, metadata)
+        if file is not None and file.format != "diffusers":  # whose pooling rule is not known of a list
+            return file
+        return _unnamed(nested.list_vectors(content), "unknown: a list of dicts")
     if not isinstance(content, dict):
         return None
     bundles = nested.bundled_embeddings(content)
     if not bundles:
-        return _read_tree(path, content, metadata)
-    return _read_bundles(path, bundles, content, metadata)
+        return _read_tree(content, metadata)
+    return _read_bundles(bundles, content, metadata)
 
 
-def _read_tree(path: Path, tree: Tree, metadata: dict[str, Any]) -> EmbeddingFile | None:
+def _read_tree(tree: Tree, metadata: dict[str, Any]) -> EmbeddingFile | None:
     name = detect_format(tree)
     vectors = FORMATS[name].read(tree) if name else {}
     if name is None or not vectors:
         return None
-    for remark in FORMATS[name].remarks(tree):
-        log.warning("%s: %s", path, remark)
     program, pooling = FORMATS[name].written_by(tree, metadata)
     used = FORMATS[name].used_keys(tree)
     unused = tuple(key for key, value in tree.items() if isinstance(value, LazyTensor) and key not in used)
-    return EmbeddingFile(name, vectors, metadata, program, pooling, unused)
+    return EmbeddingFile(name, vectors, metadata, program, pooling, unused, tuple(FORMATS[name].remarks(tree)))
 
 
 def _unnamed(vectors: TokenVectors, program: str) -> EmbeddingFile:
     return EmbeddingFile("diffusers", vectors, {}, program, UNKNOWN_POOLING)
 
 
-def _read_bundles(
-    path: Path, bundles: Mapping[str, Tree], content: Tree, metadata: dict[str, Any]
-) -> EmbeddingFile | None:
+def _read_bundles(bundles: Mapping[str, Tree], content: Tree, metadata: dict[str, Any]) -> EmbeddingFile | None:
     """Return the embeddings in a LoRA file."""
-    files = {token: _read_tree(path, tree, metadata) for token, tree in bundles.items()}
+    files = {token: _read_tree(tree, metadata) for token, tree in bundles.items()}
     found = {token: file for token, file in files.items() if file is not None}
-    for token in files.keys() - found.keys():
-        log.warning("%s: the bundled embedding %s has no vectors that are known, not used", path, token)
     if not found:
         return None
+    remarks = [f"{token}: {remark}" for token, file in found.items() for remark in file.remarks]
+    if others := files.keys() - found.keys():
+        remarks.append(f"no vectors that are known in the bundled {', '.join(sorted(others))}, not used")
     if rest := nested.without_bundles(content):
-        log.warning("%s: the embeddings %s are used, its LoRA (%d tensors) is not", path, ", ".join(found), len(rest))
+        remarks.append(f"embeddings {', '.join(found)} used, the LoRA ({len(rest)} tensors and its metadata) not used")
     first = next(iter(found.values()))
     vectors: TokenVectors = {token: next(iter(file.vectors.values())) for token, file in found.items()}
     unused = tuple(key for file in found.values() for key in file.unused)
-    return EmbeddingFile(first.format, vectors, metadata, first.program, first.default_pooling, unused)
+    return EmbeddingFile(
+        first.format,
+        vectors,
+        nested.bundle_metadata(metadata),
+        first.program,
+        first.default_pooling,
+        unused,
+        tuple(remarks),
+    )

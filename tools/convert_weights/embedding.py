@@ -58,6 +58,8 @@ def main() -> None:
     else:
         named = zip(sources, rules, tokens or [None] * len(sources), strict=True)
         files = [_rename(_read(source, rule), token) for source, rule, token in named]
+        for source, file in zip(sources, files, strict=True):
+            embedding_io.log_remarks(file, source)
         if command == "merge":
             paths = embedding_io.write_file(merging.merge(files), target, flags["format"] or "diffusers", overwrite)
         else:
@@ -69,14 +71,14 @@ def main() -> None:
 def describe(file: EmbeddingFile, tables: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Return the contents of an embedding file for JSON; with token `tables` by encoder also the nearest tokens."""
     rules = {token or "": file.token_metadata(token)["pooling"] for token in file.vectors}
-    unused = {"not used": list(file.unused)} if file.unused else {}
+    remarks = {"remarks": list(file.remarks)} if file.remarks else {}
     return {
         "format": file.format,
         "program": file.program or FORMATS[file.format].program,
         "pooling": rules if len(set(rules.values())) > 1 else next(iter(rules.values())),
         "embeddings": {token or "": _describe_vectors(vectors, tables) for token, vectors in file.vectors.items()},
         "metadata": {key: _parse_json(value) for key, value in file.metadata.items()},
-        **unused,
+        **remarks,
     }
 
 
