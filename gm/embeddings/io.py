@@ -40,7 +40,6 @@ __all__ = [
     "read_file",
     "save",
     "to_embedding_file",
-    "to_embeddings",
     "write_file",
 ]
 
@@ -74,22 +73,10 @@ def load_all(path: str | Path) -> list[Embedding]:
     vectors for that alone, and a warning says so. Raises UserError for a file that is not an embedding file, was
     trained on another model, contradicts itself, is damaged, or holds vectors that are not finite.
     """
-    file = read_file(path)
+    path, file = Path(path), read_file(path)
     log_remarks(file, path)
-    return to_embeddings(file, path)
-
-
-def log_remarks(file: EmbeddingFile, path: str | Path) -> None:
-    """Log what is not used of `file`, which was read from `path`, or is used in another place."""
-    for remark in file.remarks:
-        log.warning("%s: %s", path, remark)
-
-
-def to_embeddings(file: EmbeddingFile, path: str | Path) -> list[Embedding]:
-    """Return the embeddings of `file`, which was read from `path`; UserError as `load_all` raises it."""
-    path = Path(path)
     token_entry = file.metadata.get("placeholder_token")
-    if file.format == "mindspore" and None in file.vectors and not token_entry:
+    if file.format == "mindspore" and not token_entry:
         for vectors in file.vectors.values():
             _check_vectors(path, file, vectors)
         raise UserError(f"{path} does not name its placeholder token (placeholder_token); save it again with one")
@@ -102,6 +89,12 @@ def to_embeddings(file: EmbeddingFile, path: str | Path) -> list[Embedding]:
         )
         for token, vectors in file.vectors.items()
     ]
+
+
+def log_remarks(file: EmbeddingFile, path: str | Path) -> None:
+    """Log what is not used of `file`, which was read from `path`, or is used in another place."""
+    for remark in file.remarks:
+        log.warning("%s: %s", path, remark)
 
 
 def read_file(path: str | Path) -> EmbeddingFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from gm.embeddings.formats import FORMATS
 from gm.embeddings.formats import detect as detect_format
 from gm.errors import DamagedFileError, UserError
 
+_MAX_ENTRIES = 10  # of a file that is an embedding, not a model
+
 
 def read_one(path: Path) -> EmbeddingFile:
     """Read one file; UserError if it is not an embedding file, is damaged, or belongs to another model."""
@@ -31,9 +34,17 @@ def read_one(path: Path) -> EmbeddingFile:
         raise UserError(f"{path} holds {error}: the file is damaged, or another program's") from error
     except ForeignEmbeddingError as error:
         raise UserError(f"{path} holds {error}") from error
-    other = detect.detect_other_model(map(str, content if isinstance(content, dict) else ()), "base")
-    hint = f"it seems to be {other}" if other else "it holds no embedding vectors; training writes *_ti.ckpt"
-    raise UserError(f"{path} is not an embedding file: {hint}")
+    raise UserError(f"{path} is not an embedding file{_guess(content)}")
+
+
+def _guess(content: Any) -> str:
+    """Return what a file without embeddings that are known seems to be."""
+    keys = list(map(str, content)) if isinstance(content, dict) else []
+    if any(re.fullmatch(r"cond_stage_model\..*embedding_table", key) for key in keys) and len(keys) < _MAX_ENTRIES:
+        return " for SDXL: it seems to be mindone's for Stable Diffusion 1 or 2; train the embedding on SDXL"
+    if other := detect.detect_other_model(keys, "base"):
+        return f": it seems to be {other}"
+    return ": it holds no embedding vectors; training writes *_ti.ckpt"
 
 
 def _read_container(path: Path) -> tuple[Any, dict[str, Any]]:

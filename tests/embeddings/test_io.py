@@ -87,6 +87,14 @@ def test_mindones_rule_of_loading_takes_our_checkpoint(tmp_path: Path) -> None:
     assert embedding_io.load(tmp_path / "a_ti.ckpt").metadata == saved.metadata
 
 
+def test_mindones_embedding_for_stable_diffusion_is_named(tmp_path: Path) -> None:
+    name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.embedding_table"
+    entry = {"name": name, "data": Tensor(np.ones((2, 768), np.float32))}
+    ms.save_checkpoint([entry], str(tmp_path / "a.ckpt"), append_dict={"placeholder_token": "<a>", "num_vectors": 2})
+    with pytest.raises(UserError, match=r"not an embedding file for SDXL: it seems to be mindone's for Stable Diff"):
+        embedding_io.load_all(tmp_path / "a.ckpt")
+
+
 def test_checkpoints_whose_pooling_and_details_are_entries_load(tmp_path: Path) -> None:
     """Earlier versions of this toolkit wrote them so."""
     vectors = random_embedding().vectors

@@ -202,3 +202,14 @@ def test_inspect_names_what_is_not_used(embedding: Call, tmp_path: Path) -> None
     assert code == 0
     assert json.loads(out)["remarks"] == ["t5 (T5, of Stable Diffusion 3, Flux and others) not used"]
     assert "t5 (T5" in embedding("convert", "--source", path, "--target", tmp_path / "a.ckpt")[1]
+
+
+def test_an_embedding_of_one_text_encoder_converts_with_what_is_given(embedding: Call, tmp_path: Path) -> None:
+    source = tmp_path / "my-toy.safetensors"
+    save_file({"clip_g": random_vectors()["clip_g"]}, source, PUBLISHED)
+    for target in (tmp_path / "a_ti.ckpt", tmp_path / "b.safetensors"):
+        flags = ("--pooling", "argmax", "--placeholder_token", "<toy>")
+        assert embedding("convert", "--source", source, "--target", target, *flags)[0] == 0
+        (converted,) = embedding_io.load_all(target)
+        assert (converted.placeholder_token, converted.pooling, converted.metadata) == ("<toy>", "argmax", PUBLISHED)
+        assert list(converted.vectors) == ["clip_g"]

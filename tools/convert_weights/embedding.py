@@ -58,9 +58,9 @@ def main() -> None:
     else:
         named = zip(sources, rules, tokens or [None] * len(sources), strict=True)
         files = [_rename(_read(source, rule), token) for source, rule, token in named]
-        for source, file in zip(sources, files, strict=True):
-            embedding_io.log_remarks(file, source)
         if command == "merge":
+            for source, file in zip(sources, files, strict=True):
+                embedding_io.log_remarks(file, source)
             paths = embedding_io.write_file(merging.merge(files), target, flags["format"] or "diffusers", overwrite)
         else:
             paths = convert(files[0], sources[0], target, flags["format"], overwrite)
@@ -91,17 +91,22 @@ def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str 
     if format_ is None:
         raise UserError(f"{target} must end in {', '.join(embedding_io.SUFFIXES)}, which says what to write")
     if target.suffix not in embedding_io.SAVE_FORMATS or format_ != _DEFAULT_FORMATS[target.suffix]:
+        embedding_io.log_remarks(file, source)
         return embedding_io.write_file(file, target, format_, overwrite)
     # These two, the formats of training, need vectors that SDXL can use, and a placeholder token.
-    embedding, *others = embedding_io.to_embeddings(file, source)
-    if others:
+    embeddings = embedding_io.load_all(source)
+    if len(embeddings) > 1:
         raise UserError(f"{source} holds several embeddings; --format diffusers writes them to one file")
     embedding_io.check_not_existing([target], overwrite)
-    if len(embedding.vectors) < len(ENCODERS):
-        embedding_io.save(embedding, target)
-        return [target]
-    file = dataclasses.replace(file, vectors={embedding.placeholder_token: embedding.vectors})
-    return embedding_io.write_file(file, target, format_, overwrite)
+    ((token, vectors),) = file.vectors.items()
+    placeholder_token = token or embeddings[0].placeholder_token
+    if len(vectors) == len(ENCODERS):
+        file = dataclasses.replace(file, vectors={placeholder_token: embeddings[0].vectors})
+        return embedding_io.write_file(file, target, format_, overwrite)
+    pooling = file.token_metadata(token)["pooling"]
+    embedding = dataclasses.replace(embeddings[0], placeholder_token=placeholder_token, pooling=pooling)
+    embedding_io.save(embedding, target)
+    return [target]
 
 
 def mix(
