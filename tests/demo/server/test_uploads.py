@@ -84,7 +84,7 @@ def test_embedding_with_a_placeholder_token_keeps_it(tmp_path: Path) -> None:
 
 
 def test_rejected_embeddings_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for content in (b"x", image_bytes(), safetensors({"clip_l": vectors()["clip_l"]})):
+    for content in (b"x", image_bytes(), safetensors({"emb_params": vectors()["clip_l"]})):
         with pytest.raises(UserError) as caught:
             uploads.store_embedding(content, "a.safetensors", tmp_path)
         assert str(tmp_path) not in str(caught.value)
