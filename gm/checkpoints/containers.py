@@ -58,17 +58,20 @@ def write(
     tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str | int | float | bool] | None = None,
     progress: Callable[[int], None] = _no_progress,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write `tensors` to `path` atomically and one at a time, in the format of its suffix.
 
-    In a `.ckpt`, `metadata` becomes entries like those of `append_dict`, in a `.safetensors` strings. `progress` is
-    called with the bytes of each tensor. Raises UserError for another suffix, and as `atomic_io.atomic_write` does.
+    In a `.ckpt`, `metadata` becomes entries like those of `append_dict`, in a `.safetensors` strings. `notes` are
+    strings as well, which MindSpore does not see in a `.ckpt`. `progress` is called with the bytes of each tensor.
+    Raises UserError for another suffix, and as `atomic_io.atomic_write` does.
     """
     path = Path(path)
     metadata = metadata or {}
     if path.suffix in (".safetensors", ".pti"):
+        metadata = {**metadata, **(notes or {})}
         safetensors_io.write(path, tensors, {key: str(value) for key, value in metadata.items()}, progress)
     elif path.suffix == ".ckpt":
-        mindspore_format.write(path, tensors, metadata, progress)
+        mindspore_format.write(path, tensors, metadata, progress, notes)
     else:
         raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}, which says what to write")

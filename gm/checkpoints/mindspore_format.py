@@ -9,10 +9,14 @@ The format consists of the messages in mindspore/train/checkpoint_pb2.py:
 with the conventions of mindspore/train/serialization.py: a large tensor is spread over consecutive Values of one tag,
 each with the dims of the whole; a scalar has no dims, in older files dims [0]; a string is UTF-32 of type "str" with
 dims [0]; a checksum may follow the message.
+
+Programs that load a checkpoint may take every entry for a parameter. What is not for them is in a field that the
+messages do not define, which protobuf skips: `Checkpoint { bytes notes = 15; }`, JSON of strings by key.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +29,7 @@ from gm.checkpoints.protobuf_wire import Span, encode_bytes, encode_integer, enc
 from gm.errors import DamagedFileError, UserError, shorten
 from gm.runtime import atomic_io
 
-_VALUE = 1  # field numbers
+_VALUE, _NOTES = 1, 15  # field numbers
 _TAG, _TENSOR = 1, 2
 _DIMS, _TYPE, _CONTENT = 1, 2, 3
 _NUMPY_DTYPES = {
@@ -45,7 +49,7 @@ Entry = tuple[str, tuple[int, ...], str, list[Span]]  # tag, dims, type, spans o
 
 
 def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """Return the tensors by key, in the order of the file, and the appended strings.
+    """Return the tensors by key, in the order of the file, and the appended strings and notes.
 
     Raises UserError for a file that is cut off or damaged, and for a tensor of an unsupported type.
     """
@@ -62,10 +66,11 @@ def write(
     tensors: Mapping[str, LazyTensor],
     appended: Mapping[str, str | int | float | bool],
     progress: Callable[[int], None],
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write `tensors` one at a time, then `appended` as `mindspore.save_checkpoint` writes its `append_dict`.
 
-    `progress` is called with the bytes of each tensor.
+    MindSpore does not see the `notes`. `progress` is called with the bytes of each tensor.
     """
     with atomic_io.atomic_write(path) as temporary, temporary.open("wb") as file:
         for key, tensor in tensors.items():
@@ -76,6 +81,8 @@ def write(
             progress(tensor.size)
         for key, value in appended.items():
             file.writelines(_encode_appended(key, value))
+        if notes:
+            file.write(encode_bytes(_NOTES, json.dumps(dict(notes), ensure_ascii=False).encode()))
 
 
 def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
@@ -84,7 +91,7 @@ def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
         end -= _CHECKSUM_LENGTH
     tensors: dict[str, LazyTensor] = {}
     strings: dict[str, str] = {}
-    for key, dims, type_, spans in _read_entries(file.data, end):
+    for key, dims, type_, spans in _read_entries(file.data, end, strings):
         if key in tensors or key in strings:
             raise DamagedFileError(f"{key!r} occurs twice")
         if type_ == "str":
@@ -102,10 +109,13 @@ def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     return tensors, strings
 
 
-def _read_entries(data: mmap.mmap, end: int) -> Iterator[Entry]:
-    """Yield the entries, with consecutive Values of one tag as one."""
+def _read_entries(data: mmap.mmap, end: int, notes: dict[str, str]) -> Iterator[Entry]:
+    """Yield the entries, with consecutive Values of one tag as one, and put the notes into `notes`."""
     previous: Entry | None = None
     for number, span in protobuf_wire.read_fields(data, (0, end), _MAX_VALUES):
+        if number == _NOTES and isinstance(span, tuple):
+            notes |= _read_notes(data, span)
+            continue
         if number != _VALUE or not isinstance(span, tuple):
             raise DamagedFileError(f"a field {number} in place of a tensor")
         entry = _read_entry(data, span)
@@ -117,6 +127,16 @@ def _read_entries(data: mmap.mmap, end: int) -> Iterator[Entry]:
         previous = entry
     if previous is not None:
         yield previous
+
+
+def _read_notes(data: mmap.mmap, span: Span) -> dict[str, str]:
+    try:
+        notes = json.loads(protobuf_wire.read_text(data, span))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"notes that are not JSON ({shorten(error)})") from error
+    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+        raise DamagedFileError("notes that are not strings by key")
+    return notes
 
 
 def _read_entry(data: mmap.mmap, span: Span) -> Entry:

@@ -2,7 +2,7 @@
 
 A pickle is a program for a stack machine that can call any function of Python by its name. This machine knows the
 opcodes of plain values and a short list of globals, none of which it calls: it records the tensors that PyTorch would
-rebuild, and refuses every other name. Facts are from Lib/pickletools.py and torch/_utils.py.
+rebuild, and refuses every other name. Facts are from Lib/pickletools.py.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gm.checkpoints.pickled_objects import (
+    STORAGE_DTYPES,
+    Dtype,
+    Module,
+    Storage,
+    TensorRecord,
+    UnsafePickleError,
+    byte_order,
+    find_global,
+    persistent_load,
+    rebuild,
+)
 from gm.errors import DamagedFileError
 
-STORAGE_DTYPES = {
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "DoubleStorage": "float64",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
+__all__ = ["STORAGE_DTYPES", "Storage", "TensorRecord", "UnsafePickleError", "load"]
+
 _MAX_OPCODES = 20_000  # an embedding file has some hundreds
-_MAX_DIMENSIONS = 8
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -43,53 +44,6 @@ _NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FL
 _BYTES = {"STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 _TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _LITERALS = _NUMBERS | _BYTES | _TEXTS
-_ALLOWED_GLOBALS = {
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-    "torch.nn.modules.container.ParameterDict",
-    "torch.Size",
-    "torch.device",
-    "collections.OrderedDict",
-    "builtins.set",
-    "__builtin__.set",
-    *(f"torch.{storage}" for storage in STORAGE_DTYPES),
-}
-
-
-class UnsafePickleError(Exception):
-    """The pickle asks for a global or an opcode that no tensor needs; the text names it."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Storage of tensor values: its key in the file, dtype and number of values."""
-
-    key: str
-    dtype: str
-    count: int
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """Tensor to rebuild; offset and strides count values of its storage."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Global:
-    """Function or class that the pickle names."""
-
-    name: str
-
-
-class _Module(dict):
-    """Object whose state are the items of the dict."""
 
 
 def load(stream: io.BytesIO) -> Any:
@@ -173,19 +127,21 @@ class _Machine:
         stack = self.stack
         match name:
             case "GLOBAL":
-                stack.append(_find_global(*argument.split(" ", 1)))
+                stack.append(find_global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 attribute = stack.pop()
-                stack.append(_find_global(stack.pop(), attribute))
+                stack.append(find_global(stack.pop(), attribute))
             case "BINPERSID":
-                stack.append(_persistent_load(stack.pop()))
+                stack.append(persistent_load(stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
-                stack.append(_rebuild(stack.pop(), arguments))
+                stack.append(rebuild(stack.pop(), arguments))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], _Module) and isinstance(state, dict):
+                if isinstance(stack[-1], Module) and isinstance(state, dict):
                     stack[-1].update(state)
+                elif isinstance(stack[-1], Dtype):
+                    stack[-1].byte_order = byte_order(state)
             case _:
                 raise UnsafePickleError(f"the opcode {name}")
 
@@ -209,46 +165,3 @@ class _Machine:
             if not isinstance(key, str | int | bytes):  # hashing nested tuples takes exponential time
                 raise DamagedFileError("a key that is neither a string nor a number")
             self.stack[-1][key] = value
-
-
-def _find_global(module: Any, attribute: Any) -> _Global:
-    name = f"{module}.{attribute}"
-    if name not in _ALLOWED_GLOBALS:
-        raise UnsafePickleError(name)
-    return _Global(name)
-
-
-def _rebuild(function: Any, arguments: Any) -> Any:
-    """Return what calling `function`, a global, would return."""
-    if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-        raise DamagedFileError("a call of something that is not a function")
-    match function.name:
-        case "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor":
-            storage, offset, shape, strides = arguments[:4]
-            if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
-                raise DamagedFileError("a tensor of impossible shape")
-            if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
-                raise DamagedFileError("a tensor of impossible shape")
-            return TensorRecord(storage, offset, tuple(shape), tuple(strides))
-        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state":
-            return arguments[0]
-        case "torch.nn.modules.container.ParameterDict":
-            return _Module()
-        case "collections.OrderedDict" if not arguments:
-            return {}
-        case "builtins.set" | "__builtin__.set" | "torch.Size" | "torch.device":
-            return None  # unused, and nested copies would fill the memory
-    raise UnsafePickleError(function.name)
-
-
-def _persistent_load(identifier: Any) -> Storage | _Global:
-    """Return the storage that a persistent id describes: ("storage", type, key, device, number of values).
-
-    Files before PyTorch 1.6 also name a module's class so, with its source: ("module", class, file, source).
-    """
-    match identifier:
-        case ("module", _Global() as class_, _, _):
-            return class_
-        case ("storage", _Global() as type_, str() as key, _, int() as count, *_) if count >= 0:
-            return Storage(key, STORAGE_DTYPES[type_.name.removeprefix("torch.")], count)
-    raise DamagedFileError("a storage without name and size")

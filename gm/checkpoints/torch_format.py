@@ -32,9 +32,12 @@ def is_torch_file(path: str | Path) -> bool:
     """Return whether the file at `path` begins as PyTorch's files do."""
     try:
         with Path(path).open("rb") as file:
-            return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+            header = file.read(9)
     except OSError:
         return False
+    # A safetensors file begins with the length of its header, such as 640, which are the bytes 80 02.
+    is_safetensors = header[4:] == b"\0\0\0\0{"
+    return not is_safetensors and header[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def read(path: str | Path) -> Any:
@@ -121,7 +124,10 @@ def _to_lazy_tensors(tree: Any, path: Path, read_storage: Callable[[Storage], by
 
 
 def _map_tensors(tree: Any, function: Callable[[TensorRecord], Any]) -> Any:
-    """Return the dicts in `tree`, nested ones too, with `function` applied to every tensor; other values are plain."""
+    """Return the dicts and lists in `tree`, nested ones too, with `function` applied to every tensor.
+
+    Other values are plain ones; what is none of these becomes None.
+    """
     remaining = _MAX_VALUES  # a dict may contain itself, or another one many times
 
     def apply(value: Any) -> Any:
@@ -133,6 +139,8 @@ def _map_tensors(tree: Any, function: Callable[[TensorRecord], Any]) -> Any:
             return function(value)
         if isinstance(value, dict):
             return {key: apply(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [apply(item) for item in value]
         return value if isinstance(value, str | int | float | bool) else None
 
     return apply(tree)

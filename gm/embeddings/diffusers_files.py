@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gm.embeddings.formats import ENCODERS, EncoderVectors
+from gm.embeddings import cog_files
+from gm.embeddings.encoders import ENCODERS, EncoderVectors
 from gm.errors import UserError, shorten
 
 IDENTIFIER = "token_identifier.txt"
@@ -25,6 +26,8 @@ def find_files(path: Path) -> list[Path]:
     """Return the files that belong together: of a folder the last ones, of one of the files all, else `path` alone."""
     if path.is_dir():
         names = [(_step(p), p) for p in path.iterdir() if (m := _FILE_NAME.fullmatch(p.name)) and not m[2]]
+        if not names and (path / cog_files.EMBEDDINGS).is_file():
+            return [path / cog_files.EMBEDDINGS]
         if not names:
             raise UserError(f"{path} is a folder without learned_embeds.safetensors; give an embedding file")
         path = max(names)[1]

@@ -14,14 +14,16 @@ from gm.config.model import ModelConfig
 from gm.errors import UserError
 from gm.text.tokenizer import Tokenizer
 
+UNKNOWN_POOLING = "unknown"  # of an embedding whose file does not say with which pooling rule it was trained
+
 
 @dataclass(frozen=True)
 class Embedding:
     """The trained vectors of one placeholder token.
 
-    vectors: float32 [num_vectors, width] by text encoder, "clip_l" and "clip_g"; pooling: the rule of the pooled text
-    vector that they were trained with; metadata: JSON values stored in the file (base model, step, seed, training
-    options)
+    vectors: float32 [num_vectors, width] by text encoder, "clip_l" and "clip_g", or one of them; pooling: the rule of
+    the pooled text vector that they were trained with, or `UNKNOWN_POOLING`; metadata: JSON values stored in the file
+    (base model, step, seed, training options, entries of other programs)
     """
 
     placeholder_token: str
@@ -70,7 +72,7 @@ def file_name(path: str) -> str:
 def check_dims(embedding: Embedding, config: ModelConfig) -> None:
     """Raise UserError if the embedding's vectors do not fit the model's text encoders."""
     dims = {name: encoder.width for name, encoder in config.text_encoders.items()}
-    if embedding.dims != dims:
+    if any(dims.get(name) != width for name, width in embedding.dims.items()):
         widths = " and ".join(map(str, embedding.dims.values()))
         model_widths = " and ".join(map(str, dims.values()))
         file = f" in {embedding.source}" if embedding.source else ""
@@ -81,7 +83,7 @@ def check_dims(embedding: Embedding, config: ModelConfig) -> None:
 
 
 def combine(embeddings: Sequence[Embedding], config: ModelConfig) -> LoadedEmbeddings:
-    """Combine any number of embeddings.
+    """Combine any number of embeddings; a text encoder without vectors gets zeros in their place.
 
     Raises UserError if one does not fit the model, or two have the same placeholder token; the message names the files.
     """
@@ -96,7 +98,11 @@ def combine(embeddings: Sequence[Embedding], config: ModelConfig) -> LoadedEmbed
     for name, encoder in config.text_encoders.items():
         # Without embeddings there is one vector that no id selects, because MindSpore has no empty tensors.
         unused = np.zeros((1, encoder.width), np.float32)
-        vectors[name] = np.concatenate([embedding.vectors[name] for embedding in embeddings] or [unused])
+        arrays = [
+            embedding.vectors.get(name, np.zeros((embedding.num_vectors, encoder.width), np.float32))
+            for embedding in embeddings
+        ]
+        vectors[name] = np.concatenate(arrays or [unused])
     return LoadedEmbeddings(tokenizer, vectors)
 
 

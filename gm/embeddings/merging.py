@@ -35,7 +35,7 @@ def merge(files: Mapping[str, EmbeddingFile]) -> EmbeddingFile:
                     "--placeholder_token, one for each --source"
                 )
             vectors[token] = embedding
-            metadata[token] = file.token_metadata(token)
+            metadata[token] = file.metadata_entry(token)
             sources[token] = path
     return EmbeddingFile(next(iter(files.values())).format, vectors, merge_metadata(metadata))
 
@@ -72,7 +72,7 @@ def _check_compatible(first: Embedding, other: Embedding) -> None:
     if other.pooling != first.pooling:
         raise UserError(
             f"{tokens} were trained with the pooling rules {first.pooling} and {other.pooling}; only embeddings of "
-            "one rule can be mixed"
+            "one rule can be mixed; --pooling gives the rule where a file does not say it"
         )
 
 

@@ -120,6 +120,8 @@ def _is_path(key: str, value: Any, depth: int) -> bool:
         return any(_is_path(key, item, depth - 1) for item in value)
     if not isinstance(value, str):
         return False
+    if key.startswith("modelspec."):  # architectures and addresses hold slashes, too
+        return value.startswith(("/", "~", ".")) or "\\" in value
     if _PROMPT_OPTIONS.fullmatch(key):
         return value.endswith(".txt")  # a prompt file
     return bool(_PATH_OPTIONS.fullmatch(key)) or "/" in value or "\\" in value

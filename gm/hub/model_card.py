@@ -105,7 +105,7 @@ def _diffusers(publication: Publication) -> list[str]:
 
 def _command(publication: Publication) -> str:
     pooling = publication.embedding.pooling
-    flag = "" if pooling == "end_of_text" else f" --pooling {pooling}"
+    flag = " --pooling argmax" if pooling == "argmax" else ""  # the default otherwise, also if it is unknown
     return (
         "python demo/sampling_without_streamlit.py --textual_inversion_weight embedding \\\n"
         f"    --prompt {shlex.quote(publication.instance_prompt)}{flag}"

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from gm.embeddings.embedding import Embedding
+from gm.embeddings.embedding import UNKNOWN_POOLING, Embedding
 from gm.errors import UserError
 from gm.text.prompt_parser import PromptSchedule
 from gm.text.tokenizer import Tokenizer
@@ -38,7 +38,14 @@ def check(
             if not literal:
                 _check_not_called_by_file_name(concept, prompts)
             log.warning("no prompt uses %s", token)
-        if concept.pooling != pooling:
+        if concept.pooling == UNKNOWN_POOLING:
+            log.warning(
+                "the file of %s does not say with which --pooling it was trained: OneTrainer, invoke-training and "
+                "diffusers train with argmax, kohya with end_of_text; %s is used",
+                token,
+                pooling,
+            )
+        elif concept.pooling != pooling:
             log.warning(
                 "%s was trained with --pooling %s, but %s is used; give --pooling %s",
                 token,

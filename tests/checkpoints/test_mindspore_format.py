@@ -41,6 +41,22 @@ def test_our_checkpoint_equals_mindspores_to_the_byte(tmp_path: Path) -> None:
     assert (tmp_path / "ours.ckpt").read_bytes() == (tmp_path / "theirs.ckpt").read_bytes()
 
 
+def test_mindspore_does_not_see_notes(tmp_path: Path) -> None:
+    notes = {"pooling": "argmax", "wörter": "a\nb", "empty": ""}
+    containers.write(tmp_path / "a.ckpt", lazy(mixed()), APPENDED, notes=notes)
+    assert list(ms.load_checkpoint(str(tmp_path / "a.ckpt"))) == [*mixed(), *APPENDED]
+    assert containers.read(tmp_path / "a.ckpt").metadata == {"word": "<cät-toy>", "empty": ""} | notes
+
+
+@pytest.mark.parametrize("notes", [b"{", b"[1]", b'{"a": 1}', b"\xff", b"[" * 100_000])
+def test_damaged_notes_are_refused(tmp_path: Path, notes: bytes) -> None:
+    containers.write(tmp_path / "a.ckpt", lazy(mixed()))
+    with (tmp_path / "a.ckpt").open("ab") as file:
+        file.write(encode_bytes(15, notes))
+    with pytest.raises(UserError, match="is not a complete MindSpore checkpoint"):
+        containers.read(tmp_path / "a.ckpt")
+
+
 def test_mindspore_reads_our_checkpoint(tmp_path: Path) -> None:
     transposed = np.arange(12, dtype=np.float32).reshape(3, 4).T
     tensors = mixed() | {"t": transposed}

@@ -48,6 +48,67 @@ def various_tensors() -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])  # of NumPy 1 and 2
+def test_scalars_of_numpy_and_what_else_says_nothing_are_read(tmp_path: Path, module: str, protocol: int) -> None:
+    numbers = {
+        "int64": np.int64(-7),
+        "uint8": np.uint8(200),
+        "float16": np.float16(0.5),
+        "float64": np.float64(1e300),
+        "big endian": np.array([499], ">i4")[0],
+        "bool": np.bool_(True),
+        "str": np.str_("wört"),
+    }
+    stream = io.BytesIO()
+    torch.save({**numbers, "list": [1, (2.5, "a")], "dtype": torch.float16}, stream, pickle_protocol=protocol)
+    named = {b"\x8c\x15numpy.core.multiarray": b"\x8c" + bytes([len(module)]) + module.encode()}  # in protocol 4
+    named[b"numpy.core.multiarray"] = module.encode()
+    content = rewrite_pickle(stream, named)
+    (tmp_path / "a.pt").write_bytes(content)
+    loaded = torch_format.read(tmp_path / "a.pt")
+    expected = {key: value.item() for key, value in numbers.items()}
+    assert loaded == {**expected, "list": [1, [2.5, "a"]], "dtype": None}
+    assert {key: type(loaded[key]) for key in expected} == {key: type(value) for key, value in expected.items()}
+
+
+def rewrite_pickle(stream: io.BytesIO, changes: dict[bytes, bytes]) -> bytes:
+    """Return the zip archive in `stream` with the first of `changes` that its pickle contains made in it."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(stream) as source, zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            data = source.read(name)
+            old = next((each for each in changes if name.endswith("data.pkl") and each in data), b"")
+            archive.writestr(name, data.replace(old, changes[old]) if old else data)
+    return target.getvalue()
+
+
+def test_a_tensor_with_attributes_is_read(tmp_path: Path) -> None:
+    tensor = torch.ones(2, 3)
+    tensor.note = "mine"
+    torch.save({"a": tensor}, tmp_path / "a.pt")
+    assert np.array_equal(torch_format.read(tmp_path / "a.pt")["a"].read(), np.ones((2, 3)))
+
+
+def test_a_safetensors_file_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> None:
+    from gm.checkpoints import containers
+    from gm.checkpoints.lazy_tensor import in_memory
+
+    header = {"a": in_memory(np.ones((2, 3), np.float32))}
+    path = tmp_path / "a.safetensors"
+    for length in (640, 896, 19280):  # 80 02, 80 03, and the PK of zip archives
+        padding = length
+        while True:
+            containers.write(path, header, {"x": "y" * padding})
+            found = int.from_bytes(path.read_bytes()[:8], "little")
+            if found <= length:
+                break
+            padding -= found - length
+        assert found == length
+        assert not torch_format.is_torch_file(path)
+        assert np.array_equal(containers.read(path).tensors["a"].read(), np.ones((2, 3)))
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
 def test_files_of_pytorch_are_read(tmp_path: Path, archive: bool, protocol: int) -> None:

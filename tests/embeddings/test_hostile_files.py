@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from gm.config import POOLING_RULES
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding
+from gm.embeddings.embedding import UNKNOWN_POOLING, Embedding
 from gm.embeddings.io import EmbeddingFile
 from gm.errors import UserError
 from tests.checkpoints.files import little_memory, mutations, replace_file
@@ -69,10 +69,10 @@ def assert_well_formed(embedding: Embedding) -> None:
     """Assert that an embedding has what its users rely on."""
     assert isinstance(embedding.placeholder_token, str)
     assert embedding.placeholder_token
-    assert list(embedding.vectors) == ["clip_l", "clip_g"]
+    assert list(embedding.vectors) in (["clip_l", "clip_g"], ["clip_l"], ["clip_g"])
     assert all(array.ndim == 2 and array.dtype == np.float32 for array in embedding.vectors.values())
     assert all(len(array) == embedding.num_vectors > 0 for array in embedding.vectors.values())
-    assert embedding.pooling in POOLING_RULES
+    assert embedding.pooling in (*POOLING_RULES, UNKNOWN_POOLING)
     assert isinstance(embedding.metadata, dict)
 
 

@@ -52,7 +52,7 @@ def test_a_file_without_a_placeholder_token_is_named_after_the_file(
     safetensors.numpy.save_file(tensors, path)
     with caplog.at_level("INFO", "gm"):
         loaded = embedding_io.load(path)
-    assert (loaded.placeholder_token, loaded.num_vectors, loaded.pooling) == (token, 2, "end_of_text")
+    assert (loaded.placeholder_token, loaded.num_vectors, loaded.pooling) == (token, 2, "unknown")
     assert (loaded.source, loaded.name) == (str(path), name)
     np.testing.assert_allclose(loaded.vectors["clip_l"], saved.vectors["clip_l"], rtol=1e-3)
     assert (f"{path}: {name!r} cannot be a placeholder token; write {token} in prompts" in caplog.text) == (
@@ -97,6 +97,47 @@ def test_mindspore_loads_the_checkpoint_as_mindone_does(tmp_path: Path) -> None:
     assert entries["placeholder_token"] == "<toy>"
     assert int(entries["num_vectors"]) == 2
     assert np.array_equal(entries[CLIP_G_TABLE].asnumpy(), saved.vectors["clip_g"])
+
+
+def test_mindones_rule_of_loading_takes_our_checkpoint(tmp_path: Path) -> None:
+    """Its manager takes every entry but two for a token table, and copies its rows to the end of the network's.
+
+    The rule is that of `TextualInversionManager.load_checkpoint_textual_inversion` and
+    `load_textual_inversion_params_into_network` (mindone, gm/modules/textual_inversion/manager.py).
+    """
+    saved = random_embedding()
+    embedding_io.save(saved, tmp_path / "a_ti.ckpt")
+    tables = {CLIP_L_TABLE: np.zeros((6, 16), np.float32), CLIP_G_TABLE: np.zeros((6, 24), np.float32)}
+    entries = ms.load_checkpoint(str(tmp_path / "a_ti.ckpt"))
+    num_vectors, placeholder_token = int(entries.pop("num_vectors").value()), entries.pop("placeholder_token")
+    for name, parameter in entries.items():
+        rows = parameter.value().asnumpy()  # a string has no value
+        tables[name] = np.concatenate([tables[name][: -len(rows)], rows])
+    assert (num_vectors, placeholder_token) == (2, "<toy>")
+    for name, encoder in ((CLIP_L_TABLE, "clip_l"), (CLIP_G_TABLE, "clip_g")):
+        assert np.array_equal(tables[name][4:], saved.vectors[encoder])
+        assert not tables[name][:4].any()
+    assert embedding_io.load(tmp_path / "a_ti.ckpt").metadata == saved.metadata
+
+
+def test_mindones_embedding_for_stable_diffusion_is_named(tmp_path: Path) -> None:
+    name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.embedding_table"
+    entry = {"name": name, "data": Tensor(np.ones((2, 768), np.float32))}
+    ms.save_checkpoint([entry], str(tmp_path / "a.ckpt"), append_dict={"placeholder_token": "<a>", "num_vectors": 2})
+    with pytest.raises(UserError, match=r"not an embedding file for SDXL: it seems to be mindone's for Stable Diff"):
+        embedding_io.load_all(tmp_path / "a.ckpt")
+
+
+def test_checkpoints_whose_pooling_and_details_are_entries_load(tmp_path: Path) -> None:
+    """Earlier versions of this toolkit wrote them so."""
+    vectors = random_embedding().vectors
+    entries = [
+        {"name": key, "data": Tensor(vectors[e])} for key, e in ((CLIP_L_TABLE, "clip_l"), (CLIP_G_TABLE, "clip_g"))
+    ]
+    appended = {"placeholder_token": "<toy>", "num_vectors": 2, "pooling": "end_of_text", "details": '{"step": 7}'}
+    ms.save_checkpoint(entries, str(tmp_path / "a.ckpt"), append_dict=appended)
+    loaded = embedding_io.load(tmp_path / "a.ckpt")
+    assert (loaded.pooling, loaded.metadata) == ("end_of_text", {"step": 7})
 
 
 def test_a_checkpoint_of_mindone_loads_and_is_pooled_at_the_placeholder_token(tmp_path: Path) -> None:

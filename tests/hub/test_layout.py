@@ -196,3 +196,13 @@ def test_a_folder_of_the_concepts_library_loads(tmp_path: Path, suffix: str, as_
     save_file({name: values.numpy() for name, values in tensors.items()}, tmp_path / "learned_embeds.safetensors")
     with pytest.raises(UserError, match=r"token_identifier\.txt does not hold a placeholder token"):
         embedding_io.load(tmp_path)
+
+
+def test_what_other_programs_say_of_an_embedding_is_published(embedding_path: Path, tmp_path: Path) -> None:
+    said = {"modelspec.author": "me", "modelspec.license": "CC0-1.0", "modelspec.architecture": "a/textual-inversion"}
+    save_embedding(embedding_path, metadata={**said, "modelspec.title": "/home/ann/secret.safetensors", "step": 7})
+    layout.write(export.prepare(embedding_path), tmp_path / "out")
+    for name in ("learned_embeds.safetensors", "cat-toy.safetensors"):
+        metadata = embedding_io.read_file(tmp_path / "out" / name).metadata
+        assert said.items() <= metadata.items()
+        assert "modelspec.title" not in metadata

@@ -254,3 +254,12 @@ def test_mistakes_are_found_before_the_weights_are_read(
     with pytest.raises(UserError, match=message):
         job(workshop, tmp_path, **placed(sampling, tmp_path))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_embedding_of_unknown_pooling_is_said_once(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedding_io.save(dataclasses.replace(toy(token="<other>"), pooling="unknown"), tmp_path / "o.safetensors")
+    job(workshop, tmp_path, textual_inversion_weight=[str(tmp_path / "o.safetensors")], prompt="a <other>")
+    assert caplog.text.count("the file of <other> does not say with which --pooling it was trained") == 1
+    assert "trained with --pooling unknown" not in caplog.text

@@ -10,7 +10,6 @@ python tools/convert_weights/embedding.py mix --source cat_ti.ckpt dog_ti.ckpt -
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from gm.checkpoints import containers, key_mapping
-from gm.config import cli
+from gm.config import POOLING_RULES, cli
 from gm.embeddings import io as embedding_io
 from gm.embeddings import merging, names
-from gm.embeddings.embedding import file_name, safe_filename
-from gm.embeddings.formats import FORMATS, EncoderVectors, MindoneFormat
+from gm.embeddings.embedding import UNKNOWN_POOLING, file_name, safe_filename
+from gm.embeddings.formats import ENCODERS, FORMATS, EncoderVectors, MindoneFormat
 from gm.embeddings.io import EmbeddingFile
 from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
@@ -42,21 +41,27 @@ def main() -> None:
         raise UserError(f"{command} takes one --source; merge and mix take several")
     if len(tokens) not in (0, 1 if command == "mix" else len(sources)):
         raise UserError("give as many --placeholder_token as there are --source, or for mix one")
+    rules = flags["pooling"] or [None]
+    if len(rules) not in (1, len(sources)):
+        raise UserError("give one --pooling for all --source, or as many as there are --source")
+    rules = rules if len(rules) == len(sources) else rules * len(sources)
     if command == "inspect":
         tables = _read_token_tables(flags["weight"]) if flags["weight"] else None
-        file = _rename(embedding_io.read_file(sources[0]), tokens[0] if tokens else None)
+        file = _rename(_read(sources[0], rules[0]), tokens[0] if tokens else None)
         print(json.dumps(describe(file, tables), indent=2, ensure_ascii=False))
         return
     if not flags["target"]:
         raise UserError("--target is missing; --help lists the flags")
     target, overwrite = Path(flags["target"]), flags["overwrite"] == "true"
     if command == "mix":
-        paths = mix(sources, flags["weights"], tokens, target, overwrite)
-    elif command == "merge":
-        paths = merge(sources, tokens, target, flags["format"], overwrite)
+        paths = mix(sources, flags["weights"], tokens, rules, target, overwrite)
     else:
-        file = _rename(embedding_io.read_file(sources[0]), tokens[0] if tokens else None)
-        paths = convert(file, sources[0], target, flags["format"], overwrite)
+        named = zip(sources, rules, tokens or [None] * len(sources), strict=True)
+        files = [_rename(_read(source, rule), token) for source, rule, token in named]
+        if command == "merge":
+            paths = merge(sources, files, target, flags["format"], overwrite)
+        else:
+            paths = convert(files[0], sources[0], target, flags["format"], overwrite)
     for path in paths:
         print(f"wrote {path}")
 
@@ -64,12 +69,14 @@ def main() -> None:
 def describe(file: EmbeddingFile, tables: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Return the contents of an embedding file for JSON; with token `tables` by encoder also the nearest tokens."""
     rules = {token or "": file.token_metadata(token)["pooling"] for token in file.vectors}
+    remarks = {"remarks": list(file.remarks)} if file.remarks else {}
     return {
         "format": file.format,
-        "program": FORMATS[file.format].program,
+        "program": file.program or FORMATS[file.format].program,
         "pooling": rules if len(set(rules.values())) > 1 else next(iter(rules.values())),
         "embeddings": {token or "": _describe_vectors(vectors, tables) for token, vectors in file.vectors.items()},
         "metadata": {key: _parse_json(value) for key, value in file.metadata.items()},
+        **remarks,
     }
 
 
@@ -84,20 +91,28 @@ def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str 
     if format_ is None:
         raise UserError(f"{target} must end in {', '.join(embedding_io.SUFFIXES)}, which says what to write")
     if target.suffix not in embedding_io.SAVE_FORMATS or format_ != _DEFAULT_FORMATS[target.suffix]:
+        embedding_io.log_remarks(file, source)
         return embedding_io.write_file(file, target, format_, overwrite)
-    # These two, the formats of training, need every text encoder, a placeholder token and finite vectors.
-    embedding = embedding_io.load(source)
+    # These two, the formats of training, need vectors that SDXL can use, and a placeholder token.
+    embeddings = embedding_io.load_all(source)
+    if len(embeddings) > 1:
+        raise UserError(f"{source} holds several embeddings; --format diffusers writes them to one file")
     embedding_io.check_not_existing([target], overwrite)
-    (token,) = file.vectors
-    placeholder_token = token or embedding.placeholder_token
-    embedding_io.save(dataclasses.replace(embedding, placeholder_token=placeholder_token), target)
+    ((token, vectors),) = file.vectors.items()
+    placeholder_token = token or embeddings[0].placeholder_token
+    if len(vectors) == len(ENCODERS):
+        file = dataclasses.replace(file, vectors={placeholder_token: embeddings[0].vectors})
+        return embedding_io.write_file(file, target, format_, overwrite)
+    pooling = file.token_metadata(token)["pooling"]
+    embedding = dataclasses.replace(embeddings[0], placeholder_token=placeholder_token, pooling=pooling)
+    embedding_io.save(embedding, target)
     return [target]
 
 
 def merge(
-    sources: Sequence[str], tokens: Sequence[str], target: Path, format_: str | None, overwrite: bool
+    sources: Sequence[str], contents: Sequence[EmbeddingFile], target: Path, format_: str | None, overwrite: bool
 ) -> list[Path]:
-    """Write the embeddings in `sources` under `tokens`, or under their own; return the paths.
+    """Write the embeddings of several files, the `contents` of `sources`; return the paths.
 
     Without `format_` each gets a file of its own, since no program of SDXL reads several from one file: in the folder
     `target`, or beside each other under its name and suffix. Raises UserError for two equal placeholder tokens, and for
@@ -105,8 +120,9 @@ def merge(
     """
     if len(set(sources)) < len(sources):
         raise UserError("--source has a file twice; give each file once")
-    pairs = itertools.zip_longest(sources, tokens)
-    files = {source: _name(_rename(embedding_io.read_file(source), token), source) for source, token in pairs}
+    files = {source: _name(file, source) for source, file in zip(sources, contents, strict=True)}
+    for source, file in files.items():
+        embedding_io.log_remarks(file, source)
     merged = merging.merge(files)
     if format_:
         paths = embedding_io.write_file(merged, target, format_, overwrite)
@@ -129,10 +145,19 @@ def merge(
 
 
 def mix(
-    sources: Sequence[str], weights: Sequence[float] | None, tokens: Sequence[str], target: Path, overwrite: bool
+    sources: Sequence[str],
+    weights: Sequence[float] | None,
+    tokens: Sequence[str],
+    rules: Sequence[str | None],
+    target: Path,
+    overwrite: bool,
 ) -> list[Path]:
     """Write the weighted sum of the embeddings in `sources` (default: their mean); return the path."""
     embeddings = [embedding_io.load(source) for source in sources]
+    embeddings = [
+        dataclasses.replace(embedding, pooling=rule or embedding.pooling)
+        for embedding, rule in zip(embeddings, rules, strict=True)
+    ]
     embedding_io.check_not_existing([target], overwrite)
     weights = weights or [1 / len(embeddings)] * len(embeddings)
     token = tokens[0] if tokens else embeddings[0].placeholder_token
@@ -166,7 +191,7 @@ def _describe_vectors(vectors: EncoderVectors, tables: Mapping[str, np.ndarray] 
     for encoder, array in vectors.items():
         norms = [round(float(norm), 4) for norm in np.linalg.norm(array, axis=1)]
         description[encoder] = {"vectors": len(array), "width": array.shape[1], "norms": norms}
-        if tables:
+        if tables and encoder in tables:
             nearest = nearest_tokens(array, tables[encoder], _NEAREST_COUNT)
             description[encoder]["nearest"] = [[f"{token} {cosine:.2f}" for token, cosine in each] for each in nearest]
     return description
@@ -189,6 +214,18 @@ def _parse_json(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
     except ValueError:
         return value
+
+
+def _read(source: str, rule: str | None) -> EmbeddingFile:
+    """Return the embedding file `source`, with the pooling rule that is given."""
+    file = embedding_io.read_file(source)
+    if rule is None:
+        return file
+    for token in file.vectors:
+        known = file.token_metadata(token)["pooling"]
+        if known not in (rule, UNKNOWN_POOLING):
+            log.warning("%s was trained with --pooling %s; the given %s is taken", source, known, rule)
+    return file.with_pooling(rule)
 
 
 def _rename(file: EmbeddingFile, token: str | None) -> EmbeddingFile:
@@ -226,6 +263,12 @@ def _parse_flags() -> dict[str, Any]:
     )
     parser.add_argument(
         "--placeholder_token", nargs="+", help="placeholder token to write, one for each --source (default: the file's)"
+    )
+    parser.add_argument(
+        "--pooling",
+        nargs="+",
+        choices=POOLING_RULES,
+        help="pooling rule of training, one for all --source or one each, for files that do not record it",
     )
     parser.add_argument("--weights", nargs="+", type=float, help="weight of each --source in mix (default: their mean)")
     parser.add_argument(

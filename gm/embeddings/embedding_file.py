@@ -1,0 +1,46 @@
+"""Contents of an embedding file of any program."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from gm.embeddings.formats import FORMATS, TokenVectors
+from gm.embeddings.metadata import merge_metadata, other_metadata, token_metadata
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """Contents of an embedding file: format name, vectors by placeholder token and encoder, other entries by key.
+
+    program, default_pooling: who wrote the file, and the pooling rule where the metadata have none ("": the format's);
+    unused: keys of tensors that are not ours; remarks: what the user should know of the file, without its path
+    """
+
+    format: str
+    vectors: TokenVectors
+    metadata: dict[str, Any] = field(default_factory=dict)
+    program: str = ""
+    default_pooling: str = ""
+    unused: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def token_metadata(self, token: str | None) -> dict[str, str]:
+        """Return the metadata of one placeholder token: "pooling", and "details" if there are any."""
+        return token_metadata(self.metadata, token, self.default_pooling or FORMATS[self.format].pooling)
+
+    def other_metadata(self, token: str | None) -> dict[str, Any]:
+        """Return the entries of other programs for one placeholder token, such as `modelspec.author`."""
+        others = other_metadata(self.metadata, token)
+        return {key: value for key, value in others.items() if (key, value) != ("name", token)}  # AUTOMATIC1111's
+
+    def metadata_entry(self, token: str | None) -> dict[str, Any]:
+        """Return all metadata of one placeholder token as `merge_metadata` takes them."""
+        return {**self.token_metadata(token), **self.other_metadata(token)}
+
+    def with_pooling(self, rule: str) -> EmbeddingFile:
+        """Return the file with `rule` as the pooling rule of every embedding."""
+        entries = {token or "": {**self.metadata_entry(token), "pooling": rule} for token in self.vectors}
+        kept = {key: self.metadata[key] for key in ("placeholder_token", "num_vectors") if key in self.metadata}
+        return dataclasses.replace(self, metadata=kept | merge_metadata(entries))
