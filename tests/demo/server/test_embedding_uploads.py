@@ -102,7 +102,7 @@ def test_a_token_identifier_names_the_embedding_of_a_pair(tmp_path: Path) -> Non
 
 
 def test_rejected_embeddings_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for content in (b"x", b"\x89PNG", safetensors({"clip_l": CLIP_L}), b""):
+    for content in (b"x", b"\x89PNG", safetensors({"emb_params": CLIP_L}), b""):
         with pytest.raises(UserError, match=r"a\.safetensors") as caught:
             store_embeddings([("good.safetensors", safetensors(vectors())), ("a.safetensors", content)], tmp_path)
         assert str(tmp_path) not in str(caught.value)
