@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from gm.checkpoints import containers, diffusers_key_mapping
@@ -26,25 +26,27 @@ _STEMS = ("diffusion_pytorch_model", "model")
 _VARIANTS = ("", ".fp16")  # the most precise first
 
 
-def read(folder: Path, config: ModelConfig) -> Tensors:
-    """Return the tensors of `folder` by their published keys.
+def read(folder: Path, config: ModelConfig, without: Collection[str] = ()) -> Tensors:
+    """Return the tensors of `folder` by their published keys, those of the networks `without` excepted.
 
     Raises UserError for a network or file that is missing, and for the folder of a model of the other kind.
     """
     converters: dict[str, Callable[[Tensors], Tensors]] = {
-        "unet": lambda tensors: _convert_unet(tensors, config),
+        "unet": lambda tensors: convert_unet(tensors, config),
         "text_encoder": _convert_text_encoder,
         "text_encoder_2": lambda tensors: diffusers_key_mapping.convert_text_encoder_2(
             tensors, TEXT_ENCODER_2_PREFIXES[config.kind]
         ),
-        "vae": lambda tensors: _convert_vae(tensors, config),
+        "vae": lambda tensors: convert_vae(tensors, config),
     }
     if config.is_refiner:
         del converters["text_encoder"]
+    for network in without:
+        del converters[network]
     _check_networks(folder, list(converters))
     published: Tensors = {}
     for network, convert in converters.items():
-        tensors = _read_network(folder / network)
+        tensors = read_network(folder / network)
         published |= convert({key: tensor for key, tensor in tensors.items() if not key.endswith(IGNORED_SUFFIXES)})
     return published
 
@@ -54,14 +56,16 @@ def _check_networks(folder: Path, networks: list[str]) -> None:
     missing = [network for network in networks if not (folder / network).is_dir()]
     if missing == ["text_encoder"]:
         raise UserError(f"{folder} has no text_encoder: it is incomplete, or the {REFINER}")
+    if missing in (["unet"], ["vae"]):
+        raise UserError(f"{folder} has no {missing[0]}: it is incomplete; --{missing[0]} gives one of another place")
     if missing:
         raise UserError(f"{folder} is not a diffusers SDXL folder: it has no {', '.join(missing)}")
     if "text_encoder" not in networks and (folder / "text_encoder").is_dir():
         raise UserError(f"{folder} has a text_encoder: it is the {BASE}; use the SDXL refiner")
 
 
-def _read_network(folder: Path) -> Tensors:
-    """Return the tensors of one network, from one file or from the shards of an index."""
+def read_network(folder: Path) -> Tensors:
+    """Return the tensors of one network, from one file or from the shards of an index; UserError without them."""
     for variant in _VARIANTS:
         for stem in _STEMS:
             single = folder / f"{stem}{variant}.safetensors"
@@ -93,7 +97,8 @@ def _rename(tensors: Tensors, prefix: str, rename: KeyMapping) -> Tensors:
     return {prefix + rename(key): tensor for key, tensor in tensors.items()}
 
 
-def _convert_unet(tensors: Tensors, config: ModelConfig) -> Tensors:
+def convert_unet(tensors: Tensors, config: ModelConfig) -> Tensors:
+    """Return the UNet by its published keys; keys that are published ones already stay."""
     return _rename(tensors, "model.diffusion_model.", diffusers_key_mapping.unet_key_mapping(config.unet))
 
 
@@ -103,7 +108,8 @@ def _convert_text_encoder(tensors: Tensors) -> Tensors:
     return _rename(tensors, prefix, lambda key: key.removeprefix("text_model."))
 
 
-def _convert_vae(tensors: Tensors, config: ModelConfig) -> Tensors:
+def convert_vae(tensors: Tensors, config: ModelConfig) -> Tensors:
+    """Return the VAE by its published keys; keys that are published ones already stay."""
     published = _rename(tensors, "first_stage_model.", diffusers_key_mapping.vae_key_mapping(config.vae))
     for key, tensor in published.items():
         if re.search(r"\.attn_1\.\w+\.weight$", key) and len(tensor.shape) == 2:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gm.checkpoints import safe_unpickler
+from gm.checkpoints import narrow_floats, safe_unpickler
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.safe_unpickler import STORAGE_DTYPES, Storage, TensorRecord, UnsafePickleError
 from gm.errors import DamagedFileError, UserError, shorten
@@ -150,13 +150,11 @@ def _lazy_tensor(record: TensorRecord, path: Path, read_storage: Callable[[Stora
 
     def read_values() -> np.ndarray:
         try:
-            dtype = "uint16" if storage.dtype == "bfloat16" else storage.dtype
+            dtype = narrow_floats.STORAGE.get(storage.dtype, storage.dtype)
             values = np.frombuffer(read_storage(storage), dtype, storage.count)[record.offset :]
             strides = tuple(stride * itemsize for stride in record.strides)
             view = np.lib.stride_tricks.as_strided(values, record.shape, strides, writeable=False)
-            if storage.dtype == "bfloat16":  # the upper half of a float32
-                return (view.astype(np.uint32) << 16).view(np.float32)
-            return view.copy()
+            return narrow_floats.decode(view, storage.dtype) if storage.dtype in narrow_floats.STORAGE else view.copy()
         except Exception as error:
             raise _damaged(path, error) from error
 
@@ -164,7 +162,7 @@ def _lazy_tensor(record: TensorRecord, path: Path, read_storage: Callable[[Stora
 
 
 def _itemsize(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    return np.dtype(narrow_floats.STORAGE.get(dtype, dtype)).itemsize
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -21,7 +21,7 @@ from gm.sampling.resolution import Resolution
 log = logging.getLogger("gm")
 
 FILES = "files"  # key of the hashes of all files that went into the image
-_RUN_OPTIONS = ("weight", "pooling", "precision", "ms_mode")  # of RunConfig, those that change an image
+_RUN_OPTIONS = ("weight", "vae", "unet", "pooling", "precision", "ms_mode")  # of RunConfig, those that change an image
 _UNUSED_OPTIONS = ("save_path", "num_cols", "num_rows", "preview_interval")  # of SamplingConfig, those that do not
 # AUTOMATIC1111's names of the schedules; it has none for edm.
 _SCHEDULE_TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
@@ -85,6 +85,8 @@ def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Seque
         "Size": f"{size.width}x{size.height}",
         "Model": Path(parameters["weight"]).stem,
     }
+    if parameters.get("vae"):
+        fields["VAE"] = Path(parameters["vae"]).name
     if parameters["task"] != "txt2img":
         fields["Denoising strength"] = parameters["strength"]
     if parameters["add_pipeline"]:

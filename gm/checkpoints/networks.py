@@ -1,0 +1,206 @@
+"""Networks of a model from files of their own (`--unet`, `--vae`), and what to say of a checkpoint that lacks one.
+
+Such a file is the network alone, with the keys of the published single file (with or without their prefix) or of
+diffusers, a whole checkpoint, or a diffusers folder of the network or of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gm.checkpoints import containers, diffusers_format
+from gm.checkpoints.detect import detect_other_model
+from gm.checkpoints.diffusers_format import Tensors
+from gm.checkpoints.key_mapping import IGNORED_SUFFIXES, ParameterShapes, published_name
+from gm.config.model import ModelConfig
+from gm.errors import UserError, did_you_mean
+
+log = logging.getLogger("gm")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that may come from a file of its own: its prefix in the published file, and others' prefixes.
+
+    essential: keys that only a whole network has, without prefix, as published and of diffusers
+    unused: keys beside it that training leaves, without prefix
+    """
+
+    title: str
+    prefix: str
+    other_prefixes: tuple[str, ...]
+    convert: Callable[[Tensors, ModelConfig], Tensors]
+    essential: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+
+NETWORKS = {
+    "unet": Network(
+        "UNet",
+        "model.diffusion_model.",
+        ("unet.", "diffusion_model."),
+        diffusers_format.convert_unet,
+        ("output_blocks.", "up_blocks."),
+    ),
+    "vae": Network(
+        "VAE",
+        "first_stage_model.",
+        ("vae.",),
+        diffusers_format.convert_vae,
+        ("decoder.",),
+        ("loss.", "model_ema."),  # the discriminator and the averages of a training
+    ),
+}
+_TEXT_ENCODERS = "conditioner."
+_MAX_KEYS_SHOWN = 3  # in a message
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of a model's weights: the checkpoint, and by name in NETWORKS those of single networks."""
+
+    checkpoint: str | Path
+    networks: Mapping[str, str | Path] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[str]:
+        """All files, the checkpoint first."""
+        return [str(self.checkpoint), *(f"--{network} {path}" for network, path in self.networks.items())]
+
+    def source(self, name: str) -> str:
+        """Return the file of the parameter `name`."""
+        for network, path in self.networks.items():
+            if name.startswith(NETWORKS[network].prefix):
+                return str(path)
+        return str(self.checkpoint)
+
+
+def check_paths(networks: Mapping[str, str | Path]) -> None:
+    """Raise UserError for the file of a network that does not exist."""
+    for network, path in networks.items():
+        if not Path(path).exists():
+            near = [entry.name for entry in Path(path).parent.iterdir()] if Path(path).parent.is_dir() else []
+            raise UserError(
+                f"--{network} {path} does not exist{did_you_mean(Path(path).name, near)}; it names a file of the "
+                f"{NETWORKS[network].title}, or a diffusers folder"
+            )
+
+
+def without(tensors: Tensors, networks: Mapping[str, object]) -> Tensors:
+    """Return `tensors` of a checkpoint without those of `networks`."""
+    prefixes = tuple(NETWORKS[network].prefix for network in networks)
+    return {key: tensor for key, tensor in tensors.items() if not (prefixes and key.startswith(prefixes))}
+
+
+def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelConfig) -> Tensors:
+    """Return the tensors of one of NETWORKS by the names in `shapes`, which are those of the whole model.
+
+    Raises UserError for a file that cannot be read, does not hold the network, or holds one of another shape.
+    """
+    kind = NETWORKS[network]
+    path = Path(path)
+    tensors = _read_folder(network, path, config) if path.is_dir() else containers.read(path).tensors
+    tensors = _without_prefix(kind, tensors)
+    unused = [key for key in tensors if key.startswith(kind.unused)] if kind.unused else []
+    if unused:
+        log.info("%s: %d tensors beside the %s are not used (%s)", path, len(unused), kind.title, _shorten(unused))
+    kept = {k: t for k, t in tensors.items() if k not in set(unused) and not k.endswith(IGNORED_SUFFIXES)}
+    names = {published_name(name): name for name in shapes if name.startswith(kind.prefix)}
+    found = {names.get(key, key): tensor for key, tensor in kind.convert(kept, config).items()}
+    _check(network, path, {name: shapes[name] for name in names.values()}, found, config.kind)
+    return found
+
+
+def check_present(tensors: Tensors, files: WeightFiles, shapes: ParameterShapes, kind: str) -> None:
+    """Raise UserError if the checkpoint is one network alone, or lacks a whole one: the option that gives it is named.
+
+    Other models than SDXL are left to `loading.check_tensors`.
+    """
+    for name, network in NETWORKS.items():
+        if any(key.startswith(network.essential) for key in tensors):
+            raise UserError(
+                f"{files.checkpoint} is a {network.title} alone: give it with --{name}, and a whole checkpoint of the "
+                "model in its place"
+            )
+    if detect_other_model(tensors, kind):
+        return
+    present = {prefix: any(key.startswith(prefix) for key in tensors) for prefix in _prefixes(shapes)}
+    if not any(present.values()):
+        return
+    for name, network in NETWORKS.items():
+        if not present.get(network.prefix, True):
+            raise UserError(f"{files.checkpoint} has no {network.title}; give one with --{name}{_example(name)}")
+    if not present[_TEXT_ENCODERS]:
+        flags = " and ".join(f"--{name}" for name, network in NETWORKS.items() if name not in files.networks)
+        raise UserError(
+            f"{files.checkpoint} has no text encoders: give it with {flags or 'the option of its network'}, and a "
+            "whole checkpoint of the model in its place"
+        )
+
+
+def _prefixes(shapes: ParameterShapes) -> list[str]:
+    known = [*(network.prefix for network in NETWORKS.values()), _TEXT_ENCODERS]
+    return [prefix for prefix in known if any(name.startswith(prefix) for name in shapes)]
+
+
+def _example(name: str) -> str:
+    return ", such as sdxl_vae.safetensors" if name == "vae" else ""
+
+
+def _read_folder(network: str, path: Path, config: ModelConfig) -> Tensors:
+    """Return the tensors of a diffusers folder of the network, or of a model that has it."""
+    folder = path / network if (path / network).is_dir() else path
+    if network == "vae":
+        _check_scaling_factor(folder, config)
+    return diffusers_format.read_network(folder)
+
+
+def _check_scaling_factor(folder: Path, config: ModelConfig) -> None:
+    """Raise UserError if the folder's config.json has another scaling factor: its latents mean something else."""
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        factor = described.get("scaling_factor", config.vae.scale_factor)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # a folder without a readable config says nothing
+    if factor != config.vae.scale_factor:
+        raise UserError(
+            f"--vae {folder} has scaling_factor {factor}, the model {config.vae.scale_factor}: it is that of another "
+            "model; give one of SDXL"
+        )
+
+
+def _without_prefix(network: Network, tensors: Tensors) -> Tensors:
+    """Return the tensors of the network without their prefix; a file that has no prefix is the network alone."""
+    for prefix in (network.prefix, *network.other_prefixes):
+        found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if found:
+            return found
+    return tensors
+
+
+def _check(network: str, path: Path, shapes: ParameterShapes, tensors: Tensors, kind: str) -> None:
+    """Raise UserError if the `tensors` of a network are not those of `shapes`."""
+    prefix, title = NETWORKS[network].prefix, NETWORKS[network].title
+    missing = [name for name in shapes if name not in tensors]
+    unexpected = [name for name in tensors if name not in shapes]
+    mismatched = [
+        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if len(missing) == len(shapes):
+        other = detect_other_model([name.removeprefix(prefix) for name in tensors], kind)
+        raise UserError(f"--{network} {path} holds no {title}" + (f": it seems to be {other}" if other else ""))
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
+    if counts:
+        raise UserError(f"--{network} {path} is not the {title} of this model: {counts}")
+
+
+def _shorten(keys: list[str]) -> str:
+    more = f" and {len(keys) - _MAX_KEYS_SHOWN} more" if len(keys) > _MAX_KEYS_SHOWN else ""
+    return ", ".join(keys[:_MAX_KEYS_SHOWN]) + more
