@@ -128,7 +128,9 @@ def check_present(tensors: Tensors, files: WeightFiles, shapes: ParameterShapes,
             )
     if detect_other_model(tensors, kind):
         return
-    present = {prefix: any(key.startswith(prefix) for key in tensors) for prefix in _prefixes(shapes)}
+    # A constant may stand in for logit_scale, which says nothing of the encoders.
+    keys = [key for key in tensors if not key.endswith(".logit_scale")]
+    present = {prefix: any(key.startswith(prefix) for key in keys) for prefix in _prefixes(shapes)}
     if not any(present.values()):
         return
     for name, network in NETWORKS.items():
@@ -169,7 +171,7 @@ def _check_scaling_factor(folder: Path, config: ModelConfig) -> None:
     if factor != config.vae.scale_factor:
         raise UserError(
             f"--vae {folder} has scaling_factor {factor}, the model {config.vae.scale_factor}: it is that of another "
-            "model; give one of SDXL"
+            "model; give one of SDXL, or its file alone if the folder's config.json is wrong"
         )
 
 

@@ -85,8 +85,9 @@ def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Seque
         "Size": f"{size.width}x{size.height}",
         "Model": Path(parameters["weight"]).stem,
     }
-    if parameters.get("vae"):
-        fields["VAE"] = Path(parameters["vae"]).name
+    for name, title in (("vae", "VAE"), ("unet", "UNet")):
+        if parameters.get(name):
+            fields[title] = Path(parameters[name]).name
     if parameters["task"] != "txt2img":
         fields["Denoising strength"] = parameters["strength"]
     if parameters["add_pipeline"]:

@@ -26,6 +26,7 @@ def test_all_float8_values_are_pytorchs(dtype: str) -> None:
     expected = torch.from_numpy(ALL).view(getattr(torch, dtype)).float().numpy()
     values = narrow_floats.decode(ALL, dtype)
     assert values.dtype == np.float16
+    assert np.array_equal(narrow_floats.decode(ALL.reshape(16, 16).T, dtype), values.reshape(16, 16).T, equal_nan=True)
     assert np.array_equal(values.astype(np.float32), expected, equal_nan=True)
 
 
