@@ -104,6 +104,10 @@ def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelC
     kind = NETWORKS[network]
     path = Path(path)
     tensors = _read_folder(network, path, config) if path.is_dir() else containers.read(path).tensors
+    if any(key.startswith("cond_stage_model.") for key in tensors):
+        raise UserError(
+            f"--{network} {path} is Stable Diffusion 1 or 2, whose {kind.title} is another; give that of an SDXL model"
+        )
     tensors = _without_prefix(kind, tensors)
     unused = [key for key in tensors if key.startswith(kind.unused)] if kind.unused else []
     if unused:

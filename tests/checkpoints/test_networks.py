@@ -228,6 +228,7 @@ def test_a_file_that_is_not_the_network_is_refused(smallest: Case, tmp_path: Pat
         "extra": (bare | {"extra.weight": wrong}, rf"1 unexpected \({re.escape(prefix)}extra\.weight\)"),
         "cut": (dict(list(bare.items())[1:]), r"1 missing \("),
         "lora": ({"lora_unet_x.lora_up.weight": wrong}, "it seems to be a LoRA"),
+        "older": (bare | {"cond_stage_model.x": wrong}, "is Stable Diffusion 1 or 2, whose .* is another;"),
         "nothing": ({"x": wrong}, f"holds no {NETWORKS[network].title}$"),
     }
     for tensors, message in files.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
@@ -14,7 +13,6 @@ from mindspore import Tensor
 
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError
-from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.training import checkpoint, embedding_files, setup, trainer
 from gm.training.batches import BatchLoader
