@@ -13,9 +13,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from gm.checkpoints import containers, diffusers_format
-from gm.checkpoints.detect import detect_other_model
-from gm.checkpoints.key_mapping import IGNORED_SUFFIXES, ParameterShapes, parameter_shapes, published_name
+from gm.checkpoints import containers, reader
+from gm.checkpoints.detect import detect_other_model, explain_misfit
+from gm.checkpoints.key_mapping import ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
 from gm.config.model import ModelConfig
 from gm.errors import UserError
@@ -30,13 +30,9 @@ _NUMPY_DTYPES = {ms.float16: "float16", ms.float32: "float32", ms.float64: "floa
 def open_state_dict(path: str | Path, shapes: ParameterShapes, config: ModelConfig) -> dict[str, LazyTensor]:
     """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
 
-    Raises UserError as `containers.read` and `diffusers_format.read` do.
+    Raises UserError as `reader.read_tensors` does.
     """
-    path = Path(path)
-    tensors = diffusers_format.read(path, config) if path.is_dir() else containers.read(path).tensors
-    # A file with MindSpore's names passes through: where they differ from published keys, they are not among these.
-    names = {published_name(name): name for name in shapes}
-    return {names.get(key, key): tensor for key, tensor in tensors.items() if not key.endswith(IGNORED_SUFFIXES)}
+    return reader.read_tensors(Path(path), shapes, config)
 
 
 def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
@@ -56,7 +52,9 @@ def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], so
         return
     counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
     if 2 * (len(missing) + len(mismatched)) < len(shapes):
-        hint = "it is incomplete or changed; take a fresh copy"
+        sizes = {name: (tensors[name].shape, shapes[name]) for name in shapes if name in tensors}
+        sizes = {name: (found, expected) for name, (found, expected) in sizes.items() if found != expected}
+        hint = explain_misfit(missing, unexpected, sizes, kind)
     else:
         other = detect_other_model(tensors, kind)
         hint = f"it seems to be {other}" if other else "the config's model section describes another model"
@@ -101,9 +99,10 @@ def convert(
 ) -> None:
     """Write the weights at `source` as `dtype` to `target`, atomically and in the format of its suffix.
 
-    A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys. `progress` is
-    called with the bytes written and their total. Raises UserError as `open_state_dict`, `check_tensors`, `cast_values`
-    and `containers.write` do.
+    A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys; both get the
+    metadata of the source and what it says elsewhere (`statements.carried_metadata`). `progress` is called with the
+    bytes written and their total. Raises UserError as `open_state_dict`, `check_tensors`, `cast_values` and
+    `containers.write` do.
     """
     shapes = parameter_shapes(sdxl.build(config))
     tensors = open_state_dict(source, shapes, config)
@@ -118,7 +117,8 @@ def convert(
         done += size
         progress(done, total)
 
-    containers.write(target, out, {"format": "pt"} if to_published else None, count)
+    metadata = reader.read_metadata(Path(source), config) | ({"format": "pt"} if to_published else {})
+    containers.write(target, out, metadata, count)
 
 
 def _load_parameter(parameter: Parameter, tensor: LazyTensor) -> None:

@@ -1,0 +1,47 @@
+"""A checkpoint of any kind as tensors under MindSpore's names, with what it says of its model checked."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from gm.checkpoints import containers, diffusers_configs, diffusers_format, single_file_statements, statements
+from gm.checkpoints import variants
+from gm.checkpoints.containers import TensorFile
+from gm.checkpoints.key_mapping import ParameterShapes
+from gm.checkpoints.lazy_tensor import LazyTensor
+from gm.checkpoints.statements import Statement
+from gm.config.model import ModelConfig
+
+log = logging.getLogger("gm")
+
+
+def read_tensors(path: Path, shapes: ParameterShapes, config: ModelConfig) -> dict[str, LazyTensor]:
+    """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
+
+    What is left out is logged in one line. Raises UserError as `containers.read_weights`, `diffusers_format.read` and
+    `diffusers_configs.read` do, and as `statements.check` does for another kind of model.
+    """
+    file = _read(path, config)
+    statements.check(_read_statements(path, file, config), diffusers_configs.accepted_values(config), path)
+    tensors, left_out = variants.to_published_layout(file.tensors, shapes)
+    if left_out:
+        log.info("%s: not used: %s", path, "; ".join(left_out))
+    return tensors
+
+
+def read_metadata(path: Path, config: ModelConfig) -> dict[str, str]:
+    """Return the metadata that a file converted from the checkpoint at `path` carries; UserError as `read_tensors`."""
+    file = _read(path, config)
+    return statements.carried_metadata(_read_statements(path, file, config), file.metadata)
+
+
+def _read(path: Path, config: ModelConfig) -> TensorFile:
+    return TensorFile(diffusers_format.read(path, config), {}) if path.is_dir() else containers.read_weights(path)
+
+
+def _read_statements(path: Path, file: TensorFile, config: ModelConfig) -> list[Statement]:
+    """Return what the checkpoint at `path`, with the contents `file`, says of its model."""
+    if path.is_dir():
+        return diffusers_configs.read(path, diffusers_format.networks(config))
+    return single_file_statements.read(path, file.tensors, file.metadata, config)
