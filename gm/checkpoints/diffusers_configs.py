@@ -171,7 +171,6 @@ def _accepted_vae(vae: VAEConfig) -> dict[str, Accepted]:
     }
 
 
-
 def _accepted_text_encoder(encoder: TextEncoderConfig, activation: str) -> dict[str, Accepted]:
     return {
         "hidden_act": (activation,),
@@ -183,7 +182,7 @@ def _accepted_text_encoder(encoder: TextEncoderConfig, activation: str) -> dict[
         "num_hidden_layers": (encoder.layers,),
         "projection_dim": lambda width: True,  # of text encoder 1, whose projection SDXL does not use
         "quantization_config": (),
-        "vocab_size": lambda size: size >= encoder.vocab_size,  # added tokens are left out
+        "vocab_size": lambda size: encoder.vocab_size <= size <= 1.1 * encoder.vocab_size,  # with added tokens
     }
 
 

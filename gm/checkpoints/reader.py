@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from gm.checkpoints import containers, diffusers_configs, diffusers_format, single_file_statements, statements
-from gm.checkpoints import variants
+from gm.checkpoints import containers, diffusers_configs, diffusers_format, single_file_statements, statements, variants
 from gm.checkpoints.containers import TensorFile
 from gm.checkpoints.key_mapping import ParameterShapes
 from gm.checkpoints.lazy_tensor import LazyTensor

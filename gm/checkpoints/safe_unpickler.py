@@ -7,13 +7,11 @@ rebuild, and refuses every other name. Facts are from Lib/pickletools.py and tor
 
 from __future__ import annotations
 
-import io
-import mmap
 import pickletools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from gm.errors import DamagedFileError
 
@@ -93,7 +91,7 @@ class _Module(dict):
     """Object whose state are the items of the dict."""
 
 
-def load(stream: io.BytesIO | mmap.mmap, max_opcodes: int = MAX_OPCODES) -> Any:
+def load(stream: IO[bytes], max_opcodes: int = MAX_OPCODES) -> Any:
     """Return the value of the pickle at the stream's position, with tensors as TensorRecords, and read to its end.
 
     Raises UnsafePickleError, DamagedFileError, or whatever the standard library raises for bytes that are not a pickle.
@@ -111,7 +109,7 @@ class _Machine:
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
-    def run(self, stream: io.BytesIO | mmap.mmap, max_opcodes: int) -> Any:
+    def run(self, stream: IO[bytes], max_opcodes: int) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count > max_opcodes:
                 raise DamagedFileError(f"more than {max_opcodes} opcodes")

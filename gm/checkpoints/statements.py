@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,6 @@ class Statement:
     value: Any
     place: str
 
-    def __str__(self) -> str:
-        return f"{self.place} says {_field(self.name)} {_quote(self.value)}"
-
 
 def check(statements: Iterable[Statement], accepted: Mapping[str, Accepted], source: str | Path) -> None:
     """Raise UserError naming what in `statements` contradicts the model; log what nothing here uses.
@@ -78,14 +75,17 @@ def check(statements: Iterable[Statement], accepted: Mapping[str, Accepted], sou
     """
     statements = list(statements)
     wrong = [s for s in statements if s.name in accepted and not _is_accepted(s.value, accepted[s.name])]
-    wrong = [s for number, s in enumerate(wrong) if (s.name, s.value) not in ((w.name, w.value) for w in wrong[:number])]
+    wrong = [
+        s for number, s in enumerate(wrong) if (s.name, s.value) not in ((w.name, w.value) for w in wrong[:number])
+    ]
     if wrong:
-        found = ", ".join(f"{s}{_instead_of(accepted[s.name])}" for s in wrong[:_MAX_SHOWN])
-        found += f" and {len(wrong) - _MAX_SHOWN} more" if len(wrong) > _MAX_SHOWN else ""
-        raise UserError(f"{source} is another kind of model than the config describes: {found}; {_way_out(wrong[0])}")
-    unused = [str(s) for s in statements if s.name not in accepted]
+        described = _describe(wrong, lambda s: _instead_of(accepted[s.name]))
+        raise UserError(
+            f"{source} is another kind of model than the config describes: {described}; {_way_out(wrong[0])}"
+        )
+    unused = [s for s in statements if s.name not in accepted]
     if unused:
-        log.info("%s: not used: %s", source, ", ".join(unused))
+        log.info("%s: not used: %s", source, _describe(unused))
 
 
 def prediction_type(statements: Iterable[Statement]) -> str:
@@ -111,6 +111,16 @@ def carried_metadata(statements: Iterable[Statement], metadata: Mapping[str, str
         word = {"v_prediction": "v"}.get(prediction_type(statements), prediction_type(statements))
         carried.setdefault("modelspec.prediction_type", word)
     return carried
+
+
+def _describe(statements: Sequence[Statement], comment: Callable[[Statement], str] = lambda _: "") -> str:
+    """Return the first of `statements` as text, each with its comment, those of one place together."""
+    by_place: dict[str, list[str]] = {}
+    for statement in statements[:_MAX_SHOWN]:
+        field = statement.name.partition(".")[2]
+        by_place.setdefault(statement.place, []).append(f"{field} {_quote(statement.value)}{comment(statement)}")
+    more = f" and {len(statements) - _MAX_SHOWN} more" if len(statements) > _MAX_SHOWN else ""
+    return ", ".join(f"{place} says {', '.join(fields)}" for place, fields in by_place.items()) + more
 
 
 def _is_accepted(value: Any, accepted: Accepted) -> bool:
@@ -141,9 +151,5 @@ def _way_out(statement: Statement) -> str:
     return _WAYS_OUT.get(statement.name, _USE_BASE)
 
 
-def _field(name: str) -> str:
-    return name.partition(".")[2]
-
-
 def _quote(value: Any) -> str:
-    return shorten(value if isinstance(value, str) else json.dumps(value, default=str), 60)
+    return shorten(value if isinstance(value, str) else json.dumps(value, default=str), 160)

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -136,7 +136,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile, size: int, max_opcodes: int)
 
 
 def _read_legacy(path: Path, data: bytes | mmap.mmap, max_opcodes: int) -> Any:
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    stream = io.BytesIO(data) if isinstance(data, bytes) else cast(IO[bytes], data)
     if safe_unpickler.load(stream, max_opcodes) != _LEGACY_MAGIC:
         raise DamagedFileError("it does not begin as PyTorch's files do")
     _, system, tree, keys = (safe_unpickler.load(stream, max_opcodes) for _ in range(4))

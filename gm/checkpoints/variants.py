@@ -71,7 +71,7 @@ def to_published_layout(tensors: Tensors, shapes: ParameterShapes) -> tuple[Tens
         if name.endswith(".logit_scale"):
             # diffusers' and kohya's converters do not write it, and no image depends on it.
             tensors.setdefault(name, in_memory(np.array(LOGIT_SCALE, np.float32)))
-        elif name in tensors:
+        if name in tensors:
             tensors[name] = _reshape(name, tensors[name], shape, notes)
     return tensors, notes
 
@@ -116,9 +116,12 @@ def _reshape(name: str, tensor: LazyTensor, shape: tuple[int, ...], notes: list[
     """Return a tensor that differs from `shape` harmlessly in that shape; any other as it is."""
     if tensor.shape == shape:
         return tensor
+    most_added = shape[0] // 10 if shape else 0  # more rows are another vocabulary
+    if shape == () and tensor.shape == (1,):
+        return reshaped(tensor, shape)
     if _CONVOLUTION_OR_LINEAR.fullmatch(name) and _without_ones(tensor.shape) == _without_ones(shape):
         return reshaped(tensor, shape)
-    if _TOKEN_TABLE.fullmatch(name) and tensor.shape[1:] == shape[1:] and tensor.shape[0] > shape[0]:
+    if _TOKEN_TABLE.fullmatch(name) and tensor.shape[1:] == shape[1:] and 0 < tensor.shape[0] - shape[0] <= most_added:
         added = f"row {shape[0]}" if tensor.shape[0] == shape[0] + 1 else f"rows {shape[0]} to {tensor.shape[0] - 1}"
         notes.append(f"{added} of {published_name(name)}, added tokens (--textual_inversion_weight takes embeddings)")
         return dataclasses.replace(tensor, shape=shape, read=lambda: tensor.read()[: shape[0]])
