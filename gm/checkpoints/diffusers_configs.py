@@ -17,6 +17,10 @@ from gm.config.model import ModelConfig, ScheduleConfig, TextEncoderConfig, UNet
 from gm.errors import UserError
 
 _SCHEDULER = "scheduler_config.json"
+_TOKENIZER = "tokenizer_config.json"
+_ADDED_TOKENS = "added_tokens.json"
+_PAD_TOKENS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
+_SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "!")
 # Fields without an effect on results here: names, versions, memory, precision (ours is an option) and training.
 _WITHOUT_EFFECT = re.compile(
     r"_.*(?<!_class_name)|sample_size|dropout|upcast_attention|force_upcast|addition_embed_type_num_heads|mid_block_type"
@@ -77,7 +81,11 @@ def read(folder: Path, networks: Sequence[str]) -> list[Statement]:
 
     Raises UserError for a config that is not a JSON object.
     """
-    statements = [*_read_pipeline(folder / "model_index.json"), *_read_scheduler(folder / "scheduler" / _SCHEDULER)]
+    statements = [
+        *_read_pipeline(folder / "model_index.json"),
+        *_read_scheduler(folder / "scheduler" / _SCHEDULER),
+        *_read_tokenizers(folder),
+    ]
     for network in networks:
         is_known = _TEXT_FIELDS.__contains__ if network.startswith("text_encoder") else _has_effect
         for field, value in _read_json(folder / network / "config.json").items():
@@ -227,6 +235,20 @@ def _read_pipeline(path: Path) -> Iterator[Statement]:
         yield Statement("pipeline.force_zeros_for_empty_prompt", False, path.name)
     if isinstance(fields.get("_class_name"), str) and "StableDiffusionXL" not in fields["_class_name"]:
         yield Statement("pipeline._class_name", fields["_class_name"], path.name)
+
+
+def _read_tokenizers(folder: Path) -> Iterator[Statement]:
+    """Yield added tokens, whose rows of the token tables are left out, and another padding than the toolkit's."""
+    for tokenizer, pad_token in _PAD_TOKENS.items():
+        fields = _read_json(folder / tokenizer / _TOKENIZER)
+        said = fields.get("pad_token")
+        said = said.get("content") if isinstance(said, dict) else said
+        if said not in (None, pad_token):
+            yield Statement(f"{tokenizer}.pad_token", said, f"{tokenizer}/{_TOKENIZER}")
+        added = list(_read_json(folder / tokenizer / _ADDED_TOKENS))
+        added = [token for token in added if token not in _SPECIAL_TOKENS]
+        if added:
+            yield Statement(f"{tokenizer}.added_tokens", " ".join(added), f"{tokenizer}/{_ADDED_TOKENS}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -132,6 +132,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vae/config.json": VAE,
     "text_encoder/config.json": text_encoder(768, 12, 12, "quick_gelu"),
     "text_encoder_2/config.json": text_encoder(1280, 32, 20, "gelu"),
+    "tokenizer/tokenizer_config.json": {"pad_token": "<|endoftext|>", "model_max_length": 77},
+    "tokenizer_2/tokenizer_config.json": {"pad_token": {"content": "!"}, "model_max_length": 77},
     "model_index.json": {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True},
 }
 
@@ -274,9 +276,13 @@ def test_what_is_unknown_or_of_the_pipeline_is_logged(check: Check, caplog: pyte
     caplog.set_level(logging.INFO)
     check("unet/config.json", new_feature="x")
     check("model_index.json", force_zeros_for_empty_prompt=False)
+    check("tokenizer_2/tokenizer_config.json", pad_token="<|endoftext|>")
+    check(configs=CONFIGS | {"tokenizer/added_tokens.json": {"<cat-toy>": 49408, "<cat-toy>_1": 49409}})
     assert [message.partition("not used: ")[2] for message in caplog.messages] == [
         "unet/config.json says new_feature x",
         "model_index.json says force_zeros_for_empty_prompt false",
+        "tokenizer_2/tokenizer_config.json says pad_token <|endoftext|>",
+        "tokenizer/added_tokens.json says added_tokens <cat-toy> <cat-toy>_1",
     ]
 
 
