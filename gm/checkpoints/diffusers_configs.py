@@ -18,7 +18,6 @@ from gm.errors import UserError
 
 _SCHEDULER = "scheduler_config.json"
 _TOKENIZER = "tokenizer_config.json"
-_ADDED_TOKENS = "added_tokens.json"
 _PAD_TOKENS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
 _SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "!")
 # Fields without an effect on results here: names, versions, memory, precision (ours is an option) and training.
@@ -245,10 +244,16 @@ def _read_tokenizers(folder: Path) -> Iterator[Statement]:
         said = said.get("content") if isinstance(said, dict) else said
         if said not in (None, pad_token):
             yield Statement(f"{tokenizer}.pad_token", said, f"{tokenizer}/{_TOKENIZER}")
-        added = list(_read_json(folder / tokenizer / _ADDED_TOKENS))
-        added = [token for token in added if token not in _SPECIAL_TOKENS]
+        added = [token for token in _added_tokens(folder / tokenizer) if token not in _SPECIAL_TOKENS]
         if added:
-            yield Statement(f"{tokenizer}.added_tokens", " ".join(added), f"{tokenizer}/{_ADDED_TOKENS}")
+            yield Statement(f"{tokenizer}.added_tokens", " ".join(added), tokenizer)
+
+
+def _added_tokens(folder: Path) -> list[str]:
+    """Return the tokens added to a tokenizer: since version 5 transformers has them in tokenizer.json."""
+    entries = _read_json(folder / "tokenizer.json").get("added_tokens")
+    listed = [entry.get("content") for entry in entries or [] if isinstance(entry, dict)]
+    return [*_read_json(folder / "added_tokens.json"), *(token for token in listed if isinstance(token, str))]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -272,17 +272,23 @@ def test_another_sampler_is_said_not_to_be_used(check: Check, caplog: pytest.Log
     assert "--sampler" in message
 
 
-def test_what_is_unknown_or_of_the_pipeline_is_logged(check: Check, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_unknown_or_of_the_pipeline_is_logged(
+    check: Check, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     check("unet/config.json", new_feature="x")
     check("model_index.json", force_zeros_for_empty_prompt=False)
     check("tokenizer_2/tokenizer_config.json", pad_token="<|endoftext|>")
     check(configs=CONFIGS | {"tokenizer/added_tokens.json": {"<cat-toy>": 49408, "<cat-toy>_1": 49409}})
+    (tmp_path / "tokenizer" / "added_tokens.json").unlink()
+    tokens = [{"id": 49406, "content": "<|startoftext|>"}, {"id": 49408, "content": "<cat-toy>"}]
+    check(configs=CONFIGS | {"tokenizer_2/tokenizer.json": {"added_tokens": tokens}})
     assert [message.partition("not used: ")[2] for message in caplog.messages] == [
         "unet/config.json says new_feature x",
         "model_index.json says force_zeros_for_empty_prompt false",
         "tokenizer_2/tokenizer_config.json says pad_token <|endoftext|>",
-        "tokenizer/added_tokens.json says added_tokens <cat-toy> <cat-toy>_1",
+        "tokenizer says added_tokens <cat-toy> <cat-toy>_1",
+        "tokenizer_2 says added_tokens <cat-toy>",
     ]
 
 
