@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from gm.checkpoints import containers, diffusers_configs, diffusers_format, single_file_statements, statements, variants
@@ -15,18 +16,35 @@ from gm.config.model import ModelConfig
 log = logging.getLogger("gm")
 
 
-def read_tensors(path: Path, shapes: ParameterShapes, config: ModelConfig) -> dict[str, LazyTensor]:
+# What a checkpoint says of these is said of its UNet or VAE, and no longer holds if another file has that network.
+_SAID_OF = {"scheduler": "unet"}
+
+
+def read_tensors(
+    path: Path, shapes: ParameterShapes, config: ModelConfig, without: Collection[str] = ()
+) -> dict[str, LazyTensor]:
     """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
 
-    What is left out is logged in one line. Raises UserError as `containers.read_weights`, `diffusers_format.read` and
+    What is left out is logged in one line. What the checkpoint says of the networks `without` ("unet", "vae"), which
+    come from other files, is not compared with the model. Raises UserError as `containers.read_weights`, `diffusers_format.read` and
     `diffusers_configs.read` do, and as `statements.check` does for another kind of model.
     """
     file = _read(path, config)
-    statements.check(_read_statements(path, file, config), diffusers_configs.accepted_values(config), path)
+    check_statements(path, file, config, without)
     tensors, left_out = variants.to_published_layout(file.tensors, shapes)
     if left_out:
         log.info("%s: not used: %s", path, "; ".join(left_out))
     return tensors
+
+
+def check_statements(path: Path, file: TensorFile, config: ModelConfig, without: Collection[str] = ()) -> None:
+    """Raise UserError if the checkpoint at `path`, with the contents `file`, says that it is another kind of model.
+
+    `path` may also be the file of a single network.
+    """
+    networks = [(s, s.name.partition(".")[0]) for s in _read_statements(path, file, config)]
+    said = [statement for statement, network in networks if _SAID_OF.get(network, network) not in without]
+    statements.check(said, diffusers_configs.accepted_values(config), path)
 
 
 def read_metadata(path: Path, config: ModelConfig) -> dict[str, str]:

@@ -239,3 +239,16 @@ def test_every_marker_tensor_is_refused(open_file: Open) -> None:
     for name in MARKER_TENSORS:
         with pytest.raises(UserError, match=f"the tensor {name} says"):
             open_file({name: EMPTY})
+
+
+@pytest.mark.parametrize(("name", "network"), [("v_pred", "unet"), ("ztsnr", "unet"), ("latents_mean", "vae")])
+def test_statements_of_a_network_that_another_file_has_do_not_count(
+    smallest: Case, tmp_path: Path, name: str, network: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    containers.write(path, lazy(smallest.weights | {name: EMPTY}))
+    shapes = key_mapping.parameter_shapes(smallest.model)
+    assert set(reader.read_tensors(path, shapes, smallest.config, [network])) == set(shapes)
+    (other,) = {"unet", "vae"} - {network}
+    with pytest.raises(UserError, match=f"the tensor {name} says"):
+        reader.read_tensors(path, shapes, smallest.config, [other])

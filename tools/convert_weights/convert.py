@@ -43,7 +43,9 @@ def main() -> None:
 
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
-    parser.add_argument("--source", help="single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder")
+    parser.add_argument(
+        "--source", help="single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder"
+    )
     parser.add_argument(
         "--target", help="file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
     )
