@@ -15,9 +15,7 @@ from gm.config.model import ModelConfig
 
 log = logging.getLogger("gm")
 
-
-# What a checkpoint says of these is said of its UNet or VAE, and no longer holds if another file has that network.
-_SAID_OF = {"scheduler": "unet"}
+_SAID_OF = {"scheduler": "unet"}  # the noise on which the UNet was trained
 
 
 def read_tensors(
@@ -26,8 +24,8 @@ def read_tensors(
     """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
 
     What is left out is logged in one line. What the checkpoint says of the networks `without` ("unet", "vae"), which
-    come from other files, is not compared with the model. Raises UserError as `containers.read_weights`, `diffusers_format.read` and
-    `diffusers_configs.read` do, and as `statements.check` does for another kind of model.
+    come from other files, is not compared with the model. Raises UserError as `containers.read_weights`,
+    `diffusers_format.read` and `diffusers_configs.read` do, and as `statements.check` does for another kind of model.
     """
     file = _read(path, config)
     check_statements(path, file, config, without)
@@ -42,15 +40,30 @@ def check_statements(path: Path, file: TensorFile, config: ModelConfig, without:
 
     `path` may also be the file of a single network.
     """
-    networks = [(s, s.name.partition(".")[0]) for s in _read_statements(path, file, config)]
-    said = [statement for statement, network in networks if _SAID_OF.get(network, network) not in without]
+    said = _without(_read_statements(path, file, config), without)
     statements.check(said, diffusers_configs.accepted_values(config), path)
 
 
-def read_metadata(path: Path, config: ModelConfig) -> dict[str, str]:
-    """Return the metadata that a file converted from the checkpoint at `path` carries; UserError as `read_tensors`."""
+def read_metadata(path: Path, config: ModelConfig, without: Collection[str] = ()) -> dict[str, str]:
+    """Return the metadata that a file converted from the checkpoint at `path` carries; UserError as `read_tensors`.
+
+    What it says of the networks `without`, which come from other files, is left out.
+    """
     file = _read(path, config)
-    return statements.carried_metadata(_read_statements(path, file, config), file.metadata)
+    said = _without(_read_statements(path, file, config), without)
+    networks = {key: _network(single_file_statements.METADATA_NAMES.get(key, key)) for key in file.metadata}
+    metadata = {key: value for key, value in file.metadata.items() if networks[key] not in without}
+    return statements.carried_metadata(said, metadata)
+
+
+def _without(said: list[Statement], without: Collection[str]) -> list[Statement]:
+    return [statement for statement in said if _network(statement.name) not in without]
+
+
+def _network(name: str) -> str:
+    """Return the network of which the statement `name` is made."""
+    network = name.partition(".")[0]
+    return _SAID_OF.get(network, network)
 
 
 def _read(path: Path, config: ModelConfig) -> TensorFile:

@@ -52,6 +52,8 @@ _FLAGS = {
     "ss_zero_terminal_snr": (ZERO_TERMINAL_SNR, True),
     "ztsnr": (ZERO_TERMINAL_SNR, True),
 }
+# The statements that metadata make, by key.
+METADATA_NAMES = dict.fromkeys(_PREDICTION_KEYS, PREDICTION_TYPE) | {key: name for key, (name, _) in _FLAGS.items()}
 # ModelSpec's other entries on how to use a model, with their usual values.
 _USES = {
     "modelspec.timestep_range": ("0,999", "0,1000"),

@@ -252,3 +252,12 @@ def test_statements_of_a_network_that_another_file_has_do_not_count(
     (other,) = {"unet", "vae"} - {network}
     with pytest.raises(UserError, match=f"the tensor {name} says"):
         reader.read_tensors(path, shapes, smallest.config, [other])
+
+
+def test_metadata_of_a_network_that_another_file_has_is_not_carried(smallest: Case, tmp_path: Path) -> None:
+    said = {"modelspec.predict_key": "v", "ss_zero_terminal_snr": "True", "vae.scaling_factor": "0.3"}
+    containers.write(tmp_path / "a.safetensors", lazy(smallest.weights), said | {"modelspec.author": "Ada"})
+    assert reader.read_metadata(tmp_path / "a.safetensors", smallest.config, ["unet"]) == {
+        "modelspec.author": "Ada",
+        "vae.scaling_factor": "0.3",
+    }
