@@ -6,7 +6,15 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from gm.checkpoints import containers, diffusers_configs, diffusers_format, single_file_statements, statements, variants
+from gm.checkpoints import (
+    accepted_values,
+    containers,
+    diffusers_configs,
+    diffusers_format,
+    single_file_statements,
+    statements,
+    variants,
+)
 from gm.checkpoints.containers import TensorFile
 from gm.checkpoints.key_mapping import ParameterShapes
 from gm.checkpoints.lazy_tensor import LazyTensor
@@ -41,7 +49,7 @@ def check_statements(path: Path, file: TensorFile, config: ModelConfig, without:
     `path` may also be the file of a single network.
     """
     said = _without(_read_statements(path, file, config), without)
-    statements.check(said, diffusers_configs.accepted_values(config), path)
+    statements.check(said, accepted_values.accepted_values(config), path)
 
 
 def read_metadata(path: Path, config: ModelConfig, without: Collection[str] = ()) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gm import config as configuration
-from gm.checkpoints import diffusers_configs, diffusers_format, statements
+from gm.checkpoints import accepted_values, diffusers_configs, diffusers_format, statements
 from gm.config.model import ModelConfig
 from gm.errors import UserError
 
@@ -149,7 +149,7 @@ def check(tmp_path: Path) -> Check:
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).write_text(json.dumps(content | (fields if path == name else {})))
         said = diffusers_configs.read(tmp_path, diffusers_format.networks(model))
-        statements.check(said, diffusers_configs.accepted_values(model), "folder")
+        statements.check(said, accepted_values.accepted_values(model), "folder")
 
     return check_
 

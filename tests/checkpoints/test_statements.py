@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from gm.checkpoints import containers, diffusers_configs, key_mapping, loading, reader, statements
+from gm.checkpoints import accepted_values, containers, key_mapping, loading, reader, statements
 from gm.checkpoints.single_file_statements import MARKER_TENSORS
 from gm.checkpoints.statements import Statement
 from gm.config.model import ModelConfig, ScheduleConfig
@@ -230,9 +230,9 @@ def test_the_prediction_type_has_one_place() -> None:
 def test_a_config_can_describe_another_scale(smallest: Case) -> None:
     said = [Statement(statements.SCALING_FACTOR, 0.18215, "vae/config.json")]
     with pytest.raises(UserError, match=r"give a --config with model\.vae\.scale_factor 0\.18215"):
-        statements.check(said, diffusers_configs.accepted_values(ModelConfig()), "model")
+        statements.check(said, accepted_values.accepted_values(ModelConfig()), "model")
     vae = dataclasses.replace(ModelConfig().vae, scale_factor=0.18215)
-    statements.check(said, diffusers_configs.accepted_values(dataclasses.replace(ModelConfig(), vae=vae)), "model")
+    statements.check(said, accepted_values.accepted_values(dataclasses.replace(ModelConfig(), vae=vae)), "model")
 
 
 def test_every_marker_tensor_is_refused(open_file: Open) -> None:
