@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gm.checkpoints import mindspore_format, safetensors_io, scaled_float8
+from gm.checkpoints import mindspore_format, safetensors_io, scaled_float8, torch_format
 from gm.checkpoints.detect import detect_foreign_format
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
@@ -49,6 +49,16 @@ def read(path: str | Path) -> TensorFile:
     if foreign:
         raise UserError(f"{path} seems to be {foreign}")
     return TensorFile(*mindspore_format.read(path))
+
+
+def read_weights(path: str | Path) -> TensorFile:
+    """Return the contents of a model's file: as `read`, and those of PyTorch's files as well.
+
+    Raises UserError as `read` and `torch_format.read_weights` do.
+    """
+    if torch_format.is_torch_file(path):
+        return TensorFile(*torch_format.read_weights(path))
+    return read(path)
 
 
 def _no_progress(size: int) -> None:

@@ -22,8 +22,15 @@ from gm.errors import UserError
 
 Tensors = dict[str, LazyTensor]
 
-_STEMS = ("diffusion_pytorch_model", "model")
-_VARIANTS = ("", ".fp16")  # the most precise first
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_SUFFIXES = (".safetensors", ".bin")
+# The most precise first; `non_ema` are the weights before averaging, from which trainings continue.
+_VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".ema", ".non_ema")
+
+
+def networks(config: ModelConfig) -> list[str]:
+    """Return the subfolders of the networks of a model of `config`."""
+    return ["unet", *([] if config.is_refiner else ["text_encoder"]), "text_encoder_2", "vae"]
 
 
 def read(folder: Path, config: ModelConfig, without: Collection[str] = ()) -> Tensors:
@@ -39,13 +46,11 @@ def read(folder: Path, config: ModelConfig, without: Collection[str] = ()) -> Te
         ),
         "vae": lambda tensors: convert_vae(tensors, config),
     }
-    if config.is_refiner:
-        del converters["text_encoder"]
-    for network in without:
-        del converters[network]
-    _check_networks(folder, list(converters))
+    names = [network for network in networks(config) if network not in without]
+    _check_networks(folder, names)
     published: Tensors = {}
-    for network, convert in converters.items():
+    for network in names:
+        convert = converters[network]
         tensors = read_network(folder / network)
         published |= convert({key: tensor for key, tensor in tensors.items() if not key.endswith(IGNORED_SUFFIXES)})
     return published
@@ -66,19 +71,30 @@ def _check_networks(folder: Path, networks: list[str]) -> None:
 
 def read_network(folder: Path) -> Tensors:
     """Return the tensors of one network, from one file or from the shards of an index; UserError without them."""
-    for variant in _VARIANTS:
-        for stem in _STEMS:
-            single = folder / f"{stem}{variant}.safetensors"
-            if single.is_file():
-                return containers.read(single).tensors
-            # diffusers and transformers put the variant at different places of the index's name.
-            for index in sorted(folder.glob(f"{stem}*safetensors*.json")):
-                if (".fp16" in index.name) == bool(variant):
-                    return _read_shards(index)
+    for variant in _variants(folder):
+        for suffix in _SUFFIXES:
+            for stem in _STEMS:
+                single = folder / f"{stem}{variant}{suffix}"
+                if single.is_file():
+                    return containers.read_weights(single).tensors
+                # diffusers and transformers put the variant at different places of the index's name.
+                for index in sorted(folder.glob(f"{stem}*{suffix}*.json")):
+                    if _variant_of_index(index.name) == variant:
+                        return _read_shards(index)
     raise UserError(
         f"{folder} has no diffusion_pytorch_model.safetensors or model.safetensors, nor one of their variants; "
         "save the model with safe_serialization=True"
     )
+
+
+def _variants(folder: Path) -> list[str]:
+    """Return the variants in the order in which they are taken: those of other names after the known ones."""
+    names = (re.fullmatch(rf"({'|'.join(_STEMS)})(\.\w+)(\.safetensors|\.bin)", path.name) for path in folder.iterdir())
+    return [*_VARIANTS, *sorted({name[2] for name in names if name} - {*_VARIANTS})]
+
+
+def _variant_of_index(name: str) -> str:
+    return next((variant for variant in _VARIANTS[1:] if f"{variant}." in name), "")
 
 
 def _read_shards(index: Path) -> Tensors:
@@ -86,10 +102,10 @@ def _read_shards(index: Path) -> Tensors:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted({Path(shard).name for shard in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} is not an index of safetensors files; download or copy it again") from error
+        raise UserError(f"{index} is not an index of weight files; download or copy it again") from error
     tensors: Tensors = {}
     for shard in shards:
-        tensors |= containers.read(index.parent / shard).tensors
+        tensors |= containers.read_weights(index.parent / shard).tensors
     return tensors
 
 

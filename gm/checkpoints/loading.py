@@ -13,9 +13,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from gm.checkpoints import containers, diffusers_format, networks
-from gm.checkpoints.detect import detect_other_model
-from gm.checkpoints.key_mapping import IGNORED_SUFFIXES, ParameterShapes, parameter_shapes, published_name
+from gm.checkpoints import containers, networks, reader
+from gm.checkpoints.detect import detect_other_model, explain_misfit
+from gm.checkpoints.key_mapping import ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
 from gm.checkpoints.narrow_floats import FLOAT8
 from gm.checkpoints.networks import WeightFiles
@@ -36,16 +36,10 @@ def open_state_dict(
 ) -> dict[str, LazyTensor]:
     """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
 
-    Networks in `without` (of `networks.NETWORKS`) are left out. Raises UserError as `containers.read` and
-    `diffusers_format.read` do.
+    Networks in `without` (of `networks.NETWORKS`) are left out. Raises UserError as `reader.read_tensors` does.
     """
-    path = Path(path)
     without = without or {}
-    tensors = diffusers_format.read(path, config, without) if path.is_dir() else containers.read(path).tensors
-    tensors = networks.without(tensors, without)
-    # A file with MindSpore's names passes through: where they differ from published keys, they are not among these.
-    names = {published_name(name): name for name in shapes}
-    return {names.get(key, key): tensor for key, tensor in tensors.items() if not key.endswith(IGNORED_SUFFIXES)}
+    return networks.without(reader.read_tensors(Path(path), shapes, config, without), without)
 
 
 def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
@@ -65,7 +59,9 @@ def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], so
         return
     counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
     if 2 * (len(missing) + len(mismatched)) < len(shapes):
-        hint = "it is incomplete or changed; take a fresh copy"
+        sizes = {name: (tensors[name].shape, shapes[name]) for name in shapes if name in tensors}
+        sizes = {name: (found, expected) for name, (found, expected) in sizes.items() if found != expected}
+        hint = explain_misfit(missing, unexpected, sizes, kind)
     else:
         other = detect_other_model(tensors, kind)
         hint = f"it seems to be {other}" if other else "the config's model section describes another model"
@@ -139,8 +135,9 @@ def convert(
 ) -> None:
     """Write the weights at `source` as `dtype` to `target`, atomically and in the format of its suffix.
 
-    A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys. `progress` is
-    called with the bytes written and their total. Raises UserError as `open_files`, `check_finite`, `cast_values` and
+    A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys; both get the
+    metadata of the source and what it says elsewhere (`statements.carried_metadata`). `progress` is called with the
+    bytes written and their total. Raises UserError as `open_files`, `check_finite`, `cast_values` and
     `containers.write` do.
     """
     shapes = parameter_shapes(sdxl.build(config))
@@ -157,7 +154,9 @@ def convert(
         done += size
         progress(done, total)
 
-    containers.write(target, out, {"format": "pt"} if to_published else None, count)
+    metadata = reader.read_metadata(Path(files.checkpoint), config, files.networks)
+    metadata |= {"format": "pt"} if to_published else {}
+    containers.write(target, out, metadata, count)
 
 
 def _load_parameter(parameter: Parameter, tensor: LazyTensor, source: str) -> None:

@@ -6,16 +6,16 @@ diffusers, a whole checkpoint, or a diffusers folder of the network or of the mo
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gm.checkpoints import containers, diffusers_format
-from gm.checkpoints.detect import detect_other_model
+from gm.checkpoints import containers, diffusers_format, reader, variants
+from gm.checkpoints.containers import TensorFile
+from gm.checkpoints.detect import detect_other_model, explain_misfit
 from gm.checkpoints.diffusers_format import Tensors
-from gm.checkpoints.key_mapping import IGNORED_SUFFIXES, ParameterShapes, published_name
+from gm.checkpoints.key_mapping import ParameterShapes
 from gm.config.model import ModelConfig
 from gm.errors import UserError, did_you_mean
 
@@ -103,19 +103,22 @@ def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelC
     """
     kind = NETWORKS[network]
     path = Path(path)
-    tensors = _read_folder(network, path, config) if path.is_dir() else containers.read(path).tensors
-    if any(key.startswith("cond_stage_model.") for key in tensors):
+    file = _read(network, path)
+    reader.check_network(network, path, file, config)
+    if any(key.startswith("cond_stage_model.") for key in file.tensors):
         raise UserError(
             f"--{network} {path} is Stable Diffusion 1 or 2, whose {kind.title} is another; give that of an SDXL model"
         )
-    tensors = _without_prefix(kind, tensors)
+    tensors = _without_prefix(kind, file.tensors)
     unused = [key for key in tensors if key.startswith(kind.unused)] if kind.unused else []
     if unused:
         log.info("%s: %d tensors beside the %s are not used (%s)", path, len(unused), kind.title, _shorten(unused))
-    kept = {k: t for k, t in tensors.items() if k not in set(unused) and not k.endswith(IGNORED_SUFFIXES)}
-    names = {published_name(name): name for name in shapes if name.startswith(kind.prefix)}
-    found = {names.get(key, key): tensor for key, tensor in kind.convert(kept, config).items()}
-    _check(network, path, {name: shapes[name] for name in names.values()}, found, config.kind)
+    kept = {key: tensor for key, tensor in tensors.items() if key not in set(unused)}
+    own_shapes = {name: shape for name, shape in shapes.items() if name.startswith(kind.prefix)}
+    found, left_out = variants.to_published_layout(kind.convert(kept, config), own_shapes)
+    if left_out:
+        log.info("%s: not used: %s", path, "; ".join(left_out))
+    _check(network, path, own_shapes, found, config.kind)
     return found
 
 
@@ -157,26 +160,11 @@ def _example(name: str) -> str:
     return ", such as sdxl_vae.safetensors" if name == "vae" else ""
 
 
-def _read_folder(network: str, path: Path, config: ModelConfig) -> Tensors:
-    """Return the tensors of a diffusers folder of the network, or of a model that has it."""
-    folder = path / network if (path / network).is_dir() else path
-    if network == "vae":
-        _check_scaling_factor(folder, config)
-    return diffusers_format.read_network(folder)
-
-
-def _check_scaling_factor(folder: Path, config: ModelConfig) -> None:
-    """Raise UserError if the folder's config.json has another scaling factor: its latents mean something else."""
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        factor = described.get("scaling_factor", config.vae.scale_factor)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return  # a folder without a readable config says nothing
-    if factor != config.vae.scale_factor:
-        raise UserError(
-            f"--vae {folder} has scaling_factor {factor}, the model {config.vae.scale_factor}: it is that of another "
-            "model; give one of SDXL, or its file alone if the folder's config.json is wrong"
-        )
+def _read(network: str, path: Path) -> TensorFile:
+    """Return the contents of a file, or of a diffusers folder of the network or of a model that has it."""
+    if not path.is_dir():
+        return containers.read_weights(path)
+    return TensorFile(diffusers_format.read_network(path / network if (path / network).is_dir() else path), {})
 
 
 def _without_prefix(network: Network, tensors: Tensors) -> Tensors:
@@ -193,18 +181,17 @@ def _check(network: str, path: Path, shapes: ParameterShapes, tensors: Tensors, 
     prefix, title = NETWORKS[network].prefix, NETWORKS[network].title
     missing = [name for name in shapes if name not in tensors]
     unexpected = [name for name in tensors if name not in shapes]
-    mismatched = [
-        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
+    sizes = {name: (tensors[name].shape, shape) for name, shape in shapes.items() if name in tensors}
+    sizes = {name: (found, expected) for name, (found, expected) in sizes.items() if found != expected}
+    mismatched = [f"{name} {list(found)} instead of {list(expected)}" for name, (found, expected) in sizes.items()]
     if len(missing) == len(shapes):
         other = detect_other_model([name.removeprefix(prefix) for name in tensors], kind)
         raise UserError(f"--{network} {path} holds no {title}" + (f": it seems to be {other}" if other else ""))
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
     counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
     if counts:
-        raise UserError(f"--{network} {path} is not the {title} of this model: {counts}")
+        hint = explain_misfit(missing, unexpected, sizes, kind)
+        raise UserError(f"--{network} {path} is not the {title} of this model: {hint}; {counts}")
 
 
 def _shorten(keys: list[str]) -> str:

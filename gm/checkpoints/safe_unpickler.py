@@ -7,12 +7,11 @@ rebuild, and refuses every other name. Facts are from Lib/pickletools.py and tor
 
 from __future__ import annotations
 
-import io
 import pickletools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from gm.errors import DamagedFileError
 
@@ -28,7 +27,7 @@ STORAGE_DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-_MAX_OPCODES = 20_000  # an embedding file has some hundreds
+MAX_OPCODES = 20_000  # an embedding file has some hundreds
 _MAX_DIMENSIONS = 8
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -92,14 +91,14 @@ class _Module(dict):
     """Object whose state are the items of the dict."""
 
 
-def load(stream: io.BytesIO) -> Any:
+def load(stream: IO[bytes], max_opcodes: int = MAX_OPCODES) -> Any:
     """Return the value of the pickle at the stream's position, with tensors as TensorRecords, and read to its end.
 
     Raises UnsafePickleError, DamagedFileError, or whatever the standard library raises for bytes that are not a pickle.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickletools warns about damaged texts
-        return _Machine().run(stream)
+        return _Machine().run(stream, max_opcodes)
 
 
 @dataclass
@@ -110,10 +109,10 @@ class _Machine:
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
-    def run(self, stream: io.BytesIO) -> Any:
+    def run(self, stream: IO[bytes], max_opcodes: int) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count > _MAX_OPCODES:
-                raise DamagedFileError(f"more than {_MAX_OPCODES} opcodes")
+            if count > max_opcodes:
+                raise DamagedFileError(f"more than {max_opcodes} opcodes")
             if opcode.name == "STOP":
                 return self.stack.pop()
             self.step(opcode.name, argument)

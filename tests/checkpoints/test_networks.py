@@ -158,11 +158,25 @@ def test_the_vae_of_another_model_is_refused_by_its_scaling_factor(smallest: Cas
     (folder / "config.json").write_text(json.dumps(described | {"scaling_factor": 0.18215}))
     text = refusal(WeightFiles(smallest.path, {"vae": folder}), smallest, tmp_path)
     ours = smallest.config.vae.scale_factor
-    assert f"has scaling_factor 0.18215, the model {ours}: it is that of another model; give one of SDXL" in text
+    assert f"vae/config.json says scaling_factor 0.18215 instead of {ours}" in text
     path = folder / "diffusion_pytorch_model.safetensors"
     assert_converts(WeightFiles(smallest.path, {"vae": path}), smallest.weights, smallest, tmp_path)
-    (folder / "config.json").write_text("{")
-    assert_converts(WeightFiles(smallest.path, {"vae": folder}), smallest.weights, smallest, tmp_path)
+
+
+def test_a_unet_that_predicts_v_is_refused(smallest: Case, tmp_path: Path) -> None:
+    """Also where the rest comes from a checkpoint that predicts epsilon."""
+    unet = part(smallest.weights, UNET)
+    save_file(unet | {"v_pred": np.zeros(0, np.float32)}, tmp_path / "marked.safetensors")
+    save_file(unet, tmp_path / "described.safetensors", {"modelspec.prediction_type": "v"})
+    save_file(unet, tmp_path / "plain.safetensors")
+    folder = diffusers_folder(smallest, tmp_path / "model")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    for name in ("marked.safetensors", "described.safetensors", "model"):
+        text = refusal(WeightFiles(smallest.path, {"unet": tmp_path / name}), smallest, tmp_path)
+        assert "prediction_type v_prediction instead of epsilon" in text
+    files = WeightFiles(folder, {"unet": tmp_path / "plain.safetensors"})  # the scheduler went with the other UNet
+    loading.convert(files, tmp_path / "out.ckpt", smallest.config, "float32")
 
 
 def test_what_training_leaves_beside_a_vae_is_named_and_not_used(

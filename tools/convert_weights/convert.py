@@ -1,4 +1,4 @@
-"""Convert SDXL weights: the published .safetensors, a diffusers folder or a .ckpt → .ckpt or .safetensors.
+"""Convert SDXL weights: a single file, a diffusers folder or a .ckpt → .ckpt or .safetensors.
 
 python tools/convert_weights/convert.py --source sd_xl_base_1.0.safetensors --target sd_xl_base_1.0_ms.ckpt
 """
@@ -45,7 +45,9 @@ def main() -> None:
 
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
-    parser.add_argument("--source", help="published .safetensors file, diffusers folder, or .ckpt file")
+    parser.add_argument(
+        "--source", help="single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder"
+    )
     parser.add_argument(
         "--target", help="file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
     )
