@@ -43,8 +43,7 @@ def read(path: str | Path) -> TensorFile:
     if not header:
         raise UserError(f"{path} is empty; download or copy it again")
     if header[4:9] == b"\0\0\0\0{":  # length of a header of less than 4 GB, then its JSON
-        tensors, metadata = safetensors_io.read(path)
-        return TensorFile(scaled_float8.dequantize(path, tensors, metadata), metadata)
+        return TensorFile(*scaled_float8.dequantize(path, *safetensors_io.read(path)))
     foreign = detect_foreign_format(header)
     if foreign:
         raise UserError(f"{path} seems to be {foreign}")

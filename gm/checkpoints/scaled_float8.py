@@ -37,11 +37,11 @@ _MAX_FORMAT_SIZE = 10_000  # bytes of JSON
 _UNET = "model.diffusion_model."  # some programs leave it out in the metadata
 
 
-def dequantize(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
-    """Return the tensors of a file with each scale applied to its weight, and without scales and markers.
+def dequantize(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> tuple[Tensors, dict[str, str]]:
+    """Return tensors and metadata of a file with each scale applied to its weight, and without scales and markers.
 
-    A file without them is returned as it is. Raises UserError for a format other than float8, and for a scale that
-    does not fit its weight.
+    Those of a file without scales are returned as they are. Raises UserError for a format other than float8, and for a
+    scale that does not fit its weight.
     """
     formats = _layer_formats(path, tensors, metadata)
     for layer, name in formats.items():
@@ -61,7 +61,7 @@ def dequantize(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Ten
             result[weight] = _scaled(path, weight, result[weight], result.pop(key))
     if inputs:
         log.info("%s: %d scales of inputs are not used: activations are not float8 here", path, len(inputs))
-    return result
+    return result, {key: value for key, value in metadata.items() if key != _METADATA_KEY}
 
 
 def _layer_formats(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -109,7 +109,8 @@ def test_bits_kept_as_uint8_are_read_as_the_metadata_describes(smallest: Case, t
         tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].view(torch.uint8)
         layers[prefix + layer.removeprefix(UNET)] = {"format": "float8_e5m2"}
     metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
-    assert_equal(converted(smallest, tensors, tmp_path, metadata), meant)
+    assert_equal(converted(smallest, tensors, tmp_path, metadata | {"title": "a"}), meant)
+    assert containers.read(tmp_path / "in.safetensors").metadata == {"title": "a"}  # it describes these tensors no more
 
 
 @pytest.mark.parametrize("shape", [(1,), (-1,), (-1, 1)])
