@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.checkpoints import loading
+from gm.checkpoints import loading, networks
+from gm.checkpoints.networks import WeightFiles
 from gm.config import Config, SamplingConfig
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, combine
@@ -80,13 +81,15 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
         raise UserError(
             f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py converts them"
         )
+    networks.check_paths(config.run.networks)
     backend = backend_.setup(config.run, config.training.is_parallel, config.training.distributed_timeout)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
-    loading.load_weights(model, config.run.weight, config.model, backend.keep_half_above)
+    files = WeightFiles(config.run.weight, config.run.networks)
+    loading.load_weights(model, files, config.model, backend.keep_half_above)
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    log.info("loaded %s in %.1f s", config.run.weight, time.perf_counter() - started)
+    log.info("loaded %s in %.1f s", ", ".join(files.paths), time.perf_counter() - started)
     return Toolkit(config, model, backend)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 LABELS = {
     # run
+    "vae": "VAE",
+    "unet": "UNet",
     "pooling": "Pooling",
     "ms_mode": "Execution mode",
     "precision": "Precision",

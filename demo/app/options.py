@@ -69,7 +69,7 @@ SET_BY_PAGE = {
     "mask",
     "strength",
 }
-RUN = ("pooling", "ms_mode", "precision", "low_memory", "device_target")
+RUN = ("vae", "unet", "pooling", "ms_mode", "precision", "low_memory", "device_target")
 _PROMPT_KEYS = ("prompt", "negative_prompt")  # widgets that the page Generate defines itself
 _TASK_KEYS = ("task", "strength")
 _CHOICES: dict[str, Sequence[Any]] = {
@@ -110,7 +110,8 @@ def more_options(defaults: SamplingConfig) -> dict[str, Any]:
 
 def run_options(defaults: RunConfig) -> dict[str, Any]:
     """Show the run options; return their values."""
-    return {name: widget(RunConfig, name, getattr(defaults, name)) for name in RUN}
+    values = {name: widget(RunConfig, name, getattr(defaults, name)) for name in RUN}
+    return {name: "" if value is None else value for name, value in values.items()}
 
 
 def widget(section: type, name: str, default: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gm.checkpoints import mindspore_format, safetensors_io
+from gm.checkpoints import mindspore_format, safetensors_io, scaled_float8, torch_format
 from gm.checkpoints.detect import detect_foreign_format
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
@@ -23,9 +23,10 @@ class TensorFile:
 
 
 def read(path: str | Path) -> TensorFile:
-    """Return the contents of a safetensors or MindSpore file, tensors as LazyTensors.
+    """Return the contents of a safetensors or MindSpore file, tensors as LazyTensors, with their scales applied.
 
-    Raises UserError for a file that is missing, unreadable, of another kind (naming it), cut off or damaged.
+    Raises UserError for a file that is missing, unreadable, of another kind (naming it), cut off or damaged, and as
+    `scaled_float8.dequantize` does.
     """
     path = Path(path)
     if path.is_dir():
@@ -42,11 +43,21 @@ def read(path: str | Path) -> TensorFile:
     if not header:
         raise UserError(f"{path} is empty; download or copy it again")
     if header[4:9] == b"\0\0\0\0{":  # length of a header of less than 4 GB, then its JSON
-        return TensorFile(*safetensors_io.read(path))
+        return TensorFile(*scaled_float8.dequantize(path, *safetensors_io.read(path)))
     foreign = detect_foreign_format(header)
     if foreign:
         raise UserError(f"{path} seems to be {foreign}")
     return TensorFile(*mindspore_format.read(path))
+
+
+def read_weights(path: str | Path) -> TensorFile:
+    """Return the contents of a model's file: as `read`, and those of PyTorch's files as well.
+
+    Raises UserError as `read` and `torch_format.read_weights` do.
+    """
+    if torch_format.is_torch_file(path):
+        return TensorFile(*torch_format.read_weights(path))
+    return read(path)
 
 
 def _no_progress(size: int) -> None:

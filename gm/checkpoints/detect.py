@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 
 _USE_SAFETENSORS = "use the .safetensors file of the same model"
 _FILE_SIGNATURES = (
@@ -45,6 +46,20 @@ _OTHER_KIND = {
 _USE = {"base": "use the SDXL base model", "refiner": "use the SDXL refiner"}
 
 
+# Changes of the UNet that SDXL's name and most of its tensors survive, by a pattern of the keys that they add.
+_EXTENSIONS = (
+    (r"model\.diffusion_model\.time_embed\.cond_proj\.", "an LCM that embeds the guidance scale (cond_proj)"),
+    (r".*\.lora_|.*\.lora\.|lora_", "a model with a LoRA that is not merged"),
+    (r".*(to_[kv]_ip|image_proj|ip_adapter)\b", "a model with an IP-Adapter"),
+    (r"control_model\.|.*\.(zero_convs|input_hint_block)\.", "a model with a ControlNet"),
+    (r"conditioner\.embedders\.[2-9]\.", "a model with more than two text encoders"),
+    (r".*motion_modules\.", "a model with AnimateDiff's motion modules"),
+    (r".*\.(absmax|quant_map|SCB|qweight|qzeros|weight_format|quant_state\..*)$", "a quantized model"),
+)
+_INPUT_CHANNELS = {8: "an instruct-pix2pix model", 9: "an inpainting model"}
+_UNET = "model.diffusion_model."
+
+
 def detect_foreign_format(header: bytes) -> str:
     """Return what a file that begins with `header` seems to be, and what to do; "" if it may be a tensor file."""
     for pattern, description in _FILE_SIGNATURES:
@@ -64,3 +79,39 @@ def detect_other_model(keys: Iterable[str], kind: str) -> str:
             return description.format(use=_USE[kind])
     dotted = [key for key in keys if "." in key]
     return _EMBEDDING if dotted and all("token_embedding" in key for key in dotted) else ""
+
+
+def explain_misfit(
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    kind: str,
+) -> str:
+    """Return what a checkpoint seems to be that has most tensors of a model of `kind`, but not all or others too.
+
+    mismatched: shape in the checkpoint and shape in the model, by name
+    """
+    use = _USE[kind]
+    for pattern, description in _EXTENSIONS:
+        if any(re.match(pattern, key) for key in unexpected):
+            return f"it seems to be {description}; {use}"
+    found, expected = mismatched.get(_UNET + "input_blocks.0.0.weight", ((), ()))
+    if len(found) == 4 and found[1:2] != expected[1:2]:
+        model = _INPUT_CHANNELS.get(found[1], "another model")
+        return f"it seems to be {model}, whose UNet has {found[1]} input channels instead of {expected[1]}; {use}"
+    if not unexpected and not mismatched:
+        blocks = [key for key in missing if ".transformer_blocks." in key]
+        if len(blocks) == len(missing) and _are_whole_blocks(blocks):
+            return f"its UNet has fewer transformer blocks, as distilled models such as SSD-1B and Vega have; {use}"
+        return "it is incomplete or changed; take a fresh copy"
+    if mismatched:
+        return f"it is a model of other sizes than the config's model section describes; {use}"
+    if missing:
+        return f"its tensors have other names or belong to another model; {use}"
+    return f"it holds tensors that this model does not have; {use}"
+
+
+def _are_whole_blocks(keys: Iterable[str]) -> bool:
+    """Return whether `keys` are those of whole transformer blocks: no part of a damaged file ends there."""
+    counts = Counter(re.sub(r"(\.transformer_blocks\.\d+)\..*", r"\1", key) for key in keys)
+    return len(set(counts.values())) == 1 and min(counts.values()) > 10

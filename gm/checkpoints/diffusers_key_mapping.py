@@ -133,7 +133,7 @@ def convert_text_encoder_2(tensors: dict[str, LazyTensor], prefix: str) -> dict[
         if match and all(part in renamed for part in parts):
             published[f"{prefix}{match[1]}.in_proj_{match[2]}"] = _concatenate([renamed.pop(part) for part in parts])
     if "text_projection" in renamed:
-        renamed["text_projection"] = _transpose(renamed["text_projection"])
+        renamed["text_projection"] = transpose(renamed["text_projection"])
     renamed.setdefault("logit_scale", in_memory(np.array(LOGIT_SCALE, np.float32)))
     return published | {prefix + key: tensor for key, tensor in renamed.items()}
 
@@ -161,6 +161,6 @@ def _concatenate(parts: list[LazyTensor]) -> LazyTensor:
     return LazyTensor(shape, parts[0].dtype, lambda: np.concatenate([part.read() for part in parts]), release)
 
 
-def _transpose(tensor: LazyTensor) -> LazyTensor:
+def transpose(tensor: LazyTensor) -> LazyTensor:
     """Return the weight [outputs, inputs] of a linear layer as the matrix W of x @ W."""
     return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T, tensor.release)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gm.checkpoints import narrow_floats
 from gm.errors import UserError
 
 _MAX_DIMENSIONS = 32  # of a NumPy array
@@ -31,8 +32,9 @@ def is_valid_shape(shape: tuple[int, ...]) -> bool:
 class LazyTensor:
     """Tensor of `shape`; `dtype` is NumPy's name of the type in the file.
 
-    `read` returns the values, often a view of the file; "bfloat16", which NumPy lacks, reads as float32. After
-    `release` the file's pages no longer count as memory of this process; views stay valid unless they were written to.
+    `read` returns the values, often a view of the file; "bfloat16" reads as float32, "float8_e4m3fn" and "float8_e5m2"
+    read as float16, since NumPy lacks them. After `release` the file's pages no longer count as memory of this process;
+    views stay valid unless they were written to.
     """
 
     shape: tuple[int, ...]
@@ -43,7 +45,7 @@ class LazyTensor:
     @property
     def itemsize(self) -> int:
         """Bytes of a value in the file."""
-        return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+        return np.dtype(narrow_floats.STORAGE.get(self.dtype, self.dtype)).itemsize
 
     @property
     def size(self) -> int:
@@ -95,8 +97,8 @@ class MappedFile:
     def _read(self, shape: tuple[int, ...], dtype: str, spans: list[tuple[int, int]]) -> np.ndarray:
         pieces = [np.frombuffer(self.data, np.uint8)[start:end] for start, end in spans]
         values = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-        if dtype == "bfloat16":  # the upper half of a float32
-            return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        if dtype in narrow_floats.STORAGE:
+            return narrow_floats.decode(values.view(narrow_floats.STORAGE[dtype]), dtype).reshape(shape)
         return values.view(dtype).reshape(shape)
 
     def _release(self, spans: list[tuple[int, int]]) -> None:

@@ -13,10 +13,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from gm.checkpoints import containers, diffusers_format
-from gm.checkpoints.detect import detect_other_model
-from gm.checkpoints.key_mapping import IGNORED_SUFFIXES, ParameterShapes, parameter_shapes, published_name
+from gm.checkpoints import containers, networks, reader
+from gm.checkpoints.detect import detect_other_model, explain_misfit
+from gm.checkpoints.key_mapping import ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
+from gm.checkpoints.narrow_floats import FLOAT8
+from gm.checkpoints.networks import WeightFiles
+from gm.checkpoints.value_checks import check_finite, check_type, checked
 from gm.config.model import ModelConfig
 from gm.errors import UserError
 from gm.models import sdxl
@@ -24,19 +27,19 @@ from gm.models import sdxl
 log = logging.getLogger("gm")
 
 _MAX_KEYS_SHOWN = 3  # in a message
+_HALF = ("float16", *FLOAT8)  # types in a file whose values float16 holds
 _NUMPY_DTYPES = {ms.float16: "float16", ms.float32: "float32", ms.float64: "float64"}
 
 
-def open_state_dict(path: str | Path, shapes: ParameterShapes, config: ModelConfig) -> dict[str, LazyTensor]:
+def open_state_dict(
+    path: str | Path, shapes: ParameterShapes, config: ModelConfig, without: Mapping[str, object] | None = None
+) -> dict[str, LazyTensor]:
     """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
 
-    Raises UserError as `containers.read` and `diffusers_format.read` do.
+    Networks in `without` (of `networks.NETWORKS`) are left out. Raises UserError as `reader.read_tensors` does.
     """
-    path = Path(path)
-    tensors = diffusers_format.read(path, config) if path.is_dir() else containers.read(path).tensors
-    # A file with MindSpore's names passes through: where they differ from published keys, they are not among these.
-    names = {published_name(name): name for name in shapes}
-    return {names.get(key, key): tensor for key, tensor in tensors.items() if not key.endswith(IGNORED_SUFFIXES)}
+    without = without or {}
+    return networks.without(reader.read_tensors(Path(path), shapes, config, without), without)
 
 
 def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
@@ -56,35 +59,66 @@ def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], so
         return
     counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
     if 2 * (len(missing) + len(mismatched)) < len(shapes):
-        hint = "it is incomplete or changed; take a fresh copy"
+        sizes = {name: (tensors[name].shape, shapes[name]) for name in shapes if name in tensors}
+        sizes = {name: (found, expected) for name, (found, expected) in sizes.items() if found != expected}
+        hint = explain_misfit(missing, unexpected, sizes, kind)
     else:
         other = detect_other_model(tensors, kind)
         hint = f"it seems to be {other}" if other else "the config's model section describes another model"
     raise UserError(f"{source} does not fit the model of {len(shapes)} tensors: {hint}; {counts}")
 
 
-def load_weights(model: nn.Cell, path: str | Path, config: ModelConfig, keep_half_above: float = math.inf) -> None:
-    """Load weights from a file or folder of any kind into `model`; each parameter keeps its dtype.
+def open_files(
+    files: WeightFiles, shapes: ParameterShapes, config: ModelConfig, unused: Mapping[str, object] | None = None
+) -> dict[str, LazyTensor]:
+    """Return the tensors of `files` by the names in `shapes`, checked: all are there, of the right shape, and floats.
 
-    Exceptions are parameters of at least `keep_half_above` values that the file has in float16: they stay float16, and
-    the networks cast them in use.
+    Networks in `unused` are not in `shapes`, and are left out. Raises UserError as `open_state_dict`,
+    `networks.read`, `networks.check_present` and `check_tensors` do.
+    """
+    tensors = open_state_dict(files.checkpoint, shapes, config, {**files.networks, **(unused or {})})
+    for network, path in files.networks.items():
+        tensors |= networks.read(network, path, shapes, config)
+    networks.check_present(tensors, files, shapes, config.kind)
+    for name in shapes:
+        if name in tensors:
+            check_type(tensors[name], name, files.source(name))
+    check_tensors(shapes, tensors, files.checkpoint, config.kind)
+    return tensors
+
+
+def load_weights(
+    model: nn.Cell,
+    path: str | Path | WeightFiles,
+    config: ModelConfig,
+    keep_half_above: float = math.inf,
+    unused: Mapping[str, object] | None = None,
+) -> None:
+    """Load weights from files or a folder of any kind into `model`; each parameter keeps its dtype.
+
+    Exceptions are parameters of at least `keep_half_above` values that the file has in float16 or float8: they are
+    float16, and the networks cast them in use. Networks in `unused`, which the model lacks, may be in the file or not.
 
     Values that the file holds in the dtype of the model stay memory-mapped: writing to the model does not change the
     file, but the file must not be written over while the model lives (replacing it, as this toolkit does, is safe).
-    Raises UserError as `open_state_dict` and `check_tensors` do, before anything is changed, and as `cast_values` does.
+    Raises UserError as `open_files` does, before anything is changed, and as `check_finite` and `cast_values` do.
     """
     shapes = parameter_shapes(model)
-    tensors = open_state_dict(path, shapes, config)
-    check_tensors(shapes, tensors, path, config.kind)
+    files = path if isinstance(path, WeightFiles) else WeightFiles(path)
+    tensors = open_files(files, shapes, config, unused)
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in shapes]
     for parameter in parameters:
-        if tensors[parameter.name].dtype == "float16" and math.prod(parameter.shape) >= keep_half_above:
+        if tensors[parameter.name].dtype in _HALF and math.prod(parameter.shape) >= keep_half_above:
             parameter.set_dtype(ms.float16)
-    upcast = [p for p in parameters if tensors[p.name].dtype == "float16" and p.itemsize == 4]
+    upcast = [p for p in parameters if tensors[p.name].dtype in _HALF and p.itemsize == 4]
     _warn_if_too_large(sum(p.itemsize * p.size for p in parameters), sum(2 * p.size for p in upcast))
+
+    def load(parameter: Parameter) -> None:
+        _load_parameter(parameter, tensors[parameter.name], files.source(parameter.name))
+
     # Casts take most of the time, and NumPy releases Python's lock while casting: one thread per core.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(lambda parameter: _load_parameter(parameter, tensors[parameter.name]), parameters):
+        for _ in threads.map(load, parameters):
             pass
 
 
@@ -93,7 +127,7 @@ def _no_progress(done: int, total: int) -> None:
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | WeightFiles,
     target: str | Path,
     config: ModelConfig,
     dtype: str,
@@ -101,15 +135,17 @@ def convert(
 ) -> None:
     """Write the weights at `source` as `dtype` to `target`, atomically and in the format of its suffix.
 
-    A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys. `progress` is
-    called with the bytes written and their total. Raises UserError as `open_state_dict`, `check_tensors`, `cast_values`
-    and `containers.write` do.
+    A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys; both get the
+    metadata of the source and what it says elsewhere (`statements.carried_metadata`). `progress` is called with the
+    bytes written and their total. Raises UserError as `open_files`, `check_finite`, `cast_values` and
+    `containers.write` do.
     """
     shapes = parameter_shapes(sdxl.build(config))
-    tensors = open_state_dict(source, shapes, config)
-    check_tensors(shapes, tensors, source, config.kind)
+    files = source if isinstance(source, WeightFiles) else WeightFiles(source)
+    tensors = open_files(files, shapes, config)
     to_published = Path(target).suffix == ".safetensors"
-    out = {published_name(name) if to_published else name: cast(tensors[name], dtype, name) for name in shapes}
+    finite = {name: checked(tensors[name], name, files.source(name)) for name in shapes}
+    out = {published_name(name) if to_published else name: cast(finite[name], dtype, name) for name in shapes}
     total = sum(tensor.size for tensor in out.values())
     done = 0
 
@@ -118,11 +154,14 @@ def convert(
         done += size
         progress(done, total)
 
-    containers.write(target, out, {"format": "pt"} if to_published else None, count)
+    metadata = reader.read_metadata(Path(files.checkpoint), config, files.networks)
+    metadata |= {"format": "pt"} if to_published else {}
+    containers.write(target, out, metadata, count)
 
 
-def _load_parameter(parameter: Parameter, tensor: LazyTensor) -> None:
+def _load_parameter(parameter: Parameter, tensor: LazyTensor, source: str) -> None:
     values = tensor.read()
+    check_finite(values, parameter.name, source)
     if parameter.dtype == ms.bfloat16:  # NumPy lacks it
         parameter.set_data(Tensor(values, ms.bfloat16))
         tensor.release()
@@ -131,8 +170,7 @@ def _load_parameter(parameter: Parameter, tensor: LazyTensor) -> None:
     # Values that need no cast stay in the pages of their file, which all processes of a machine share.
     data = np.require(converted, requirements=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
     parameter.set_data(Tensor.from_numpy(data))
-    if not np.may_share_memory(data, values):
-        tensor.release()
+    tensor.release()  # also of values that stay there: the check has read their pages, and nothing has written to them
 
 
 def _warn_if_too_large(size: int, half_savings: int) -> None:

@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     Raises UserError for a file that is cut off or damaged, and for a tensor of an unsupported type.
     """
     try:
-        return _parse(MappedFile(path))
+        return _parse(path, MappedFile(path))
     except DamagedFileError as error:
         raise UserError(
             f"{path} is not a complete MindSpore checkpoint ({shorten(error)}); download or copy it again"
@@ -85,7 +85,7 @@ def write(
             file.write(encode_bytes(_NOTES, json.dumps(dict(notes), ensure_ascii=False).encode()))
 
 
-def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+def _parse(path: Path, file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     end = len(file.data)
     if file.data[-_CHECKSUM_LENGTH:].startswith(_CHECKSUM):
         end -= _CHECKSUM_LENGTH
@@ -98,7 +98,8 @@ def _parse(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
             strings[key] = _decode_string(b"".join(file.data[slice(*span)] for span in spans), key)
             continue
         if type_ not in _NUMPY_DTYPES:
-            raise DamagedFileError(f"{key!r} has type {type_!r}, which is not supported")
+            reason = f"{shorten(repr(key))} has type {shorten(repr(type_))}"
+            raise UserError(f"{path}: {reason}, which is not supported; use a float16 file")
         size = sum(end - start for start, end in spans)
         shape = () if dims == (0,) and size else dims
         if not is_valid_shape(shape):

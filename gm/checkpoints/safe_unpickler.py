@@ -7,12 +7,11 @@ rebuild, and refuses every other name. Facts are from Lib/pickletools.py.
 
 from __future__ import annotations
 
-import io
 import pickletools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from gm.checkpoints.pickled_objects import (
     STORAGE_DTYPES,
@@ -28,9 +27,9 @@ from gm.checkpoints.pickled_objects import (
 )
 from gm.errors import DamagedFileError
 
-__all__ = ["STORAGE_DTYPES", "Storage", "TensorRecord", "UnsafePickleError", "load"]
+__all__ = ["MAX_OPCODES", "STORAGE_DTYPES", "Storage", "TensorRecord", "UnsafePickleError", "load"]
 
-_MAX_OPCODES = 20_000  # an embedding file has some hundreds
+MAX_OPCODES = 20_000  # an embedding file has some hundreds
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -46,14 +45,14 @@ _TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _LITERALS = _NUMBERS | _BYTES | _TEXTS
 
 
-def load(stream: io.BytesIO) -> Any:
+def load(stream: IO[bytes], max_opcodes: int = MAX_OPCODES) -> Any:
     """Return the value of the pickle at the stream's position, with tensors as TensorRecords, and read to its end.
 
     Raises UnsafePickleError, DamagedFileError, or whatever the standard library raises for bytes that are not a pickle.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickletools warns about damaged texts
-        return _Machine().run(stream)
+        return _Machine().run(stream, max_opcodes)
 
 
 @dataclass
@@ -64,10 +63,10 @@ class _Machine:
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
-    def run(self, stream: io.BytesIO) -> Any:
+    def run(self, stream: IO[bytes], max_opcodes: int) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count > _MAX_OPCODES:
-                raise DamagedFileError(f"more than {_MAX_OPCODES} opcodes")
+            if count > max_opcodes:
+                raise DamagedFileError(f"more than {max_opcodes} opcodes")
             if opcode.name == "STOP":
                 return self.stack.pop()
             self.step(opcode.name, argument)

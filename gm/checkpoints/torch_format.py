@@ -1,4 +1,7 @@
-"""PyTorch's format (`.pt`, `.bin`), small files, without PyTorch and without executing what is in them.
+"""PyTorch's format (`.pt`, `.bin`, `.ckpt`), without PyTorch and without executing what is in it.
+
+`read` is for small files, such as embeddings, and keeps them in memory; `read_weights` reads the tensors of a model on
+access.
 
 Since PyTorch 1.6 such a file is a zip archive of stored entries: `<any>/data.pkl`, and the bytes of each storage in
 `<any>/data/<key>`. Before, it was a sequence of pickles (a magic number, a version, the machine's sizes, the value, the
@@ -8,22 +11,26 @@ keys of the storages), then for each key the number of values, 8 bytes, and the 
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
-from gm.checkpoints import safe_unpickler
+from gm.checkpoints import narrow_floats, safe_unpickler
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.safe_unpickler import STORAGE_DTYPES, Storage, TensorRecord, UnsafePickleError
 from gm.errors import DamagedFileError, UserError, shorten
 from gm.runtime import atomic_io
 
 _MAX_FILE_SIZE = 256 * 1024 * 1024  # bytes of a file that may still be an embedding
-_MAX_VALUES = 10_000  # in dicts and nested dicts
+_MAX_PICKLE_SIZE = 64 * 1024 * 1024  # bytes of the description of a model's tensors; SDXL's has 0.4 MB
+_MAX_OPCODES = 2_000_000  # of that description; SDXL's has about 100,000
+_MAX_VALUES = 100_000  # in dicts and lists, also nested ones; a model with its optimizer has some 10,000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGE_TYPES = {dtype: storage for storage, dtype in STORAGE_DTYPES.items()}
 
@@ -33,9 +40,9 @@ def is_torch_file(path: str | Path) -> bool:
     try:
         with Path(path).open("rb") as file:
             header = file.read(9)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
-    # A safetensors file begins with the length of its header, such as 640, which are the bytes 80 02.
+    # The length with which a safetensors file begins may have any low bytes.
     is_safetensors = header[4:] == b"\0\0\0\0{"
     return not is_safetensors and header[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -47,18 +54,48 @@ def read(path: str | Path) -> Any:
     but plain values: nothing in it is executed. Reading a tensor raises it, too.
     """
     path = Path(path)
-    try:
+    with _errors_of(path, "embedding"):
         size = path.stat().st_size
         if size > _MAX_FILE_SIZE:
             raise UserError(f"{path} has {size // 2**20} MB, too much for an embedding; is it a whole model?")
         data = path.read_bytes()
-        return _read_zip(path, data) if data.startswith(b"PK") else _read_legacy(path, data)
+        if data.startswith(b"PK"):
+            return _read_zip(path, zipfile.ZipFile(io.BytesIO(data)), len(data), safe_unpickler.MAX_OPCODES)
+        return _read_legacy(path, data, safe_unpickler.MAX_OPCODES)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """Return the tensors of a model's PyTorch file, each read on access, and the strings and numbers beside them.
+
+    A `state_dict` in it stands for the whole, as in the files of PyTorch Lightning. Raises UserError as `read` does.
+    """
+    path = Path(path)
+    with _errors_of(path, "model"):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if data[:2] == b"PK":
+            tree = _read_zip(path, zipfile.ZipFile(path), size, _MAX_OPCODES)
+        else:
+            tree = _read_legacy(path, data, _MAX_OPCODES)
+        if not isinstance(tree, dict):
+            raise DamagedFileError("it holds no dict of tensors")
+        beside = {str(key): str(value) for key, value in tree.items() if isinstance(value, str | int | float)}
+        tree = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
+        return {str(key): value for key, value in tree.items() if isinstance(value, LazyTensor)}, beside
+
+
+@contextmanager
+def _errors_of(path: Path, kind: str) -> Iterator[None]:
+    """Turn the errors of reading the file of an embedding or model into UserErrors."""
+    try:
+        yield
     except UserError:
         raise
     except UnsafePickleError as error:
         raise UserError(
             f"{path} asks for {error}, which is not a tensor and could run a program: it is not read; "
-            "get the embedding as .safetensors"
+            f"get the {kind} as .safetensors"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -77,8 +114,7 @@ def write(path: str | Path, tree: Any) -> None:
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # a constant date: equal trees, equal bytes
 
 
-def _read_zip(path: Path, data: bytes) -> Any:
-    archive = zipfile.ZipFile(io.BytesIO(data))
+def _read_zip(path: Path, archive: zipfile.ZipFile, size: int, max_opcodes: int) -> Any:
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise DamagedFileError("there is no data.pkl in it, or several")
@@ -86,22 +122,24 @@ def _read_zip(path: Path, data: bytes) -> Any:
     def read_entry(name: str) -> bytes:
         info = archive.getinfo(name)
         # PyTorch compresses nothing, and a stored entry cannot be larger than its file.
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
             raise DamagedFileError(f"{name} is compressed")
         return archive.read(info)
 
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and read_entry(f"{folder}byteorder") != b"little":
         raise UserError(f"{path} was written on a machine of another byte order; save it again on a usual one")
-    tree = safe_unpickler.load(io.BytesIO(read_entry(pickles[0])))
+    if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE_SIZE:
+        raise DamagedFileError(f"{pickles[0]} is larger than any model needs")
+    tree = safe_unpickler.load(io.BytesIO(read_entry(pickles[0])), max_opcodes)
     return _to_lazy_tensors(tree, path, lambda storage: read_entry(f"{folder}data/{storage.key}"))
 
 
-def _read_legacy(path: Path, data: bytes) -> Any:
-    stream = io.BytesIO(data)
-    if safe_unpickler.load(stream) != _LEGACY_MAGIC:
+def _read_legacy(path: Path, data: bytes | mmap.mmap, max_opcodes: int) -> Any:
+    stream = io.BytesIO(data) if isinstance(data, bytes) else cast(IO[bytes], data)
+    if safe_unpickler.load(stream, max_opcodes) != _LEGACY_MAGIC:
         raise DamagedFileError("it does not begin as PyTorch's files do")
-    _, system, tree, keys = (safe_unpickler.load(stream) for _ in range(4))
+    _, system, tree, keys = (safe_unpickler.load(stream, max_opcodes) for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
         raise DamagedFileError("it was written on a machine of another byte order")
     storages: dict[str, Storage] = {}
@@ -158,13 +196,11 @@ def _lazy_tensor(record: TensorRecord, path: Path, read_storage: Callable[[Stora
 
     def read_values() -> np.ndarray:
         try:
-            dtype = "uint16" if storage.dtype == "bfloat16" else storage.dtype
+            dtype = narrow_floats.STORAGE.get(storage.dtype, storage.dtype)
             values = np.frombuffer(read_storage(storage), dtype, storage.count)[record.offset :]
             strides = tuple(stride * itemsize for stride in record.strides)
             view = np.lib.stride_tricks.as_strided(values, record.shape, strides, writeable=False)
-            if storage.dtype == "bfloat16":  # the upper half of a float32
-                return (view.astype(np.uint32) << 16).view(np.float32)
-            return view.copy()
+            return narrow_floats.decode(view, storage.dtype) if storage.dtype in narrow_floats.STORAGE else view.copy()
         except Exception as error:
             raise _damaged(path, error) from error
 
@@ -172,7 +208,7 @@ def _lazy_tensor(record: TensorRecord, path: Path, read_storage: Callable[[Stora
 
 
 def _itemsize(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    return np.dtype(narrow_floats.STORAGE.get(dtype, dtype)).itemsize
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -41,11 +41,25 @@ class RunConfig:
         choices=("auto", "off", "some", "most"),
     )
     weight: str = option("checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors")
+    vae: str = option(
+        "",
+        "VAE in place of that of the weights, such as sdxl_vae.safetensors or the fp16 fix: a file, or a diffusers "
+        "folder",
+        aliases=("pretrained_vae_model_name_or_path",),
+    )
+    unet: str = option(
+        "", "UNet in place of that of the weights, such as a distilled one: a file, or a diffusers folder"
+    )
     pooling: str = option(
         "end_of_text",
         "token whose hidden state is the pooled text embedding; argmax is the rule of diffusers and mindone",
         choices=POOLING_RULES,
     )
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """The files of single networks, by the option that names them."""
+        return {name: path for name, path in (("unet", self.unet), ("vae", self.vae)) if path}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from mindspore import Tensor
 
 from gm.data import masks
 from gm.data.image import CroppedImage, flip_horizontal
+from gm.errors import UserError
 from gm.models.vae import AutoencoderKL
 
 
@@ -46,7 +47,8 @@ def encode_images(
 ) -> LatentCache:
     """Encode every image, and with `flip` its mirror image; one at a time, to keep memory small.
 
-    `unmasked_weight` is the weight in the loss where an image's mask is 0, relative to that where it is 1.
+    `unmasked_weight` is the weight in the loss where an image's mask is 0, relative to that where it is 1. Raises
+    UserError for an image whose posterior is not finite.
     """
     means: list[np.ndarray] = []
     log_variances: list[np.ndarray] = []
@@ -55,6 +57,7 @@ def encode_images(
     for image in images:
         flips = (image, flip_horizontal(image)) if flip else (image,)
         posteriors = [[tensor.asnumpy()[0] for tensor in vae.encode(Tensor(each.pixels[None]))] for each in flips]
+        _check_finite(posteriors, image.name)
         means.append(np.stack([mean for mean, _ in posteriors]))
         log_variances.append(np.stack([log_variance for _, log_variance in posteriors]))
         sizes.append([[*each.original_size, *each.crop_top_left, *each.size] for each in flips])
@@ -63,3 +66,11 @@ def encode_images(
         weights.append(masks.loss_weights(pixel_masks, reduction, unmasked_weight))
     masked = any(image.mask is not None for image in images)
     return LatentCache(means, log_variances, np.asarray(sizes, np.float32), scale_factor, weights if masked else None)
+
+
+def _check_finite(posteriors: Sequence[Sequence[np.ndarray]], name: str) -> None:
+    if not np.isfinite(posteriors).all():
+        raise UserError(
+            f"the VAE encodes {name} to values that are not finite; give another VAE with --vae, such as "
+            "sdxl_vae.safetensors"
+        )

@@ -20,7 +20,7 @@ from gm.sampling import image_files
 
 _HUB_MODELS = {"SD-XL-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}
 # Options that hold paths; a value with a slash is a path whatever its option. Prompts may hold slashes.
-_PATH_OPTIONS = re.compile(r".*(_path|_file|_config|weight)|img|mask|resume|concepts")
+_PATH_OPTIONS = re.compile(r".*(_path|_file|_config|weight)|vae|unet|img|mask|resume|concepts")
 _PROMPT_OPTIONS = re.compile(r".*prompt")
 _MAX_DEPTH = 8  # of nested values; those of training are four deep
 

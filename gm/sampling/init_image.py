@@ -179,4 +179,6 @@ def load_noise(sampling: SamplingConfig, vae: VAEConfig, size: Resolution, count
             f"--init_latent_path {path} holds {noise.dtype} {list(noise.shape)}; {count} images of "
             f"{size.width}×{size.height} need floats [{first + count}, {', '.join(map(str, shape))}]"
         )
+    if not np.isfinite(noise[first : first + count]).all():
+        raise UserError(f"--init_latent_path {path} holds values that are not finite; give standard-normal noise")
     return list(noise[first : first + count].astype(np.float32))

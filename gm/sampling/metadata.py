@@ -22,7 +22,7 @@ from gm.sampling.resolution import Resolution
 log = logging.getLogger("gm")
 
 FILES = "files"  # key of the hashes of all files that went into the image
-_RUN_OPTIONS = ("weight", "pooling", "precision", "ms_mode")  # of RunConfig, those that change an image
+_RUN_OPTIONS = ("weight", "vae", "unet", "pooling", "precision", "ms_mode")  # of RunConfig, those that change an image
 _UNUSED_OPTIONS = ("save_path", "num_cols", "num_rows", "preview_interval")  # of SamplingConfig, those that do not
 # AUTOMATIC1111's names of the schedules; it has none for edm.
 _SCHEDULE_TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
@@ -87,6 +87,9 @@ def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Seque
         "Size": f"{size.width}x{size.height}",
         "Model": Path(parameters["weight"]).stem,
     }
+    for name, title in (("vae", "VAE"), ("unet", "UNet")):
+        if parameters.get(name):
+            fields[title] = Path(parameters[name]).name
     if parameters["task"] != "txt2img":
         fields["Denoising strength"] = parameters["strength"]
     if parameters["add_pipeline"]:

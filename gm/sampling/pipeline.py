@@ -16,14 +16,18 @@ from gm.config import SamplingConfig
 from gm.diffusion import samplers, schedule
 from gm.diffusion.samplers import NoiseSampler
 from gm.embeddings.embedding import LoadedEmbeddings
+from gm.errors import shorten
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
+from gm.sampling import finite
 from gm.sampling.cfg_denoiser import CFGDenoiser, CompiledModel, guider_name, stack
 from gm.sampling.request import ImageRequest, check_refiner
 from gm.sampling.vae_decode import VAEDecoder
 
 log = logging.getLogger("gm")
+
+_MAX_PROMPT = 60  # characters of a prompt in a message
 
 
 @dataclass(frozen=True)
@@ -63,19 +67,24 @@ class Pipeline:
 
         `sampling` sets what the images share: sampler, schedule, guider, refiner, decoding. What its fields say of one
         image (prompt, seed, size, steps, scale, strength) is not read: the requests have it. An image depends on its
-        own request, not on the batch that it is generated in.
+        own request, not on the batch that it is generated in. Raises UserError for an image that is not finite, with
+        its number, the step and what to do.
         """
         batches = self._batches(requests, sampling)
         size = min(sampling.batch_size, len(requests))
         done, total = 0, sum(batch[0].steps - batch[0].first_step for batch in batches)
+        first = 0
         for batch in batches:
+            names = _image_names(batch, first, len(requests))
+            first += len(batch)
             # The last request fills up a short batch, so that one graph serves all.
             filled = [*batch, *[batch[-1]] * (size - len(batch))]
             steps = batch[0].steps - batch[0].first_step
             for step, (x, denoised) in enumerate(self._sample(filled, embeddings, sampling), 1):
                 done += 1
+                finite.check_latents(x, names, step, steps, self.backend)
                 if step == steps:
-                    images = self.decoder.decode(x, sampling)[: len(batch)]
+                    images = self.decoder.decode(x, sampling, names)[: len(batch)]
                     yield SamplingProgress(done, total, tuple(images), x.asnumpy()[: len(batch)])
                 elif sampling.preview_interval and step % sampling.preview_interval == 0:
                     previews = self.decoder.preview(denoised)[: len(batch)]
@@ -143,10 +152,20 @@ class Pipeline:
         """Return the refiner without its VAE, which is the base model's."""
         config = check_refiner(self.model.config, sampling)
         model = sdxl.build(config, self.backend.dtype)
-        loading.load_weights(model, sampling.pipeline_weight, config, self.backend.keep_half_above)
         model.release_vae()
+        loading.load_weights(
+            model, sampling.pipeline_weight, config, self.backend.keep_half_above, unused={"vae": None}
+        )
         log.info("loaded %s", sampling.pipeline_weight)
         return model
+
+
+def _image_names(batch: Sequence[ImageRequest], first: int, total: int) -> list[str]:
+    """Return how messages name the images of a batch, whose first has the number `first` of `total`, from 0."""
+    return [
+        f'image {first + k + 1} of {total} (seed {request.seed}, "{shorten(request.prompt.text, _MAX_PROMPT)}")'
+        for k, request in enumerate(batch)
+    ]
 
 
 def _batch_key(request: ImageRequest, sampling: SamplingConfig) -> tuple[object, ...]:

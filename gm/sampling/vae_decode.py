@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from gm.errors import UserError
 from gm.models.sdxl import SDXL
 from gm.runtime import rng
 from gm.runtime.backend import Backend, compile_cell
+from gm.sampling import finite
 
 _OVERLAP = 0.25  # least share of a tile that its neighbor decodes, too
 _MIN_OVERLAP = 8  # latents of that at least, where half a tile has as many: fewer show as a grid
@@ -113,18 +115,26 @@ class VAEDecoder:
         self.config = model.config.vae
         self.decode_levels = compile_cell(_Decode(model), backend.graph, "the decoder")
 
-    def decode(self, latents: np.ndarray | Tensor, sampling: SamplingConfig) -> np.ndarray:
+    def decode(self, latents: np.ndarray | Tensor, sampling: SamplingConfig, names: Sequence[str] = ()) -> np.ndarray:
         """Return the images uint8 [N, H, W, 3] of scaled `latents` [N, z, h, w].
 
         With `vae_slicing` they are decoded one after the other, and with `vae_tiling` those larger than a tile in tiles
-        of one shape; each pixel is then the weighted mean of its tiles. UserError for a tile size that does not fit.
+        of one shape; each pixel is then the weighted mean of its tiles. UserError for a tile size that does not fit,
+        and for an image that is not finite, by its name in `names`.
         """
         values = _array(latents)
         tile_size = latent_tile_size(sampling, self.config)
         if tile_size is not None and max(values.shape[2:]) > tile_size:
-            return np.stack([_to_uint8(self._decode_tiled(each, tile_size)) for each in values])
-        parts = np.split(values, len(values)) if sampling.vae_slicing else [values]
-        return np.concatenate([_to_uint8(self.decode_levels(Tensor(part)).asnumpy()) for part in parts])
+            decoded = (self._decode_tiled(each, tile_size)[None] for each in values)
+        else:
+            parts = np.split(values, len(values)) if sampling.vae_slicing else [values]
+            decoded = (self.decode_levels(Tensor(part)).asnumpy() for part in parts)
+        images: list[np.ndarray] = []
+        for levels in (image for part in decoded for image in part):
+            name = names[len(images)] if len(images) < len(names) else f"image {len(images) + 1}"
+            finite.check_decoded(levels, name)
+            images.append(_to_uint8(levels))
+        return np.stack(images)
 
     def preview(self, latents: np.ndarray | Tensor) -> np.ndarray:
         """Return small images uint8 [N, h, w, 3] of scaled `latents` [N, z, h, w], a pixel each."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import mindspore as ms
 import numpy as np
 
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
-from gm.training.batches import BatchLoader
 from gm.training.step_result import StepResult
 from gm.training.train_state import TrainState
 
@@ -42,11 +40,10 @@ class DivergenceGuard:
         self.vectors = self.state.vector_arrays()
 
 
-def cause(model: SDXL, state: TrainState, batches: BatchLoader, result: StepResult, backend: Backend) -> str:
+def cause(model: SDXL, state: TrainState, result: StepResult, backend: Backend) -> str:
     """Return why loss or gradient are not finite, and the way out, to follow "without"/"with" in a sentence."""
-    for name, values in _inputs(state, batches):
-        if not np.isfinite(values).all():
-            return f"without a finite gradient: the {name} are not finite; look at them and at --adam_epsilon"
+    if not all(np.isfinite(vectors).all() for vectors in state.vector_arrays().values()):
+        return "without a finite gradient: the embedding vectors are not finite; look at --adam_epsilon"
     for parameter in (*model.unet.get_parameters(), *model.conditioner.get_parameters()):
         if not np.isfinite(parameter.asnumpy()).all():
             return (
@@ -58,10 +55,3 @@ def cause(model: SDXL, state: TrainState, batches: BatchLoader, result: StepResu
         scale = float(state.loss_scale.asnumpy())
         return f"{symptom}, in float16 at a loss scale of {scale:g}: use --precision bfloat16 or float32"
     return f"{symptom}, though images, vectors and weights are finite: lower --learning_rate"
-
-
-def _inputs(state: TrainState, batches: BatchLoader) -> Iterator[tuple[str, np.ndarray]]:
-    for mean in batches.latents.mean:
-        yield "encoded images", mean
-    for vectors in state.vector_arrays().values():
-        yield "embedding vectors", vectors

@@ -201,7 +201,7 @@ def _finish(trainer: Trainer, result: StepResult) -> list[Path]:
     training = trainer.setup.config.training
     paths = _embedding_paths(trainer.setup, result.step)
     if result.ended == DIVERGED:
-        cause = divergence.cause(trainer.model, trainer.state, trainer.batches, result, trainer.backend)
+        cause = divergence.cause(trainer.model, trainer.state, result, trainer.backend)
         raise UserError(
             f"step {result.step} is the {training.max_skipped_steps}th in a row {cause}; the last good vectors are in "
             f"{', '.join(map(str, paths))}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gm import config
 from gm.checkpoints import containers
@@ -47,6 +49,23 @@ def test_it_converts_a_refiner(refiner: Case, tmp_path: Path, call: Call) -> Non
     assert "conditioner.embedders.0.model.ln_final.gamma" in containers.read(target).tensors
 
 
+def test_a_vae_and_a_unet_of_their_own_are_taken(convert: Call, smallest: Case, tmp_path: Path) -> None:
+    for name, key in (("vae", "first_stage_model"), ("unet", "model.diffusion_model")):
+        tensors = {
+            each.removeprefix(f"{key}."): array * np.float32(2)
+            for each, array in smallest.weights.items()
+            if each.startswith(key)
+        }
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    arguments = ["--vae", tmp_path / "vae.safetensors", "--unet", tmp_path / "unet.safetensors", "--dtype", "float32"]
+    target = tmp_path / "a.safetensors"
+    assert convert("--source", smallest.path, "--target", target, *arguments)[0] == 0
+    converted = load_file(target)
+    for name, array in smallest.weights.items():
+        factor = 1 if name.startswith("conditioner.") else 2
+        assert np.array_equal(converted[name], factor * array), name
+
+
 def test_an_existing_target_needs_overwrite(convert: Call, smallest: Case, tmp_path: Path) -> None:
     target = tmp_path / "a.ckpt"
     target.write_text("mine")
@@ -67,6 +86,7 @@ def test_an_existing_target_needs_overwrite(convert: Call, smallest: Case, tmp_p
         (["--source", "SOURCE"], "--target is missing"),
         (["--source", "none", "--target", "x.ckpt"], "--source none does not exist"),
         (["--source", "SOURCE", "--target", "x.pt"], "must end in .ckpt or .safetensors"),
+        (["--source", "SOURCE", "--target", "x.ckpt", "--vae", "none"], "--vae none does not exist"),
         (["--source", "SOURCE", "--target", "none/x.ckpt"], "none does not exist; create it"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--dtype", "float64"], "invalid choice: 'float64'"),
         (["--source", "SOURCE", "--target", "x.ckpt", "--config", "none.yaml"], "none.yaml is not a file"),

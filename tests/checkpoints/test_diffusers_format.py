@@ -141,7 +141,7 @@ def test_unknown_and_missing_tensors_are_not_hidden(smallest: Case, folder: Path
 
 def test_missing_networks_and_files_are_reported(smallest: Case, folder: Path) -> None:
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "other.safetensors")
     with pytest.raises(UserError, match=r"vae has no diffusion_pytorch_model\.safetensors.*safe_serialization"):
         diffusers_format.read(folder, smallest.config)
     for text in ("{", "[" * 10**5, '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):

@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor
 
 from gm import config as configuration
-from gm.checkpoints import containers, key_mapping, loading
+from gm.checkpoints import containers, detect, key_mapping, loading
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
 from gm.errors import UserError
 from gm.models import sdxl
@@ -53,6 +53,59 @@ def test_each_kind_of_misfit_is_counted_and_named(smallest: Case) -> None:
     name, shape = next(iter(shapes(smallest).items()))
     text = message(smallest, stored(smallest) | {name: in_memory(np.zeros((*shape, 1)))})
     assert text.endswith(f"1 of another shape ({name} {[*shape, 1]} instead of {list(shape)})")
+
+
+FRESH_COPY = "take a fresh copy"
+UNET = "model.diffusion_model."
+
+
+def test_a_fresh_copy_is_advised_only_where_tensors_are_missing(smallest: Case) -> None:
+    tensors = stored(smallest)
+    name, shape = next((name, shape) for name, shape in shapes(smallest).items() if name.startswith(UNET))
+    missing = {key: tensor for key, tensor in tensors.items() if key != name}
+    assert FRESH_COPY in message(smallest, missing)
+    assert FRESH_COPY not in message(smallest, tensors | {"extra.weight": in_memory(np.zeros(1))})
+    assert FRESH_COPY not in message(smallest, tensors | {name: in_memory(np.zeros((*shape, 2)))})
+    assert FRESH_COPY not in message(smallest, missing | {f"{UNET}other": tensors[name]})
+
+
+@pytest.mark.parametrize(
+    ("description", "keys"),
+    [
+        ("an LCM that embeds the guidance scale (cond_proj)", ["time_embed.cond_proj.weight"]),
+        ("a model with a LoRA that is not merged", ["middle_block.1.proj_in.lora_down.weight"]),
+        ("a model with an IP-Adapter", ["middle_block.1.transformer_blocks.0.attn2.to_k_ip.weight"]),
+        ("a model with AnimateDiff's motion modules", ["motion_modules.0.norm.weight"]),
+        ("a quantized model", ["middle_block.1.proj_in.weight.absmax", "middle_block.1.proj_in.weight.quant_map"]),
+    ],
+)
+def test_an_extended_model_is_identified(smallest: Case, description: str, keys: list[str]) -> None:
+    text = message(smallest, stored(smallest) | {UNET + key: in_memory(np.zeros(1)) for key in keys})
+    assert f"it seems to be {description}; use the SDXL base model; " in text
+    assert FRESH_COPY not in text
+
+
+@pytest.mark.parametrize(("channels", "model"), [(9, "an inpainting"), (4, "another"), (13, "another")])
+def test_input_channels_identify_a_model(smallest: Case, channels: int, model: str) -> None:
+    name = UNET + "input_blocks.0.0.weight"
+    outputs, inputs, *kernel = shapes(smallest)[name]
+    text = message(smallest, stored(smallest) | {name: in_memory(np.zeros((outputs, channels, *kernel)))})
+    assert f"it seems to be {model} model, whose UNet has {channels} input channels instead of {inputs}; " in text
+
+
+def test_instruct_pix2pix_is_identified_by_its_input_channels() -> None:
+    channels = {UNET + "input_blocks.0.0.weight": ((320, 8, 3, 3), (320, 4, 3, 3))}
+    text = detect.explain_misfit([], [], channels, "base")
+    assert text.startswith("it seems to be an instruct-pix2pix model, whose UNet has 8 input channels instead of 4")
+
+
+def test_fewer_transformer_blocks_are_a_distilled_model(smallest: Case) -> None:
+    block = next(name for name in shapes(smallest) if ".transformer_blocks.0." in name).partition("blocks.0.")[0]
+    tensors = {key: tensor for key, tensor in stored(smallest).items() if not key.startswith(f"{block}blocks.0.")}
+    text = message(smallest, tensors)
+    assert "its UNet has fewer transformer blocks, as distilled models such as SSD-1B and Vega have" in text
+    cut = {key: tensor for key, tensor in tensors.items() if "middle_block" not in key or "norm" not in key}
+    assert FRESH_COPY in message(smallest, cut)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,7 @@ def test_training_starts_with_all_chosen_options(
     monkeypatch.setattr(training_jobs, "start", start)
     page = app("train")
     page.selectbox(key="option pooling").set_value("argmax")
+    page.text_input(key="option vae").set_value(" sdxl_vae.safetensors ")
     page.selectbox(key="option low_memory").set_value("most")
     page.selectbox(key="option ms_mode").set_value(1)
     page.text_input(key="option placeholder token").set_value("<new>")
@@ -235,6 +236,8 @@ def test_training_starts_with_all_chosen_options(
         "precision": "auto",
         "low_memory": "most",
         "weight": workshop.config().run.weight,
+        "vae": "sdxl_vae.safetensors",
+        "unet": "",
         "pooling": "argmax",
     }
 

@@ -69,6 +69,9 @@ def test_private_paths_are_removed(publish: Call, embedding_path: Path, generate
     assert export.remove_private_paths(
         {"validation_prompt": ["red and/or blue"], "concepts": [{"data_path": "a"}]}
     ) == {"validation_prompt": ["red and/or blue"]}
+    assert export.remove_private_paths({"run": {"vae": "mine.safetensors", "unet": "mine", "ms_mode": 1}}) == {
+        "run": {"ms_mode": 1}
+    }
 
 
 def test_metadata_of_a_camera_is_removed(embedding_path: Path, tmp_path: Path) -> None:

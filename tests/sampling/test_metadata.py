@@ -76,6 +76,17 @@ def test_an_image_alone_gives_its_config_back(tmp_path: Path, embedding_file: Pa
     assert changed.sampling == dataclasses.replace(again.sampling, seed=10, sample_step=5, num_cols=2)
 
 
+def test_the_files_of_single_networks_are_in_the_parameters(tmp_path: Path) -> None:
+    networks = {"vae": "vaes/sdxl_vae.safetensors", "unet": "lightning/unet"}
+    original = configuration.load(None, {"run": networks, "sampling": {"save_path": str(tmp_path)}})
+    sections = metadata.config_overrides(saved(original, tmp_path))
+    assert configuration.load(None, sections).run.networks == networks
+    (each,) = parameters(original)
+    text = metadata.a1111_infotext(each, resolution.from_options(original.sampling, original.model), [])
+    fields = parse_infotext(text)
+    assert (fields["VAE"], fields["UNet"]) == ("sdxl_vae.safetensors", "unet")
+
+
 def test_every_option_that_changes_an_image_is_in_its_parameters(tmp_path: Path) -> None:
     (found,) = parameters(config(tmp_path))
     names = {field.name for field in dataclasses.fields(SamplingConfig)}

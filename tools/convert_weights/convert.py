@@ -1,4 +1,4 @@
-"""Convert SDXL weights: the published .safetensors, a diffusers folder or a .ckpt → .ckpt or .safetensors.
+"""Convert SDXL weights: a single file, a diffusers folder or a .ckpt → .ckpt or .safetensors.
 
 python tools/convert_weights/convert.py --source sd_xl_base_1.0.safetensors --target sd_xl_base_1.0_ms.ckpt
 """
@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from gm import config
-from gm.checkpoints import containers, loading
+from gm.checkpoints import containers, loading, networks
+from gm.checkpoints.networks import WeightFiles
 from gm.config import cli
 from gm.errors import UserError, did_you_mean
 
@@ -25,7 +26,8 @@ def main() -> None:
     start = time.monotonic()
     flags = _parse_flags()
     source, target = Path(flags["source"]), Path(flags["target"])
-    _check_paths(source, target, flags["overwrite"] == "true")
+    files = WeightFiles(source, {name: flags[name] for name in networks.NETWORKS if flags[name]})
+    _check_paths(files, target, flags["overwrite"] == "true")
     model = config.load(flags["config"]).model
     # disable=None: no bar unless standard error is a terminal; delay: none for an error at the start.
     with tqdm(unit="B", unit_scale=True, disable=None, delay=0.2) as bar:
@@ -34,7 +36,7 @@ def main() -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        loading.convert(source, target, model, flags["dtype"], show_progress)
+        loading.convert(files, target, model, flags["dtype"], show_progress)
     print(
         f"wrote {target}: {flags['dtype']}, {target.stat().st_size / _GIGABYTE:.2f} GB "
         f"in {time.monotonic() - start:.0f} s, {_peak_memory() / _GIGABYTE:.1f} GB of memory at most"
@@ -43,10 +45,16 @@ def main() -> None:
 
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
-    parser.add_argument("--source", help="published .safetensors file, diffusers folder, or .ckpt file")
+    parser.add_argument(
+        "--source", help="single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder"
+    )
     parser.add_argument(
         "--target", help="file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
     )
+    for name, network in networks.NETWORKS.items():
+        parser.add_argument(
+            f"--{name}", help=f"{network.title} in place of the source's, or where it has none: a file or a folder"
+        )
     parser.add_config(meaning="YAML file whose model section describes the weights")
     parser.add_argument(
         "--dtype", default="float16", choices=("float16", "float32"), help="dtype to write (default: %(default)s)"
@@ -55,12 +63,14 @@ def _parse_flags() -> dict[str, Any]:
     return parser.read()
 
 
-def _check_paths(source: Path, target: Path, overwrite: bool) -> None:
+def _check_paths(files: WeightFiles, target: Path, overwrite: bool) -> None:
     """Raise UserError at once for what would fail after minutes, or would cost the user a file."""
+    source = Path(files.checkpoint)
     if not source.exists():
         raise UserError(f"--source {source} does not exist{did_you_mean(source.name, _siblings(source))}")
     if target.suffix not in containers.SUFFIXES:
         raise UserError(f"--target {target} must end in {' or '.join(containers.SUFFIXES)}, which says what to write")
+    networks.check_paths(files.networks)
     if target.exists() and target.samefile(source):
         raise UserError("--source and --target are the same file; give another target")
     if target.exists() and not overwrite:

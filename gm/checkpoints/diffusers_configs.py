@@ -1,0 +1,133 @@
+"""Configs of a diffusers folder: what those of networks, scheduler, tokenizers and pipeline say of the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gm.checkpoints.accepted_values import accepted_scheduler
+from gm.checkpoints.statements import Statement
+from gm.config.model import ScheduleConfig
+from gm.errors import UserError
+
+_SCHEDULER = "scheduler_config.json"
+_TOKENIZER = "tokenizer_config.json"
+_PAD_TOKENS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
+_SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "!")
+# Fields without an effect on results here: names, versions, memory, precision (ours is an option) and training.
+_WITHOUT_EFFECT = re.compile(
+    r"_.*(?<!_class_name)|sample_size|dropout|upcast_attention|force_upcast|addition_embed_type_num_heads|mid_block_type"
+    r"|(down|up)_block_types|decay|inv_gamma|min_decay|optimization_step|power|update_after_step|use_ema_warmup"
+)
+# Fields of a text encoder; the others are transformers' own, such as how a language model generates text.
+_TEXT_FIELDS = (
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "projection_dim",
+    "quantization_config",
+    "vocab_size",
+)
+# A sampler whose settings are others than those of SDXL base is said not to be used.
+_SAMPLER_SETTINGS = {
+    "_class_name": ("EulerDiscreteScheduler",),
+    "timestep_spacing": ("leading",),
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "thresholding"), (False,)),
+    **dict.fromkeys(("sigma_min", "sigma_max"), ()),
+}
+
+
+def read(folder: Path, networks: Sequence[str]) -> list[Statement]:
+    """Return what the configs of `networks`, the scheduler and the pipeline in `folder` say; missing ones say nothing.
+
+    Raises UserError for a config that is not a JSON object.
+    """
+    statements = [
+        *_read_pipeline(folder / "model_index.json"),
+        *_read_scheduler(folder / "scheduler" / _SCHEDULER),
+        *_read_tokenizers(folder),
+    ]
+    for network in networks:
+        statements += read_network(folder / network, network)
+    return statements
+
+
+def read_network(folder: Path, network: str) -> list[Statement]:
+    """Return what the config in the folder of a network says; UserError as of `read`."""
+    is_known = _TEXT_FIELDS.__contains__ if network.startswith("text_encoder") else _has_effect
+    return [
+        Statement(f"{network}.{field}", value, f"{folder.name}/config.json")
+        for field, value in _read_json(folder / "config.json").items()
+        if value is not None and is_known(field)
+    ]
+
+
+def _has_effect(field: str) -> bool:
+    return not _WITHOUT_EFFECT.fullmatch(field)
+
+
+def _read_scheduler(path: Path) -> Iterator[Statement]:
+    """Yield what is of the model; the rest are settings of a sampler, which are options here."""
+    place = f"scheduler/{path.name}"
+    fields = _read_json(path)
+    known = accepted_scheduler(ScheduleConfig())
+    for field, value in fields.items():
+        if value is not None and field in known:
+            yield Statement(f"scheduler.{field}", value, place)
+    settings = [
+        f"{field} {json.dumps(fields[field])}"
+        for field, usual in _SAMPLER_SETTINGS.items()
+        if fields.get(field) is not None and fields[field] not in usual
+    ]
+    if settings:
+        yield Statement("scheduler.sampler", f"{', '.join(settings)} (--sampler and --schedule choose)", place)
+
+
+def _read_pipeline(path: Path) -> Iterator[Statement]:
+    """Yield what changes images although the networks are the same."""
+    fields = _read_json(path)
+    base = fields.get("requires_aesthetics_score") is not True
+    if base and fields.get("force_zeros_for_empty_prompt") is False:
+        yield Statement("pipeline.force_zeros_for_empty_prompt", False, path.name)
+    if isinstance(fields.get("_class_name"), str) and "StableDiffusionXL" not in fields["_class_name"]:
+        yield Statement("pipeline._class_name", fields["_class_name"], path.name)
+
+
+def _read_tokenizers(folder: Path) -> Iterator[Statement]:
+    """Yield added tokens, whose rows of the token tables are left out, and another padding than the toolkit's."""
+    for tokenizer, pad_token in _PAD_TOKENS.items():
+        fields = _read_json(folder / tokenizer / _TOKENIZER)
+        said = fields.get("pad_token")
+        said = said.get("content") if isinstance(said, dict) else said
+        if said not in (None, pad_token):
+            yield Statement(f"{tokenizer}.pad_token", said, f"{tokenizer}/{_TOKENIZER}")
+        added = [token for token in _added_tokens(folder / tokenizer) if token not in _SPECIAL_TOKENS]
+        if added:
+            yield Statement(f"{tokenizer}.added_tokens", " ".join(added), tokenizer)
+
+
+def _added_tokens(folder: Path) -> list[str]:
+    """Return the tokens added to a tokenizer: since version 5 transformers has them in tokenizer.json."""
+    entries = _read_json(folder / "tokenizer.json").get("added_tokens")
+    listed = [entry.get("content") for entry in entries or [] if isinstance(entry, dict)]
+    return [*_read_json(folder / "added_tokens.json"), *(token for token in listed if isinstance(token, str))]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object at `path`, {} if there is none; UserError for another content."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a config in JSON; download or copy it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a config in JSON; download or copy it again")
+    return value

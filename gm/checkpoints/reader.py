@@ -1,0 +1,99 @@
+"""A checkpoint of any kind as tensors under MindSpore's names, with what it says of its model checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from gm.checkpoints import (
+    accepted_values,
+    containers,
+    diffusers_configs,
+    diffusers_format,
+    single_file_statements,
+    statements,
+    variants,
+)
+from gm.checkpoints.containers import TensorFile
+from gm.checkpoints.key_mapping import ParameterShapes
+from gm.checkpoints.lazy_tensor import LazyTensor
+from gm.checkpoints.statements import Statement
+from gm.config.model import ModelConfig
+
+log = logging.getLogger("gm")
+
+_SAID_OF = {"scheduler": "unet"}  # the noise on which the UNet was trained
+
+
+def read_tensors(
+    path: Path, shapes: ParameterShapes, config: ModelConfig, without: Collection[str] = ()
+) -> dict[str, LazyTensor]:
+    """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
+
+    What is left out is logged in one line. What the checkpoint says of the networks `without` ("unet", "vae"), which
+    come from other files, is not compared with the model. Raises UserError as `containers.read_weights`,
+    `diffusers_format.read` and `diffusers_configs.read` do, and as `statements.check` does for another kind of model.
+    """
+    file = _read(path, config, without)
+    check_statements(path, file, config, without)
+    tensors, left_out = variants.to_published_layout(file.tensors, shapes)
+    if left_out:
+        log.info("%s: not used: %s", path, "; ".join(left_out))
+    return tensors
+
+
+def check_statements(path: Path, file: TensorFile, config: ModelConfig, without: Collection[str] = ()) -> None:
+    """Raise UserError if the checkpoint at `path`, with the contents `file`, says that it is another kind of model."""
+    said = _without(_read_statements(path, file, config), without)
+    statements.check(said, accepted_values.accepted_values(config), path)
+
+
+def check_network(network: str, path: Path, file: TensorFile, config: ModelConfig) -> None:
+    """Raise UserError if `path` says that its `network` ("unet" or "vae") is of another kind of model.
+
+    `path` is a file with the contents `file`, or the diffusers folder of the network or of a model.
+    """
+    if path.is_dir() and not (path / network).is_dir():
+        said = diffusers_configs.read_network(path, network)
+    elif path.is_dir():
+        said = diffusers_configs.read(path, [network])
+    else:
+        said = single_file_statements.read(path, file.tensors, file.metadata, config)
+    said = [statement for statement in said if _network(statement.name) in (network, "modelspec")]
+    statements.check(said, accepted_values.accepted_values(config), path)
+
+
+def read_metadata(path: Path, config: ModelConfig, without: Collection[str] = ()) -> dict[str, str]:
+    """Return the metadata that a file converted from the checkpoint at `path` carries; UserError as `read_tensors`.
+
+    What it says of the networks `without`, which come from other files, is left out.
+    """
+    file = _read(path, config, without)
+    said = _without(_read_statements(path, file, config), without)
+    networks = {key: _network(single_file_statements.METADATA_NAMES.get(key, key)) for key in file.metadata}
+    metadata = {key: value for key, value in file.metadata.items() if networks[key] not in without}
+    return statements.carried_metadata(said, metadata)
+
+
+def _without(said: list[Statement], without: Collection[str]) -> list[Statement]:
+    return [statement for statement in said if _network(statement.name) not in without]
+
+
+def _network(name: str) -> str:
+    """Return the network of which the statement `name` is made."""
+    network = name.partition(".")[0]
+    return _SAID_OF.get(network, network)
+
+
+def _read(path: Path, config: ModelConfig, without: Collection[str]) -> TensorFile:
+    if path.is_dir():
+        return TensorFile(diffusers_format.read(path, config, without), {})
+    return containers.read_weights(path)
+
+
+def _read_statements(path: Path, file: TensorFile, config: ModelConfig) -> list[Statement]:
+    """Return what the checkpoint at `path`, with the contents `file`, says of its model."""
+    if path.is_dir():
+        return diffusers_configs.read(path, diffusers_format.networks(config))
+    return single_file_statements.read(path, file.tensors, file.metadata, config)
