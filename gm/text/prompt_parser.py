@@ -84,8 +84,7 @@ def parse(prompt: str, tokenizer: Tokenizer, steps: int, weights: bool = True) -
     UserError for a weight beyond ±1000.
     """
     if not weights:
-        text = WeightedIds(tokenizer.encode(prompt), 1.0)
-        return PromptSchedule((chunks.split_into_chunks([text], tokenizer),), (0,) * steps)
+        return PromptSchedule((chunks.encode_literally(prompt, tokenizer),), (0,) * steps)
     tree = parse_tree(tokenize(prompt, tokenizer), steps)
     encode = functools.cache(tokenizer.encode)
 
