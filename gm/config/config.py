@@ -139,14 +139,20 @@ def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = N
     """Return defaults < the YAML file at `path` < `overrides` (`{"training": {"total_step": 10}}`).
 
     `concepts` is a list of mappings, on the command line of YAML mappings or files as text; see `with_concepts`.
-    Raises UserError as `schema.merge` does.
+    Raises UserError for a missing file, for invalid YAML, and as `schema.merge` does.
     """
+    layers = {}
+    concepts: Any = None
+    if path is not None:
+        layers[str(path)] = schema.read_yaml(Config, path)
+        concepts = layers[str(path)].pop("concepts", None)
     sections = dict(overrides or {})
-    concepts = sections.pop("concepts", None)
-    config = schema.merge(Config, path, sections)
-    if concepts is None and config.concepts:
-        assert path is not None
-        concepts = schema.read_yaml(Config, path)["concepts"]
+    concepts = sections.pop("concepts", concepts)
+    config = schema.merge(Config, {**layers, "command line": sections})
+    if isinstance(concepts, str):
+        concepts = [concepts]
+    if concepts and not isinstance(concepts, Sequence):
+        raise UserError(f"concepts is {concepts!r}; give a list of mappings of options")
     return with_concepts(config, concepts) if concepts else config
 
 
@@ -176,7 +182,7 @@ def _concept(defaults: ConceptConfig, mapping: Any, number: int) -> ConceptConfi
     source = f"--concepts, concept {number}"
     if not isinstance(mapping, dict):
         raise UserError(f"{source} is {mapping!r}; write {{placeholder_token: <token>, data_path: folder}}")
-    concept = schema.merge(ConceptConfig, None, {**dataclasses.asdict(defaults), **mapping}, source)
+    concept = schema.merge(ConceptConfig, {source: {**dataclasses.asdict(defaults), **mapping}}, f"{source}: ")
     if not concept.negative:
         return concept
     if mapping.get("data_path"):

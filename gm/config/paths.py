@@ -14,7 +14,7 @@ def expand(path: str | Path) -> str:
 
     A shell does that for `--weight ~/a.ckpt`, but not for `--weight=~/a.ckpt`, a YAML file or a text field.
     """
-    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises for an unknown user
+    return os.path.expanduser(path)
 
 
 def find_shipped(path: str | Path) -> str:

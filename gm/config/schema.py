@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gm.config import paths, yaml_files
-from gm.errors import UserError, did_you_mean
+from gm.errors import UserError, did_you_mean, shorten
 
 Schema = TypeVar("Schema")
 
@@ -60,26 +60,22 @@ class Section:
                 object.__setattr__(self, f.name, paths.resolve(getattr(self, f.name), f.metadata["path"]))
 
 
-def merge(schema: type[Schema], path: str | Path | None, overrides: dict[str, Any], source: str = "") -> Schema:
-    """Return a `schema` of defaults < the YAML file at `path` < `overrides`, with its limits checked.
+def merge(schema: type[Schema], layers: Mapping[str, Mapping[str, Any]], prefix: str = "") -> Schema:
+    """Return a `schema` of its defaults, overridden by one layer of values after the other, with its limits checked.
 
-    `source` names the origin of `overrides` in messages (default: the command line). Text is never interpolated.
-
-    Raises UserError for a missing file, invalid YAML, an unknown key (with the nearest known one), a wrong type, or a
-    value outside its limits.
+    The keys of `layers` name their sources in messages, and `prefix` begins those about limits. Text is never
+    interpolated. Raises UserError for an unknown key (with the nearest known one), a wrong type, or a value outside its
+    limits.
     """
     tree = OmegaConf.structured(schema)
-    if path is not None:
-        tree = _merge(tree, read_yaml(schema, path), str(path))
-    tree = _merge(tree, overrides, source or "command line")
+    for source, values in layers.items():
+        tree = _merge(tree, _check_text(schema, values, source), source)
     try:
         config = OmegaConf.to_object(tree)
-    except MissingMandatoryValue as error:
-        raise UserError(f"'???' is not a value: {error.full_key}") from error
     except OmegaConfBaseException as error:
-        raise _user_error(error, source or "options") from error
+        raise _user_error(error, " or ".join(layers)) from error
     assert isinstance(config, schema)
-    check_limits(config, f"{source}: " if source else "")
+    check_limits(config, prefix)
     return config
 
 
@@ -91,7 +87,7 @@ def read_yaml(schema: type, path: str | Path) -> dict[str, Any]:
     tree = yaml_files.read(file)
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"{file} must hold the sections {', '.join(f.name for f in fields(schema))}")
-    return tree or {}
+    return {name: values for name, values in (tree or {}).items() if values is not None}  # None: an empty section
 
 
 def option_type(section: type, name: str) -> tuple[Any, bool]:
@@ -109,8 +105,6 @@ def check_limits(section: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check_limits(value, f"{name}.")
             continue
-        if not f.metadata:
-            raise UserError(f"{name} is {value!r}; it is a section: give options and values, {{option: value}}")
         if value is not None:
             _check_value(name, value, f.metadata)
 
@@ -143,6 +137,30 @@ def _check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{name} is {value}; it must be at most {maximum}")
     if step != 1 and value % step:
         raise UserError(f"{name} is {value}; it must be a multiple of {step}")
+
+
+def _check_text(schema: type, values: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
+    """Return `values` with a text in the place of a list as its only element.
+
+    Raises UserError for text that OmegaConf would not take literally: in the place of a section it is resolved in spite
+    of its escapes, and `???` stands for a missing value, whose default would be used.
+    """
+    checked = dict(values)
+    hints = typing.get_type_hints(schema)
+    for name in [name for name in hints if name in checked]:
+        value, hint = checked[name], hints[name]
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if "???" in texts:
+            raise UserError(f"{source}: '???' is not a value: {prefix}{name}")
+        if is_dataclass(hint):
+            if isinstance(value, str):
+                shown = shorten(repr(value), 60)
+                raise UserError(f"{source}: {prefix}{name} is {shown}; it is a section of options and values")
+            if isinstance(value, Mapping):
+                checked[name] = _check_text(typing.cast(type, hint), value, source, f"{prefix}{name}.")
+        elif typing.get_origin(hint) in (list, tuple) and isinstance(value, str):
+            checked[name] = [value]
+    return checked
 
 
 def _merge(tree: Any, values: dict[str, Any], source: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -18,7 +18,7 @@ from gm.errors import UserError, shorten
 class _Loader(yaml.SafeLoader):
     """Safe loader without dates, numbers and booleans, and with unique keys."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # not those of SafeLoader
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -43,7 +43,7 @@ _Loader.add_implicit_resolver(  # of numbers only these, which Python writes dif
 def parse(text: str, source: str) -> Any:
     """Return the values of YAML `text`; UserError, naming the `source`, if it is not YAML."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  a safe loader
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:  # some of `!!bool maybe`
         raise UserError(f"{source} is not YAML: {shorten(error, 300)}") from error
     except RecursionError as error:

@@ -43,9 +43,9 @@ def main() -> None:
 
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
-    parser.add_argument("--source", help="published .safetensors file, diffusers folder, or .ckpt file")
-    parser.add_argument(
-        "--target", help="file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
+    parser.add_path("--source", "published .safetensors file, diffusers folder, or .ckpt file")
+    parser.add_path(
+        "--target", "file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
     )
     parser.add_config(meaning="YAML file whose model section describes the weights")
     parser.add_argument(
