@@ -6,11 +6,14 @@ python tools/push_to_hub.py --source runs/cat_toy/SD-XL-base-1.0_3000_ti.ckpt --
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from gm.config import cli, paths
 from gm.data.templates import TEMPLATES
 from gm.hub import export, layout, upload
+
+log = logging.getLogger("gm")
 
 
 def main() -> None:
@@ -18,6 +21,8 @@ def main() -> None:
     repo = flags["push_to_hub"]
     if repo:
         upload.check_repo(repo)
+    elif flags["private"] == "true":
+        log.warning("--private has no effect without --push_to_hub: the folder is written, nothing is uploaded")
     publication = export.prepare(
         flags["source"],
         flags["images"],

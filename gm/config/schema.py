@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -128,6 +129,8 @@ def _check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     minimum = limits["minimum"]
     maximum = limits["maximum"]
     step = limits["step"]
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{name} is not a number (nan); give one")
     if choices and value not in choices:
         listed = ", ".join(repr(c) for c in choices if c != "")
         raise UserError(f"{name} is {value!r}; it may be {listed}{did_you_mean(str(value), map(str, choices))}")

@@ -88,6 +88,16 @@ def test_user_errors_name_the_flag(arguments: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_path_flags_of_other_commands_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = cli.Parser("a command")
+    parser.add_path("--source", "files", nargs="+")
+    parser.add_path("--target", "a file", default="~/out")
+    parser.add_argument("--prompt")
+    flags = parser.read(["--source", "~/a", "b", "--prompt=~/c"])
+    assert flags == {"source": ["/home/me/a", "b"], "target": "/home/me/out", "prompt": "~/c"}
+
+
 def test_hints_for_foreign_flags_name_flags_of_the_command() -> None:
     parser = cli.Parser("without training")
     with pytest.raises(UserError) as caught:

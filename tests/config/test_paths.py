@@ -56,7 +56,7 @@ def values_of(config: Config, section: str, names: list[str]) -> dict[str, objec
 
 
 def test_every_option_that_is_a_path_says_so() -> None:
-    likely = ("path", "_weight", "file", "config", "img", "mask", "weight", "resume")
+    likely = ("path", "_weight", "file", "config", "img", "mask", "weight", "resume", "vae", "unet")
     for section in SECTIONS:
         for field in dataclasses.fields(getattr(Config(), section)):
             if field.name.endswith(likely) and "str" in str(field.type) and field.name not in NO_PATHS:
