@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.cases import SIZES, Size
 from benchmarks.workers import Measurement, median_of_ratios
-from gm.config import RunConfig
+from gm.config import RunConfig, paths
 from gm.config.cli import Parser
 from gm.errors import UserError
 
@@ -24,7 +24,7 @@ def parser(description: str, size: str = "tiny") -> Parser:
     """Return a parser with --size and --json."""
     new = Parser(description)
     new.add_argument("--size", default=size, choices=list(SIZES), help="of the model (default: %(default)s)")
-    new.add_argument("--json", metavar="PATH", help="file to write everything measured to, as JSON")
+    new.add_argument("--json", metavar="PATH", type=paths.expand, help="file to write everything measured to, as JSON")
     return new
 
 

@@ -11,6 +11,7 @@ import streamlit as st
 from demo.app import compare, generate, options, sidebar, train
 from demo.app.app_dirs import AppDirs
 from demo.app.sidebar import ModelSelection
+from gm.config import paths
 
 # Defaults of each model: height and width of an image (H, W), channels (C) and downsampling factor (f) of its latents,
 # whether an empty negative prompt is encoded as text instead of zeroed (is_legacy), its files, and its embedding files.
@@ -75,8 +76,8 @@ class App:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of training runs, watched for embedding files"
+        "--runs", type=paths.expand, default="runs", help="folder of training runs, watched for embedding files"
     )
-    parser.add_argument("--outputs", type=Path, default=Path("outputs/app"), help="folder of generated images")
+    parser.add_argument("--outputs", type=paths.expand, default="outputs/app", help="folder of generated images")
     arguments = parser.parse_args()
-    App(VERSION2SPECS, AppDirs(arguments.runs, arguments.outputs)).show()
+    App(VERSION2SPECS, AppDirs(Path(arguments.runs), Path(arguments.outputs))).show()

@@ -14,7 +14,7 @@ from demo.app import options
 from demo.app.app_dirs import AppDirs
 from demo.app.server import embedding_list, embedding_uploads
 from gm import config as configuration
-from gm.config import Config
+from gm.config import Config, paths
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.names import split_token
@@ -66,7 +66,7 @@ def select_embeddings(paths: Sequence[Path]) -> None:
 def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
     """Show the model's widgets; return its entry in `specs` and its config."""
     names = list(specs)
-    available = [name for name, spec in specs.items() if Path(spec["ckpt"]).exists()]
+    available = [name for name, spec in specs.items() if Path(paths.find_shipped(spec["ckpt"])).exists()]
     version = st.selectbox(
         "Version", names, index=names.index(available[0]) if available else 0, key="version", help="model to use"
     )
@@ -74,10 +74,9 @@ def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
     weight = st.text_input(
         "Checkpoint", spec["ckpt"], key=f"weight of {version}", help="a .ckpt or .safetensors file of the model"
     )
-    weight = weight.strip() or spec["ckpt"]
-    if not Path(weight).exists():
-        st.warning(f"{weight} is not a file. README.md says how to convert SDXL's weights.")
-    config = configuration.load(spec["config"], {"run": {"weight": weight}})
+    config = configuration.load(spec["config"], {"run": {"weight": weight.strip() or spec["ckpt"]}})
+    if not Path(config.run.weight).exists():
+        st.warning(f"{config.run.weight} is not a file. README.md says how to convert SDXL's weights.")
     with st.expander("Run options"):
         run = dataclasses.replace(config.run, **options.run_options(config.run))
     return spec, dataclasses.replace(config, run=run)
@@ -86,7 +85,7 @@ def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
 def _embeddings(spec: dict[str, Any], dirs: AppDirs) -> dict[Path, list[Embedding]]:
     """Show the embeddings' widgets; return the selected files with what they hold."""
     in_runs = embedding_list.find_embeddings(dirs.runs)
-    available = in_runs | {str(path): Path(path) for path in spec["textual_inversion_weight"]}
+    available = in_runs | {str(path): Path(paths.expand(path)) for path in spec["textual_inversion_weight"]}
     available |= st.session_state.get("renamed embeddings", {})
     _update_selection(available, spec["textual_inversion_weight"])
     names = st.multiselect(
@@ -120,15 +119,15 @@ def _requested(available: dict[str, Path]) -> list[str]:
 
     A file that they give another placeholder token, `file=<token>`, is added to `available`.
     """
-    paths = [Path(path) for path in st.session_state.pop("requested embeddings")]
-    for path in paths:
+    requested = [Path(path) for path in st.session_state.pop("requested embeddings")]
+    for path in requested:
         file, token = split_token(path)
         if token and path not in available.values() and file in available.values():
             renamed = st.session_state.setdefault("renamed embeddings", {})
             renamed[f"{token} ({file})"] = available[f"{token} ({file})"] = path
         if path not in available.values():
             st.warning(f"The embedding file {path} of these parameters is missing; upload it below or train it again.")
-    return [name for name, path in available.items() if path in paths]
+    return [name for name, path in available.items() if path in requested]
 
 
 def _upload(dirs: AppDirs) -> None:

@@ -113,7 +113,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = cli.Parser("Ablation of training options on the tiny model, one at a time.")
     parser.add_argument("--seeds", type=int, default=2, help="runs per change (default: %(default)s)")
-    parser.add_argument("--results", default=RESULTS, help="file of JSON lines (default: %(default)s)")
+    parser.add_path("--results", "file of JSON lines (default: %(default)s)", default=RESULTS)
     parser.add_argument("--table", default="False", choices=("True", "False"), help="print the table, train nothing")
     flags = parser.read()
     path = Path(flags["results"])

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG
+from gm.config import paths
 
 DATASETS = {
     "humbug": HUMBUG.images,
@@ -27,10 +28,10 @@ def draw(folder: Path, seed: int = 0) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Render the datasets of the tiny model.")
-    parser.add_argument("--folder", type=Path, default=Path("datasets"), help="parent folder (default: %(default)s)")
+    parser.add_argument("--folder", type=paths.expand, default="datasets", help="parent folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
     arguments = parser.parse_args()
-    for path in draw(arguments.folder, arguments.seed):
+    for path in draw(Path(arguments.folder), arguments.seed):
         print(path)
 
 

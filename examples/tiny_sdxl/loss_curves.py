@@ -30,12 +30,12 @@ def plot(curves: Mapping[str, Sequence[float]], every: int, target: Path) -> Non
 
 def main() -> None:
     parser = cli.Parser("Plot the figure of the model card: the training losses.")
-    parser.add_argument(
+    parser.add_path(
         "--source",
+        "(default: %(default)s)",
         default="checkpoints/tiny_sd_xl_base_curves.json",
-        help="(default: %(default)s)",
     )
-    parser.add_argument("--target", default="docs/images/tiny_model_curves.png", help="(default: %(default)s)")
+    parser.add_path("--target", "(default: %(default)s)", default="docs/images/tiny_model_curves.png")
     flags = parser.read()
     recorded = json.loads(Path(flags["source"]).read_text())
     plot({name: recorded[name] for name in _TITLES}, recorded["every"], Path(flags["target"]))

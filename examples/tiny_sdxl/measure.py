@@ -147,7 +147,7 @@ def main() -> None:
     parser = cli.Parser("Measure how the tiny model follows prompts and how textual inversion works on it.")
     parser.add_argument("what", choices=("prompts", "concepts", "joint", "negative"), help="what to measure")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
-    parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
+    parser.add_path("--weight", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
     parser.add_argument("--num_vectors", type=int, default=4, help="embedding vectors (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="training steps of negative (default: %(default)s)")

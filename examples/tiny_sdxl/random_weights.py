@@ -30,7 +30,7 @@ def values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 def main() -> None:
     parser = cli.Parser("Write a checkpoint with seeded random weights in the published single-file format.")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
-    parser.add_argument("--target", default="checkpoints/random.safetensors", help="(default: %(default)s)")
+    parser.add_path("--target", "(default: %(default)s)", default="checkpoints/random.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     flags = parser.read()
     model = sdxl.build(configuration.load(flags["config"]).model)

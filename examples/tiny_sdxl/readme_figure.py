@@ -52,8 +52,8 @@ def figure_rows(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -
 def main() -> None:
     parser = cli.Parser("Generate the figure of the README; takes a few minutes.")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
-    parser.add_argument("--weight", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
-    parser.add_argument("--target", default="docs/images/strip.png", help="(default: %(default)s)")
+    parser.add_path("--weight", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
+    parser.add_path("--target", "(default: %(default)s)", default="docs/images/strip.png")
     flags = parser.read()
     toolkit = api.load(flags["config"], run={"weight": flags["weight"]})
     grids = []

@@ -104,10 +104,8 @@ def write_curves(curves: dict[str, list[float]], target: Path) -> None:
 def main() -> None:
     parser = cli.Parser("Train the tiny model from scratch on two cores, resuming where it was stopped.")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
-    parser.add_argument(
-        "--state", default="runs/tiny_model", help="folder of the state to resume from (default: %(default)s)"
-    )
-    parser.add_argument("--target", default="checkpoints/tiny_sd_xl_base.safetensors", help="(default: %(default)s)")
+    parser.add_path("--state", "folder of the state to resume from (default: %(default)s)", default="runs/tiny_model")
+    parser.add_path("--target", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument(
         "--is_parallel", choices=("True", "False"), default="False", help="whether mpirun started several processes"

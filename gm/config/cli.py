@@ -4,22 +4,51 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 from gm import config as configuration
-from gm.config import Config, schema
+from gm.config import Config, paths, schema
 from gm.errors import UserError, did_you_mean
 
 DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
 
+_SWITCHES = {"infer_interval": "infer_during_train", "validation_loss_interval": "num_validation_samples"}
+
+log = logging.getLogger("gm")
+
 exit_hooks: list[Callable[[int], None]] = []  # called by `run` with the exit code
 
-_PROJECT = Path(__file__).resolve().parents[2]
+# Flags of diffusers', kohya's and OneTrainer's commands, with the one that they correspond to here.
+_FOREIGN_FLAGS = {
+    "--max_train_steps": "--total_step counts the steps, gradient accumulation steps included",
+    "--max_train_epochs": "--total_step counts the steps",
+    "--num_train_epochs": "--total_step counts the steps",
+    "--train_data_dir": "the folder of images is --data_path",
+    "--instance_data_dir": "the folder of images is --data_path",
+    "--output_dir": "the output folder is --save_path",
+    "--output_name": "the output folder is --save_path, the files are named after model and placeholder token",
+    "--logging_dir": "logs are in --save_path, for TensorBoard with --tensorboard",
+    "--mixed_precision": "the dtype of the frozen weights is --precision (float32, float16, bfloat16)",
+    "--pretrained_model_name_or_path": "the converted weights are --weight",
+    "--token_string": "the placeholder token is --placeholder_token",
+    "--init_word": "the initializer token is --initializer_token",
+    "--num_vectors_per_token": "the number of vectors is --num_vectors",
+    "--save_steps": "the interval of embedding files is --save_ckpt_interval",
+    "--save_every_n_steps": "the interval of embedding files is --save_ckpt_interval",
+    "--resume_from_checkpoint": "training is resumed with --resume",
+    "--optimizer_type": "the optimizer is --optimizer",
+    "--use_8bit_adam": "the optimizer state is some kilobytes and stays float32; leave it out",
+    "--caption_extension": "captions are read from .txt and .caption files",
+    "--weights": "an embedding file to start from is --initializer_file",
+    "--validation_prompt": "prompts of sample images are --validation_prompts",
+    "--validation_steps": "the interval of sample images is --infer_interval, with --infer_during_train",
+    "--center_crop": "images are always cropped around their center; leave it out",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +63,11 @@ class Parser(argparse.ArgumentParser):
 
     def add_config(self, default: str = DEFAULT_CONFIG, meaning: str = "YAML file of options") -> None:
         """Add the flag --config. A shipped config is found from any folder."""
-        self.add_argument("--config", type=_config_path, default=default, help=f"{meaning} (default: {default})")
+        self.add_argument("--config", type=paths.find_shipped, default=default, help=f"{meaning} (default: {default})")
+
+    def add_path(self, flag: str, meaning: str, **options: Any) -> None:
+        """Add a flag whose value is a path, or with `nargs` several; `~` is the home folder."""
+        self.add_argument(flag, type=paths.expand, help=meaning, **options)
 
     def add_overwrite(self) -> None:
         """Add the flag --overwrite."""
@@ -60,12 +93,19 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].split("=")[0]
-            raise UserError(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
+            hint = self._foreign_flag_hint(flag) or did_you_mean(flag, self._option_string_actions)
+            raise UserError(f"unknown argument {flag}{hint}")
         flags = vars(known)
         for name in self.required:
             if not flags[name]:
                 raise UserError(f"--{name} is missing; --help lists the flags")
         return flags
+
+    def _foreign_flag_hint(self, flag: str) -> str:
+        """Return what a flag of other trainers is called here, "" if this command has nothing like it."""
+        hint = _FOREIGN_FLAGS.get(flag, "")
+        known = all(name.rstrip(",") in self._option_string_actions for name in re.findall(r"--\w+", hint))
+        return f"; {hint}" if hint and known else ""
 
 
 def parse(
@@ -85,6 +125,7 @@ def parse(
         parser.add_argument(
             "--parameters_from",
             metavar="IMAGE",
+            type=paths.expand,
             help="image whose generation parameters to use; the other flags override them",
         )
     parser.add_config()
@@ -97,9 +138,20 @@ def parse(
     overrides: dict[str, Any] = parameters_from(image) if parameters_from and image else {}
     if "concepts" in values:
         overrides["concepts"] = values.pop("concepts")
+    rate = values.get("learning_rate", "")
+    if re.fullmatch(r"[^:,]+:\s*\d+\s*(,.*)?", rate):
+        raise UserError(
+            f"--learning_rate {rate!r} is a schedule as AUTOMATIC1111 writes it; give its first rate, and "
+            "--lr_scheduler for its course"
+        )
     for name, value in values.items():
         overrides.setdefault(section_of[name], {})[name] = value
-    return configuration.load(path, overrides)
+    config = configuration.load(path, overrides)
+    for interval, switch in _SWITCHES.items():
+        # Only of flags: a YAML file may hold an interval in case that the switch is on.
+        if interval in values and not getattr(config.training, switch):
+            log.warning("--%s %s has no effect without --%s", interval, values[interval], switch)
+    return config
 
 
 def run(main: Callable[[], None]) -> None:
@@ -107,7 +159,6 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C ends the script without a traceback, with the exit code 130 of shells. `exit_hooks` are called at the end.
     """
-    log = logging.getLogger("gm")
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler(sys.stdout)]
     code = 0
@@ -126,12 +177,6 @@ def run(main: Callable[[], None]) -> None:
         hook(code)
     if code:
         sys.exit(code)
-
-
-def _config_path(path: str) -> str:
-    """Return `path`, or the file of that name in the project's folder if only that one exists."""
-    shipped = _PROJECT / path
-    return path if Path(path).exists() or not shipped.is_file() else str(shipped)
 
 
 def _add_flags(parser: Parser, section: str, section_of: dict[str, str]) -> None:

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from gm.config import schema
+from gm.config import schema, yaml_files
 from gm.config.model import ModelConfig
-from gm.config.schema import option
+from gm.config.schema import Section, option
 from gm.config.training import ConceptConfig, DataConfig, LossConfig, TrainingConfig
 from gm.errors import UserError
 
@@ -24,7 +22,7 @@ POOLING_RULES = ("end_of_text", "argmax")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Section):
     """Weights, device and mode."""
 
     device_target: str = option("", "device; default: Ascend if there is one, else CPU", choices=("", "Ascend", "CPU"))
@@ -40,15 +38,18 @@ class RunConfig:
         "is some in PyNative mode on CPU, else off",
         choices=("auto", "off", "some", "most"),
     )
-    weight: str = option("checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors")
+    weight: str = option(
+        "checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors", path="shipped"
+    )
     vae: str = option(
         "",
         "VAE in place of that of the weights, such as sdxl_vae.safetensors or the fp16 fix: a file, or a diffusers "
         "folder",
         aliases=("pretrained_vae_model_name_or_path",),
+        path="path",
     )
     unet: str = option(
-        "", "UNet in place of that of the weights, such as a distilled one: a file, or a diffusers folder"
+        "", "UNet in place of that of the weights, such as a distilled one: a file, or a diffusers folder", path="path"
     )
     pooling: str = option(
         "end_of_text",
@@ -63,12 +64,12 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Section):
     """Image generation."""
 
     task: str = option("txt2img", "what to generate images from", choices=("txt2img", "img2img", "inpaint"))
     textual_inversion_weight: list[str] = option(
-        [], "embedding files to use, any number; file=<token> chooses another placeholder token"
+        [], "embedding files to use, any number; file=<token> chooses another placeholder token", path="path"
     )
     prompt: str = option("", "prompt, or a text file with a prompt a line")
     negative_prompt: str = option("", "negative prompt; empty zeroes the unconditional conditioning")
@@ -95,7 +96,7 @@ class SamplingConfig:
     num_cols: int = option(1, "images in a row of the grid", minimum=1)
     num_rows: int = option(1, "rows of the grid", minimum=1)
     batch_size: int = option(1, "images generated at once; changes memory and speed, not the images", minimum=1)
-    save_path: str = option("outputs", "folder for the images")
+    save_path: str = option("outputs", "folder for the images", path="path")
     height: int | None = option(None, "image height in pixels; default: the model's resolution", minimum=8)
     width: int | None = option(None, "image width in pixels; default: the model's resolution", minimum=8)
     sd_xl_base_ratios: str | None = option(
@@ -107,19 +108,23 @@ class SamplingConfig:
     target_width: int | None = option(None, "target width in the size conditioning; default: width", minimum=1)
     crop_coords_top: int = option(0, "top of the crop in the size conditioning", minimum=0)
     crop_coords_left: int = option(0, "left of the crop in the size conditioning", minimum=0)
-    init_latent_path: str | None = option(None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from")
+    init_latent_path: str | None = option(
+        None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from", path="path"
+    )
     init_latent_index: int = option(0, "index in that file of the first image's noise", minimum=0)
     base_model: str | None = option(
         None, "fingerprint of the weights that the generation parameters are of; warns if it differs"
     )
-    img: list[str] = option([], "images, or folders of them, that img2img and inpaint start from")
-    mask: str | None = option(None, "image that is white where to inpaint; black keeps the image")
+    img: list[str] = option([], "images, or folders of them, that img2img and inpaint start from", path="path")
+    mask: str | None = option(None, "image that is white where to inpaint; black keeps the image", path="path")
     strength: float = option(
         0.75, "denoising strength of img2img and inpaint; 1 ignores the image", minimum=0.0, maximum=1.0
     )
     add_pipeline: bool = option(False, "use a refiner for the last steps")
-    pipeline_config: str = option("configs/sampling/sd_xl_refiner.yaml", "YAML file of the refiner's model")
-    pipeline_weight: str = option("checkpoints/sd_xl_refiner_1.0_ms.ckpt", "the refiner's weights")
+    pipeline_config: str = option(
+        "configs/sampling/sd_xl_refiner.yaml", "YAML file of the refiner's model", path="shipped"
+    )
+    pipeline_weight: str = option("checkpoints/sd_xl_refiner_1.0_ms.ckpt", "the refiner's weights", path="shipped")
     stage2strength: float = option(0.15, "share of the steps that the refiner takes", minimum=0.0, maximum=1.0)
     aesthetic_score: float = option(6.0, "aesthetic score in the refiner's conditioning")
     negative_aesthetic_score: float = option(2.5, "aesthetic score in the refiner's unconditional conditioning")
@@ -151,14 +156,20 @@ def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = N
     """Return defaults < the YAML file at `path` < `overrides` (`{"training": {"total_step": 10}}`).
 
     `concepts` is a list of mappings, on the command line of YAML mappings or files as text; see `with_concepts`.
-    Raises UserError as `schema.merge` does.
+    Raises UserError for a missing file, for invalid YAML, and as `schema.merge` does.
     """
+    layers = {}
+    concepts: Any = None
+    if path is not None:
+        layers[str(path)] = schema.read_yaml(Config, path)
+        concepts = layers[str(path)].pop("concepts", None)
     sections = dict(overrides or {})
-    concepts = sections.pop("concepts", None)
-    config = schema.merge(Config, path, sections)
-    if concepts is None and config.concepts:
-        assert path is not None
-        concepts = OmegaConf.to_container(OmegaConf.load(path).concepts)
+    concepts = sections.pop("concepts", concepts)
+    config = schema.merge(Config, {**layers, "command line": sections})
+    if isinstance(concepts, str):
+        concepts = [concepts]
+    if concepts and not isinstance(concepts, Sequence):
+        raise UserError(f"concepts is {concepts!r}; give a list of mappings of options")
     return with_concepts(config, concepts) if concepts else config
 
 
@@ -188,7 +199,7 @@ def _concept(defaults: ConceptConfig, mapping: Any, number: int) -> ConceptConfi
     source = f"--concepts, concept {number}"
     if not isinstance(mapping, dict):
         raise UserError(f"{source} is {mapping!r}; write {{placeholder_token: <token>, data_path: folder}}")
-    concept = schema.merge(ConceptConfig, None, {**dataclasses.asdict(defaults), **mapping}, source)
+    concept = schema.merge(ConceptConfig, {source: {**dataclasses.asdict(defaults), **mapping}}, f"{source}: ")
     if not concept.negative:
         return concept
     if mapping.get("data_path"):
@@ -200,7 +211,7 @@ def _concept(defaults: ConceptConfig, mapping: Any, number: int) -> ConceptConfi
 
 def save(config: Config, path: str | Path) -> None:
     """Write `config` as YAML that `load` reads back to an equal Config."""
-    Path(path).write_text(schema.to_yaml(dataclasses.asdict(config)), encoding="utf-8")
+    Path(path).write_text(yaml_files.dump(dataclasses.asdict(config)), encoding="utf-8")
 
 
 def check(config: Config) -> None:

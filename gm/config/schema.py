@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from gm.errors import UserError, did_you_mean
+from gm.config import paths, yaml_files
+from gm.errors import UserError, did_you_mean, shorten
 
 Schema = TypeVar("Schema")
 
@@ -27,11 +29,13 @@ def option(
     maximum: float | None = None,
     step: int = 1,
     aliases: tuple[str, ...] = (),
+    path: str = "",
 ) -> Any:
     """Declare one option.
 
     `minimum` and `maximum` are inclusive; the value must be a multiple of `step` and one of `choices`. `aliases` are
-    names of the flag in other trainers.
+    names of the flag in other trainers. `path` is "path" or "shipped" for a path, or a list of paths, whose `~` is
+    expanded; "shipped" looks for a relative one in the project's folder, too.
     """
     metadata = {
         "doc": doc,
@@ -40,36 +44,51 @@ def option(
         "maximum": maximum,
         "step": step,
         "aliases": aliases,
+        "path": path,
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def merge(schema: type[Schema], path: str | Path | None, overrides: dict[str, Any], source: str = "") -> Schema:
-    """Return a `schema` of defaults < the YAML file at `path` < `overrides`, with its limits checked.
+@dataclass(frozen=True)
+class Section:
+    """Options whose paths are resolved, wherever their values come from."""
 
-    `source` names the origin of `overrides` in messages (default: the command line).
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.metadata.get("path"):
+                object.__setattr__(self, f.name, paths.resolve(getattr(self, f.name), f.metadata["path"]))
 
-    Raises UserError for a missing file, invalid YAML, an unknown key (with the nearest known one), a wrong type, or a
-    value outside its limits.
+
+def merge(schema: type[Schema], layers: Mapping[str, Mapping[str, Any]], prefix: str = "") -> Schema:
+    """Return a `schema` of its defaults, overridden by one layer of values after the other, with its limits checked.
+
+    The keys of `layers` name their sources in messages, and `prefix` begins those about limits. Text is never
+    interpolated. Raises UserError for an unknown key (with the nearest known one), a wrong type, or a value outside its
+    limits.
     """
     tree = OmegaConf.structured(schema)
-    if path is not None:
-        tree = _merge(tree, _read_yaml(schema, Path(path)), str(path))
-    tree = _merge(tree, OmegaConf.create(_literal(overrides)), source or "command line")
+    for source, values in layers.items():
+        tree = _merge(tree, _check_text(schema, values, source), source)
     try:
         config = OmegaConf.to_object(tree)
-    except MissingMandatoryValue as error:
-        raise UserError(f"'???' is not a value: {error.full_key}") from error
+    except OmegaConfBaseException as error:
+        raise _user_error(error, " or ".join(layers)) from error
     assert isinstance(config, schema)
-    check_limits(config, f"{source}: " if source else "")
+    check_limits(config, prefix)
     return config
 
 
-def to_yaml(values: dict[str, Any]) -> str:
-    """Return nested `values` as YAML that `merge` reads back to equal values."""
-    return OmegaConf.to_yaml(OmegaConf.create(_literal(values)))
+def read_yaml(schema: type, path: str | Path) -> dict[str, Any]:
+    """Return the sections in a YAML file for `schema`; a shipped file is found from any folder."""
+    file = Path(paths.find_shipped(path))
+    if not file.is_file():
+        raise UserError(f"{file} is not a file; the shipped configs are in configs/training/")
+    tree = yaml_files.read(file)
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"{file} must hold the sections {', '.join(f.name for f in fields(schema))}")
+    return {name: values for name, values in (tree or {}).items() if values is not None}  # None: an empty section
 
 
 def option_type(section: type, name: str) -> tuple[Any, bool]:
@@ -94,14 +113,12 @@ def check_limits(section: Any, prefix: str = "") -> None:
 def load_mappings(source: str) -> list[Any]:
     """Return the mappings of `source`: an inline YAML mapping `{a: 1}`, or a YAML file with a list of them."""
     inline = source.lstrip().startswith("{")
-    if not inline and not Path(source).is_file():
-        raise UserError(f"{source} is not a file; give a YAML file with a list of mappings, or one {{name: value}}")
-    try:
-        values = OmegaConf.to_container(OmegaConf.create(source) if inline else OmegaConf.load(source))
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if inline:
-        return [values]
+        return [yaml_files.parse(source, source)]
+    file = Path(paths.expand(source))
+    if not file.is_file():
+        raise UserError(f"{source} is not a file; give a YAML file with a list of mappings, or one {{name: value}}")
+    values = yaml_files.read(file)
     if not isinstance(values, list):
         raise UserError(f"{source} must hold a list of mappings, each on a line that starts with -")
     return values
@@ -112,6 +129,8 @@ def _check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     minimum = limits["minimum"]
     maximum = limits["maximum"]
     step = limits["step"]
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{name} is not a number (nan); give one")
     if choices and value not in choices:
         listed = ", ".join(repr(c) for c in choices if c != "")
         raise UserError(f"{name} is {value!r}; it may be {listed}{did_you_mean(str(value), map(str, choices))}")
@@ -123,34 +142,58 @@ def _check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{name} is {value}; it must be a multiple of {step}")
 
 
-def _read_yaml(schema: type, path: Path) -> DictConfig:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; the shipped configs are in configs/training/")
-    try:
-        tree = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, DictConfig):
-        raise UserError(f"{path} must hold the sections {', '.join(f.name for f in fields(schema))}")
-    return tree
+def _check_text(schema: type, values: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
+    """Return `values` with a text in the place of a list as its only element.
+
+    Raises UserError for text that OmegaConf would not take literally: in the place of a section it is resolved in spite
+    of its escapes, and `???` stands for a missing value, whose default would be used.
+    """
+    checked = dict(values)
+    hints = typing.get_type_hints(schema)
+    for name in [name for name in hints if name in checked]:
+        value, hint = checked[name], hints[name]
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if "???" in texts:
+            raise UserError(f"{source}: '???' is not a value: {prefix}{name}")
+        if is_dataclass(hint):
+            if isinstance(value, str):
+                shown = shorten(repr(value), 60)
+                raise UserError(f"{source}: {prefix}{name} is {shown}; it is a section of options and values")
+            if isinstance(value, Mapping):
+                checked[name] = _check_text(typing.cast(type, hint), value, source, f"{prefix}{name}.")
+        elif typing.get_origin(hint) in (list, tuple) and isinstance(value, str):
+            checked[name] = [value]
+    return checked
 
 
-def _merge(tree: Any, extra: Any, source: str) -> Any:
+def _merge(tree: Any, values: dict[str, Any], source: str) -> Any:
     try:
-        return OmegaConf.merge(tree, extra)
+        return OmegaConf.merge(tree, OmegaConf.create(_literal(values)))
+    except RecursionError as error:
+        raise UserError(f"{source} is nested too deeply for options") from error
     except ConfigKeyError as error:
         key = str(error.full_key)
         known = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
         raise UserError(f"{source}: unknown option {key}{did_you_mean(key.split('.')[-1], known)}") from error
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source}: {error.full_key}: {reason}" if error.full_key else f"{source}: {reason}") from error
+    except (OmegaConfBaseException, TypeError, ValueError) as error:  # TypeError of a mapping in the place of a list
+        raise _user_error(error, source) from error
+
+
+def _user_error(error: Exception, source: str) -> UserError:
+    key = getattr(error, "full_key", None)
+    reason = str(error).partition("\n")[0].replace("\\${", "${")
+    return UserError(f"{source}: {key}: {reason}" if key else f"{source}: {reason}")
 
 
 def _literal(tree: Any) -> Any:
-    """Escape `${`, which OmegaConf would resolve as a reference: a prompt may hold any text."""
+    """Escape `${`, which OmegaConf would resolve as a reference: text may hold any characters.
+
+    Backslashes in front of it are doubled, as OmegaConf's grammar wants it, so that `\\${` does not undo the escape.
+    """
     if isinstance(tree, dict):
         return {key: _literal(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
         return [_literal(value) for value in tree]
-    return tree.replace("${", "\\${") if isinstance(tree, str) else tree
+    if not isinstance(tree, str):
+        return tree
+    return re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", tree)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gm.config.schema import option
+from gm.config.schema import Section, option
 
 
 @dataclass(frozen=True)
-class ConceptConfig:
+class ConceptConfig(Section):
     """A concept to train. With `concepts`, these are the defaults of its entries."""
 
-    data_path: str = option("", "folder with 3 to 20 training images")
+    data_path: str = option("", "folder with 3 to 20 training images", path="path")
     placeholder_token: str = option("<concept>", "token that stands for the concept in prompts; must not be one token")
     num_vectors: int = option(1, "embedding vectors per text encoder", minimum=1)
     initializer_token: str | None = option(
         None, "word or phrase whose token embeddings are the initial vectors; default: random vectors"
     )
-    initializer_file: str | None = option(None, "embedding file whose vectors are the initial vectors")
+    initializer_file: str | None = option(None, "embedding file whose vectors are the initial vectors", path="path")
     learnable_property: str = option(
         "object", "type of the concept, selects the prompt templates", choices=("object", "style", "face")
     )
     template_file: str | None = option(
-        None, "text file of prompt templates, one per line, with {} for the placeholder token"
+        None, "text file of prompt templates, one per line, with {} for the placeholder token", path="path"
     )
     repeats: int | None = option(
         None,
@@ -60,10 +60,12 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """Training loop, optimizer, checkpoints, logs and sample images."""
 
-    save_path: str = option("runs/concept", "output folder for embedding files, checkpoints, logs and sample images")
+    save_path: str = option(
+        "runs/concept", "output folder for embedding files, checkpoints, logs and sample images", path="path"
+    )
     seed: int = option(42, "random seed of the run", minimum=0)
     total_step: int = option(3000, "training steps; a step is the forward and backward pass of one batch", minimum=1)
     train_batch_size: int = option(1, "images per step and device", minimum=1)
@@ -107,7 +109,7 @@ class TrainingConfig:
     )
     max_grad_norm: float = option(1.0, "maximum global gradient norm; 0 disables clipping", minimum=0.0)
     resume: str | None = option(
-        None, "resume from a training state: latest (the newest in --save_path, if any) or a path"
+        None, "resume from a training state: latest (the newest in --save_path, if any) or a path", path="path"
     )
     checkpointing_steps: int = option(50, "steps between training states; one is also saved at the end", minimum=1)
     checkpoints_total_limit: int = option(2, "number of newest training states to keep", minimum=1)

@@ -63,6 +63,9 @@ class Conditioner(nn.Cell):
     float32, for the ids beyond the vocabulary; pool_position [N] int32; size_conditioning [N, 6] float32 (original
     height and width, crop top and left, target height and width, in pixels), for a refiner [N, 5] (the first four and
     an aesthetic score) → context [N, 77, sum of the widths] and y [N, adm_in_channels].
+
+    For texts of K chunks token_ids are [N, K, 77], and the context [N, K · 77, sum of the widths]. The chunks are
+    encoded alone; y is that of the first, in which pool_position is.
     """
 
     def __init__(self, config: ModelConfig, dtype: DType) -> None:
@@ -81,11 +84,28 @@ class Conditioner(nn.Cell):
         pool_position: Tensor,
         size_conditioning: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        if token_ids[-1].ndim == 2:
+            context, pooled = self.encode(token_ids, embedding_vectors, pool_position)
+            return context, self.vector_embedding(pooled, size_conditioning)
+        n, num_chunks, length = token_ids[-1].shape
+        chunks: tuple[Tensor, ...] = ()
+        for ids in token_ids:
+            chunks = (*chunks, ids.reshape((n * num_chunks, length)))
+        positions = ops.expand_dims(pool_position, 1).broadcast_to((n, num_chunks)).reshape((n * num_chunks,))
+        context, pooled = self.encode(chunks, embedding_vectors, positions)
+        context = context.reshape((n, num_chunks * length, context.shape[-1]))
+        pooled = pooled.reshape((n, num_chunks, pooled.shape[-1]))[:, 0]
+        return context, self.vector_embedding(pooled, size_conditioning)
+
+    def encode(
+        self, token_ids: tuple[Tensor, ...], embedding_vectors: tuple[Tensor, ...], pool_position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the context [N, 77, C] and the pooled output [N, width] of sequences of tokens."""
         context, pooled = self.embedders[-1].model(token_ids[-1], embedding_vectors[-1], pool_position)
         if self.has_clip_l:
             hidden = self.embedders[0].transformer(token_ids[0], embedding_vectors[0])
             context = ops.concat((hidden, context), axis=-1)
-        return context, self.vector_embedding(pooled, size_conditioning)
+        return context, pooled
 
     def token_embeddings(self) -> dict[str, TokenEmbedding]:
         """Return the token embedding of each text encoder by name."""

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gm.config import SamplingConfig, schema
+from gm.config import SamplingConfig, paths, schema
 from gm.errors import UserError
 
 LETTERS = {
@@ -34,16 +34,18 @@ def read(prompt: str, option: str, literal: bool = False) -> list[str]:
         raise UserError(f'{option} is empty; give a prompt, such as "a … on a table", or a text file of prompts')
     if literal:
         return [prompt]
+    path = Path(paths.expand(prompt))
     try:
-        is_file = Path(prompt).is_file()
-    except OSError:  # longer than the name of a file may be
+        is_file = path.is_file()
+    except (OSError, ValueError):  # longer than the name of a file may be; with a null character
         is_file = False
     if not is_file and prompt.endswith(".txt"):
-        raise UserError(f"{prompt} is not a file; {option} takes a prompt, or a text file with a prompt a line")
+        raise UserError(f"{path} is not a file; {option} takes a prompt, or a text file with a prompt a line")
     if not is_file:
         return [prompt]
     try:
-        lines = [line.strip() for line in Path(prompt).read_text(encoding="utf-8-sig").splitlines()]
+        # Not splitlines(), for which U+2028 and others end a line, too.
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{option} {prompt} is not a text file of prompts ({error}); write a prompt a line, in UTF-8"

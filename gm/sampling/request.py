@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,12 @@ from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
 from gm.errors import UserError
 from gm.runtime import atomic_io, rng
-from gm.sampling import embedding_use, init_image, prompt_file, resolution, vae_decode
+from gm.sampling import embedding_use, init_image, option_checks, prompt_file, resolution, vae_decode
 from gm.sampling.resolution import Resolution
 from gm.text import prompt_parser
 from gm.text.prompt_parser import PromptSchedule
+
+log = logging.getLogger("gm")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     """
     sampling = config.sampling
     atomic_io.check_writable(sampling.save_path, "--save_path")
+    for sentence in option_checks.ineffective_options(config):
+        log.warning("%s", sentence)
     concepts = [concept for path in sampling.textual_inversion_weight for concept in embedding_io.load_all(path)]
     embeddings = combine(concepts, config.model)
     lines = prompt_file.read(sampling.prompt, "--prompt", literal)

@@ -65,6 +65,11 @@ def split_into_chunks(parts: Iterable[WeightedIds | None], tokenizer: Tokenizer)
     return tuple(Chunk(tuple(n for n, _ in chunk), tuple(w for _, w in chunk)) for chunk in full)
 
 
+def encode_literally(text: str, tokenizer: Tokenizer) -> TokenChunks:
+    """Return the chunks of a text in which brackets and `BREAK` are ordinary text, all with weight 1."""
+    return split_into_chunks([WeightedIds(tokenizer.encode(text), 1.0)], tokenizer)
+
+
 def pad_chunks(text: TokenChunks, count: int) -> TokenChunks:
     """Return `text` with empty chunks after its own, so that there are at least `count`."""
     return text + (Chunk(),) * (count - len(text))

@@ -88,8 +88,7 @@ def parse(prompt: str, tokenizer: Tokenizer, steps: int, weights: bool = True) -
     """
     prompt = embedding_references.resolve(prompt, tokenizer)
     if not weights:
-        text = WeightedIds(tokenizer.encode(prompt), 1.0)
-        return PromptSchedule((chunks.split_into_chunks([text], tokenizer),), (0,) * steps)
+        return PromptSchedule((chunks.encode_literally(prompt, tokenizer),), (0,) * steps)
     foreign_syntax.check(prompt, tokenizer.placeholder_spans(prompt))
     tree = parse_tree(tokenize(prompt, tokenizer), steps)
     encode = functools.cache(tokenizer.encode)

@@ -30,25 +30,25 @@ class Sample:
 class PromptChoice:
     """The prompts of one image, by index.
 
-    templates: prompts for any image of the concept; caption: the caption of the image, if any; token_alone: the
-    placeholder token alone; template_probability: probability of a template instead of the caption; dropout:
+    templates: prompts for any image of the concept; captions: those of the image, alternatives; token_alone: the
+    placeholder token alone; template_probability: probability of a template instead of a caption; dropout:
     probability of the placeholder token alone
     """
 
     templates: range
-    caption: int | None = None
+    captions: Sequence[int] = ()
     token_alone: int = 0
     template_probability: float = 0.0
     dropout: float = 0.0
 
     def choose(self, seed: int, index: int) -> int:
         """Return the prompt of sample `index`."""
-        if self.caption is not None or self.dropout:
+        if self.captions or self.dropout:
             u = float(rng.generator(seed, "prompt", index).random())
             if u < self.dropout:
                 return self.token_alone
-            if self.caption is not None and u >= self.dropout + (1.0 - self.dropout) * self.template_probability:
-                return self.caption
+            if self.captions and u >= self.dropout + (1.0 - self.dropout) * self.template_probability:
+                return self.captions[rng.integer(len(self.captions), seed, "caption", index)]
         return self.templates[rng.integer(len(self.templates), seed, "template", index)]
 
 

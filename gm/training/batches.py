@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from mindspore import Tensor
 
 from gm.data.latent_cache import LatentCache
 from gm.diffusion import denoiser, losses, schedule
 from gm.runtime import rng
-from gm.text.tokenizer import END, START, pool_positions
+from gm.text import chunks
+from gm.text.chunks import TokenChunks
+from gm.text.tokenizer import START, pool_positions
 from gm.training import batch_sampler, concept_data
 from gm.training.batch_sampler import PromptChoice, Sample
 from gm.training.setup import TrainingSetup
 from gm.training.train_step import Batch, NegativePrompt
 
-_PADDING = {"clip_l": END, "clip_g": 0}  # token that fills up a prompt in each text encoder
+log = logging.getLogger("gm")
+
 _POOLED_ENCODER = "clip_g"  # whose hidden state is pooled
+_MAX_QUOTE = 60  # characters of a prompt in the log
 
 
 class BatchLoader:
@@ -34,12 +40,20 @@ class BatchLoader:
         self.concept_of_image = [k for k, concept in enumerate(setup.concepts) for _ in concept.images]
         self.buckets = self._buckets(concept_data.repeats(setup.concepts))
         texts, self.prompt_choices = _prompts(setup)
-        self.ids = tuple(setup.tokenizer(texts, padding=_PADDING[name]) for name in config.model.text_encoders)
-        self.pool_positions = _pool_positions(setup, texts)
+        encoded = [chunks.encode_literally(text, setup.tokenizer) for text in texts]
+        # One number for all, so that one graph serves all steps and a prompt does not depend on its batch.
+        self.num_chunks = max(map(len, encoded))
+        if self.num_chunks > 1:
+            _log_long_prompts(texts, encoded, self.num_chunks)
+        self.ids, self.pool_positions = _token_ids(setup, encoded, self.num_chunks)
         # Tokens of the prompts without the placeholders. The whole table is no substitute: tokens that training data
         # of the model never had may have vectors of any norm.
         self.prompt_tokens = sorted({*self.ids[0].ravel().tolist()} & {*range(START)}) or list(range(START))
-        self.negative = None if setup.negative is None else _negative_prompt(setup, setup.negative.placeholder_token)
+        self.negative: NegativePrompt | None = None
+        if setup.negative is not None:
+            prompt = chunks.encode_literally(setup.negative.placeholder_token, setup.tokenizer)
+            ids, pool_position = _token_ids(setup, [prompt], self.num_chunks)
+            self.negative = NegativePrompt(pool_position, ids)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of `step`, counted from 0."""
@@ -114,24 +128,39 @@ def _prompts(setup: TrainingSetup) -> tuple[list[str], list[PromptChoice]]:
     for concept in setup.concepts:
         templates = range(len(texts), len(texts) + len(concept.prompts))
         texts += concept.prompts
-        captions: list[int | None] = []
-        for caption in concept.captions or [None] * len(concept.images):
-            captions.append(None if caption is None else len(texts))
-            texts += [] if caption is None else [caption]
+        captions: list[range] = []
+        for each in concept.captions or [()] * len(concept.images):
+            captions.append(range(len(texts), len(texts) + len(each)))
+            texts += each
         token_alone = len(texts)
         texts.append(concept.placeholder_token)
         choices += [
-            PromptChoice(templates, caption, token_alone, data.template_probability, data.caption_dropout_rate)
-            for caption in captions
+            PromptChoice(templates, each, token_alone, data.template_probability, data.caption_dropout_rate)
+            for each in captions
         ]
     return texts, choices
 
 
-def _pool_positions(setup: TrainingSetup, texts: list[str]) -> np.ndarray:
-    ids = setup.tokenizer(texts, padding=_PADDING[_POOLED_ENCODER])
-    return pool_positions(ids, setup.config.run.pooling)
+def _token_ids(
+    setup: TrainingSetup, prompts: list[TokenChunks], count: int
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Return the ids of N prompts for each text encoder, int32 [N, 77] or, of `count` chunks each, [N, count, 77].
+
+    Shorter prompts get empty chunks. The second result is the pooled position in the first chunk, int32 [N].
+    """
+    length = setup.tokenizer.context_length
+    padded = [chunk for prompt in prompts for chunk in chunks.pad_chunks(prompt, count)]
+    ids, _ = chunks.to_arrays(padded, length)
+    shape = (len(prompts), length) if count == 1 else (len(prompts), count, length)
+    positions = pool_positions(ids[_POOLED_ENCODER][::count], setup.config.run.pooling)
+    return tuple(ids[name].reshape(shape) for name in setup.config.model.text_encoders), positions
 
 
-def _negative_prompt(setup: TrainingSetup, text: str) -> NegativePrompt:
-    ids = tuple(setup.tokenizer([text], padding=_PADDING[name]) for name in setup.config.model.text_encoders)
-    return NegativePrompt(_pool_positions(setup, [text]), ids)
+def _log_long_prompts(texts: list[str], encoded: list[TokenChunks], count: int) -> None:
+    long = [text for text, prompt in zip(texts, encoded, strict=True) if len(prompt) == count]
+    log.info(
+        "%d prompts need %d chunks of tokens, such as %r; all prompts of the run get as many, empty ones at their end",
+        len(long),
+        count,
+        long[0] if len(long[0]) <= _MAX_QUOTE else long[0][:_MAX_QUOTE] + "…",
+    )

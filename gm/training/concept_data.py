@@ -14,6 +14,7 @@ from gm.config import ConceptConfig, Config
 from gm.config.model import ModelConfig
 from gm.data import captions, image_folder, templates
 from gm.data.bucketing import Size
+from gm.data.captions import Captions
 from gm.data.image import CroppedImage
 from gm.embeddings import init
 from gm.embeddings import io as embedding_io
@@ -29,7 +30,7 @@ class TrainingConcept:
     """A concept with its training data; a negative concept has no images, prompts or captions.
 
     file_stem: its name in file names; vector_slice: its part of the embedding vectors of all concepts; prompts: the
-    templates, filled in; captions: one per image (None: use a template), or empty; initializer_ids: tokens whose
+    templates, filled in; captions: those of each image (none: use a template), or empty; initializer_ids: tokens whose
     embeddings are the initial vectors; initial_vectors: vectors of an embedding file by text encoder. Without both, the
     initial vectors are random.
     """
@@ -39,7 +40,7 @@ class TrainingConcept:
     vector_slice: slice
     images: list[CroppedImage]
     prompts: tuple[str, ...]
-    captions: tuple[str | None, ...] = ()
+    captions: tuple[Captions, ...] = ()
     initializer_ids: list[int] | None = None
     initial_vectors: dict[str, np.ndarray] | None = None
 
@@ -85,7 +86,6 @@ def read(
         return training_concept
     lines = templates.load(concept.learnable_property, concept.template_file)
     prompts = tuple(templates.fill(line, token) for line in lines)
-    tokenizer(prompts, padding=0)  # raises for a prompt that is too long for the placeholder token
     resolution = config.data.resolution or config.model.resolution
     images = image_folder.load_images(concept.data_path, resolution, config.data.masks, bucket_sizes)
     image_captions = _captions(concept, images, tokenizer) if config.data.captions else ()
@@ -96,7 +96,9 @@ def fingerprint(concepts: Sequence[TrainingConcept]) -> str:
     """Return a hash of all images, masks, prompts and captions."""
     digest = hashlib.sha256()
     for concept in concepts:
-        digest.update(repr((concept.placeholder_token, concept.prompts, concept.captions)).encode())
+        # A single caption stands by itself, and none is None, as in the checkpoints of earlier versions.
+        captions = tuple(each if len(each) > 1 else next(iter(each), None) for each in concept.captions)
+        digest.update(repr((concept.placeholder_token, concept.prompts, captions)).encode())
         for image in concept.images:
             digest.update(repr((image.name, image.original_size, image.crop_top_left)).encode())
             digest.update(image.pixels.tobytes())
@@ -116,16 +118,14 @@ def repeats(concepts: Sequence[TrainingConcept]) -> list[int]:
     ]
 
 
-def _captions(concept: ConceptConfig, images: list[CroppedImage], tokenizer: Tokenizer) -> tuple[str | None, ...]:
+def _captions(concept: ConceptConfig, images: list[CroppedImage], tokenizer: Tokenizer) -> tuple[Captions, ...]:
     ids = {*tokenizer.placeholders[concept.placeholder_token]}
 
     def holds_token(text: str) -> bool:
         return not ids.isdisjoint(tokenizer.encode(text))
 
     names = [image.name for image in images]
-    image_captions = captions.load_captions(concept.data_path, names, concept.placeholder_token, holds_token)
-    tokenizer([caption for caption in image_captions if caption], padding=0)
-    return image_captions
+    return captions.load_captions(concept.data_path, names, concept.placeholder_token, holds_token)
 
 
 def _initializer_ids(concept: ConceptConfig, tokenizer: Tokenizer) -> list[int] | None:

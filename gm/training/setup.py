@@ -14,7 +14,7 @@ from gm.errors import UserError
 from gm.runtime import atomic_io
 from gm.sampling import prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
-from gm.training import checkpoint, concept_data
+from gm.training import checkpoint, concept_data, option_checks
 from gm.training.checkpoint import Checkpoint
 from gm.training.concept_data import TrainingConcept
 
@@ -72,6 +72,7 @@ def prepare(config: Config) -> TrainingSetup:
         log.warning("--resume: images, captions or templates have changed")
         changed_options["images, captions or templates"] = f"{resume_from.data_fingerprint} → {fingerprint}"
     setup = TrainingSetup(config, concepts, sample_requests, tokenizer, fingerprint, resume_from, changed_options)
+    _log_ineffective_options(setup)
     if bucket_sizes:
         sizes = Counter("×".join(map(str, image.pixels.shape[1:])) for image in setup.images)
         log.info("height × width: %s", ", ".join(f"{count} of {size}" for size, count in sizes.items()))
@@ -143,6 +144,13 @@ def _sample_prompts(config: Config, concepts: list[ConceptConfig]) -> list[tuple
         )
         for concept in positive
     ]
+
+
+def _log_ineffective_options(setup: TrainingSetup) -> None:
+    has_masks = any(image.mask is not None for image in setup.images)
+    has_captions = any(any(concept.captions) for concept in setup.concepts)
+    for sentence in option_checks.ineffective_options(setup.config, setup.num_updates, has_masks, has_captions):
+        log.warning("%s", sentence)
 
 
 def _check_timesteps(config: Config) -> None:

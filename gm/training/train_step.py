@@ -21,7 +21,10 @@ _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
 
 
 class NegativePrompt(NamedTuple):
-    """The prompt of a negative concept: pool_position int32 [1] and the ids of each text encoder, int32 [1, 77]."""
+    """The prompt of a negative concept: pool_position int32 [1] and the ids of each text encoder.
+
+    The ids are int32 [1, 77] or, if prompts of the run have K chunks, [1, K, 77].
+    """
 
     pool_position: np.ndarray
     ids: tuple[np.ndarray, ...]
@@ -36,7 +39,7 @@ class Batch(NamedTuple):
     timesteps: Tensor  # float32 [B]
     sizes: Tensor  # size conditioning, float32 [B, 6]
     pool_position: Tensor  # int32 [B]
-    ids: tuple[Tensor, ...]  # of each text encoder, int32 [B, 77]
+    ids: tuple[Tensor, ...]  # of each text encoder, int32 [B, 77], for prompts of K chunks [B, K, 77]
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -68,12 +68,53 @@ def test_list_option_takes_several_values() -> None:
         (["--num_vectors", "many"], "concept.num_vectors: Value 'many'"),
         (["--num_vectors"], "expected one argument"),
         (["--num_vectors", "0"], "concept.num_vectors is 0; it must be at least 1"),
+        (["--max_train_steps", "100"], "unknown argument --max_train_steps; --total_step counts the steps, gradient"),
+        (["--train_data_dir=x"], "unknown argument --train_data_dir; the folder of images is --data_path"),
+        (["--output_dir", "y"], "unknown argument --output_dir; the output folder is --save_path"),
+        (["--mixed_precision", "bf16"], "the dtype of the frozen weights is --precision (float32, float16, bfloat16)"),
+        (["--token_string", "t"], "the placeholder token is --placeholder_token"),
+        (["--init_word", "t"], "the initializer token is --initializer_token"),
+        (
+            ["--learning_rate", "0.005:100, 1e-3:1000"],
+            "--learning_rate '0.005:100, 1e-3:1000' is a schedule as AUTOMATIC1111 writes it; give its first rate, and",
+        ),
+        (["--learning_rate", "0.005:100"], "is a schedule as AUTOMATIC1111 writes it"),
+        (["--repeats", "many"], "concept.repeats: Value 'many'"),
     ],
 )
 def test_user_errors_name_the_flag(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(*arguments)
     assert message in str(caught.value)
+
+
+def test_path_flags_of_other_commands_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = cli.Parser("a command")
+    parser.add_path("--source", "files", nargs="+")
+    parser.add_path("--target", "a file", default="~/out")
+    parser.add_argument("--prompt")
+    flags = parser.read(["--source", "~/a", "b", "--prompt=~/c"])
+    assert flags == {"source": ["/home/me/a", "b"], "target": "/home/me/out", "prompt": "~/c"}
+
+
+def test_hints_for_foreign_flags_name_flags_of_the_command() -> None:
+    parser = cli.Parser("without training")
+    with pytest.raises(UserError) as caught:
+        parser.read(["--output_dir", "x"])
+    assert str(caught.value) == "unknown argument --output_dir"
+
+
+@pytest.mark.parametrize(
+    ("interval", "switch"),
+    [("infer_interval", "infer_during_train"), ("validation_loss_interval", "num_validation_samples")],
+)
+def test_an_interval_of_what_is_off_is_named(interval: str, switch: str, caplog: pytest.LogCaptureFixture) -> None:
+    parse()
+    parse(f"--{interval}=7", f"--{switch}={1 if switch.startswith('num') else True}")
+    assert caplog.messages == []
+    parse(f"--{interval}=7", "--num_validation_samples=0")
+    assert caplog.messages == [f"--{interval} 7 has no effect without --{switch}"]
 
 
 @pytest.mark.parametrize("sections", [TRAINING, ("run", "sampling")])

@@ -73,6 +73,8 @@ def test_saved_config_loads_back_equal(tmp_path: Path) -> None:
         ("training: {infer_during_train: maybe}", "training.infer_during_train: Value 'maybe' is not a valid bool"),
         ("training: [1]", "list is not a subclass of TrainingConfig"),
         ("training: {total_step: 0}", "training.total_step is 0; it must be at least 1"),
+        ("loss: {timestep_bias: nan}", "loss.timestep_bias is not a number (nan); give one"),
+        ("training: {learning_rate: .nan}", "training.learning_rate is not a number (nan); give one"),
         ("run: {ms_mode: 2}", "run.ms_mode is 2; it may be 0, 1"),
         ("concept: {learnable_property: stile}", "it may be 'object', 'style', 'face'; did you mean 'style'?"),
         ("data: {resolution: 100}", "data.resolution is 100; it must be a multiple of 8"),

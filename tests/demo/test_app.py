@@ -152,6 +152,27 @@ def test_missing_weights_are_reported(app: Callable[[str], AppTest]) -> None:
     assert not page.warning  # the default weights, which exist
 
 
+def test_text_fields_take_text_literally_and_paths_in_the_home_folder(
+    app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(workshop.folder))
+    page = app("generate")
+    page.text_input(key="weight of smallest").set_value("~/weights.ckpt")
+    page.text_input(key=options.widget_key("pipeline_weight")).set_value("~/refiner.ckpt")
+    page.text_area(key="prompt").set_value("${oc.env:HOME} \\${oc.env:HOME}").run()
+    assert not page.warning
+    button(page, "Generate").click().run()
+    page = wait_for(page, generate.TASK_KEY)
+    assert not page.error
+    (image,) = sorted((tmp_path / "out").rglob("image_*.png"))
+    parameters = image_files.read_parameters(image)
+    assert parameters["prompt"] == "${oc.env:HOME} \\${oc.env:HOME}"
+    assert parameters["weight"] == str(workshop.folder / "weights.ckpt")
+    assert parameters["pipeline_weight"] == str(workshop.folder / "refiner.ckpt")
+    page.text_input(key="weight of smallest").set_value("~/${oc.env:HOME}").run()
+    assert f"{workshop.folder}/${{oc.env:HOME}} is not a file" in page.warning[0].value
+
+
 def test_compare_generates_both_prompts_with_the_same_seeds(
     app: Callable[[str], AppTest], embedding_file: Path, tmp_path: Path
 ) -> None:

@@ -167,6 +167,16 @@ def test_a_mistake_is_reported_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["a_7_ti.ckpt"]
 
 
+def test_paths_in_the_home_folder_and_private_without_a_repository(
+    publish: Call, embedding_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, error = publish("--source=~/a_7_ti.ckpt", "--target=~/published", "--private")
+    assert code == 0, error
+    assert "--private has no effect without --push_to_hub: the folder is written, nothing is uploaded" in out
+    assert (tmp_path / "published" / "README.md").is_file()
+
+
 def test_a_file_of_several_embeddings_is_refused(tmp_path: Path) -> None:
     vectors = {"clip_l": np.ones((1, 3), np.float32), "clip_g": np.ones((1, 5), np.float32)}
     file = EmbeddingFile("clip", {"<a>": vectors, "<b>": vectors})

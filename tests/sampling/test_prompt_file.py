@@ -47,3 +47,20 @@ def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
     assert prompt_file.read(str(path), "--prompt") == ["a cat", "a grün dog --d 3"]
     assert prompt_file.read("a cat", "--prompt") == ["a cat"]
     assert prompt_file.read("a " * 5000, "--prompt") == ["a " * 5000]
+
+
+def test_a_line_ends_at_a_line_feed_only(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a heart on a table\u2028 in\x85 the\x0c sun\r\nsecond\n", encoding="utf-8")
+    assert prompt_file.read(str(path), "--prompt") == ["a heart on a table\u2028 in\x85 the\x0c sun", "second"]
+
+
+def test_a_prompt_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts.txt").write_text("a cat\na dog")
+    assert prompt_file.read("~/prompts.txt", "--prompt") == ["a cat", "a dog"]
+    assert prompt_file.read("~/a cat", "--prompt") == ["~/a cat"]
+    assert prompt_file.read("~/prompts.txt", "--prompt", literal=True) == ["~/prompts.txt"]
+    assert prompt_file.read("a\0cat", "--prompt") == ["a\0cat"]
+    with pytest.raises(UserError, match=f"^{tmp_path}/gone.txt is not a file; --prompt takes a prompt, or a text file"):
+        prompt_file.read("~/gone.txt", "--prompt")

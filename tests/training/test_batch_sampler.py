@@ -151,7 +151,7 @@ def test_bias_favors_one_end(bias):
 @pytest.mark.parametrize(("share", "dropout"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.4, 0.5), (1.0, 0.0), (0.5, 1.0)])
 def test_captions_templates_and_the_token_alone_have_their_probabilities(share, dropout):
     """Images 0 and 2 have captions, numbers 20 and 21; 22 is the token alone."""
-    choices = [PromptChoice(range(20), caption, 22, share, dropout) for caption in (20, None, 21)]
+    choices = [PromptChoice(range(20), captions, 22, share, dropout) for captions in ([20], [], [21])]
     run = shown(3000, batch=1, buckets=[range(3)], prompts=choices)
     for image, caption in ((0, 20), (1, None), (2, 21)):
         found = np.array([s.prompt for s in run if s.image == image])
@@ -164,8 +164,19 @@ def test_captions_templates_and_the_token_alone_have_their_probabilities(share, 
             assert len(set(found[found < 20])) == 20
 
 
+def test_each_caption_of_an_image_is_used_equally_often():
+    choices = [PromptChoice(range(20), [20, 21, 22], 23, 0.25), PromptChoice(range(20), [24], 23)]
+    run = shown(3000, batch=1, buckets=[range(2)], prompts=choices)
+    found = Counter(s.prompt if s.prompt >= 20 else "template" for s in run if s.image == 0)
+    assert {kind: count / 1500 for kind, count in found.items()} == pytest.approx(
+        {20: 0.25, 21: 0.25, 22: 0.25, "template": 0.25}, abs=0.04
+    )
+    assert {s.prompt for s in run if s.image == 1} == {24}
+    assert shown(3000, batch=1, buckets=[range(2)], prompts=choices) == run
+
+
 def test_without_captions_and_dropout_only_templates_are_used():
-    assert shown(40, prompts=[PromptChoice(range(20), None, 22, 0.7)] * 5) == shown(40)
+    assert shown(40, prompts=[PromptChoice(range(20), [], 22, 0.7)] * 5) == shown(40)
 
 
 def test_images_have_their_own_prompts_and_repeats():

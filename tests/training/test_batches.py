@@ -9,11 +9,15 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 from PIL import Image
 
 from gm.data import latent_cache, masks
+from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import UserError
 from gm.runtime.backend import Backend
+from gm.sampling.conditioning import PromptEncoder
+from gm.text.prompt_parser import parse
 from gm.training import setup, trainer
 from gm.training.batch_sampler import Sample
 from gm.training.batches import BatchLoader
@@ -55,7 +59,7 @@ def test_masks_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) 
     concept = {"data_path": str(images)}
     data = {"unmasked_weight": 0.5, "random_flip": True}
     training_setup = setup.prepare(workshop.config(concept=concept, data=data, loss={"min_snr_gamma": 2.0}))
-    assert training_setup.concepts[0].captions == (None, "<toy> upside down", None)
+    assert training_setup.concepts[0].captions == ((), ("<toy> upside down",), ())
     loader = trainer.prepare(workshop.model, training_setup, EAGER).batches
     (half,) = masks.loss_weights(training_setup.images[0].mask[None], 2, 0.5)
     assert half[0, 0] == 2 * half[0, -1]  # the left counts twice what the right does
@@ -73,6 +77,61 @@ def test_masks_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) 
     without = setup.prepare(workshop.config(concept=concept, data={**data, "captions": False, "masks": False}))
     assert without.concepts[0].captions == ()
     assert all(image.mask is None for image in without.images)
+
+
+def test_long_captions_are_encoded_as_in_sampling(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(workshop.folder / "images", images)
+    long = "<toy> on a table, " + ", ".join(["a red spotted mug"] * 25) + ", on a (green:1.2) <toy> background"
+    (images / "0.txt").write_text(f"{long}\na <toy>")
+    caplog.set_level(logging.INFO, "gm")
+    negative = {"placeholder_token": "<bad>", "num_vectors": 1, "negative": True}
+    config = workshop.config(concept={"data_path": str(images)}, concepts=[{}, negative])
+    training_setup = setup.prepare(config)
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, training_setup.images, False, 0.13025)
+    loader = BatchLoader(training_setup, encoded)
+    assert (
+        f"1 prompts need 2 chunks of tokens, such as '{long[:60]}…'; all prompts of the run get as many" in caplog.text
+    )
+    prompts = loader.prompt_choices[0].captions
+    assert len(prompts) == 2
+    assert loader.ids[0].shape[1:] == (2, 77)
+    batch = loader.assemble([Sample(0, False, prompt, 3, 0) for prompt in prompts], "test")
+    vectors = {
+        name: np.random.default_rng(k).standard_normal((3, encoder.width), dtype=np.float32)
+        for k, (name, encoder) in enumerate(config.model.text_encoders.items())
+    }
+    ours = workshop.model.conditioner(batch.ids, tuple(map(Tensor, vectors.values())), batch.pool_position, batch.sizes)
+    texts = [parse(text, training_setup.tokenizer, 1, weights=False).variants[0] for text in (long, "a <toy>")]
+    assert [len(text) for text in texts] == [2, 1]
+    encoder = PromptEncoder(workshop.model, EAGER, "end_of_text")
+    theirs = encoder.encode(texts, LoadedEmbeddings(training_setup.tokenizer, vectors), batch.sizes.asnumpy())
+    assert ours[0].shape == (2, 2 * 77, 40)
+    for mine, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-5)
+    assert loader.negative is not None
+    assert [ids.tolist() for ids in loader.negative.ids] == [
+        [[[49406, 49410, 49407, *[padding] * 74], [49406, 49407, *[padding] * 75]]] for padding in (49407, 0)
+    ]
+    assert loader.negative.pool_position.tolist() == [2]
+
+
+def test_prompts_of_75_tokens_are_a_sequence_each_as_ever(workshop: Workshop, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(workshop.folder / "images", images)
+    captions = ["<toy> " + "cat " * 73, "a <toy>, " + "mug, " * 35]  # 75 and 74 tokens
+    (images / "0.txt").write_text("\n".join(captions))
+    training_setup = setup.prepare(workshop.config(concept={"data_path": str(images)}))
+    encoded = latent_cache.encode_images(workshop.model.first_stage_model, training_setup.images, False, 0.13025)
+    loader = BatchLoader(training_setup, encoded)
+    prompts = list(loader.prompt_choices[0].captions)
+    for ids, padding in zip(loader.ids, (49407, 0), strict=True):
+        expected = training_setup.tokenizer([caption.strip() for caption in captions], padding)
+        np.testing.assert_array_equal(ids[prompts], expected)
+        assert ids.dtype == np.int32
+    assert loader.pool_positions[prompts].tolist() == [76, 75]
 
 
 @pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])

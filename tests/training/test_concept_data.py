@@ -143,7 +143,7 @@ def test_images_are_used_with_their_concept_and_concepts_about_equally_often(wor
 
 def test_caption_may_hold_other_placeholder_tokens(workshop: Workshop, folders: Path) -> None:
     training_setup = setup.prepare(config_of(workshop, two(folders)))
-    assert training_setup.concepts[1].captions == (None, None, None, "a <bb> with <aa>", None)
+    assert training_setup.concepts[1].captions == ((), (), (), ("a <bb> with <aa>",), ())
     assert not any(training_setup.concepts[0].captions)
 
 

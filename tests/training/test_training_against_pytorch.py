@@ -14,7 +14,7 @@ from gm.runtime import rng
 from gm.runtime.backend import Backend, compile_cell
 from gm.text.tokenizer import END, Tokenizer, pool_positions
 from gm.training import concept_data, lr_schedule
-from gm.training.batch_sampler import PromptChoice, samples
+from gm.training.batch_sampler import PromptChoice, Sample, samples
 from gm.training.batches import BatchLoader
 from gm.training.concept_data import TrainingConcept
 from gm.training.optimizer import create_train_state
@@ -240,6 +240,42 @@ def test_negative_concept_is_trained_with_the_prediction_of_sampling(smallest, c
         gradient = theirs.grad.numpy()
         assert (np.abs(gradient).max(axis=1) > 1e-6).all()  # of every vector, those of both concepts
         assert relative_error(ours.asnumpy(), gradient) < 1e-4
+
+
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_prompts_of_several_chunks_equal_pytorch(smallest, config, loader, graph):
+    """Loss and both gradients; PyTorch encodes chunk by chunk, and pools the first."""
+    import torch
+
+    prompts = ("a <cat> " + "word " * 80 + "<cat> on a table", "<cat>", "one " * 74 + "<cat>")
+    training_setup = setup_of(config)
+    concept = dataclasses.replace(training_setup.concepts[0], prompts=prompts)
+    shown_by = BatchLoader(dataclasses.replace(training_setup, concepts=[concept]), loader.latents)
+    samples_ = [Sample(image, False, image, 400 + image, image) for image in range(3)]
+    shown = shown_by.assemble(samples_, "training")
+    state = create_state(config)
+    found = compile_cell(TrainStep(smallest.model, state), graph)(*shown.inputs)
+    word, one = tokenizer(config).encode("word one")
+    a, on, table, cat = *tokenizer(config).encode("a on table"), [49408, 49409]
+    chunks = (
+        ([a, *cat, *[word] * 72], [*[word] * 8, *cat, on, a, table]),
+        (cat, []),
+        ([one] * 74, cat),  # both vectors move
+    )
+    model, both = smallest.reference, [torch.from_numpy(r.copy()).requires_grad_() for r in initial_vectors(config)]
+    encoded = []
+    for column in zip(*chunks, strict=True):
+        ids = [np.array([[49406, *c, 49407, *[p] * (75 - len(c))] for c in column], np.int32) for p in (49407, 0)]
+        encoded.append(model.condition(*ids, np.array([len(c) + 1 for c in column]), *both))
+    (first, pooled), (second, _) = encoded
+    times = shown.timesteps.asnumpy().astype(int)
+    context = torch.cat((first, second), dim=1)
+    epsilon = model.epsilon(shown.x.asnumpy(), times, context, pooled, shown.sizes.asnumpy())
+    expected = ((epsilon - torch.from_numpy(shown.noise.asnumpy())) ** 2).mean()
+    expected.backward()
+    assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
+    for ours, theirs in zip(state.gradient_sums, both, strict=True):
+        assert relative_error(ours.asnumpy(), theirs.grad.numpy()) < 1e-4
 
 
 def tokenizer(config):

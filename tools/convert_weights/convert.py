@@ -45,16 +45,12 @@ def main() -> None:
 
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
-    parser.add_argument(
-        "--source", help="single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder"
-    )
-    parser.add_argument(
-        "--target", help="file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
+    parser.add_path("--source", "single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder")
+    parser.add_path(
+        "--target", "file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
     )
     for name, network in networks.NETWORKS.items():
-        parser.add_argument(
-            f"--{name}", help=f"{network.title} in place of the source's, or where it has none: a file or a folder"
-        )
+        parser.add_path(f"--{name}", f"{network.title} in place of the source's, or where it has none: file or folder")
     parser.add_config(meaning="YAML file whose model section describes the weights")
     parser.add_argument(
         "--dtype", default="float16", choices=("float16", "float32"), help="dtype to write (default: %(default)s)"

@@ -250,11 +250,9 @@ def _name(file: EmbeddingFile, source: str) -> EmbeddingFile:
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert, inspect, merge or mix embedding files.", ("source",))
     parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
-    parser.add_argument("--source", nargs="+", help="embedding file of any program, or folder that diffusers wrote")
-    parser.add_argument(
-        "--target",
-        help=f"file to write, ending in {', '.join(embedding_io.SUFFIXES)}; for merge also a folder",
-    )
+    parser.add_path("--source", "embedding file of any program, or folder that diffusers wrote", nargs="+")
+    suffixes = ", ".join(embedding_io.SUFFIXES)
+    parser.add_path("--target", f"file to write, ending in {suffixes}; for merge also a folder")
     programs = "; ".join(f"{name}: {format_.program}" for name, format_ in FORMATS.items())
     parser.add_argument(
         "--format",
@@ -271,9 +269,7 @@ def _parse_flags() -> dict[str, Any]:
         help="pooling rule of training, one for all --source or one each, for files that do not record it",
     )
     parser.add_argument("--weights", nargs="+", type=float, help="weight of each --source in mix (default: their mean)")
-    parser.add_argument(
-        "--weight", help="SDXL weights, .safetensors or .ckpt, whose tokens inspect compares the vectors with"
-    )
+    parser.add_path("--weight", "SDXL weights, .safetensors or .ckpt, whose tokens inspect compares the vectors with")
     parser.add_overwrite()
     return parser.read()
 
