@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
+# A worker for each core; more than four would take too much memory (up to 6 GB each).
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .PHONY: install demo demo-style check lint types layers fast test clean
@@ -58,10 +60,10 @@ layers: $(VENV)/checked
 	$(BIN)/lint-imports
 
 fast: $(VENV)/checked
-	$(BIN)/python -m pytest -m "not graph and not e2e and not reference and not browser"
+	$(PYTEST) -m "not graph and not e2e and not reference and not browser"
 
 test: check $(VENV)/tested
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:
 	rm -rf $(VENV) runs/demo runs/demo-style outputs/demo outputs/demo-style $(TINY).ckpt

@@ -50,12 +50,12 @@ def test_style_is_trained_and_the_rest_of_the_prompt_is_followed(assert_trained:
     assert_trained(CONFETTI, confetti)
 
 
-@pytest.mark.parametrize(("target", "num_vectors"), [(HUMBUG, 1), (CONFETTI, 10)])
+@pytest.mark.parametrize(("graph", "target", "num_vectors"), [(False, HUMBUG, 1), (True, CONFETTI, 10)])
 def test_training_works_in_pynative_mode_and_with_other_numbers_of_vectors(
-    toolkit: Toolkit, assert_trained: Check, target: UnseenConcept, num_vectors: int
+    toolkit: Toolkit, assert_trained: Check, graph: bool, target: UnseenConcept, num_vectors: int
 ) -> None:
-    eager = dataclasses.replace(toolkit, backend=dataclasses.replace(toolkit.backend, graph=False))
-    assert_trained(target, measure.train_concept(eager, target, num_vectors))
+    changed = dataclasses.replace(toolkit, backend=dataclasses.replace(toolkit.backend, graph=graph))
+    assert_trained(target, measure.train_concept(changed, target, num_vectors))
 
 
 def test_two_concepts_are_trained_in_one_run(toolkit: Toolkit, assert_trained: Check) -> None:
