@@ -97,7 +97,9 @@ def test_run_killed_again_and_again_writes_the_same_files(workshop: Workshop, tm
     place = tmp_path / "run"
     command = [sys.executable, "train_textual_inversion.py", "--config", str(workshop.yaml), "--save_path", str(place)]
     command += [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
+    started = time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    whole = time.monotonic() - started
     expected = contents(place)
     place.rename(tmp_path / "whole")
     draw, steps, kills = random.Random(3), [], 0
@@ -110,7 +112,7 @@ def test_run_killed_again_and_again_writes_the_same_files(workshop: Workshop, tm
         while process.poll() is None and (not log.exists() or log.stat().st_size <= before):
             time.sleep(0.005)
             before = min(before, log.stat().st_size) if log.exists() else before
-        time.sleep(draw.uniform(0.0, 2.0 + kills / 4))  # longer and longer: a slow machine must come to an end, too
+        time.sleep(draw.uniform(0.0, whole * (1 + kills) / 8))  # longer and longer, so that it comes to an end
         process.kill()
         error = process.communicate()[1]
         assert process.returncode in (0, -signal.SIGKILL), error
