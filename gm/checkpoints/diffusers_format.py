@@ -22,7 +22,7 @@ from gm.errors import UserError
 
 Tensors = dict[str, LazyTensor]
 
-_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _SUFFIXES = (".safetensors", ".bin")
 # The most precise first; `non_ema` are the weights before averaging, from which trainings continue.
 _VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".ema", ".non_ema")
@@ -73,7 +73,7 @@ def read_network(folder: Path) -> Tensors:
     """Return the tensors of one network, from one file or from the shards of an index; UserError without them."""
     for variant in _variants(folder):
         for suffix in _SUFFIXES:
-            for stem in _STEMS:
+            for stem in STEMS:
                 single = folder / f"{stem}{variant}{suffix}"
                 if single.is_file():
                     return containers.read_weights(single).tensors
@@ -89,7 +89,7 @@ def read_network(folder: Path) -> Tensors:
 
 def _variants(folder: Path) -> list[str]:
     """Return the variants in the order in which they are taken: those of other names after the known ones."""
-    names = (re.fullmatch(rf"({'|'.join(_STEMS)})(\.\w+)(\.safetensors|\.bin)", path.name) for path in folder.iterdir())
+    names = (re.fullmatch(rf"({'|'.join(STEMS)})(\.\w+)(\.safetensors|\.bin)", path.name) for path in folder.iterdir())
     return [*_VARIANTS, *sorted({name[2] for name in names if name} - {*_VARIANTS})]
 
 

@@ -60,6 +60,8 @@ def check_network(network: str, path: Path, file: TensorFile, config: ModelConfi
         said = diffusers_configs.read(path, [network])
     else:
         said = single_file_statements.read(path, file.tensors, file.metadata, config)
+        if path.name.startswith(diffusers_format.STEMS) and (path.parent / "config.json").is_file():
+            said = [*said, *diffusers_configs.read_network(path.parent, network)]  # a file of a diffusers folder
     said = [statement for statement in said if _network(statement.name) in (network, "modelspec")]
     statements.check(said, accepted_values.accepted_values(config), path)
 

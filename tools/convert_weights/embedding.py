@@ -16,27 +16,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gm.checkpoints import containers, key_mapping
 from gm.config import POOLING_RULES, cli
 from gm.embeddings import io as embedding_io
-from gm.embeddings import merging, names
+from gm.embeddings import description, merging, names
 from gm.embeddings.embedding import UNKNOWN_POOLING, file_name, safe_filename
-from gm.embeddings.formats import ENCODERS, FORMATS, EncoderVectors, MindoneFormat
+from gm.embeddings.formats import ENCODERS, FORMATS
 from gm.embeddings.io import EmbeddingFile
-from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
 
 log = logging.getLogger("gm")
 
 _DEFAULT_FORMATS = {".ckpt": "mindspore", ".safetensors": "clip", ".pti": "cog", ".pt": "a1111", ".bin": "diffusers"}
-_NEAREST_COUNT = 5
+_FLAGS = {  # that a command takes, beside those that all take
+    "convert": {"target", "format", "overwrite"},
+    "inspect": {"weight"},
+    "merge": {"target", "format", "overwrite"},
+    "mix": {"target", "weights", "overwrite"},
+}
 
 
 def main() -> None:
     flags = _parse_flags()
     command, sources, tokens = flags["what"], flags["source"], flags["placeholder_token"] or []
+    _check_flags(command, flags)
     if len(sources) > 1 and command in ("convert", "inspect"):
         raise UserError(f"{command} takes one --source; merge and mix take several")
     if len(tokens) not in (0, 1 if command == "mix" else len(sources)):
@@ -46,9 +48,9 @@ def main() -> None:
         raise UserError("give one --pooling for all --source, or as many as there are --source")
     rules = rules if len(rules) == len(sources) else rules * len(sources)
     if command == "inspect":
-        tables = _read_token_tables(flags["weight"]) if flags["weight"] else None
+        tables = description.read_token_tables(flags["weight"]) if flags["weight"] else None
         file = _rename(_read(sources[0], rules[0]), tokens[0] if tokens else None)
-        print(json.dumps(describe(file, tables), indent=2, ensure_ascii=False))
+        print(json.dumps(description.describe(file, tables), indent=2, ensure_ascii=False))
         return
     if not flags["target"]:
         raise UserError("--target is missing; --help lists the flags")
@@ -64,20 +66,6 @@ def main() -> None:
             paths = convert(files[0], sources[0], target, flags["format"], overwrite)
     for path in paths:
         print(f"wrote {path}")
-
-
-def describe(file: EmbeddingFile, tables: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
-    """Return the contents of an embedding file for JSON; with token `tables` by encoder also the nearest tokens."""
-    rules = {token or "": file.token_metadata(token)["pooling"] for token in file.vectors}
-    remarks = {"remarks": list(file.remarks)} if file.remarks else {}
-    return {
-        "format": file.format,
-        "program": file.program or FORMATS[file.format].program,
-        "pooling": rules if len(set(rules.values())) > 1 else next(iter(rules.values())),
-        "embeddings": {token or "": _describe_vectors(vectors, tables) for token, vectors in file.vectors.items()},
-        "metadata": {key: _parse_json(value) for key, value in file.metadata.items()},
-        **remarks,
-    }
 
 
 def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str | None, overwrite: bool) -> list[Path]:
@@ -186,36 +174,6 @@ def _default_format(file: EmbeddingFile, path: Path) -> str:
     return "kohya" if is_sd15 else _DEFAULT_FORMATS[path.suffix]
 
 
-def _describe_vectors(vectors: EncoderVectors, tables: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
-    description: dict[str, Any] = {}
-    for encoder, array in vectors.items():
-        norms = [round(float(norm), 4) for norm in np.linalg.norm(array, axis=1)]
-        description[encoder] = {"vectors": len(array), "width": array.shape[1], "norms": norms}
-        if tables and encoder in tables:
-            nearest = nearest_tokens(array, tables[encoder], _NEAREST_COUNT)
-            description[encoder]["nearest"] = [[f"{token} {cosine:.2f}" for token, cosine in each] for each in nearest]
-    return description
-
-
-def _read_token_tables(weight: str) -> dict[str, np.ndarray]:
-    """Return the token embeddings of each text encoder of a model, without reading the rest of it."""
-    tensors = containers.read(weight).tensors
-    tables = {}
-    for encoder, name in MindoneFormat.keys.items():
-        tensor = tensors.get(name) or tensors.get(key_mapping.published_name(name))
-        if tensor is None:
-            raise UserError(f"--weight {weight} is not an SDXL model: its token embeddings are missing")
-        tables[encoder] = tensor.read()
-    return tables
-
-
-def _parse_json(value: Any) -> Any:
-    try:
-        return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
-    except ValueError:
-        return value
-
-
 def _read(source: str, rule: str | None) -> EmbeddingFile:
     """Return the embedding file `source`, with the pooling rule that is given."""
     file = embedding_io.read_file(source)
@@ -245,6 +203,14 @@ def _name(file: EmbeddingFile, source: str) -> EmbeddingFile:
         return file
     token = names.token_from_name(file_name(source))
     return dataclasses.replace(file, vectors={each or token: vectors for each, vectors in file.vectors.items()})
+
+
+def _check_flags(command: str, flags: Mapping[str, Any]) -> None:
+    """Raise UserError for a flag that is of another command."""
+    others = set().union(*_FLAGS.values()) - _FLAGS[command]
+    unused = [f"--{name}" for name in sorted(others) if flags[name] not in (None, "", "false")]
+    if unused:
+        raise UserError(f"{command} does not take {', '.join(unused)}; leave it out")
 
 
 def _parse_flags() -> dict[str, Any]:
