@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from gm.config import paths
 from gm.embeddings.embedding import file_name, safe_filename
 from gm.errors import UserError
 from gm.text.tokenizer import check_placeholder
@@ -34,7 +35,7 @@ def split_token(path: str | Path) -> tuple[Path, str]:
 
     A file whose own name holds a `=` is that file. Raises UserError for an empty token.
     """
-    text = str(path)
+    text = paths.expand(path)
     signs = [match.start() for match in re.finditer("=", text)]
     if not signs or Path(text).exists():
         return Path(text), ""

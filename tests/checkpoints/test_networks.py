@@ -159,6 +159,9 @@ def test_the_vae_of_another_model_is_refused_by_its_scaling_factor(smallest: Cas
     text = refusal(WeightFiles(smallest.path, {"vae": folder}), smallest, tmp_path)
     ours = smallest.config.vae.scale_factor
     assert f"vae/config.json says scaling_factor 0.18215 instead of {ours}" in text
+    file = folder / "diffusion_pytorch_model.safetensors"
+    text = refusal(WeightFiles(smallest.path, {"vae": file}), smallest, tmp_path)
+    assert f"vae/config.json says scaling_factor 0.18215 instead of {ours}" in text
     path = folder / "diffusion_pytorch_model.safetensors"
     assert_converts(WeightFiles(smallest.path, {"vae": path}), smallest.weights, smallest, tmp_path)
 

@@ -232,6 +232,19 @@ def test_embeddings_that_cannot_be_mixed_are_refused(
         (["merge", "--source", "@toy", "@toy", "--target", "@out"], "--source has a file twice"),
         (["merge", "--source", "@toy", "--target", "@out.txt"], "out.txt must be a folder or end in .ckpt"),
         (["convert", "--source", "@toy", "--placeholder_token", "<a>", "<b>"], "as many --placeholder_token as"),
+        (
+            ["convert", "--source", "@toy", "--target", "@a.ckpt", "--weights", "2"],
+            "convert does not take --weights; leave",
+        ),
+        (
+            ["convert", "--source", "@toy", "--target", "@a.ckpt", "--weight", "@w"],
+            "convert does not take --weight; leave",
+        ),
+        (
+            ["inspect", "--source", "@toy", "--target", "@a", "--overwrite"],
+            "does not take --overwrite, --target; leave",
+        ),
+        (["mix", "--source", "@toy", "--target", "@a.ckpt", "--format", "clip"], "mix does not take --format; leave"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(embedding: Call, toy: Path, arguments: list[str], message: str) -> None:

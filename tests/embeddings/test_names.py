@@ -78,3 +78,9 @@ def test_a_token_after_a_file_is_chosen(
 def test_an_empty_choice_is_refused() -> None:
     with pytest.raises(UserError, match=r'a.ckpt= +chooses no placeholder token; write "a.ckpt=<token>"'):
         split_token("a.ckpt= ")
+
+
+def test_the_home_folder_of_a_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert split_token("~/toy.pt") == (tmp_path / "toy.pt", "")
+    assert split_token("~/toy.pt=<toy>") == (tmp_path / "toy.pt", "<toy>")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gm.config import POOLING_RULES, cli
-from gm.embeddings import io as embedding_io
 from gm.embeddings import description, merging, names
+from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import UNKNOWN_POOLING, file_name, safe_filename
 from gm.embeddings.formats import ENCODERS, FORMATS
 from gm.embeddings.io import EmbeddingFile
