@@ -234,15 +234,15 @@ def test_embeddings_that_cannot_be_mixed_are_refused(
         (["convert", "--source", "@toy", "--placeholder_token", "<a>", "<b>"], "as many --placeholder_token as"),
         (
             ["convert", "--source", "@toy", "--target", "@a.ckpt", "--weights", "2"],
-            "convert does not take --weights; leave",
+            "convert does not take --weights",
         ),
         (
             ["convert", "--source", "@toy", "--target", "@a.ckpt", "--weight", "@w"],
-            "convert does not take --weight; leave",
+            "convert does not take --weight;",
         ),
         (
             ["inspect", "--source", "@toy", "--target", "@a", "--overwrite"],
-            "does not take --overwrite, --target; leave",
+            "does not take --overwrite, --target;",
         ),
         (["mix", "--source", "@toy", "--target", "@a.ckpt", "--format", "clip"], "mix does not take --format; leave"),
     ],

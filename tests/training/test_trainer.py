@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import json
 import math
 import weakref
@@ -19,16 +18,12 @@ from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import Config
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.sampling.image_files import read_parameters
 from gm.training import output_dir, setup, trainer
-from gm.training.callbacks.console import ConsoleProgress
-from gm.training.callbacks.json_lines import JsonLinesLogger
-from gm.training.step_result import MovingAverage, RunningLoss, StepResult
 from gm.training.trainer import Trainer
 from gm.training.validation import ValidationLoss
 from tests.project import Workshop, whole_run
@@ -203,109 +198,3 @@ def test_save_path_that_is_not_writable_is_named(workshop: Workshop, tmp_path: P
 def test_refiner_cannot_be_trained(workshop: Workshop) -> None:
     with pytest.raises(UserError, match="is a refiner, which cannot be trained"):
         setup.prepare(configuration.load(workshop.folder / "refiner.yaml"))
-
-
-def test_initial_vectors(workshop: Workshop) -> None:
-    tables = [
-        workshop.model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,
-        workshop.model.conditioner.embedders[1].model.token_embedding.embedding_table,
-    ]
-    tables = [t.asnumpy() for t in tables]
-
-    def vectors(**concept: object) -> list[np.ndarray]:
-        run = trainer.prepare(workshop.model, setup.prepare(workshop.config(concept=concept)), EAGER)
-        return list(run.state.vector_arrays().values())
-
-    red, cat = 736, 2368  # OpenAI's ids of "red" and "cat"
-    for found, table in zip(vectors(initializer_token="red cat", num_vectors=3), tables, strict=True):
-        assert np.array_equal(found, table[[red, cat, red]])
-    for found, table in zip(vectors(initializer_token="cat", num_vectors=2), tables, strict=True):
-        assert np.array_equal(found, table[[cat, cat]])
-    for found, table in zip(vectors(num_vectors=60), tables, strict=True):
-        assert found.std() == pytest.approx(table.std(), rel=0.1)
-        assert abs(found.mean() - table.mean()) < 0.1 * table.std()
-        assert len(np.unique(found, axis=0)) == 60
-
-
-def test_initializer_file(workshop: Workshop, tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    found = Embedding(
-        "<old>",
-        dict(
-            zip(
-                ("clip_l", "clip_g"),
-                (random.standard_normal((2, width), np.float32) for width in (16, 24)),
-                strict=True,
-            )
-        ),
-    )
-    embedding_io.save(found, tmp_path / "old.safetensors")
-    concept = {"initializer_file": str(tmp_path / "old.safetensors"), "num_vectors": 3}
-    training_setup = setup.prepare(workshop.config(concept=concept))
-    vectors = trainer.prepare(workshop.model, training_setup, EAGER).state.vector_arrays().values()
-    for ours, theirs in zip(vectors, (found.vectors["clip_l"], found.vectors["clip_g"]), strict=True):
-        assert np.array_equal(ours, theirs[[0, 1, 0]])
-    with pytest.raises(UserError, match="exclude each other; give one of them"):
-        setup.prepare(workshop.config(concept={**concept, "initializer_token": "cat"}))
-    wide = Embedding("<wide>", {"clip_l": np.zeros((1, 768), np.float32), "clip_g": np.zeros((1, 1280), np.float32)})
-    embedding_io.save(wide, tmp_path / "old.safetensors")
-    with pytest.raises(UserError, match="vectors of 768 and 1280 values, the model's have 16 and 24"):
-        setup.prepare(workshop.config(concept=concept))
-
-
-def results() -> list[StepResult]:
-    """Return the results of three steps, the second of which is not finite."""
-    loss_history = RunningLoss()
-    step_results = []
-    for step, loss in ((1, 0.5), (2, float("nan")), (3, 0.7)):
-        finite = bool(np.isfinite(loss))
-        smoothed = loss_history.add(loss, finite)
-        skipped = loss_history.skipped
-        step_results.append(StepResult(step, step, loss, smoothed, finite, skipped, 1e-3, 1.0, 0.25, is_last=step == 3))
-    return step_results
-
-
-def test_a_terminal_shows_a_progress_bar() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    console = ConsoleProgress(3, 3, stream)
-    for result in results():
-        console.on_step_end(result)
-    console.close()
-    last = stream.getvalue().split("\r")[-1]
-    assert "3/3" in last
-    assert "update 3/3  loss 0.6010  lr 1.00e-03  skipped 1" in last
-    assert last.endswith("\n")
-
-
-def test_progress_in_a_file_and_null_for_nan_in_the_log(tmp_path: Path) -> None:
-    stream = io.StringIO()
-    console = ConsoleProgress(3, 3, stream)
-    log = JsonLinesLogger(tmp_path / "log.jsonl", log_interval=1)
-    for result in results():
-        console.on_step_end(result)
-        log.on_step_end(result)
-    console.close()
-    log.close()
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "step 1/3  update 1/3  loss 0.5000  lr 1.00e-03  0.25 s/step  ? left"
-    assert lines[-1] == "step 3/3  update 3/3  loss 0.6010  lr 1.00e-03  skipped 1  0.25 s/step  00:00 left"
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert records[1]["loss"] is None
-    assert records[2]["skipped"] == 1
-
-
-def test_moving_average_is_bias_corrected() -> None:
-    average = MovingAverage()
-    assert average.add(3.0) == pytest.approx(3.0)
-    assert average.add(5.0) == pytest.approx((0.98 * 0.02 * 3 + 0.02 * 5) / (1 - 0.98**2))
-
-
-def test_initializer_longer_than_num_vectors_is_reported(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 2}))
-    assert "--initializer_token" not in caplog.text
-    setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
-    assert "--initializer_token 'red cat' has 2 tokens; --num_vectors 1 uses the first 1" in caplog.text
