@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import sys
@@ -146,6 +147,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def called(script: Path, *arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        monkeypatch.setattr(logging.getLogger("gm"), "handlers", [])  # a script's handler writes to this capture
         code = 0
         try:
             runpy.run_path(str(script), run_name="__main__")

@@ -37,6 +37,10 @@ NAMES = {
         "train_concepts",
         "train_jointly",
         "train_with_negative",
+        "gm.api",
+        "gm.sampling.pipeline",
+        "gm.sampling.run",
+        "gm.training.trainer",
     },
     "graph": {"toolkit", "compile_cell"},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,11 @@ concept: {data_path: "%(folder)s/images", placeholder_token: <toy>, num_vectors:
 training: {learning_rate: 1.0e-2, total_step: 4, save_path: "%(folder)s/runs"}
 sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/outputs"}
 """
+
+# On all cores, also from a worker that has one only, and not bound to one each: of two ranks at different speeds one
+# would wait too long for what the other compiles.
+_ALL_CORES = ("taskset", "--cpu-list", f"0-{(os.cpu_count() or 1) - 1}") if shutil.which("taskset") else ()
+MPIRUN = (*_ALL_CORES, "mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2")
 
 
 class Workshop:

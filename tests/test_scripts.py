@@ -16,7 +16,7 @@ from PIL import Image
 from gm.checkpoints import containers
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import cli
-from tests.project import Call, Workshop
+from tests.project import MPIRUN, Call, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., str]
@@ -210,10 +210,10 @@ def test_two_processes_train_as_one_with_twice_the_batch(workshop: Workshop, tmp
     one = command(*own, str(tmp_path / "one"), "--train_batch_size", "2")
     assert one.returncode == 0, one.stderr
     alone = embedding_io.load(tmp_path / "one" / "smallest_4_ti.ckpt")
-    mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable)
+    mpirun = (*MPIRUN, sys.executable)
     msrun = ("msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--log_dir={tmp_path / 'logs'}")
     for launcher in (mpirun, msrun):
-        folder = tmp_path / launcher[0]
+        folder = tmp_path / ("mpirun" if launcher is mpirun else "msrun")
         ended = command(*own, str(folder), "--is_parallel", "True", launcher=launcher)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         together = embedding_io.load(folder / "smallest_4_ti.ckpt")
@@ -234,7 +234,7 @@ def test_ranks_read_cached_graphs(workshop: Workshop, tmp_path: Path) -> None:
         ended = command(
             *("train_textual_inversion.py", "--config", str(workshop.yaml), "--ms_mode", "0", "--is_parallel", "True"),
             *("--total_step", "2", "--save_path", str(tmp_path / name)),
-            launcher=("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable),
+            launcher=(*MPIRUN, sys.executable),
             GM_GRAPHS=str(tmp_path / "graphs"),
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr

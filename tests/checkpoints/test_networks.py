@@ -162,8 +162,8 @@ def test_the_vae_of_another_model_is_refused_by_its_scaling_factor(smallest: Cas
     file = folder / "diffusion_pytorch_model.safetensors"
     text = refusal(WeightFiles(smallest.path, {"vae": file}), smallest, tmp_path)
     assert f"vae/config.json says scaling_factor 0.18215 instead of {ours}" in text
-    path = folder / "diffusion_pytorch_model.safetensors"
-    assert_converts(WeightFiles(smallest.path, {"vae": path}), smallest.weights, smallest, tmp_path)
+    alone = file.rename(tmp_path / "alone.safetensors")  # nothing beside it says so
+    assert_converts(WeightFiles(smallest.path, {"vae": alone}), smallest.weights, smallest, tmp_path)
 
 
 def test_a_unet_that_predicts_v_is_refused(smallest: Case, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_training_starts_with_all_chosen_options(
         started.update(options, config=config)
         return training_jobs.TrainingJob(root)
 
-    monkeypatch.setattr(uploads, "store_images", lambda contents, folder: [])
+    monkeypatch.setattr(uploads, "store_training_images", lambda files, folder, notify: [])
     monkeypatch.setattr(training_jobs, "start", start)
     page = app("train")
     page.selectbox(key="option pooling").set_value("argmax")

@@ -46,8 +46,8 @@ def save_pair(folder: Path, suffix: str = "safetensors", step: str = "", token: 
         ("my-cat.safetensors", {"clip_l": CLIP_L, "clip_g": CLIP_G}, "my-cat", "unknown"),
         ("my-cat.safetensors", {"clip_l": CLIP_L.half(), "clip_g": CLIP_G.bfloat16()}, "my-cat", "unknown"),
         ("embeddings.pti", {"text_encoders_0": CLIP_L, "text_encoders_1": CLIP_G}, "embeddings", "argmax"),
-        ("cat.pt", {"emb": CLIP_L[0], "emb2": CLIP_G[0]}, "cat", "argmax"),
-        ("cat.bin", {"clip_l": CLIP_L, "clip_g": CLIP_G}, "cat", "unknown"),  # the suffix does not matter
+        ("cat.pt", {"emb": CLIP_L[0], "emb2": CLIP_G[0]}, "<cat>", "argmax"),
+        ("cat.bin", {"clip_l": CLIP_L, "clip_g": CLIP_G}, "<cat>", "unknown"),  # the suffix does not matter
     ],
 )
 def test_one_file_of_both_text_encoders(

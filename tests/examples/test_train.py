@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from gm.models import sdxl
 from gm.models.layers import Linear
 from gm.runtime.backend import Backend
 from gm.text.tokenizer import VOCAB_SIZE
-from tests.project import Workshop
+from tests.project import MPIRUN, Workshop
 from tests.reference.inputs import relative_error
 
 ONE = Backend("CPU", graph=False, dtype=ms.float32)
@@ -183,8 +182,7 @@ def test_whole_training_resumes_and_is_the_same_in_graph_mode_on_two_ranks(works
     whole = train_miniature(workshop, tmp_path / "whole", 1)
     model = sdxl.build(workshop.config().model)
     loading.load_weights(model, tmp_path / "whole" / "model.safetensors", workshop.config().model)
-    mpirun = (shutil.which("mpirun") or "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2")
-    shared = train_miniature(workshop, tmp_path / "shared", 0, *mpirun)
+    shared = train_miniature(workshop, tmp_path / "shared", 0, *MPIRUN)
     assert list(shared) == list(whole)
     worst = max(np.abs(shared[name].astype(np.float32) - whole[name].astype(np.float32)).max() for name in whole)
     assert worst < 0.02  # float16 files; Adam turns the last bits of tiny gradients into steps

@@ -15,6 +15,7 @@ from mindspore import Tensor, nn
 from gm.config import RunConfig
 from gm.errors import UserError
 from gm.runtime import backend
+from tests.project import MPIRUN
 
 
 def test_without_a_card_the_cpu_is_chosen_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -156,8 +157,8 @@ print("passed", flush=True)
 @pytest.mark.e2e
 def test_barrier_waits_for_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
-    mpirun = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "-x", f"PYTHONPATH={Path.cwd()}")
-    command = (*mpirun, sys.executable, str(tmp_path / "rank.py"), str(tmp_path / "file"))
+    launcher = (*MPIRUN, "-x", f"PYTHONPATH={Path.cwd()}")
+    command = (*launcher, sys.executable, str(tmp_path / "rank.py"), str(tmp_path / "file"))
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     # Not its exit code: MindSpore's shutdown, after all this, sometimes crashes on a busy machine.
     assert ended.stdout.count("passed") == 2, ended.stdout + ended.stderr

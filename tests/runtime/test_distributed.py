@@ -17,10 +17,9 @@ import pytest
 from gm.embeddings import io as embedding_io
 from gm.runtime import environment
 from gm.training import checkpoint
-from tests.project import Workshop
+from tests.project import MPIRUN, Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
-MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2")
 FLAGS = ("--is_parallel", "True", "--gradient_accumulation_steps", "2", "--total_step", "20")
 Start = Callable[..., subprocess.Popen[str]]
 
