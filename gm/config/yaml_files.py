@@ -14,11 +14,22 @@ import yaml
 
 from gm.errors import UserError, shorten
 
+_MAX_DEPTH = 50  # of nested values; PyYAML recurses for each, and Python's limit may have been raised
+
 
 class _Loader(yaml.SafeLoader):
     """Safe loader without dates, numbers and booleans, and with unique keys."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # not those of SafeLoader
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
