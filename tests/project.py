@@ -41,10 +41,10 @@ training: {learning_rate: 1.0e-2, total_step: 4, save_path: "%(folder)s/runs"}
 sampling: {sample_step: 3, prompt: a <toy> on a table, save_path: "%(folder)s/outputs"}
 """
 
-# On all cores, also from a worker that has one only, and not bound to one each: of two ranks at different speeds one
-# would wait too long for what the other compiles.
-_ALL_CORES = ("taskset", "--cpu-list", f"0-{(os.cpu_count() or 1) - 1}") if shutil.which("taskset") else ()
-MPIRUN = (*_ALL_CORES, "mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2")
+# For a command that needs all cores, also from a worker of pytest that has one only.
+ALL_CORES = ("taskset", "--cpu-list", f"0-{(os.cpu_count() or 1) - 1}") if shutil.which("taskset") else ()
+# Not bound to a core each: of two ranks at different speeds one would wait too long for what the other compiles.
+MPIRUN = (*ALL_CORES, "mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2")
 
 
 class Workshop:

@@ -25,6 +25,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from demo.app.server import training_jobs
 from gm.sampling import image_files
+from tests.project import ALL_CORES
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 1000), (390, 844)
@@ -38,7 +39,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "demo/sampling.py", "--server.port", str(port), "--"]
+    command = [*ALL_CORES, sys.executable, "-m", "streamlit", "run", "demo/sampling.py"]
+    command += ["--server.port", str(port), "--"]
     command += ["--runs", str(folder / "runs"), "--outputs", str(folder / "out")]
     with (folder / "console").open("wb") as console:
         server = subprocess.Popen(command, cwd=ROOT, stdout=console, stderr=console)
@@ -59,7 +61,7 @@ def _is_healthy(url: str) -> bool:
     return False
 
 
-def until(condition: Callable[[], Any], seconds: float = 150) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 400) -> Any:
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(StaleElementReferenceException):
