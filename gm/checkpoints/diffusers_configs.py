@@ -104,11 +104,11 @@ def _read_tokenizers(folder: Path) -> Iterator[Statement]:
     """Yield added tokens, whose rows of the token tables are left out, and another padding than the toolkit's."""
     for tokenizer, pad_token in _PAD_TOKENS.items():
         fields = _read_json(folder / tokenizer / _TOKENIZER)
-        said = fields.get("pad_token")
-        said = said.get("content") if isinstance(said, dict) else said
-        if said not in (None, pad_token):
-            yield Statement(f"{tokenizer}.pad_token", said, f"{tokenizer}/{_TOKENIZER}")
-        added = [token for token in _added_tokens(folder / tokenizer) if token not in _SPECIAL_TOKENS]
+        token = fields.get("pad_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token not in (None, pad_token):
+            yield Statement(f"{tokenizer}.pad_token", token, f"{tokenizer}/{_TOKENIZER}")
+        added = [each for each in _added_tokens(folder / tokenizer) if each not in _SPECIAL_TOKENS]
         if added:
             yield Statement(f"{tokenizer}.added_tokens", " ".join(added), tokenizer)
 

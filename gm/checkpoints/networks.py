@@ -113,9 +113,9 @@ def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelC
     unused = [key for key in tensors if key.startswith(kind.unused)] if kind.unused else []
     if unused:
         log.info("%s: %d tensors beside the %s are not used (%s)", path, len(unused), kind.title, _shorten(unused))
-    kept = {key: tensor for key, tensor in tensors.items() if key not in set(unused)}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in set(unused)}
     own_shapes = {name: shape for name, shape in shapes.items() if name.startswith(kind.prefix)}
-    found, left_out = variants.to_published_layout(kind.convert(kept, config), own_shapes)
+    found, left_out = variants.to_published_layout(kind.convert(tensors, config), own_shapes)
     if left_out:
         log.info("%s: not used: %s", path, "; ".join(left_out))
     _check(network, path, own_shapes, found, config.kind)

@@ -157,8 +157,8 @@ def _check_text(schema: type, values: Mapping[str, Any], source: str, prefix: st
             raise UserError(f"{source}: '???' is not a value: {prefix}{name}")
         if is_dataclass(hint):
             if isinstance(value, str):
-                shown = shorten(repr(value), 60)
-                raise UserError(f"{source}: {prefix}{name} is {shown}; it is a section of options and values")
+                text = shorten(repr(value), 60)
+                raise UserError(f"{source}: {prefix}{name} is {text}; it is a section of options and values")
             if isinstance(value, Mapping):
                 checked[name] = _check_text(typing.cast(type, hint), value, source, f"{prefix}{name}.")
         elif typing.get_origin(hint) in (list, tuple) and isinstance(value, str):

@@ -29,5 +29,5 @@ def messages(config: Config, rules: Sequence[Rule]) -> Iterator[str]:
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             if field.name in rule.options and value != getattr(default, field.name):
-                shown = " ".join(map(str, value)) if isinstance(value, list) else value
-                yield f"--{field.name} {shown} has no effect without {rule.needs}"
+                text = " ".join(map(str, value)) if isinstance(value, list) else value
+                yield f"--{field.name} {text} has no effect without {rule.needs}"

@@ -42,5 +42,7 @@ class EmbeddingFile:
     def with_pooling(self, rule: str) -> EmbeddingFile:
         """Return the file with `rule` as the pooling rule of every embedding."""
         entries = {token or "": {**self.metadata_entry(token), "pooling": rule} for token in self.vectors}
-        kept = {key: self.metadata[key] for key in ("placeholder_token", "num_vectors") if key in self.metadata}
-        return dataclasses.replace(self, metadata=kept | merge_metadata(entries))
+        token_entries = {
+            key: self.metadata[key] for key in ("placeholder_token", "num_vectors") if key in self.metadata
+        }
+        return dataclasses.replace(self, metadata=token_entries | merge_metadata(entries))

@@ -12,7 +12,7 @@ import numpy as np
 
 from gm.checkpoints import containers, torch_format
 from gm.checkpoints.lazy_tensor import in_memory
-from gm.config import paths
+from gm.config.paths import expand
 from gm.embeddings import diffusers_files
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.embedding_file import EmbeddingFile
@@ -29,7 +29,7 @@ _TORCH_SUFFIXES = (".pt", ".bin")
 
 def save(embedding: Embedding, path: str | Path) -> None:
     """Write `embedding` to `path` atomically, in the format of its suffix; UserError if that is not possible."""
-    path = Path(paths.expand(path))
+    path = Path(expand(path))
     suffix = path.suffix
     if suffix not in SAVE_FORMATS:
         raise UserError(f"{path} must end in .ckpt, or in .safetensors for other programs")

@@ -42,7 +42,7 @@ def store_images(contents: Sequence[bytes], folder: Path, notify: Notify = _igno
 def store_training_images(files: Sequence[tuple[str, bytes]], folder: Path, notify: Notify = _ignore) -> list[Path]:
     """Store images, and their masks under the names that training looks for; return the images' paths.
 
-    `files` are names, by which masks are told from images, and contents. UserError as of `store_images`, and for a mask
+    `files` are names, which distinguish masks from images, and contents. UserError as of `store_images`, and for a mask
     without its image.
     """
     images = [(Path(name), content) for name, content in files if not masks.is_sidecar(Path(name))]
@@ -69,7 +69,7 @@ def store_training_images(files: Sequence[tuple[str, bytes]], folder: Path, noti
 def store_image(content: bytes, folder: Path, notify: Notify = _ignore) -> Path:
     """Store an image in `folder` under its hash; UserError if it is not an image, is damaged or too large.
 
-    What of it will not be used is told to `notify`.
+    What of it is not used is passed to `notify`.
     """
     path, notes = _store_image(content, folder)
     for note in notes:
