@@ -14,9 +14,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from gm.checkpoints import containers, networks, reader
-from gm.checkpoints.detect import detect_other_model, explain_misfit
+from gm.checkpoints.containers import TensorFile
+from gm.checkpoints.detect import detect_other_model
 from gm.checkpoints.key_mapping import ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
+from gm.checkpoints.misfit import Misfit
 from gm.checkpoints.narrow_floats import FLOAT8
 from gm.checkpoints.networks import WeightFiles
 from gm.checkpoints.value_checks import check_finite, check_type, checked
@@ -26,20 +28,8 @@ from gm.models import sdxl
 
 log = logging.getLogger("gm")
 
-_MAX_KEYS_SHOWN = 3  # in a message
 _HALF = ("float16", *FLOAT8)  # types in a file whose values float16 holds
 _NUMPY_DTYPES = {ms.float16: "float16", ms.float32: "float32", ms.float64: "float64"}
-
-
-def open_state_dict(
-    path: str | Path, shapes: ParameterShapes, config: ModelConfig, without: Mapping[str, object] | None = None
-) -> dict[str, LazyTensor]:
-    """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
-
-    Networks in `without` (of `networks.NETWORKS`) are left out. Raises UserError as `reader.read_tensors` does.
-    """
-    without = without or {}
-    return networks.without(reader.read_tensors(Path(path), shapes, config, without), without)
 
 
 def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
@@ -47,36 +37,28 @@ def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], so
 
     `kind` is that of the model with these `shapes`: "base" or "refiner".
     """
-    missing = [name for name in shapes if name not in tensors]
-    unexpected = [name for name in tensors if name not in shapes]
-    mismatched = [
-        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    if not any(problems.values()):
+    misfit = Misfit.of(shapes, tensors)
+    if not misfit:
         return
-    counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
-    if 2 * (len(missing) + len(mismatched)) < len(shapes):
-        sizes = {name: (tensors[name].shape, shapes[name]) for name in shapes if name in tensors}
-        sizes = {name: (found, expected) for name, (found, expected) in sizes.items() if found != expected}
-        hint = explain_misfit(missing, unexpected, sizes, kind)
+    if 2 * (len(misfit.missing) + len(misfit.mismatched)) < len(shapes):
+        hint = misfit.explain(kind)
     else:
         other = detect_other_model(tensors, kind)
         hint = f"it seems to be {other}" if other else "the config's model section describes another model"
-    raise UserError(f"{source} does not fit the model of {len(shapes)} tensors: {hint}; {counts}")
+    raise UserError(f"{source} does not fit the model of {len(shapes)} tensors: {hint}; {misfit.counts()}")
 
 
 def open_files(
     files: WeightFiles, shapes: ParameterShapes, config: ModelConfig, unused: Mapping[str, object] | None = None
-) -> dict[str, LazyTensor]:
+) -> TensorFile:
     """Return the tensors of `files` by the names in `shapes`, checked: all are there, of the right shape, and floats.
 
-    Networks in `unused` are not in `shapes`, and are left out. Raises UserError as `open_state_dict`,
-    `networks.read`, `networks.check_present` and `check_tensors` do.
+    The metadata are those of the checkpoint. Networks in `unused` are not in `shapes`, and are left out. Raises
+    UserError as `reader.read`, `networks.read`, `networks.check_present` and `check_tensors` do.
     """
-    tensors = open_state_dict(files.checkpoint, shapes, config, {**files.networks, **(unused or {})})
+    without = {**files.networks, **(unused or {})}
+    checkpoint = reader.read(Path(files.checkpoint), shapes, config, without)
+    tensors = networks.without(checkpoint.tensors, without)
     for network, path in files.networks.items():
         tensors |= networks.read(network, path, shapes, config)
     networks.check_present(tensors, files, shapes, config.kind)
@@ -84,7 +66,7 @@ def open_files(
         if name in tensors:
             check_type(tensors[name], name, files.source(name))
     check_tensors(shapes, tensors, files.checkpoint, config.kind)
-    return tensors
+    return TensorFile(tensors, checkpoint.metadata)
 
 
 def load_weights(
@@ -105,7 +87,7 @@ def load_weights(
     """
     shapes = parameter_shapes(model)
     files = path if isinstance(path, WeightFiles) else WeightFiles(path)
-    tensors = open_files(files, shapes, config, unused)
+    tensors = open_files(files, shapes, config, unused).tensors
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in shapes]
     for parameter in parameters:
         if tensors[parameter.name].dtype in _HALF and math.prod(parameter.shape) >= keep_half_above:
@@ -142,9 +124,9 @@ def convert(
     """
     shapes = parameter_shapes(sdxl.build(config))
     files = source if isinstance(source, WeightFiles) else WeightFiles(source)
-    tensors = open_files(files, shapes, config)
+    opened = open_files(files, shapes, config)
     to_published = Path(target).suffix == ".safetensors"
-    finite = {name: checked(tensors[name], name, files.source(name)) for name in shapes}
+    finite = {name: checked(opened.tensors[name], name, files.source(name)) for name in shapes}
     out = {published_name(name) if to_published else name: cast(finite[name], dtype, name) for name in shapes}
     total = sum(tensor.size for tensor in out.values())
     done = 0
@@ -154,8 +136,7 @@ def convert(
         done += size
         progress(done, total)
 
-    metadata = reader.read_metadata(Path(files.checkpoint), config, files.networks)
-    metadata |= {"format": "pt"} if to_published else {}
+    metadata = {**opened.metadata, "format": "pt"} if to_published else opened.metadata
     containers.write(target, out, metadata, count)
 
 
@@ -194,8 +175,3 @@ def memory_available() -> float:
     except OSError:  # not Linux
         return math.inf
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
-
-
-def _shorten(keys: list[str]) -> str:
-    more = f" and {len(keys) - _MAX_KEYS_SHOWN} more" if len(keys) > _MAX_KEYS_SHOWN else ""
-    return ", ".join(keys[:_MAX_KEYS_SHOWN]) + more

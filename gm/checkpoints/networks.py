@@ -13,9 +13,10 @@ from pathlib import Path
 
 from gm.checkpoints import containers, diffusers_format, reader, variants
 from gm.checkpoints.containers import TensorFile
-from gm.checkpoints.detect import detect_other_model, explain_misfit
+from gm.checkpoints.detect import detect_other_model
 from gm.checkpoints.diffusers_format import Tensors
 from gm.checkpoints.key_mapping import ParameterShapes
+from gm.checkpoints.misfit import Misfit, shorten_keys
 from gm.config.model import ModelConfig
 from gm.errors import UserError, did_you_mean
 
@@ -56,7 +57,6 @@ NETWORKS = {
     ),
 }
 _TEXT_ENCODERS = "conditioner."
-_MAX_KEYS_SHOWN = 3  # in a message
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelC
     tensors = _without_prefix(kind, file.tensors)
     unused = [key for key in tensors if key.startswith(kind.unused)] if kind.unused else []
     if unused:
-        log.info("%s: %d tensors beside the %s are not used (%s)", path, len(unused), kind.title, _shorten(unused))
+        log.info("%s: %d tensors beside the %s are not used (%s)", path, len(unused), kind.title, shorten_keys(unused))
     tensors = {key: tensor for key, tensor in tensors.items() if key not in set(unused)}
     own_shapes = {name: shape for name, shape in shapes.items() if name.startswith(kind.prefix)}
     found, left_out = variants.to_published_layout(kind.convert(tensors, config), own_shapes)
@@ -179,21 +179,11 @@ def _without_prefix(network: Network, tensors: Tensors) -> Tensors:
 def _check(network: str, path: Path, shapes: ParameterShapes, tensors: Tensors, kind: str) -> None:
     """Raise UserError if the `tensors` of a network are not those of `shapes`."""
     prefix, title = NETWORKS[network].prefix, NETWORKS[network].title
-    missing = [name for name in shapes if name not in tensors]
-    unexpected = [name for name in tensors if name not in shapes]
-    sizes = {name: (tensors[name].shape, shape) for name, shape in shapes.items() if name in tensors}
-    sizes = {name: (found, expected) for name, (found, expected) in sizes.items() if found != expected}
-    mismatched = [f"{name} {list(found)} instead of {list(expected)}" for name, (found, expected) in sizes.items()]
-    if len(missing) == len(shapes):
+    misfit = Misfit.of(shapes, tensors)
+    if len(misfit.missing) == len(shapes):
         other = detect_other_model([name.removeprefix(prefix) for name in tensors], kind)
         raise UserError(f"--{network} {path} holds no {title}" + (f": it seems to be {other}" if other else ""))
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    counts = "; ".join(f"{len(keys)} {problem} ({_shorten(keys)})" for problem, keys in problems.items() if keys)
-    if counts:
-        hint = explain_misfit(missing, unexpected, sizes, kind)
-        raise UserError(f"--{network} {path} is not the {title} of this model: {hint}; {counts}")
-
-
-def _shorten(keys: list[str]) -> str:
-    more = f" and {len(keys) - _MAX_KEYS_SHOWN} more" if len(keys) > _MAX_KEYS_SHOWN else ""
-    return ", ".join(keys[:_MAX_KEYS_SHOWN]) + more
+    if misfit:
+        raise UserError(
+            f"--{network} {path} is not the {title} of this model: {misfit.explain(kind)}; {misfit.counts()}"
+        )

@@ -17,36 +17,31 @@ from gm.checkpoints import (
 )
 from gm.checkpoints.containers import TensorFile
 from gm.checkpoints.key_mapping import ParameterShapes
-from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.statements import Statement
 from gm.config.model import ModelConfig
 
 log = logging.getLogger("gm")
 
-_SAID_OF = {"scheduler": "unet"}  # the noise on which the UNet was trained
+_NETWORK_OF = {"scheduler": "unet"}  # the noise on which the UNet was trained
 
 
-def read_tensors(
-    path: Path, shapes: ParameterShapes, config: ModelConfig, without: Collection[str] = ()
-) -> dict[str, LazyTensor]:
+def read(path: Path, shapes: ParameterShapes, config: ModelConfig, without: Collection[str] = ()) -> TensorFile:
     """Return the tensors of a file or diffusers folder, with MindSpore's names for those in `shapes`.
 
-    What is left out is logged in one line. What the checkpoint says of the networks `without` ("unet", "vae"), which
-    come from other files, is not compared with the model. Raises UserError as `containers.read_weights`,
-    `diffusers_format.read` and `diffusers_configs.read` do, and as `statements.check` does for another kind of model.
+    The metadata are those that a file converted from it carries. What is left out is logged in one line. Of the
+    networks `without` ("unet", "vae"), which come from other files, what the checkpoint says is neither compared with
+    the model nor in the metadata. Raises UserError as `containers.read_weights`, `diffusers_format.read` and
+    `diffusers_configs.read` do, and as `statements.check` does for another kind of model.
     """
     file = _read(path, config, without)
-    check_statements(path, file, config, without)
+    entries = _without(_read_statements(path, file, config), without)
+    statements.check(entries, accepted_values.accepted_values(config), path)
     tensors, left_out = variants.to_published_layout(file.tensors, shapes)
     if left_out:
         log.info("%s: not used: %s", path, "; ".join(left_out))
-    return tensors
-
-
-def check_statements(path: Path, file: TensorFile, config: ModelConfig, without: Collection[str] = ()) -> None:
-    """Raise UserError if the checkpoint at `path`, with the contents `file`, says that it is another kind of model."""
-    said = _without(_read_statements(path, file, config), without)
-    statements.check(said, accepted_values.accepted_values(config), path)
+    networks = {key: _network(single_file_statements.METADATA_NAMES.get(key, key)) for key in file.metadata}
+    metadata = {key: value for key, value in file.metadata.items() if networks[key] not in without}
+    return TensorFile(tensors, statements.carried_metadata(entries, metadata))
 
 
 def check_network(network: str, path: Path, file: TensorFile, config: ModelConfig) -> None:
@@ -55,37 +50,25 @@ def check_network(network: str, path: Path, file: TensorFile, config: ModelConfi
     `path` is a file with the contents `file`, or the diffusers folder of the network or of a model.
     """
     if path.is_dir() and not (path / network).is_dir():
-        said = diffusers_configs.read_network(path, network)
+        entries = diffusers_configs.read_network(path, network)
     elif path.is_dir():
-        said = diffusers_configs.read(path, [network])
+        entries = diffusers_configs.read(path, [network])
     else:
-        said = single_file_statements.read(path, file.tensors, file.metadata, config)
+        entries = single_file_statements.read(path, file.tensors, file.metadata, config)
         if path.name.startswith(diffusers_format.STEMS) and (path.parent / "config.json").is_file():
-            said = [*said, *diffusers_configs.read_network(path.parent, network)]  # a file of a diffusers folder
-    said = [statement for statement in said if _network(statement.name) in (network, "modelspec")]
-    statements.check(said, accepted_values.accepted_values(config), path)
+            entries = [*entries, *diffusers_configs.read_network(path.parent, network)]  # a file of a diffusers folder
+    entries = [statement for statement in entries if _network(statement.name) in (network, "modelspec")]
+    statements.check(entries, accepted_values.accepted_values(config), path)
 
 
-def read_metadata(path: Path, config: ModelConfig, without: Collection[str] = ()) -> dict[str, str]:
-    """Return the metadata that a file converted from the checkpoint at `path` carries; UserError as `read_tensors`.
-
-    What it says of the networks `without`, which come from other files, is left out.
-    """
-    file = _read(path, config, without)
-    said = _without(_read_statements(path, file, config), without)
-    networks = {key: _network(single_file_statements.METADATA_NAMES.get(key, key)) for key in file.metadata}
-    metadata = {key: value for key, value in file.metadata.items() if networks[key] not in without}
-    return statements.carried_metadata(said, metadata)
-
-
-def _without(said: list[Statement], without: Collection[str]) -> list[Statement]:
-    return [statement for statement in said if _network(statement.name) not in without]
+def _without(entries: list[Statement], without: Collection[str]) -> list[Statement]:
+    return [statement for statement in entries if _network(statement.name) not in without]
 
 
 def _network(name: str) -> str:
     """Return the network of which the statement `name` is made."""
     network = name.partition(".")[0]
-    return _SAID_OF.get(network, network)
+    return _NETWORK_OF.get(network, network)
 
 
 def _read(path: Path, config: ModelConfig, without: Collection[str]) -> TensorFile:

@@ -42,7 +42,5 @@ class EmbeddingFile:
     def with_pooling(self, rule: str) -> EmbeddingFile:
         """Return the file with `rule` as the pooling rule of every embedding."""
         entries = {token or "": {**self.metadata_entry(token), "pooling": rule} for token in self.vectors}
-        token_entries = {
-            key: self.metadata[key] for key in ("placeholder_token", "num_vectors") if key in self.metadata
-        }
-        return dataclasses.replace(self, metadata=token_entries | merge_metadata(entries))
+        unchanged = {key: self.metadata[key] for key in ("placeholder_token", "num_vectors") if key in self.metadata}
+        return dataclasses.replace(self, metadata=unchanged | merge_metadata(entries))

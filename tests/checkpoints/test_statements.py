@@ -41,7 +41,7 @@ def open_file(smallest: Case, tmp_path: Path) -> Open:
         containers.write(path, lazy(smallest.weights | (tensors or {})), metadata)
         if yaml:
             path.with_suffix(".yaml").write_text(yaml)
-        loading.check_tensors(shapes, loading.open_state_dict(path, shapes, smallest.config), path, "base")
+        loading.check_tensors(shapes, reader.read(path, shapes, smallest.config).tensors, path, "base")
 
     return open_
 
@@ -207,7 +207,7 @@ def test_a_converted_file_carries_the_metadata_of_its_source(smallest: Case, tmp
 def test_a_checkpoint_for_mindspore_says_v_prediction_like_any_file(smallest: Case, tmp_path: Path) -> None:
     containers.write(tmp_path / "a.ckpt", lazy(smallest.weights), {"modelspec.prediction_type": "v"})
     with pytest.raises(UserError, match=r"modelspec\.prediction_type says prediction_type v_prediction"):
-        reader.read_tensors(tmp_path / "a.ckpt", {}, smallest.config)
+        reader.read(tmp_path / "a.ckpt", {}, smallest.config)
 
 
 def test_mindspore_loads_a_checkpoint_that_carries_metadata(smallest: Case, tmp_path: Path) -> None:
@@ -248,16 +248,16 @@ def test_statements_of_a_network_that_another_file_has_do_not_count(
     path = tmp_path / "a.safetensors"
     containers.write(path, lazy(smallest.weights | {name: EMPTY}))
     shapes = key_mapping.parameter_shapes(smallest.model)
-    assert set(reader.read_tensors(path, shapes, smallest.config, [network])) == set(shapes)
+    assert set(reader.read(path, shapes, smallest.config, [network]).tensors) == set(shapes)
     (other,) = {"unet", "vae"} - {network}
     with pytest.raises(UserError, match=f"the tensor {name} says"):
-        reader.read_tensors(path, shapes, smallest.config, [other])
+        reader.read(path, shapes, smallest.config, [other])
 
 
 def test_metadata_of_a_network_that_another_file_has_is_not_carried(smallest: Case, tmp_path: Path) -> None:
     said = {"modelspec.predict_key": "v", "ss_zero_terminal_snr": "True", "vae.scaling_factor": "0.3"}
     containers.write(tmp_path / "a.safetensors", lazy(smallest.weights), said | {"modelspec.author": "Ada"})
-    assert reader.read_metadata(tmp_path / "a.safetensors", smallest.config, ["unet"]) == {
+    assert reader.read(tmp_path / "a.safetensors", {}, smallest.config, ["unet"]).metadata == {
         "modelspec.author": "Ada",
         "vae.scaling_factor": "0.3",
     }
