@@ -14,129 +14,10 @@ from gm import config as configuration
 from gm.checkpoints import accepted_values, diffusers_configs, diffusers_format, statements
 from gm.config.model import ModelConfig
 from gm.errors import UserError
+from tests.checkpoints.published_configs import CONFIGS, SCHEDULER, UNET
 
 BASE = ModelConfig()
 REFINER_YAML = Path(__file__).resolve().parents[2] / "configs" / "sampling" / "sd_xl_refiner.yaml"
-# Of huggingface.co/stabilityai/stable-diffusion-xl-base-1.0.
-SCHEDULER = {
-    "_class_name": "EulerDiscreteScheduler",
-    "_diffusers_version": "0.19.0.dev0",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "sample_max_value": 1.0,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "trained_betas": None,
-    "use_karras_sigmas": False,
-}
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "_diffusers_version": "0.19.0.dev0",
-    "act_fn": "silu",
-    "addition_embed_type": "text_time",
-    "addition_embed_type_num_heads": 64,
-    "addition_time_embed_dim": 256,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_dim": 2048,
-    "cross_attention_norm": None,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "mid_block_only_cross_attention": None,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "norm_eps": 1e-05,
-    "norm_num_groups": 32,
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "out_channels": 4,
-    "projection_class_embeddings_input_dim": 2816,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "sample_size": 128,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-    "transformer_layers_per_block": [1, 2, 10],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "upcast_attention": None,
-    "use_linear_projection": True,
-}
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "force_upcast": True,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "latents_mean": None,
-    "latents_std": None,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
-    "shift_factor": None,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-
-
-def text_encoder(width: int, layers: int, heads: int, activation: str) -> dict[str, Any]:
-    return {
-        "architectures": ["CLIPTextModel"],
-        "attention_dropout": 0.0,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "hidden_act": activation,
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 77,
-        "model_type": "clip_text_model",
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "pad_token_id": 1,
-        "projection_dim": width,
-        "torch_dtype": "float16",
-        "vocab_size": 49408,
-    }
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "scheduler/scheduler_config.json": SCHEDULER,
-    "unet/config.json": UNET,
-    "vae/config.json": VAE,
-    "text_encoder/config.json": text_encoder(768, 12, 12, "quick_gelu"),
-    "text_encoder_2/config.json": text_encoder(1280, 32, 20, "gelu"),
-    "tokenizer/tokenizer_config.json": {"pad_token": "<|endoftext|>", "model_max_length": 77},
-    "tokenizer_2/tokenizer_config.json": {"pad_token": {"content": "!"}, "model_max_length": 77},
-    "model_index.json": {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True},
-}
-
 Check = Callable[..., None]
 
 
@@ -148,8 +29,8 @@ def check(tmp_path: Path) -> Check:
         for path, content in configs.items():
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).write_text(json.dumps(content | (fields if path == name else {})))
-        said = diffusers_configs.read(tmp_path, diffusers_format.networks(model))
-        statements.check(said, accepted_values.accepted_values(model), "folder")
+        read = diffusers_configs.read(tmp_path, diffusers_format.networks(model))
+        statements.check(read, accepted_values.accepted_values(model), "folder")
 
     return check_
 

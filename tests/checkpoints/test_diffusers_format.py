@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
@@ -16,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from gm.checkpoints import containers, diffusers_format, loading
 from gm.checkpoints.diffusers_key_mapping import TEXT_ENCODER_2_PREFIXES
-from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.errors import UserError
+from tests.checkpoints.diffusers_folders import assert_published, save_diffusers_folder
 from tests.reference.case import Case
 from tests.reference.networks import load as load_reference
 
@@ -27,41 +26,18 @@ PREFIX = TEXT_ENCODER_2_PREFIXES["base"]
 SCALE = "logit_scale"
 
 
-def save(case: Case, folder: Path, half: bool = False, **options: object) -> Path:
-    reference = case.reference
-    networks = {
-        "unet": reference.unet,
-        "text_encoder": reference.text_encoder_1,
-        "text_encoder_2": reference.text_encoder_2,
-        "vae": reference.vae,
-    }
-    for name, model in networks.items():
-        if model is not None:
-            (copy.deepcopy(model).half() if half else model).save_pretrained(folder / name, **options)
-    return folder
-
-
 @pytest.fixture
 def folder(smallest: Case, tmp_path: Path) -> Path:
-    return save(smallest, tmp_path / "model")
-
-
-def assert_published(tensors: dict[str, LazyTensor], case: Case, dtype: str = "float32") -> None:
-    """Assert that the tensors are those of the published file, to the bit; the folder has no `logit_scale`."""
-    assert set(tensors) == set(case.weights)
-    for name, array in case.weights.items():
-        expected = np.array(4.6052, np.float32) if name.endswith(SCALE) else array.astype(dtype)
-        assert tensors[name].shape == expected.shape, name
-        assert tensors[name].read().tobytes() == expected.tobytes(), name
+    return save_diffusers_folder(smallest, tmp_path / "model")
 
 
 def test_a_folder_equals_the_published_file(any_case: Case, tmp_path: Path) -> None:
-    assert_published(diffusers_format.read(save(any_case, tmp_path), any_case.config), any_case)
+    assert_published(diffusers_format.read(save_diffusers_folder(any_case, tmp_path), any_case.config), any_case)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_shards_equal_the_single_file(smallest: Case, tmp_path: Path, variant: str | None) -> None:
-    save(smallest, tmp_path, max_shard_size="50KB", variant=variant)
+    save_diffusers_folder(smallest, tmp_path, max_shard_size="50KB", variant=variant)
     shards = list(tmp_path.rglob("*.safetensors"))
     assert len(list(tmp_path.rglob("*.index*.json"))) == 4
     assert len(shards) > 8
@@ -69,23 +45,23 @@ def test_shards_equal_the_single_file(smallest: Case, tmp_path: Path, variant: s
 
 
 def test_full_precision_shards_are_preferred(smallest: Case, tmp_path: Path) -> None:
-    save(smallest, tmp_path, half=True, max_shard_size="20KB", variant="fp16")
-    save(smallest, tmp_path, max_shard_size="20KB")
+    save_diffusers_folder(smallest, tmp_path, half=True, max_shard_size="20KB", variant="fp16")
+    save_diffusers_folder(smallest, tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.rglob("*.index*.json"))) == 8
     assert_published(diffusers_format.read(tmp_path, smallest.config), smallest)
 
 
 def test_the_fp16_variant_is_read_where_it_is_the_only_one(smallest: Case, tmp_path: Path) -> None:
-    save(smallest, tmp_path, half=True, variant="fp16")
+    save_diffusers_folder(smallest, tmp_path, half=True, variant="fp16")
     assert_published(diffusers_format.read(tmp_path, smallest.config), smallest, "float16")
-    save(smallest, tmp_path)
+    save_diffusers_folder(smallest, tmp_path)
     assert_published(diffusers_format.read(tmp_path, smallest.config), smallest)
 
 
 @pytest.mark.parametrize("name", ["reversed", "refiner"])
 def test_a_folder_converts_like_the_published_file(cases: Callable[[str], Case], name: str, tmp_path: Path) -> None:
     case = cases(name)
-    loading.convert(save(case, tmp_path / "model"), tmp_path / "a.ckpt", case.config, "float32")
+    loading.convert(save_diffusers_folder(case, tmp_path / "model"), tmp_path / "a.ckpt", case.config, "float32")
     loading.convert(case.path, tmp_path / "b.ckpt", case.config, "float32")
     ours, expected = (containers.read(tmp_path / name).tensors for name in ("a.ckpt", "b.ckpt"))
     assert list(ours) == list(expected)
@@ -94,7 +70,7 @@ def test_a_folder_converts_like_the_published_file(cases: Callable[[str], Case],
 
 def test_diffusers_reads_the_published_file_converted_from_a_folder(any_case: Case, tmp_path: Path) -> None:
     case = any_case
-    tensors = diffusers_format.read(save(case, tmp_path / "folder"), case.config)
+    tensors = diffusers_format.read(save_diffusers_folder(case, tmp_path / "folder"), case.config)
     containers.write(tmp_path / "a.safetensors", tensors, {"format": "pt"})
     again = load_reference(case.config, tmp_path / "a.safetensors", tmp_path)
     for name in ("unet", "vae", "text_encoder_1", "text_encoder_2"):
@@ -165,7 +141,7 @@ def test_missing_networks_and_files_are_reported(smallest: Case, folder: Path) -
 
 
 def test_a_folder_of_the_other_kind_is_identified(smallest: Case, refiner: Case, tmp_path: Path) -> None:
-    base, refining = (save(case, tmp_path / case.name) for case in (smallest, refiner))
+    base, refining = (save_diffusers_folder(case, tmp_path / case.name) for case in (smallest, refiner))
     with pytest.raises(UserError, match=r"the SDXL refiner, which goes to --pipeline_weight") as caught:
         loading.convert(refining, tmp_path / "a.ckpt", smallest.config, "float32")
     assert "--config configs/sampling/sd_xl_refiner.yaml" in str(caught.value)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from gm.checkpoints import containers, diffusers_format, loading
 from gm.errors import UserError
-from tests.checkpoints.test_diffusers_format import assert_published, save
+from tests.checkpoints.diffusers_folders import assert_published, save_diffusers_folder
 from tests.reference.case import Case
 
 pytestmark = pytest.mark.reference
@@ -24,7 +24,7 @@ NETWORKS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
 @pytest.fixture(scope="module")
 def saved(smallest: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(smallest, tmp_path_factory.mktemp("saved") / "model")
+    return save_diffusers_folder(smallest, tmp_path_factory.mktemp("saved") / "model")
 
 
 @pytest.fixture

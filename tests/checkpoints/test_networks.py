@@ -15,6 +15,7 @@ from gm.checkpoints import containers, loading
 from gm.checkpoints.networks import NETWORKS, WeightFiles, check_paths
 from gm.errors import UserError
 from gm.models import sdxl
+from tests.checkpoints.diffusers_folders import save_diffusers_folder
 from tests.checkpoints.files import lazy
 from tests.reference.case import Case
 
@@ -110,25 +111,12 @@ def test_a_network_of_a_mindspore_checkpoint_is_taken(smallest: Case, tmp_path: 
     assert_converts(files, meant(smallest, network), smallest, tmp_path)
 
 
-def diffusers_folder(case: Case, folder: Path) -> Path:
-    reference = case.reference
-    networks = {
-        "unet": reference.unet,
-        "text_encoder": reference.text_encoder_1,
-        "text_encoder_2": reference.text_encoder_2,
-        "vae": reference.vae,
-    }
-    for name, network in networks.items():
-        network.save_pretrained(folder / name)
-    return folder
-
-
 @pytest.mark.parametrize("network", NETWORKS)
 def test_diffusers_files_and_folders_are_read(smallest: Case, tmp_path: Path, network: str) -> None:
     """The folder of the network, that of the model, and the file in it, with and without a prefix."""
     prefix = NETWORKS[network].prefix
     save_file(without(smallest.weights, prefix), tmp_path / "base.safetensors")
-    folder = diffusers_folder(smallest, tmp_path / "model")
+    folder = save_diffusers_folder(smallest, tmp_path / "model")
     path = folder / network / "diffusion_pytorch_model.safetensors"
     save_file(
         {f"{network}.{name}": array for name, array in load_file(path).items()}, tmp_path / "prefixed.safetensors"
@@ -140,7 +128,7 @@ def test_diffusers_files_and_folders_are_read(smallest: Case, tmp_path: Path, ne
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_diffusers_folder_without_a_network_is_completed(smallest: Case, tmp_path: Path, network: str) -> None:
-    folder = diffusers_folder(smallest, tmp_path / "model")
+    folder = save_diffusers_folder(smallest, tmp_path / "model")
     (folder / network / "diffusion_pytorch_model.safetensors").unlink()
     (folder / network / "config.json").unlink()
     (folder / network).rmdir()
@@ -153,7 +141,7 @@ def test_a_diffusers_folder_without_a_network_is_completed(smallest: Case, tmp_p
 
 
 def test_the_vae_of_another_model_is_refused_by_its_scaling_factor(smallest: Case, tmp_path: Path) -> None:
-    folder = diffusers_folder(smallest, tmp_path / "model") / "vae"
+    folder = save_diffusers_folder(smallest, tmp_path / "model") / "vae"
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(described | {"scaling_factor": 0.18215}))
     text = refusal(WeightFiles(smallest.path, {"vae": folder}), smallest, tmp_path)
@@ -172,7 +160,7 @@ def test_a_unet_that_predicts_v_is_refused(smallest: Case, tmp_path: Path) -> No
     save_file(unet | {"v_pred": np.zeros(0, np.float32)}, tmp_path / "marked.safetensors")
     save_file(unet, tmp_path / "described.safetensors", {"modelspec.prediction_type": "v"})
     save_file(unet, tmp_path / "plain.safetensors")
-    folder = diffusers_folder(smallest, tmp_path / "model")
+    folder = save_diffusers_folder(smallest, tmp_path / "model")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     for name in ("marked.safetensors", "described.safetensors", "model"):
@@ -230,7 +218,7 @@ def test_a_checkpoint_that_lacks_a_network_names_the_option(
 
 
 def test_diffusers_unet_alone_is_named(smallest: Case, tmp_path: Path) -> None:
-    path = diffusers_folder(smallest, tmp_path / "model") / "unet" / "diffusion_pytorch_model.safetensors"
+    path = save_diffusers_folder(smallest, tmp_path / "model") / "unet" / "diffusion_pytorch_model.safetensors"
     assert "is a UNet alone: give it with --unet" in refusal(path, smallest, tmp_path)
 
 
