@@ -146,8 +146,8 @@ def _read_yaml(path: Path) -> Iterator[Statement]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
         return
     if "parameterization" in items:
-        word = str(items["parameterization"])
-        yield Statement(PREDICTION_TYPE, PREDICTION_TYPES.get(word.lower(), word), path.name)
+        prediction = str(items["parameterization"])
+        yield Statement(PREDICTION_TYPE, PREDICTION_TYPES.get(prediction.lower(), prediction), path.name)
     scaling = items.get("denoiser_config")
     for key in ("params", "scaling_config", "target"):
         scaling = scaling.get(key) if isinstance(scaling, dict) else None

@@ -108,8 +108,8 @@ def carried_metadata(statements: Iterable[Statement], metadata: Mapping[str, str
         if statement.name in CARRIED:
             carried.setdefault(statement.name, json.dumps(statement.value))
     if any(statement.name == PREDICTION_TYPE for statement in statements):
-        word = {"v_prediction": "v"}.get(prediction_type(statements), prediction_type(statements))
-        carried.setdefault("modelspec.prediction_type", word)
+        prediction = prediction_type(statements)
+        carried.setdefault("modelspec.prediction_type", {"v_prediction": "v"}.get(prediction, prediction))
     return carried
 
 

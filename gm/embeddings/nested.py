@@ -44,12 +44,12 @@ def without_bundles(tree: Tree) -> dict[str, Any]:
 
 def bundle_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata of a LoRA file that hold for the embeddings in it: author, licence and so on."""
-    kept = {key: value for key, value in metadata.items() if key.startswith("modelspec.")}
+    entries = {key: value for key, value in metadata.items() if key.startswith("modelspec.")}
     for key in ("implementation", "implementation_version", "thumbnail"):
-        kept.pop(f"modelspec.{key}", None)
-    if model := str(kept.get("modelspec.architecture", "")).partition("/")[0]:
-        kept["modelspec.architecture"] = f"{model}/textual-inversion"
-    return kept
+        entries.pop(f"modelspec.{key}", None)
+    if model := str(entries.get("modelspec.architecture", "")).partition("/")[0]:
+        entries["modelspec.architecture"] = f"{model}/textual-inversion"
+    return entries
 
 
 def merged_dicts(items: Sequence[Any]) -> Tree | None:
