@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import runpy
@@ -17,11 +18,13 @@ from tests.markers import add_markers
 from tests.reference.configs import ALL, CONFIGS
 
 if TYPE_CHECKING:
+    from examples.tiny_sdxl.concepts import UnseenConcept
     from gm.api import Embedding, Toolkit
     from gm.models.sdxl import SDXL
     from tests.project import Call, Workshop
     from tests.reference.case import Case
 
+    Once = Callable[[str, Callable[[Path], None]], Path]
 
 # The workers share the cores out: threads of two processes that wait for each other on both cores take twice as long.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
@@ -124,21 +127,46 @@ def tiny(toolkit: Toolkit) -> SDXL:
 
 
 @pytest.fixture(scope="session")
-def humbug(toolkit: Toolkit) -> Embedding:
-    """Return the embedding of the object, trained as in `make demo`."""
-    from examples.tiny_sdxl import measure
-    from examples.tiny_sdxl.concepts import HUMBUG
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Return the function (name, make) → the file of that name, which the first worker to ask has made."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if worker else base  # of the session, not of this worker
 
-    return measure.train_concept(toolkit, HUMBUG, toolkit.config.concept.num_vectors)
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        path = folder / name
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(path)
+        return path
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def confetti(toolkit: Toolkit) -> Embedding:
+def humbug(toolkit: Toolkit, once: Once) -> Embedding:
+    """Return the embedding of the object, trained as in `make demo`."""
+    from examples.tiny_sdxl.concepts import HUMBUG
+
+    return _trained(toolkit, HUMBUG, once)
+
+
+@pytest.fixture(scope="session")
+def confetti(toolkit: Toolkit, once: Once) -> Embedding:
     """Return the embedding of the style, trained as in `make demo-style`."""
-    from examples.tiny_sdxl import measure
     from examples.tiny_sdxl.concepts import CONFETTI
 
-    return measure.train_concept(toolkit, CONFETTI, toolkit.config.concept.num_vectors)
+    return _trained(toolkit, CONFETTI, once)
+
+
+def _trained(toolkit: Toolkit, concept: UnseenConcept, once: Once) -> Embedding:
+    from examples.tiny_sdxl import measure
+    from gm.embeddings import io
+
+    def train(path: Path) -> None:
+        io.save(measure.train_concept(toolkit, concept, toolkit.config.concept.num_vectors), path)
+
+    return io.load(once(f"{concept.folder}.safetensors", train))
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import estimate, operators
+from benchmarks import estimate, operators, scaling
+from benchmarks.cases import SIZES
+from benchmarks.workers import Measurement
 from gm.config.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("estimate", "memory", "operators", "sampling", "start", "step")
+COMMANDS = ("estimate", "memory", "operators", "sampling", "scaling", "start", "step")
 
 
 def run(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -69,6 +71,25 @@ def test_operator_shapes_are_those_of_full_size() -> None:
     assert operators.from_json(operators.to_json(operators.shapes(ModelConfig(), 256))) == operators.shapes(
         ModelConfig(), 256
     )
+
+
+def test_scaling_shows_multiples_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = scaling.scaled_cases(SIZES["tiny"])
+    measured = {name: Measurement([{"seconds": 3.0}] * 2, peak=30) for name in cases}
+    measured["base"] = Measurement([{"seconds": 2.0}] * 2, peak=20)
+    scaling.show(cases, measured, str(tmp_path / "scaling.json"))
+    found = json.loads((tmp_path / "scaling.json").read_text())["cases"]
+    assert (found["base"]["time"], found["batch 4"]["time"], found["batch 4"]["memory"]) == (1.0, 1.5, 1.5)
+    assert found["batch 4"]["flops"] == pytest.approx(4)
+    assert found["128 px"]["flops"] > 3
+    assert ["batch", "4", "x", "1.50", "x", "4.00", "x", "1.50"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_scaling_over_ranks_needs_a_core_for_each() -> None:
+    assert "--ranks is 1000, and " in run("scaling", "--ranks", "1000").stderr
+    assert run("scaling", "--ranks", "2", "--steps", "2").returncode == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")

@@ -50,13 +50,13 @@ def test_graph_is_another(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.mark.e2e
 def test_takes_less_memory_in_pynative_mode(workshop: Workshop) -> None:
-    """A step of 256 px on the smallest model, whose attention keeps more than its weights."""
+    """A step of 128 px on the smallest model, whose attention keeps more than its weights."""
     code = f"""
 from benchmarks.workers import Peak
 from gm import api
 from gm.training import setup, trainer
 import sys
-toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 256}},
+toolkit = api.load({str(workshop.yaml)!r}, data={{"resolution": 128}},
     training={{"gradient_checkpointing": sys.argv[1] == "yes"}})
 run = trainer.prepare(toolkit.model, setup.prepare(toolkit.config), toolkit.backend)
 toolkit.model.release_vae()
