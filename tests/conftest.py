@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from examples.tiny_sdxl.concepts import UnseenConcept
     from gm.api import Embedding, Toolkit
     from gm.models.sdxl import SDXL
-    from tests.project import Call, Workshop
+    from tests.project import Call, Once, Workshop
     from tests.reference.case import Case
-
-    Once = Callable[[str, Callable[[Path], None]], Path]
 
 # The workers share the cores out: threads of two processes that wait for each other on both cores take twice as long.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):

@@ -25,6 +25,7 @@ from gm.training.callbacks import Callback
 from tests.reference.configs import REFINER
 
 Call = Callable[..., tuple[int, str, str]]
+Once = Callable[[str, Callable[[Path], None]], Path]  # the file of a name, made by the first that asks for it
 
 YAML = """
 model:

@@ -72,8 +72,8 @@ def backdrop_accuracy(toolkit: Toolkit, target: UnseenConcept, embedding: Embedd
     return float(np.mean([a == b for a, b in zip(seen, names, strict=True)]))
 
 
-def train_concept(toolkit: Toolkit, target: UnseenConcept, num_vectors: int) -> Embedding:
-    """Train `target` on its folder of images."""
+def train_concept(toolkit: Toolkit, target: UnseenConcept, num_vectors: int, **training: Any) -> Embedding:
+    """Train `target` on its folder of images, with single `training` options replaced."""
     return api.train(
         toolkit,
         Path("datasets") / target.folder,
@@ -81,6 +81,7 @@ def train_concept(toolkit: Toolkit, target: UnseenConcept, num_vectors: int) -> 
         num_vectors=num_vectors,
         initializer_token=target.initializer_token,
         learnable_property=target.learnable_property,
+        training=training,
     )
 
 
@@ -114,10 +115,11 @@ def concept_options(target: UnseenConcept, num_vectors: int) -> dict[str, Any]:
     }
 
 
-def train_jointly(toolkit: Toolkit, num_vectors: int) -> list[Embedding]:
-    """Train all of `CONCEPTS` in one run with the steps of two."""
-    steps = {"total_step": 2 * toolkit.config.training.total_step}
-    return api.train_concepts(toolkit, [concept_options(target, num_vectors) for target in CONCEPTS], training=steps)
+def train_jointly(toolkit: Toolkit, num_vectors: int, steps: int | None = None) -> list[Embedding]:
+    """Train all of `CONCEPTS` in one run of `steps`, by default those of two runs."""
+    total_step = steps or 2 * toolkit.config.training.total_step
+    options = [concept_options(target, num_vectors) for target in CONCEPTS]
+    return api.train_concepts(toolkit, options, training={"total_step": total_step})
 
 
 def train_with_negative(toolkit: Toolkit, target: UnseenConcept, num_vectors: int, steps: int) -> list[Embedding]:
