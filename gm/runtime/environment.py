@@ -17,7 +17,7 @@ _AVX2 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")  # its values witho
 
 def prepare() -> None:
     """Set the variables; variables that the user has set stay."""
-    if ascend_present():
+    if ascend_present() or simulating():
         disable_backend_cache()
     else:
         adopt_mpirun()  # on Ascend MindSpore supports mpirun itself
@@ -32,6 +32,11 @@ def prepare() -> None:
 def ascend_present() -> bool:
     """Return whether the Ascend driver shows a card on this machine."""
     return any(Path("/dev").glob(ASCEND_DEVICE_FILES))
+
+
+def simulating() -> bool:
+    """Return whether MindSpore simulates the Ascend driver: it then compiles for a card that is not there."""
+    return bool(os.environ.get("MS_SIMULATION_LEVEL"))
 
 
 def convolution_needs_avx2(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
