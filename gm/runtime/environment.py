@@ -60,9 +60,7 @@ def onednn_message() -> str:
         return ""
     version, isa = importlib.metadata.version("mindspore"), os.environ.get(_ONEDNN_ISA, "")
     if isa.upper() in _AVX2:
-        return (
-            f"MindSpore {version} computes with AVX2 on this CPU (its AVX-512 convolution is slow); 2.8 is faster here"
-        )
+        return f"MindSpore {version} computes with AVX2 on this CPU, where its AVX-512 is slow; 2.8 is faster here"
     return f"{_ONEDNN_ISA}={isa} makes convolutions of MindSpore {version} 300 times slower on this CPU; unset it"
 
 

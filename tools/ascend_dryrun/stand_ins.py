@@ -88,9 +88,7 @@ def plugin_files(lib: Path) -> list[Path]:
     files = [lib / name for name in _PLUGIN]
     for file in files:
         if not file.exists():
-            raise UserError(
-                f"{file} is missing: this MindSpore has no Ascend plug-in; the Linux wheels of PyPI have it"
-            )
+            raise UserError(f"{file} is missing: this MindSpore has no Ascend plug-in; the Linux wheels of PyPI have it")
     ascend = lib / "plugin" / "ascend"
     return [*files, *sorted(ascend.glob("*.so*")), *sorted((ascend / "ms_kernels_symmetric_memory").rglob("*.so*"))]
 
