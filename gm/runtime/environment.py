@@ -21,8 +21,8 @@ def prepare() -> None:
         disable_backend_cache()
     else:
         adopt_mpirun()  # on Ascend MindSpore supports mpirun itself
-        if convolution_needs_avx2():
-            os.environ.setdefault(_ONEDNN_ISA, "AVX2")
+    if convolution_needs_avx2():
+        os.environ.setdefault(_ONEDNN_ISA, "AVX2")
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's errors only: its many warnings hide the toolkit's own messages
     # Without it MindSpore refuses a graph that another script compiled, even an identical one. The key that
     # `compile_cache` finds graphs by is stricter.
