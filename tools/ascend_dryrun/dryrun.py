@@ -2,10 +2,12 @@
 
 python tools/ascend_dryrun/dryrun.py --config configs/training/tiny_textual_inversion.yaml --precisions float16 float32
 
-It needs Linux on x86-64, gcc and nm, and no weights. MindSpore's two complaints about the package te mean nothing here. It proves that syntax, shapes, dtypes and gradients of everything
-that is chosen for Ascend are consistent, in graph mode, on the card that --card names. It does not prove that a kernel
-exists (`ops.eig` compiles) or supports the dtype (flash attention compiles in float32), what a kernel computes, what
-the back end of Ascend joins or refuses, PyNative mode, or any time or memory.
+It needs Linux on x86-64, gcc and nm, and no weights. MindSpore's complaints about the package te mean nothing here.
+
+It proves that syntax, shapes, dtypes and gradients of everything that is chosen for Ascend are consistent, in graph
+mode, on the card that --card names. It does not prove that a kernel exists (`ops.eig` compiles) or supports the dtype
+(flash attention compiles in float32), what a kernel computes, what the back end of Ascend joins or refuses, PyNative
+mode, or any time or memory.
 """
 
 from __future__ import annotations

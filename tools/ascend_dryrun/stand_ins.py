@@ -44,8 +44,8 @@ CARDS = ("ascend910b", "ascend910_93", "ascend910")  # as `MSContext.get_ascend_
 _FUNCTION = "xorl %eax, %eax\nret"  # return 0
 _EMPTY_VECTOR = "movq $0, (%rdi)\nmovq $0, 8(%rdi)\nmovq $0, 16(%rdi)\nmovq %rdi, %rax\nret"
 # A simulated card has no name. This replaces `std::string MsContext::ascend_soc_version() const`, on which branches of
-# MindSpore depend, too. The string is libstdc++'s old one, of two lengths and a count of references before the text; the
-# count is so high that nobody frees it.
+# MindSpore depend, too. The string is libstdc++'s old one: length, capacity and a count of references, so high that
+# nobody frees it, before the text.
 _CARD = """.data
 .balign 16
 .quad {length}
