@@ -79,11 +79,13 @@ def test_two_concepts_are_trained_in_one_run(toolkit: Toolkit, assert_trained: C
 
 
 def test_negative_concept_as_negative_prompt_brings_the_concept_nearer(
-    toolkit: Toolkit, before: dict[str, np.ndarray]
+    toolkit: Toolkit, fast_toolkit: Toolkit, before: dict[str, np.ndarray]
 ) -> None:
     """The concept is near with the negative concept as negative prompt, and farther without it."""
-    embeddings = measure.train_with_negative(toolkit, HUMBUG, 4, 200)
-    both = measure.distances(toolkit, HUMBUG, HUMBUG.placeholder_token, embeddings, negative_prompt=measure.NEGATIVE)
-    without = measure.distances(toolkit, HUMBUG, HUMBUG.placeholder_token, embeddings)
+    embeddings = measure.train_with_negative(toolkit, HUMBUG, 4, 150)
+    both = measure.distances(
+        fast_toolkit, HUMBUG, HUMBUG.placeholder_token, embeddings, negative_prompt=measure.NEGATIVE
+    )
+    without = measure.distances(fast_toolkit, HUMBUG, HUMBUG.placeholder_token, embeddings)
     assert (both <= before["humbug"] / 2).sum() >= 14
     assert (both < without).sum() >= 12
