@@ -22,7 +22,7 @@ from mindspore import Tensor, nn, ops
 
 from gm.config import RunConfig
 from gm.errors import UserError
-from gm.runtime import compile_cache, distributed
+from gm.runtime import compile_cache, distributed, float_status
 from gm.runtime.duration import format_duration
 from gm.runtime.environment import ascend_present
 
@@ -130,6 +130,8 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float = Backend.ti
     global _on_ascend, _rank, _world_size
     _on_ascend = device == "Ascend"
     ms.set_device(device)
+    if device == "Ascend":
+        float_status.check_environment()
     # `compile_cell` compiles single Cells and caches them: MindSpore's own cache may return another Cell's graph.
     ms.set_context(mode=ms.PYNATIVE_MODE, enable_compile_cache=False)
     if device == "CPU":

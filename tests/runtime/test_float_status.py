@@ -1,0 +1,110 @@
+"""gm/runtime/float_status.py: overflow on cards that saturate, with stand-ins for the operators of Ascend."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+from gm.errors import UserError
+from gm.runtime import float_status
+from gm.runtime.backend import compile_cell
+
+LARGEST = 65504.0  # of float16
+
+
+class Registers:
+    """Eight status registers, with stand-ins for the operators: nothing but their inputs keeps them in their place."""
+
+    def __init__(self) -> None:
+        self.bits = np.zeros(8, np.int32)
+        self.get = ops.Custom(lambda status: self.bits.copy(), lambda shape: shape, lambda dtype: dtype, "pyfunc")
+        self.clear = ops.Custom(self._clear, lambda shape: shape, lambda dtype: dtype, "pyfunc")
+        self.narrow = ops.Custom(self._narrow, lambda shape: shape, lambda dtype: dtype, "pyfunc")
+
+    def _clear(self, status: np.ndarray) -> np.ndarray:
+        self.bits[:] = 0
+        return status
+
+    def _narrow(self, x: np.ndarray) -> np.ndarray:
+        """Saturate at float16's largest value, and set the registers, as the 910A does."""
+        if (np.abs(x) > LARGEST).any():
+            self.bits[:] = 1
+        return np.clip(x, -LARGEST, LARGEST)
+
+
+class Step(nn.Cell):
+    """Gradient of scale · (Σ w x + overflow of `forward`), where the gradient passes through float16."""
+
+    def __init__(self, registers: Registers) -> None:
+        super().__init__(auto_prefix=False)
+        self.w = Parameter(Tensor(np.ones(3, np.float32)), name="w")
+        self.narrow = registers.narrow
+        self.narrow_gradient = ops.InsertGradientOf(registers.narrow)
+
+    def loss(self, scale: Tensor, x: Tensor, forward: Tensor) -> Tensor:
+        loss = self.narrow_gradient(self.w * x).sum() + ops.stop_gradient(self.narrow(forward)).sum()
+        return loss * float_status.clear_after(loss, scale)
+
+    def construct(self, scale: Tensor, x: Tensor, forward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, gradients = ms.value_and_grad(self.loss, None, (self.w,))(scale, x, forward)
+        # A graph computes its first result first, unless something holds the order.
+        return float_status.finite_since_clear(gradients), gradients[0], loss
+
+
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
+def test_an_overflow_counts_in_the_backward_pass_alone(monkeypatch: pytest.MonkeyPatch, graph: bool) -> None:
+    registers = Registers()
+    monkeypatch.setattr(float_status, "_clear_status", registers.clear)
+    monkeypatch.setattr(float_status, "_get_status", registers.get)
+    step = compile_cell(Step(registers), graph)
+
+    def run(scale: float, forward: float) -> tuple[list[float], bool]:
+        inputs = (Tensor(scale, ms.float32), Tensor(np.ones(3, np.float32)), Tensor([forward], ms.float32))
+        finite, gradient, _ = step(*inputs)
+        return gradient.asnumpy().tolist(), bool(finite)
+
+    assert run(2.0**15, 1.0) == ([2.0**15] * 3, True)
+    assert run(2.0**16, 1.0) == ([LARGEST] * 3, False)  # finite, and wrong
+    assert run(2.0**15, 1.0) == ([2.0**15] * 3, True)  # the registers of the step before are cleared
+    # What saturates in the forward pass alone does so at any loss scale.
+    assert run(2.0**15, 1e6) == ([2.0**15] * 3, True)
+    assert run(2.0**16, 1e6) == ([LARGEST] * 3, False)
+
+
+def name_card(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let MindSpore name the card `name`."""
+
+    class Context:
+        def get_ascend_soc_version(self) -> str:
+            return name
+
+    monkeypatch.setattr(float_status.MSContext, "get_instance", staticmethod(Context))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("ascend910", True), ("ascend910b", False), ("ascend910_93", False)])
+def test_only_the_910a_saturates(monkeypatch: pytest.MonkeyPatch, name: str, expected: bool) -> None:
+    name_card(monkeypatch, name)
+    assert float_status.saturates() is expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "bad", "good"),
+    [
+        ("MS_ASCEND_CHECK_OVERFLOW_MODE", "SATURATION_MODE", "INFNAN_MODE"),
+        ("INF_NAN_MODE_ENABLE", "0", "1"),
+        ("INF_NAN_MODE_FORCE_DISABLE", "1", "0"),
+    ],
+)
+def test_variables_that_make_later_cards_saturate_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, bad: str, good: str
+) -> None:
+    name_card(monkeypatch, "ascend910b")
+    monkeypatch.setenv(variable, good)
+    float_status.check_environment()
+    monkeypatch.setenv(variable, bad)
+    with pytest.raises(UserError, match=f"{variable}={bad} makes the card saturate: .*; unset {variable}"):
+        float_status.check_environment()
+    name_card(monkeypatch, "ascend910")  # which saturates in any case, and the toolkit knows
+    float_status.check_environment()
