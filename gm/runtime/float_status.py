@@ -30,7 +30,9 @@ _clear_status = NPUClearFloatStatusV2()
 
 
 def saturates() -> bool:
-    """Return whether the Ascend card saturates; call it after the device is set."""
+    """Return whether the device is an Ascend card that saturates; call it after the device is set."""
+    if ms.get_context("device_target") != "Ascend":
+        return False
     return str(MSContext.get_instance().get_ascend_soc_version()) == _SATURATING_CARD
 
 

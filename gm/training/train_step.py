@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from gm.config import LossConfig
 from gm.diffusion import guidance, losses
 from gm.models.sdxl import SDXL
-from gm.runtime import backend, float_status
+from gm.runtime import float_status
 from gm.training.train_state import TrainState
 
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
@@ -112,7 +112,7 @@ class TrainStep(nn.Cell):
         self.loss = DiffusionLoss(model, config or LossConfig(), negative)
         self.state = state
         self.half = half
-        self.saturates = half and backend.on_ascend() and float_status.saturates()
+        self.saturates = half and float_status.saturates()
         self.encoder_indices = tuple(range(len(state.encoders)))
         self.trainable = state.vectors
 

@@ -81,12 +81,13 @@ def test_an_overflow_counts_in_the_backward_pass_alone(
 
 
 def name_card(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let MindSpore name the card `name`."""
+    """Let MindSpore name the device an Ascend card and the card `name`."""
 
     class Context:
         def get_ascend_soc_version(self) -> str:
             return name
 
+    monkeypatch.setattr(float_status.ms, "get_context", lambda key: "Ascend")
     monkeypatch.setattr(float_status.MSContext, "get_instance", staticmethod(Context))
 
 
@@ -94,6 +95,8 @@ def name_card(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_only_the_910a_saturates(monkeypatch: pytest.MonkeyPatch, name: str, expected: bool) -> None:
     name_card(monkeypatch, name)
     assert float_status.saturates() is expected
+    monkeypatch.setattr(float_status.ms, "get_context", lambda key: "CPU")
+    assert not float_status.saturates()
 
 
 @pytest.mark.parametrize(
