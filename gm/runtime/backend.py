@@ -78,6 +78,24 @@ class Backend:
             means: list[float] = AllReduceMean(self.world_size)(Tensor(values, ms.float32)).asnumpy().tolist()
         return means
 
+    def launch_all_reduce_mean(self, values: Sequence[float | Tensor]) -> Callable[[], list[float]]:
+        """Return a function that waits for the mean over all ranks of each of `values`, floats and scalar tensors.
+
+        The reduction itself takes its place behind what computes the values, and waits for nothing on this side.
+        """
+        if self.world_size == 1:
+            return lambda: [float(value) for value in values]
+        with self.abort_after_timeout():
+            scalars = [ops.cast(x, ms.float32) if isinstance(x, Tensor) else Tensor(x, ms.float32) for x in values]
+            means = AllReduceMean(self.world_size)(ops.stack(scalars))
+
+        def read() -> list[float]:
+            with self.abort_after_timeout():
+                found: list[float] = means.asnumpy().tolist()
+            return found
+
+        return read
+
     @contextlib.contextmanager
     def abort_after_timeout(self) -> Iterator[None]:
         """End this process with a message if the block, which communicates with other ranks, exceeds `timeout`.

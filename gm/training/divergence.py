@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import mindspore as ms
 import numpy as np
+from mindspore import Tensor
 
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
@@ -20,24 +22,27 @@ class DivergenceGuard:
         self.state = state
         self.max_skipped_steps = max_skipped_steps
         self.skipped_in_a_row = 0
-        self.vectors = state.vector_arrays()
-        self.last_finite_vectors = self.vectors
+        self.last_finite_vectors: Mapping[str, np.ndarray | Tensor] = state.vector_arrays()
 
-    def check(self, finite: bool) -> bool:
-        """Record a step. After `max_skipped_steps` in a row, restore the last finite vectors and return True."""
+    @property
+    def may_end(self) -> bool:
+        """Whether the next step ends the run if it is not finite."""
+        return self.skipped_in_a_row + 1 >= self.max_skipped_steps
+
+    def check(self, finite: bool, vectors: Mapping[str, np.ndarray | Tensor]) -> bool:
+        """Record a step that used `vectors`.
+
+        After `max_skipped_steps` in a row that were not finite, restore the last finite vectors and return True.
+        """
         if finite:
             self.skipped_in_a_row = 0
-            self.last_finite_vectors = self.vectors
+            self.last_finite_vectors = vectors
         else:
             self.skipped_in_a_row += 1
         if self.skipped_in_a_row < self.max_skipped_steps:
             return False
         self.state.set_vectors(self.last_finite_vectors)
         return True
-
-    def after_update(self) -> None:
-        """Take note of the vectors that the next steps use."""
-        self.vectors = self.state.vector_arrays()
 
 
 def cause(model: SDXL, state: TrainState, result: StepResult, backend: Backend) -> str:
