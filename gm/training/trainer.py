@@ -77,7 +77,7 @@ class Trainer:
 
         After divergence the vectors are those of the last finite step. With `run_ahead`, the device never waits for
         Python: step k + 1 is launched before the result of step k is read, unless the state after step k is needed.
-        Then a stop signal may take effect a step later.
+        Then a stop signal takes effect up to two steps later.
         """
         training = self.setup.config.training
         launcher = StepLauncher(self, self.signals, self.updates, run_ahead)
