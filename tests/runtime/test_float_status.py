@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -12,6 +17,10 @@ from mindspore import Parameter, Tensor, nn, ops
 from gm.errors import UserError
 from gm.runtime import float_status
 from gm.runtime.backend import compile_cell
+from tests.project import Workshop
+from tools.ascend_dryrun import stand_ins
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LARGEST = 65504.0  # of float16
 
@@ -118,3 +127,35 @@ def test_variables_that_make_later_cards_saturate_are_refused(
         float_status.check_environment()
     name_card(monkeypatch, "ascend910")  # which saturates in any case, and the toolkit knows
     float_status.check_environment()
+
+
+CODE = """
+import dataclasses, json, sys
+from gm.runtime import backend, float_status
+from gm import config as configuration
+from tools.ascend_dryrun import graphs, kernels
+
+float_status.saturates = lambda: True
+config = configuration.load(sys.argv[1])
+run = dataclasses.replace(config.run, device_target="Ascend", ms_mode=0, precision="float16")
+graph = graphs.Graphs(config, backend.setup(run)).train_step()
+backend.compile_cell(graph.cell, graph=True)(*graph.inputs)
+print(json.dumps(kernels.nodes(graph.cell)))
+"""
+
+
+@pytest.mark.e2e
+def test_in_the_step_compiled_for_ascend_the_whole_backward_pass_is_watched(workshop: Workshop, tmp_path: Path) -> None:
+    variables = {"LD_LIBRARY_PATH": str(stand_ins.build(tmp_path)), "MS_SIMULATION_LEVEL": "0", "GM_GRAPHS": ""}
+    command = [sys.executable, "-c", CODE, str(workshop.yaml)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    nodes = json.loads(done.stdout.splitlines()[-1])
+    kinds = [kind for kind, _ in nodes]
+    assert (kinds.count("NPUClearFloatStatusV2"), kinds.count("NPUGetFloatStatusV2")) == (1, 1)
+    clear, get = kinds.index("NPUClearFloatStatusV2"), kinds.index("NPUGetFloatStatusV2")
+    backward = [place for place, (_, scope) in enumerate(nodes) if scope.startswith("Gradients/")]
+    assert clear < min(backward)
+    assert max(backward) < get
+    forward = [place for place, kind in enumerate(kinds) if kind == "Conv2D"]
+    assert max(forward) < clear
