@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from gm.models.sdxl import SDXL
+from gm.runtime import float_status
 from gm.runtime.backend import Backend
 from gm.training.step_result import StepResult
 from gm.training.train_state import TrainState
@@ -58,5 +59,7 @@ def cause(model: SDXL, state: TrainState, result: StepResult, backend: Backend) 
     symptom = "with a finite loss but no finite gradient" if math.isfinite(result.loss) else "without a finite loss"
     if backend.dtype == ms.float16:
         scale = float(state.loss_scale.asnumpy())
-        return f"{symptom}, in float16 at a loss scale of {scale:g}: use --precision bfloat16 or float32"
+        has_bfloat16 = backend.device == "Ascend" and not float_status.saturates()
+        remedy = "bfloat16 or float32" if has_bfloat16 else "float32"
+        return f"{symptom}, in float16 at a loss scale of {scale:g}: use --precision {remedy}"
     return f"{symptom}, though images, vectors and weights are finite: lower --learning_rate"

@@ -142,7 +142,8 @@ def test_divergence_ends_at_the_same_step_with_the_same_vectors(
         recorder = Needs()
         run.callbacks = [recorder]
         run.train()
-        found.append((list(map(repr, recorder.results)), {name: value.tobytes() for name, value in run.state.snapshot().items()}))
+        state = {name: value.tobytes() for name, value in run.state.snapshot().items()}
+        found.append((list(map(repr, recorder.results)), state))
     assert found[0] == found[1]
     last = {1: 3, 2: 6}[max_skipped_steps]
     assert recorder.results[-1].step == last
