@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 from gm.errors import UserError
@@ -23,7 +25,7 @@ LIBRARIES = (
     *("opskernel", "host_cpu_engine", "slice", "aoe_executor", "acl_dvpp_op", "acl_dvpp_mpi", "hccl", "runtime"),
     *("c_sec", "nnopbase", "ascend_hal"),
 )
-# They return a vector through a hidden pointer, in the register rdi, which the caller destroys: it must be an empty one.
+# They return a vector through a hidden pointer, in the register rdi; the caller destroys it: it must be an empty one.
 _RETURN_VECTOR = frozenset(
     (
         "_ZNK2ge5Shape7GetDimsEv",  # ge::Shape::GetDims() const
@@ -38,8 +40,28 @@ _SYSTEM = (
     *("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1"),
     *("ld-linux-x86-64.so.2", "libgomp.so.1"),
 )
+CARDS = ("ascend910b", "ascend910_93", "ascend910")  # as `MSContext.get_ascend_soc_version` names them
 _FUNCTION = "xorl %eax, %eax\nret"  # return 0
 _EMPTY_VECTOR = "movq $0, (%rdi)\nmovq $0, 8(%rdi)\nmovq $0, 16(%rdi)\nmovq %rdi, %rax\nret"
+# A simulated card has no name. This replaces `std::string MsContext::ascend_soc_version() const`, on which branches of
+# MindSpore depend, too. The string is libstdc++'s old one, of two lengths and a count of references before the text; the
+# count is so high that nobody frees it.
+_CARD = """.data
+.balign 16
+.quad {length}
+.quad {length}
+.quad 0x40000000
+name: .asciz "{name}"
+.text
+.globl _ZNK9mindspore9MsContext18ascend_soc_versionEv
+.type _ZNK9mindspore9MsContext18ascend_soc_versionEv, @function
+_ZNK9mindspore9MsContext18ascend_soc_versionEv:
+leaq name(%rip), %rax
+movq %rax, (%rdi)
+movq %rdi, %rax
+ret
+"""
+_NO_EXECUTABLE_STACK = '.section .note.GNU-stack,"",@progbits\n'
 
 
 def build(cache: Path) -> Path:
@@ -64,10 +86,33 @@ def build(cache: Path) -> Path:
     return folder
 
 
+def environment(folder: Path, card: str = CARDS[0]) -> dict[str, str]:
+    """Return the environment of a process that compiles for `card` with the stand-ins in `folder`."""
+    variables = {
+        "LD_LIBRARY_PATH": _join(str(folder), os.environ.get("LD_LIBRARY_PATH")),
+        "LD_PRELOAD": _join(str(folder / _card_library(card)), os.environ.get("LD_PRELOAD")),
+        "MS_SIMULATION_LEVEL": "0",
+        "GM_GRAPHS": "",  # a kept graph would not be compiled
+        "GLOG_v": "3",  # MindSpore's errors only
+    }
+    return {**os.environ, **variables}
+
+
+def is_ready(card: str) -> bool:
+    """Return whether this process has the `environment` of `card`."""
+    return _card_library(card) in os.environ.get("LD_PRELOAD", "")
+
+
+def _card_library(card: str) -> str:
+    return f"libcard_{card}.so"
+
+
+def _join(*paths: str | None) -> str:
+    return os.pathsep.join(filter(None, paths))
+
+
 def mindspore_lib() -> Path:
     """Return the folder of MindSpore's libraries, without importing it."""
-    import importlib.util
-
     spec = importlib.util.find_spec("mindspore")
     if spec is None or spec.origin is None:
         raise UserError("MindSpore is not installed: make install")
@@ -88,7 +133,9 @@ def plugin_files(lib: Path) -> list[Path]:
     files = [lib / name for name in _PLUGIN]
     for file in files:
         if not file.exists():
-            raise UserError(f"{file} is missing: this MindSpore has no Ascend plug-in; the Linux wheels of PyPI have it")
+            raise UserError(
+                f"{file} is missing: this MindSpore has no Ascend plug-in; the Linux wheels of PyPI have it"
+            )
     ascend = lib / "plugin" / "ascend"
     return [*files, *sorted(ascend.glob("*.so*")), *sorted((ascend / "ms_kernels_symmetric_memory").rglob("*.so*"))]
 
@@ -101,23 +148,33 @@ def _symbols(files: Iterable[Path], kind: str) -> set[str]:
 
 
 def _system_libraries() -> list[Path]:
-    paths = (
-        subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
-        for name in _SYSTEM
-    )
-    return [Path(path) for path in paths if Path(path).is_absolute()]
+    """Return the files of libc and its kin; UserError for one that is missing: it would get stand-ins, too."""
+    paths = []
+    for name in _SYSTEM:
+        command = ["gcc", f"-print-file-name={name}"]
+        path = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+        if not path.is_absolute():
+            raise UserError(f"gcc does not find {name}, which MindSpore needs: apt-get install gcc libgomp1 libstdc++6")
+        paths.append(path)
+    return paths
 
 
 def _link(folder: Path, names: list[str]) -> None:
-    """Write one library with a stand-in for each of `names`, and the libraries of CANN, which only link it."""
-    source = folder / "cann.s"
-    source.write_text("".join(map(_assembly, names)) + '.section .note.GNU-stack,"",@progbits\n')
-    _gcc(source, "-o", folder / "libcann_stand_in.so")
-    source.unlink()
+    """Write one library with a stand-in for each of `names`, the libraries of CANN, which only link it, and cards."""
+    _assemble("".join(map(_assembly, names)), folder / "libcann_stand_in.so")
     for name in LIBRARIES:
         file = f"lib{name}.so"
         flags = (f"-Wl,-soname,{file}", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN", f"-L{folder}", "-lcann_stand_in")
         _gcc("-o", folder / file, *flags)
+    for card in CARDS:
+        _assemble(_CARD.format(name=card, length=len(card)), folder / _card_library(card))
+
+
+def _assemble(text: str, target: Path) -> None:
+    source = target.with_suffix(".s")
+    source.write_text(text + _NO_EXECUTABLE_STACK)
+    _gcc(source, "-o", target)
+    source.unlink()
 
 
 def _assembly(name: str) -> str:
@@ -144,8 +201,6 @@ def _check_tools() -> None:
 @functools.cache
 def _key() -> str:
     """Return a name for the stand-ins: MindSpore's version, and a hash of what they are made from."""
-    from importlib.metadata import version
-
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for file in plugin_files(mindspore_lib()):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
