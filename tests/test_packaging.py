@@ -26,6 +26,19 @@ def test_version_is_that_of_the_changelog() -> None:
     assert f"## [{gm.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_the_extra_ascend_has_what_canns_python_parts_import() -> None:
+    """The list of CANN's installation guide ("Runtime dependencies"), less what every installation has."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^ascend = \[.*?\n(.*?)^\]", text, re.M | re.S)
+    assert block
+    names = re.findall(r'^    "([\w-]+)', block[1], re.M)
+    cann = "attrs cython decorator sympy cffi pyyaml pathlib2 psutil scipy requests absl-py"
+    assert sorted(names) == sorted(cann.split())
+    # CANN 8.5 and 9.0 document NumPy from 1.19.2, below 2, and protobuf 3.20.
+    assert '"numpy>=1.25,<2"' in text
+    assert '"protobuf>=3.20.3,<3.21"' in text
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_console_script_shows_its_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

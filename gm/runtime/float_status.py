@@ -12,10 +12,10 @@ import os
 
 import mindspore as ms
 from mindspore import Tensor, ops
-from mindspore._c_expression import MSContext
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
 from gm.errors import UserError
+from gm.runtime import devices
 
 _SATURATING_CARD = "ascend910"  # MindSpore's name of the 910A; later ones are "ascend910b" and "ascend910_93"
 # MindSpore's variable, and CANN's: A2 and A3 cards obey the second only if the third is set, too.
@@ -33,7 +33,7 @@ def saturates() -> bool:
     """Return whether the device is an Ascend card that saturates; call it after the device is set."""
     if ms.get_context("device_target") != "Ascend":
         return False
-    return str(MSContext.get_instance().get_ascend_soc_version()) == _SATURATING_CARD
+    return devices.soc_version() == _SATURATING_CARD
 
 
 def check_environment() -> None:

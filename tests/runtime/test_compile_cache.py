@@ -20,6 +20,7 @@ from gm.runtime import backend, compile_cache
 from gm.training.optimizer import create_optimizer, create_train_state
 from gm.training.train_step import TrainStep
 from tests.reference.configs import LIKE_BASE
+from tools.ascend_dryrun import stand_ins
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -276,3 +277,81 @@ def test_the_cache_works_after(between: str, cache: Path) -> None:
     assert run_graph(Scale(5.0)) == 15.0
     assert {path: path.stat().st_ino for path in cache.glob("*.mindir")} == written
     assert not list(compile_cache._process_dir().rglob("*.mindir"))
+
+
+class Refused(Scale):
+    """A Cell whose cached graph the device refuses, such as after an update of its drivers."""
+
+    def compile(self, *args: Tensor) -> None:
+        number = self.attempts = getattr(self, "attempts", 0) + 1
+        if number == 1:
+            raise RuntimeError("no kernel\nfor this graph")
+        super().compile(*args)
+
+
+@pytest.mark.graph
+def test_a_cached_graph_that_does_not_load_is_compiled_instead(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    refused, later = Refused(7.0), Scale(9.0)
+    inputs = (Tensor(np.ones(3, np.float32)),)
+    file = compile_cache.cache_file(refused, inputs, backend._target)
+    assert file
+    file.write_bytes(b"a graph of another driver")
+    assert run_graph(refused) == 21.0
+    assert caplog.messages == [f"the cached graph {file} does not load (no kernel): compiling instead"]
+    assert [run_graph(later), run_graph(Scale(9.0))] == [27.0, 27.0]
+    assert not list(compile_cache._process_dir().rglob("*.mindir"))
+
+
+@pytest.mark.graph
+def test_files_of_ascends_back_end_are_not_taken_for_graphs(cache: Path) -> None:
+    folder = compile_cache._process_dir() / "rank_0" / "graph_cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / "backend_compile_cache_0.mindir"
+    beside.write_text("a kernel graph")
+    try:
+        assert run_graph(Scale(11.0)) == 33.0
+        assert [path.read_bytes() for path in cache.iterdir()] != [b"a kernel graph"]
+        assert len(list(cache.iterdir())) == 1
+    finally:
+        beside.unlink()
+
+
+ASCEND = """
+import os, sys
+import numpy as np
+from mindspore import Tensor, nn
+from gm.config import RunConfig
+from gm.runtime import backend, compile_cache
+
+class Twice(nn.Cell):
+    def construct(self, x):
+        return (x * 2).sum()
+
+backend.setup(RunConfig(device_target="Ascend", jit_level=sys.argv[1], max_device_memory="4GB"))
+x = Tensor(np.ones((2, 3), np.float16))
+cached = compile_cache.cache_file(Twice(), (x,), backend._target).exists()
+backend.compile_cell(Twice(), True)(x)
+print("cached" if cached else "compiled", *(path.name for path in compile_cache._process_dir().rglob("*.mindir")))
+sys.stdout.flush()
+os._exit(0)  # nothing has computed: there is no card
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.graph
+def test_ascend_caches_the_graph_of_the_front_end_alone(tmp_path: Path) -> None:
+    """Compiled for Ascend without a card: levels of a graph are cached apart, and no file of the back end is left."""
+    script = tmp_path / "twice.py"
+    script.write_text(ASCEND)
+    libraries = str(stand_ins.build(tmp_path / "stand-ins"))
+    variables = {"LD_LIBRARY_PATH": libraries, "MS_SIMULATION_LEVEL": "0", "GM_GRAPHS": str(tmp_path / "graphs")}
+    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
+
+    def run(level: str) -> str:
+        command = [sys.executable, str(script), level]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        assert "does not load" not in process.stderr
+        return process.stdout.splitlines()[-1]
+
+    assert [run("O0"), run("O0"), run("O1")] == ["compiled", "cached", "compiled"]
+    assert [path.suffix for path in (tmp_path / "graphs").iterdir()] == [".mindir", ".mindir"]

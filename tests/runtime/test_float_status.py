@@ -91,13 +91,8 @@ def test_an_overflow_counts_in_the_backward_pass_alone(
 
 def name_card(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let MindSpore name the device an Ascend card and the card `name`."""
-
-    class Context:
-        def get_ascend_soc_version(self) -> str:
-            return name
-
     monkeypatch.setattr(float_status.ms, "get_context", lambda key: "Ascend")
-    monkeypatch.setattr(float_status.MSContext, "get_instance", staticmethod(Context))
+    monkeypatch.setattr(float_status.devices, "soc_version", lambda: name)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ascend910", True), ("ascend910b", False), ("ascend910_93", False)])
