@@ -77,7 +77,7 @@ def cast_values(values: np.ndarray, dtype: str, key: str) -> np.ndarray:
     if np.can_cast(values.dtype, dtype):  # a wider type cannot overflow
         return result
     if not np.isfinite(result).all() and (np.isinf(result) & np.isfinite(values)).any():
-        largest = np.abs(values[np.isfinite(values)]).max()
+        largest = float(np.abs(values[np.isfinite(values)]).max())  # NumPy cannot format bfloat16
         raise UserError(f"{key} holds {largest:g}, too large for {dtype}; use float32")
     return result
 

@@ -29,6 +29,7 @@ def random_vectors(table: np.ndarray, num_vectors: int, seed: int, encoder: int,
 
     `encoder` and `concept` are indices: each concept has vectors of its own in each text encoder.
     """
+    table = table.astype(np.float32, copy=False)  # NumPy has no deviation of bfloat16
     stream = (encoder, concept) if concept else (encoder,)
     noise = rng.normal((num_vectors, table.shape[1]), seed, "initial rows", *stream)
     return (table.mean(0, dtype=np.float64) + noise * table.std(0, dtype=np.float64)).astype(np.float32)

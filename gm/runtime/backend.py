@@ -22,7 +22,7 @@ from mindspore import Tensor, nn, ops
 
 from gm.config import RunConfig
 from gm.errors import UserError
-from gm.runtime import compile_cache, devices, distributed
+from gm.runtime import compile_cache, devices, distributed, float_status
 from gm.runtime.duration import format_duration
 from gm.runtime.environment import ascend_present, onednn_message, simulating
 
@@ -79,6 +79,24 @@ class Backend:
             means: list[float] = AllReduceMean(self.world_size)(Tensor(values, ms.float32)).asnumpy().tolist()
         return means
 
+    def launch_all_reduce_mean(self, values: Sequence[float | Tensor]) -> Callable[[], list[float]]:
+        """Return a function that waits for the mean over all ranks of each of `values`, floats and scalar tensors.
+
+        The reduction itself takes its place behind what computes the values, and waits for nothing on this side.
+        """
+        if self.world_size == 1:
+            return lambda: [float(value) for value in values]
+        with self.abort_after_timeout():
+            scalars = [ops.cast(x, ms.float32) if isinstance(x, Tensor) else Tensor(x, ms.float32) for x in values]
+            means = AllReduceMean(self.world_size)(ops.stack(scalars))
+
+        def read() -> list[float]:
+            with self.abort_after_timeout():
+                found: list[float] = means.asnumpy().tolist()
+            return found
+
+        return read
+
     @contextlib.contextmanager
     def abort_after_timeout(self) -> Iterator[None]:
         """End this process with a message if the block, which communicates with other ranks, exceeds `timeout`.
@@ -132,6 +150,8 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = Non
     global _on_ascend, _rank, _world_size, _target
     _on_ascend = device == "Ascend"
     devices.select(device, run)
+    if device == "Ascend":
+        float_status.check_environment()
     # `compile_cell` compiles single Cells and caches them: MindSpore's own cache may return another Cell's graph.
     ms.set_context(mode=ms.PYNATIVE_MODE, enable_compile_cache=False)
     if device == "CPU":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import mindspore as ms
 import numpy as np
+from mindspore import Tensor
 
 from gm.models.sdxl import SDXL
+from gm.runtime import float_status
 from gm.runtime.backend import Backend
 from gm.training.step_result import StepResult
 from gm.training.train_state import TrainState
@@ -20,24 +23,27 @@ class DivergenceGuard:
         self.state = state
         self.max_skipped_steps = max_skipped_steps
         self.skipped_in_a_row = 0
-        self.vectors = state.vector_arrays()
-        self.last_finite_vectors = self.vectors
+        self.last_finite_vectors: Mapping[str, np.ndarray | Tensor] = state.vector_arrays()
 
-    def check(self, finite: bool) -> bool:
-        """Record a step. After `max_skipped_steps` in a row, restore the last finite vectors and return True."""
+    @property
+    def may_end(self) -> bool:
+        """Whether the next step ends the run if it is not finite."""
+        return self.skipped_in_a_row + 1 >= self.max_skipped_steps
+
+    def check(self, finite: bool, vectors: Mapping[str, np.ndarray | Tensor]) -> bool:
+        """Record a step that used `vectors`.
+
+        After `max_skipped_steps` in a row that were not finite, restore the last finite vectors and return True.
+        """
         if finite:
             self.skipped_in_a_row = 0
-            self.last_finite_vectors = self.vectors
+            self.last_finite_vectors = vectors
         else:
             self.skipped_in_a_row += 1
         if self.skipped_in_a_row < self.max_skipped_steps:
             return False
         self.state.set_vectors(self.last_finite_vectors)
         return True
-
-    def after_update(self) -> None:
-        """Take note of the vectors that the next steps use."""
-        self.vectors = self.state.vector_arrays()
 
 
 def cause(model: SDXL, state: TrainState, result: StepResult, backend: Backend) -> str:
@@ -53,5 +59,7 @@ def cause(model: SDXL, state: TrainState, result: StepResult, backend: Backend) 
     symptom = "with a finite loss but no finite gradient" if math.isfinite(result.loss) else "without a finite loss"
     if backend.dtype == ms.float16:
         scale = float(state.loss_scale.asnumpy())
-        return f"{symptom}, in float16 at a loss scale of {scale:g}: use --precision bfloat16 or float32"
+        has_bfloat16 = backend.device == "Ascend" and not float_status.saturates()
+        remedy = "bfloat16 or float32" if has_bfloat16 else "float32"
+        return f"{symptom}, in float16 at a loss scale of {scale:g}: use --precision {remedy}"
     return f"{symptom}, though images, vectors and weights are finite: lower --learning_rate"

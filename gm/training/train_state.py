@@ -45,7 +45,11 @@ class TrainState(nn.Cell):
         """Return copies of the embedding vectors by text encoder."""
         return {name: each.asnumpy().copy() for name, each in zip(self.encoders, self.vectors, strict=True)}
 
-    def set_vectors(self, vectors: Mapping[str, np.ndarray]) -> None:
+    def vector_copies(self) -> dict[str, Tensor]:
+        """Return copies of the embedding vectors by text encoder, which stay on the device; nothing waits for it."""
+        return {name: each * 1.0 for name, each in zip(self.encoders, self.vectors, strict=True)}
+
+    def set_vectors(self, vectors: Mapping[str, np.ndarray | Tensor]) -> None:
         """Replace the embedding vectors."""
         for name, parameter in zip(self.encoders, self.vectors, strict=True):
             parameter.set_data(Tensor(vectors[name]))

@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from gm.config import LossConfig
 from gm.diffusion import guidance, losses
 from gm.models.sdxl import SDXL
+from gm.runtime import float_status
 from gm.training.train_state import TrainState
 
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
@@ -51,8 +52,7 @@ class DiffusionLoss(nn.Cell):
     """Diffusion loss of a batch (the `inputs` of a `Batch`) as a function of the embedding vectors of each encoder.
 
     With a `negative` prompt it is the loss of the prediction with classifier-free guidance against that prompt, so that
-    both concepts are trained together (Dong et al., 2022, "DreamArtist"). Returns the loss times `scale`, a power of
-    two that keeps float16 gradients from underflowing.
+    both concepts are trained together (Dong et al., 2022, "DreamArtist").
     """
 
     def __init__(self, model: SDXL, config: LossConfig, negative: NegativePrompt | None = None) -> None:
@@ -67,7 +67,7 @@ class DiffusionLoss(nn.Cell):
             self.negative_pool_position = Tensor(negative.pool_position)
             self.negative_ids = tuple(Tensor(ids) for ids in negative.ids)
 
-    def construct(self, vectors: tuple[Tensor, ...], scale: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+    def construct(self, vectors: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> Tensor:
         x, noise, loss_weight, timesteps, sizes, pool_position = batch[:6]
         ids = batch[6:]
         if self.has_negative:
@@ -89,14 +89,15 @@ class DiffusionLoss(nn.Cell):
             prediction = guidance.classifier_free_guidance(uncond, cond, self.guidance_scale)
         error = prediction - noise
         loss = losses.pseudo_huber(error, self.huber_c) if self.use_huber else losses.squared_error(error)
-        return (loss * loss_weight).mean() * scale
+        return (loss * loss_weight).mean()
 
 
 class TrainStep(nn.Cell):
     """Forward and backward pass of one batch: adds the gradient of the loss to `state.gradient_sums`.
 
     Takes the `inputs` of a `Batch`. Returns the loss and whether loss and gradient are finite: a gradient that is not
-    is left out of the sums, and with `half` the loss scale is halved.
+    is left out of the sums, and with `half` the loss scale is halved. On cards that saturate, a gradient counts as
+    finite if nothing overflowed in the backward pass.
     """
 
     def __init__(
@@ -111,11 +112,16 @@ class TrainStep(nn.Cell):
         self.loss = DiffusionLoss(model, config or LossConfig(), negative)
         self.state = state
         self.half = half
+        self.saturates = half and float_status.saturates()
         self.encoder_indices = tuple(range(len(state.encoders)))
         self.trainable = state.vectors
 
     def scaled_loss(self, scale: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
-        return self.loss(self.state.vectors, scale, batch)
+        """Return the loss times `scale`, a power of two that keeps float16 gradients from underflowing."""
+        loss = self.loss(self.state.vectors, batch)
+        if self.saturates:
+            scale = float_status.clear_after(loss, scale)  # which the backward pass begins with
+        return loss * scale
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state
@@ -125,6 +131,8 @@ class TrainStep(nn.Cell):
         for k in self.encoder_indices:
             total = total + gradients[k].sum()
         finite = ops.isfinite(total)
+        if self.saturates:
+            finite = ops.logical_and(finite, float_status.finite_since_clear(gradients))
         for k in self.encoder_indices:
             _add_if(finite, state.gradient_sums[k], gradients[k] / scale)
         ops.assign_add(state.num_summed, ops.cast(finite, ms.float32))

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
-from mindspore import Tensor
 
 from gm.data import latent_cache
 from gm.errors import UserError
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
-from gm.runtime.backend import Backend, compile_cell
-from gm.training import divergence, embedding_files, lr_schedule, optimizer, output_dir
+from gm.runtime.backend import Backend
+from gm.training import divergence, embedding_files, optimizer, output_dir, prefetch
 from gm.training.batches import BatchLoader
 from gm.training.callbacks import default_callbacks
 from gm.training.callbacks.base import Callback
@@ -26,9 +26,9 @@ from gm.training.divergence import DivergenceGuard
 from gm.training.initial_vectors import initial_vectors
 from gm.training.setup import TrainingSetup
 from gm.training.signals import SIGNALS, StopSignals
+from gm.training.step_launcher import LaunchedStep, StepLauncher
 from gm.training.step_result import DIVERGED, STOPPED, RunningLoss, StepResult
-from gm.training.train_state import TrainState
-from gm.training.train_step import TrainStep
+from gm.training.train_state import TrainState, Vectors
 
 log = logging.getLogger("gm")
 
@@ -54,13 +54,17 @@ class Trainer:
         self.step = resume_from.step if resume_from else 0  # steps and updates so far
         self.updates = resume_from.updates if resume_from else 0
         self.running_loss = RunningLoss(**resume_from.metrics) if resume_from else RunningLoss()
+        self.stop_requested = False  # on any rank, in the last step that was read
+        self.last_read = 0.0  # time.perf_counter()
 
     def train(self) -> StepResult:
         """Train to the end, calling the callbacks in their order; return the result of the last step."""
         try:
+            vectors = self.state.vector_arrays()
             self._begin()
-            for result in self.steps():
-                self.signals.ready = True
+            for number, result in enumerate(self.steps(run_ahead=self.backend.device == "Ascend")):
+                if number == 0:
+                    self._first_step(vectors)
                 for callback in self.callbacks:
                     callback.on_step_end(result)
         finally:
@@ -68,48 +72,68 @@ class Trainer:
                 callback.close()
         return result
 
-    def steps(self) -> Iterator[StepResult]:
+    def steps(self, run_ahead: bool = False) -> Iterator[StepResult]:
         """Train, and yield the result of each step: to the last step, a stop signal on any rank, or divergence.
 
-        After divergence the vectors are those of the last finite step.
+        After divergence the vectors are those of the last finite step. With `run_ahead`, the device never waits for
+        Python: step k + 1 is launched before the result of step k is read, unless the state after step k is needed.
+        Then a stop signal takes effect up to two steps later.
         """
         training = self.setup.config.training
-        train_step, optimizer_step = self._compile()
+        launcher = StepLauncher(self, self.signals, self.updates, run_ahead)
         guard = DivergenceGuard(self.state, training.max_skipped_steps)
-        for step in range(self.step + 1, training.total_step + 1):
-            started = time.perf_counter()
-            loss, finite = train_step(*self.batches.batch(step - 1).inputs)
-            learning_rates = self._learning_rates()
-            gradient_norm = None
-            if step % training.gradient_accumulation_steps == 0 or step == training.total_step:
-                with self.backend.abort_after_timeout():
-                    gradient_norm = float(optimizer_step(*(Tensor(rate, ms.float32) for rate in learning_rates)))
-                self.updates += 1
-            mean_loss, all_finite, stop_requested = self._all_reduce(loss, finite)
-            ended = None
-            # Several ranks stop after an update only: before it, each has gradient sums of its own.
-            if stop_requested and (self.backend.world_size == 1 or gradient_norm is not None):
-                ended = STOPPED
-            if guard.check(all_finite):
-                ended = DIVERGED
-            self.step = step
-            yield StepResult(
-                step=step,
-                update=self.updates,
-                loss=mean_loss,
-                loss_smoothed=self.running_loss.add(mean_loss, all_finite),
-                finite=all_finite,
-                skipped=self.running_loss.skipped,
-                learning_rate=max(learning_rates),
-                gradient_norm=gradient_norm,
-                seconds=time.perf_counter() - started,
-                ended=ended,
-                is_last=ended is not None or step == training.total_step,
-            )
-            if ended:
-                return
-            if gradient_norm is not None:
-                guard.after_update()
+        unread: deque[LaunchedStep] = deque()
+        steps = range(self.step, training.total_step)
+        with contextlib.closing(prefetch.batches(self.batches, steps, threaded=run_ahead)) as batches:
+            for step in range(self.step + 1, training.total_step + 1):
+                started = time.perf_counter()
+                unread.append(launcher.launch(step, next(batches), started))
+                # A step that was launched past is read first: what it says may forbid to launch past this one.
+                while unread and (len(unread) > 1 or not (run_ahead and self._may_run_ahead(launcher, guard, step))):
+                    result = self._read(unread.popleft(), guard, run_ahead)
+                    yield result
+                    if result.ended:
+                        return
+
+    def _may_run_ahead(self, launcher: StepLauncher, guard: DivergenceGuard, step: int) -> bool:
+        """Return whether the next step may be launched before the result of `step` is read.
+
+        Not if the run may end here, which all ranks decide alike, nor if a callback uses the state after `step`.
+        """
+        may_stop = self.stop_requested and (self.backend.world_size == 1 or launcher.has_update(step))
+        is_last = step == self.setup.config.training.total_step
+        ends = is_last or may_stop or guard.may_end or not self.signals.ready
+        return not ends and not any(callback.needs_state(step) for callback in self.callbacks)
+
+    def _read(self, launched: LaunchedStep, guard: DivergenceGuard, run_ahead: bool) -> StepResult:
+        """Wait for a step; return its result."""
+        loss, finite, stop_requested, gradient_norm = launched.read()
+        # A request that comes with this step is too late where others may have launched the next one already.
+        stops = self.stop_requested if run_ahead else stop_requested
+        self.stop_requested = stop_requested
+        ended = None
+        # Several ranks stop after an update only: before it, each has gradient sums of its own.
+        if stops and (self.backend.world_size == 1 or gradient_norm is not None):
+            ended = STOPPED
+        if guard.check(finite, launched.vectors):
+            ended = DIVERGED
+        self.step = launched.step
+        self.updates = launched.update
+        seconds = time.perf_counter() - max(launched.started, self.last_read)
+        self.last_read = time.perf_counter()
+        return StepResult(
+            step=launched.step,
+            update=launched.update,
+            loss=loss,
+            loss_smoothed=self.running_loss.add(loss, finite),
+            finite=finite,
+            skipped=self.running_loss.skipped,
+            learning_rate=launched.learning_rate,
+            gradient_norm=gradient_norm,
+            seconds=seconds,
+            ended=ended,
+            is_last=ended is not None or launched.step == self.setup.config.training.total_step,
+        )
 
     def log(self, record: dict[str, Any]) -> None:
         """Pass a record (its "step", numbers and text) to `on_log` of all callbacks."""
@@ -123,34 +147,11 @@ class Trainer:
                 callback.load_state_dict(resume_from.callbacks[type(callback).__name__])
             callback.on_train_begin(self)
 
-    def _compile(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return training step and optimizer, in graph mode as graphs, compiled at their first call."""
-        config = self.setup.config
-        half = self.backend.dtype == ms.float16
-        train_step = TrainStep(self.model, self.state, half, config.loss, self.batches.negative)
-        token_norms: tuple[float, ...] = ()
-        if config.training.preserve_embedding_norm:
-            token_norms = tuple(self.model.token_norms(self.batches.prompt_tokens).values())
-        update = optimizer.create_optimizer(self.state, config.training, self.backend.world_size, token_norms)
-        graph = self.backend.graph
-        return (
-            compile_cell(train_step, graph, "the training graph, with the first step", gradient=True),
-            compile_cell(update, graph),
-        )
-
-    def _all_reduce(self, loss: Tensor, finite: Tensor) -> tuple[float, bool, bool]:
-        """Return over all ranks the mean loss, whether all were finite, and whether any was signalled to stop."""
-        # float() waits for the device.
-        flags = (float(loss), float(finite), float(self.signals.stop_requested))
-        mean_loss, finite_share, stop_share = self.backend.all_reduce_mean(flags)
-        return mean_loss, finite_share == 1.0, stop_share > 0
-
-    def _learning_rates(self) -> tuple[float, ...]:
-        """Return the learning rate of each text encoder at the next update."""
-        num_updates = self.setup.num_updates
-        update = min(self.updates, num_updates - 1)
-        training = self.setup.config.training
-        return lr_schedule.learning_rates(update, num_updates, training, self.state.encoders, self.backend.world_size)
+    def _first_step(self, vectors: Vectors) -> None:
+        """Let callbacks use the `vectors` before the first step, now that all ranks have taken it."""
+        for callback in self.callbacks:
+            callback.on_first_step(vectors)
+        self.signals.ready = True
 
 
 def prepare(model: SDXL, setup: TrainingSetup, backend: Backend) -> Trainer:

@@ -100,4 +100,4 @@ class _PlainLoss(nn.Cell):
         self.num_encoders = len(batches.ids)
 
     def construct(self, *tensors: Tensor) -> Tensor:
-        return self.loss(tensors[: self.num_encoders], 1.0, tensors[self.num_encoders :])
+        return self.loss(tensors[: self.num_encoders], tensors[self.num_encoders :])

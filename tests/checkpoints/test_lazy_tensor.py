@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from gm.checkpoints.lazy_tensor import cast, cast_values, in_memory, reshaped
 from gm.errors import UserError
@@ -17,6 +19,13 @@ def test_values_that_have_the_dtype_are_not_copied() -> None:
 def test_float16_overflow_names_the_tensor() -> None:
     values = np.array([1.0, -70000.0, np.inf], np.float32)
     with pytest.raises(UserError, match=r"block\.weight holds 70000, too large for float16; use float32"):
+        cast_values(values, "float16", "block.weight")
+
+
+def test_overflow_of_bfloat16_values_of_a_parameter_names_the_tensor() -> None:
+    values = Tensor([1.0, -(2.0**100)], ms.bfloat16).asnumpy()
+    assert cast_values(values, "float32", "a").tolist() == [1.0, -(2.0**100)]
+    with pytest.raises(UserError, match=r"block\.weight holds 1\.26765e\+30, too large for float16; use float32"):
         cast_values(values, "float16", "block.weight")
 
 

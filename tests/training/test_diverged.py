@@ -13,9 +13,12 @@ from mindspore import Tensor
 
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError
+from gm.runtime import float_status
 from gm.runtime.backend import Backend
-from gm.training import checkpoint, embedding_files, setup, trainer
+from gm.training import checkpoint, divergence, embedding_files, setup, trainer
 from gm.training.batches import BatchLoader
+from gm.training.optimizer import create_train_state
+from gm.training.step_result import StepResult
 from gm.training.train_step import Batch
 from tests.project import Workshop, whole_run
 
@@ -65,6 +68,21 @@ def test_update_that_makes_vectors_infinite_is_reverted(workshop: Workshop, tmp_
         whole_run(training_setup.config)
     last = max((tmp_path / "run").glob("*_ti.ckpt"))
     assert np.array_equal(embedding_io.load(last).vectors["clip_l"], start["clip_l"])
+
+
+@pytest.mark.parametrize(
+    ("name", "saturates", "remedy"),
+    [("CPU", False, "float32"), ("Ascend", False, "bfloat16 or float32"), ("Ascend", True, "float32")],
+)
+def test_the_way_out_of_float16_is_a_precision_that_the_device_has(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, name: str, saturates: bool, remedy: str
+) -> None:
+    monkeypatch.setattr(float_status, "saturates", lambda: saturates)
+    state = create_train_state({"clip_l": np.zeros((1, 16), np.float32)}, half=True)
+    result = StepResult(5, 5, 0.5, 0.5, False, 5, 0.0, None, 0.0)
+    cause = divergence.cause(workshop.model, state, result, Backend(name, graph=False, dtype=ms.float16))
+    symptom = "with a finite loss but no finite gradient, in float16 at a loss scale of 65536"
+    assert cause == f"{symptom}: use --precision {remedy}"
 
 
 def nan(network: ms.nn.Cell) -> None:

@@ -8,6 +8,7 @@ import pytest
 from mindspore import Tensor
 
 from gm.config import TrainingConfig
+from gm.runtime import float_status
 from gm.runtime.backend import Backend, compile_cell
 from gm.text.tokenizer import Tokenizer
 from gm.training import setup, trainer
@@ -148,6 +149,26 @@ def test_overflowed_step_is_skipped_and_halves_the_loss_scale(
     assert np.array_equal(arrays(state)[0], vectors[0])
     assert float(state.updates.asnumpy()) == 1
     assert np.isfinite(arrays(state)[1]).all()
+
+
+def test_on_a_card_that_saturates_the_status_registers_skip_a_step(
+    workshop: Workshop, loader: BatchLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(float_status, "saturates", lambda: True)
+    bits = np.zeros(8, np.int32)
+    monkeypatch.setattr(float_status, "_get_status", lambda status: Tensor(bits))
+    monkeypatch.setattr(float_status, "_clear_status", lambda status: status)
+    state = create_state(half=True)
+    step = TrainStep(workshop.model, state, half=True)
+    assert bool(step(*loader.batch(0).inputs)[1])
+    kept = state.gradient_sums[0].asnumpy().copy()
+    bits[3] = 1
+    loss, finite = step(*loader.batch(1).inputs)
+    assert (np.isfinite(float(loss)), bool(finite)) == (True, False)
+    assert np.array_equal(state.gradient_sums[0].asnumpy(), kept)
+    assert (float(state.num_summed.asnumpy()), float(state.loss_scale.asnumpy())) == (1.0, 2.0**15)
+    # Without loss scaling there is nothing to adapt.
+    assert not TrainStep(workshop.model, create_state(), half=False).saturates
 
 
 def test_loss_scale_doubles_after_a_long_finite_streak(

@@ -11,6 +11,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 from PIL import Image
 
 from gm import api
@@ -18,12 +19,14 @@ from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import Config
 from gm.embeddings import io as embedding_io
+from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import Backend
 from gm.sampling.image_files import read_parameters
-from gm.training import output_dir, setup, trainer
+from gm.training import divergence, output_dir, setup, trainer
+from gm.training.step_result import StepResult
 from gm.training.trainer import Trainer
 from gm.training.validation import ValidationLoss
 from tests.project import Workshop, whole_run
@@ -72,6 +75,31 @@ def test_float16_trains_about_the_same(workshop: Workshop, graph: bool) -> None:
     assert np.linalg.norm(flat(run) - vectors) < 0.05 * np.linalg.norm(vectors - start)
     assert {p.dtype for p in model.unet.get_parameters() if p.name.endswith("weight")} == {ms.float16}
     assert {p.dtype for p in run.state.get_parameters()} == {ms.float32}
+
+
+def test_numpy_computes_from_bfloat16_weights_as_from_the_same_values_in_float32(workshop: Workshop) -> None:
+    """The CPU cannot train in bfloat16; what NumPy computes before, during and after training does not depend on it."""
+    training_setup = setup.prepare(workshop.config(concept={"num_vectors": 3}))
+    models = [sdxl.build(workshop.model.config, dtype) for dtype in (ms.bfloat16, ms.float32)]
+    for model in models:
+        loading.load_weights(model, training_setup.config.run.weight, model.config)
+    for rounded, same in zip(*(model.get_parameters() for model in models), strict=True):
+        same.set_data(Tensor(rounded.asnumpy().astype(np.float32)))
+    runs = [trainer.prepare(model, training_setup, EAGER) for model in models]
+    assert models[0].token_tables()["clip_g"].dtype.name == "bfloat16"
+    assert np.array_equal(flat(runs[0]), flat(runs[1]))
+    assert runs[0].base_model == runs[1].base_model
+    assert models[0].token_norms([5, 6, 7]) == models[1].token_norms([5, 6, 7])
+    vectors = runs[0].state.vector_arrays()["clip_l"]
+    tokens = [nearest_tokens(vectors, model.token_tables()["clip_l"], 3) for model in models]
+    assert tokens[0] == tokens[1]
+    result = StepResult(1, 1, math.nan, math.nan, False, 1, 0.0, None, 0.0)
+    causes = [divergence.cause(model, runs[0].state, result, EAGER) for model in models]
+    assert causes[0] == causes[1]
+    assert "weights are finite" in causes[0]
+    weight = next(p for p in models[0].unet.get_parameters() if p.dtype == ms.bfloat16)
+    weight.set_data(Tensor(np.full(weight.shape, np.nan, np.float32), ms.bfloat16))
+    assert weight.name in divergence.cause(models[0], runs[0].state, result, EAGER)
 
 
 @pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])

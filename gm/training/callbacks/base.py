@@ -16,7 +16,7 @@ from gm.runtime.backend import Backend
 from gm.training.batches import BatchLoader
 from gm.training.setup import TrainingSetup
 from gm.training.step_result import RunningLoss, StepResult
-from gm.training.train_state import TrainState
+from gm.training.train_state import TrainState, Vectors
 
 
 class TrainerView(Protocol):
@@ -42,8 +42,21 @@ class Callback:
     def on_train_begin(self, trainer: TrainerView) -> None:
         """Called before the first step; the trainer has the setup, the state and the model."""
 
+    def on_first_step(self, vectors: Vectors) -> None:
+        """Called once after the first step, before its `on_step_end`; `vectors` are those before it.
+
+        What compiles graphs belongs here: the other ranks wait in their second step, connected with this one.
+        """
+
     def on_step_end(self, result: StepResult) -> None:
         """Called after every step, in the order of the callbacks."""
+
+    def needs_state(self, step: int) -> bool:
+        """Return whether `on_step_end` reads the training state after `step`, as long as the run does not end there.
+
+        Where none does, an Ascend card takes the next step before the callbacks are called.
+        """
+        return True
 
     def on_log(self, record: dict[str, Any]) -> None:
         """Called with a record of another callback: "step" and a validation loss, or norms and nearest tokens."""

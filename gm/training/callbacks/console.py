@@ -40,6 +40,9 @@ class ConsoleProgress(Callback):
         else:
             self._write_line(result)
 
+    def needs_state(self, step: int) -> bool:
+        return False
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()

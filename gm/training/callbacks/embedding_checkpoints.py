@@ -23,10 +23,18 @@ class EmbeddingCheckpoints(Callback):
             with skip_failed_write("the embedding", required=result.is_last):
                 save_embeddings(self.trainer, self.folder, result.step, result.step)
 
+    def needs_state(self, step: int) -> bool:
+        return in_interval(self.trainer, step)
+
 
 def is_due(trainer: TrainerView, result: StepResult) -> bool:
     """Return whether the embeddings are saved after this step."""
-    return result.is_last or result.step % trainer.setup.config.training.save_ckpt_interval == 0
+    return result.is_last or in_interval(trainer, result.step)
+
+
+def in_interval(trainer: TrainerView, step: int) -> bool:
+    """Return whether the embeddings are saved after `step`, even if it is not the last."""
+    return step % trainer.setup.config.training.save_ckpt_interval == 0
 
 
 def save_embeddings(trainer: TrainerView, folder: Path, step: int, name: int | str) -> None:

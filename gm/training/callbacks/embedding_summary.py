@@ -6,7 +6,7 @@ import numpy as np
 
 from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.training.callbacks.base import Callback, TrainerView, write_line
-from gm.training.callbacks.embedding_checkpoints import is_due
+from gm.training.callbacks.embedding_checkpoints import in_interval, is_due
 from gm.training.step_result import StepResult
 
 _NUM_TOKENS = 5  # nearest tokens per vector
@@ -37,6 +37,9 @@ class EmbeddingSummary(Callback):
                 )
                 if result.is_last:
                     _print(concept.placeholder_token, encoder, nearest)
+
+    def needs_state(self, step: int) -> bool:
+        return in_interval(self.trainer, step)
 
 
 def _print(placeholder_token: str, encoder: str, nearest: list[list[tuple[str, float]]]) -> None:

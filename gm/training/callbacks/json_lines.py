@@ -32,6 +32,9 @@ class JsonLinesLogger(Callback):
             del record["is_last"]
             self.on_log(record)
 
+    def needs_state(self, step: int) -> bool:
+        return False
+
     def on_log(self, record: dict[str, Any]) -> None:
         """Append a record; values that JSON lacks, not-a-number and infinity, become null."""
         values = {name: _json_value(value) for name, value in record.items()}

@@ -27,3 +27,6 @@ class HtmlReport(Callback):
         with skip_failed_write("the report"):
             path = html_report.write(self.folder, f"{tokens} on {config.model.version}", options)
             write_line(f"report {path}")
+
+    def needs_state(self, step: int) -> bool:
+        return False

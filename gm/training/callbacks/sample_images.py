@@ -14,12 +14,13 @@ from gm.sampling.pipeline import Pipeline
 from gm.training import embedding_files
 from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write, write_line
 from gm.training.step_result import StepResult
+from gm.training.train_state import Vectors
 
 COMPARISON = "before_after.png"
 
 
 class SampleImages(Callback):
-    """Writes a grid, `step_<step>.png`, before training, every `infer_interval` steps and at the last.
+    """Writes a grid, `step_<step>.png`, of step 0, of every `infer_interval`th step and of the last.
 
     It has a row per prompt, with `num_cols` × `num_rows` images each. At the end, `before_after.png` compares the first
     and the last grid.
@@ -31,23 +32,26 @@ class SampleImages(Callback):
     def on_train_begin(self, trainer: TrainerView) -> None:
         self.trainer = trainer
         self.pipeline = Pipeline(trainer.model, trainer.backend, trainer.setup.config.run.pooling)
-        if not trainer.setup.resume_from:
+
+    def on_first_step(self, vectors: Vectors) -> None:
+        if not self.trainer.setup.resume_from:
             with skip_failed_write("the sample image"):
-                self._sample(0)
+                self._sample(0, vectors)
 
     def on_step_end(self, result: StepResult) -> None:
-        interval = self.trainer.setup.config.training.infer_interval
-        if result.ended or not (result.is_last or result.step % interval == 0):
+        if result.ended or not (result.is_last or self.needs_state(result.step)):
             return
         with skip_failed_write("the sample image"):
-            grid = self._sample(result.step)
+            grid = self._sample(result.step, self.trainer.state.vector_arrays())
             if result.is_last:
                 self._compare(grid, result.step)
 
-    def _sample(self, step: int) -> np.ndarray:
+    def needs_state(self, step: int) -> bool:
+        return step % self.trainer.setup.config.training.infer_interval == 0
+
+    def _sample(self, step: int, vectors: Vectors) -> np.ndarray:
         """Generate and write the grid of `step`; return it, uint8 [H, W, 3]."""
         trainer = self.trainer
-        vectors = trainer.state.vector_arrays()
         trained = embedding_files.embeddings(trainer.setup, vectors, trainer.base_model, step)
         loaded = combine(trained, trainer.setup.config.model)
         images: list[np.ndarray] = []

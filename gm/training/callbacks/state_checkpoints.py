@@ -27,11 +27,15 @@ class StateCheckpoints(Callback):
             self._save(result)
         self.last_step = result.step
 
-    def _is_due(self, result: StepResult) -> bool:
+    def needs_state(self, step: int) -> bool:
         interval = self.trainer.setup.config.training.checkpointing_steps
-        due = result.step // interval > self.last_step // interval
+        return step // interval > self.last_step // interval
+
+    def _is_due(self, result: StepResult) -> bool:
         # Between updates every rank has gradient sums of its own.
-        return due and (self.trainer.backend.world_size == 1 or result.gradient_norm is not None)
+        return self.needs_state(result.step) and (
+            self.trainer.backend.world_size == 1 or result.gradient_norm is not None
+        )
 
     def _save(self, result: StepResult) -> None:
         trainer = self.trainer

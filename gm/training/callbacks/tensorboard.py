@@ -38,6 +38,9 @@ class TensorBoardLogger(Callback):
     def on_step_end(self, result: StepResult) -> None:
         self.add_scalars(result.step, {name: getattr(result, name) for name in _STEP_METRICS})
 
+    def needs_state(self, step: int) -> bool:
+        return False
+
     def on_log(self, record: dict[str, Any]) -> None:
         if "validation_loss" in record:
             self.add_scalars(record["step"], {"validation_loss": record["validation_loss"]})

@@ -12,6 +12,7 @@ from gm.training import embedding_files
 from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write, write_line
 from gm.training.callbacks.embedding_checkpoints import save_embeddings
 from gm.training.step_result import StepResult
+from gm.training.train_state import Vectors
 from gm.training.validation import ValidationHistory, ValidationLoss, change
 
 
@@ -33,16 +34,19 @@ class Validation(Callback):
         self.trainer = trainer
         num_samples = trainer.setup.config.training.num_validation_samples
         self.loss = ValidationLoss(trainer.model, trainer.batches, num_samples, trainer.backend)
+        self.start = trainer.step
+
+    def on_first_step(self, vectors: Vectors) -> None:
+        num_samples = self.trainer.setup.config.training.num_validation_samples
         if self.history is None or len(self.history.first) != num_samples:
-            losses = self._measure().tolist()
-            self.history = ValidationHistory(losses, losses, trainer.step)
+            losses = self.loss.losses(vectors).tolist()
+            self.history = ValidationHistory(losses, losses, self.start)
 
     def on_step_end(self, result: StepResult) -> None:
-        interval = self.trainer.setup.config.training.validation_loss_interval
-        if result.ended or not (result.is_last or result.step % interval == 0):
+        if result.ended or not (result.is_last or self.needs_state(result.step)):
             return
         assert self.history
-        losses = self._measure()
+        losses = self.loss.losses(self.trainer.state.vector_arrays())
         event = self.history.add(result.step, losses, result.loss_smoothed)
         if event == "best":
             with skip_failed_write("the best embedding so far"):
@@ -54,8 +58,8 @@ class Validation(Callback):
             self._print(record, len(losses))
         self.trainer.log(record)
 
-    def _measure(self) -> np.ndarray:
-        return self.loss.losses(self.trainer.state.vector_arrays())
+    def needs_state(self, step: int) -> bool:
+        return step % self.trainer.setup.config.training.validation_loss_interval == 0
 
     def _record(self, step: int, losses: np.ndarray) -> dict[str, Any]:
         assert self.history
