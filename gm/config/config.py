@@ -38,6 +38,14 @@ class RunConfig(Section):
         "is some in PyNative mode on CPU, else off",
         choices=("auto", "off", "some", "most"),
     )
+    jit_level: str = option(
+        "O0",
+        "how graphs run on Ascend: O0 kernel by kernel, O1 with fused operators, O2 as a whole by CANN's graph engine",
+        choices=("O0", "O1", "O2"),
+    )
+    max_device_memory: str = option(
+        "", "memory of the Ascend card that this process may use, such as 30GB; default: all that is free"
+    )
     weight: str = option(
         "checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors", path="shipped"
     )

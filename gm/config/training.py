@@ -138,7 +138,11 @@ class TrainingConfig(Section):
         "--d seed --w width --h height",
     )
     is_parallel: bool = option(False, "data parallel training in the processes that mpirun or msrun started")
-    distributed_timeout: int = option(1800, "seconds that a process waits for the others before it exits", minimum=1)
+    distributed_timeout: int | None = option(
+        None,
+        "seconds that a process waits for the others before it exits; default: 7200 on Ascend, 1800 on CPU",
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True)

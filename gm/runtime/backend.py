@@ -22,9 +22,9 @@ from mindspore import Tensor, nn, ops
 
 from gm.config import RunConfig
 from gm.errors import UserError
-from gm.runtime import compile_cache, distributed
+from gm.runtime import compile_cache, devices, distributed
 from gm.runtime.duration import format_duration
-from gm.runtime.environment import ascend_present, simulating
+from gm.runtime.environment import ascend_present, onednn_message, simulating
 
 log = logging.getLogger("gm")
 
@@ -43,6 +43,7 @@ _KEEP_HALF_ABOVE = {"off": math.inf, "some": 2**23, "most": 2**20}
 _on_ascend = False
 _rank = 0
 _world_size = 1
+_target: tuple[object, ...] = ()  # what a compiled graph depends on besides its Cell
 _in_graph = False  # set by `compile_cell`
 # Input shapes and dtypes for which a Cell has been compiled.
 _compiled_shapes: weakref.WeakKeyDictionary[nn.Cell, set[Any]] = weakref.WeakKeyDictionary()
@@ -113,10 +114,11 @@ class Backend:
         self.all_reduce_mean([0.0])
 
 
-def setup(run: RunConfig, is_parallel: bool = False, timeout: float = Backend.timeout) -> Backend:
+def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = None) -> Backend:
     """Choose the device and join the process group; call it once, before any tensor is created.
 
-    Raises UserError for a missing device, a precision that the device lacks, and processes without `--is_parallel`.
+    `timeout` is that of `Backend`; None is the device's default. Raises UserError for a missing device, a precision
+    that the device lacks, and processes without `--is_parallel`.
     """
     device = run.device_target or ("Ascend" if ascend_present() else "CPU")
     if device == "Ascend" and not (ascend_present() or simulating()):
@@ -127,22 +129,35 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float = Backend.ti
         raise UserError(f"{processes} processes were started without --is_parallel True; add it, or start one process")
     if not run.device_target:
         log.info("running on %s; --device_target chooses", device)
-    global _on_ascend, _rank, _world_size
+    global _on_ascend, _rank, _world_size, _target
     _on_ascend = device == "Ascend"
-    ms.set_device(device)
+    devices.select(device, run)
     # `compile_cell` compiles single Cells and caches them: MindSpore's own cache may return another Cell's graph.
     ms.set_context(mode=ms.PYNATIVE_MODE, enable_compile_cache=False)
     if device == "CPU":
         # The asynchronous PyNative pipeline spins on a core of its own: 2 to 20 times slower on the CPU backend.
         ms.runtime.launch_blocking()
-        _warn_of_slow_convolution(ms.__version__)
+    timeout = timeout or distributed.DEFAULT_TIMEOUT[device]
+    if _on_ascend and is_parallel:
+        distributed.set_hccl_timeouts(timeout)
     _rank, _world_size = distributed.init(built_in=device == "CPU") if is_parallel else (0, 1)
+    _target = (device, _world_size, *((devices.soc_version(), run.jit_level) if _on_ascend else ()))
     if _rank:
         log.setLevel(logging.WARNING)  # rank 0 logs for all
+    else:
+        _log_limits(device, run)
     low_memory = run.low_memory
     if low_memory == "auto":
         low_memory = "some" if device == "CPU" and run.ms_mode == 1 else "off"
     return Backend(device, run.ms_mode == 0, dtype, _rank, _world_size, _KEEP_HALF_ABOVE[low_memory], timeout)
+
+
+def _log_limits(device: str, run: RunConfig) -> None:
+    """Log which options have no effect on `device`, and what makes it slow."""
+    for message in devices.unused_options(device, run):
+        log.warning(message)
+    if device == "CPU" and (message := onednn_message()):
+        log.warning(message)
 
 
 def on_ascend() -> bool:
@@ -186,9 +201,12 @@ def compile_cell(cell: nn.Cell, graph: bool, label: str = "", gradient: bool = F
             if shapes in compiled_shapes:
                 return cell(*inputs)
             compiled_shapes.add(shapes)
-            file = compile_cache.cache_file(cell, inputs, (_on_ascend, _world_size))
+            file = compile_cache.cache_file(cell, inputs, _target)
+            cached = file is not None and file.exists()
             if label:
-                _announce(cell, label, gradient, file is not None and file.exists())
+                _announce(cell, label, gradient, cached)
+            if file and cached and compile_cache.compile_cached(cell, inputs, file, _rank):
+                return cell(*inputs)
             with compile_cache.use(file, _rank):
                 return cell(*inputs)
         finally:
@@ -230,11 +248,3 @@ class AllReduceMean(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return x if self.sum is None else self.sum(x) / self.world_size
-
-
-def _warn_of_slow_convolution(version: str) -> None:
-    # Their oneDNN 3.10 runs 3×3 convolutions on AVX-512 machines through its reference loop.
-    if tuple(int(part) for part in version.split(".")[:2]) >= (2, 9):
-        log.warning(
-            "MindSpore %s convolves about 100 times slower on CPU than 2.8: pip install mindspore==2.8.0", version
-        )

@@ -3,7 +3,8 @@
 MindSpore's own cache identifies a graph by the order in which a process compiles it, in one folder per process: with
 2.8 it ran another model's graph, and a batch of two on the graph of four. Here every process has a temporary folder for
 MindSpore's cache; a cached graph is copied into it just before MindSpore asks for it, and a new one is copied out
-afterwards. A damaged file is compiled again, like a missing one.
+afterwards. A damaged file is compiled again, like a missing one, and so is one that the device does not accept. Only
+the graph of MindSpore's front end is cached: see `environment.disable_backend_cache`.
 
 The environment variable `GM_GRAPHS` replaces the folder in the user's cache folder; empty, it turns the cache off.
 """
@@ -14,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -27,7 +29,15 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common import api
+
+try:
+    from mindspore.graph import api  # since 2.9
+except ImportError:
+    from mindspore.common import api
+
+from gm.errors import shorten
+
+log = logging.getLogger("gm")
 
 _MAX_GRAPHS = 64  # above it, the least recently used graph is deleted
 _next_number = 0  # MindSpore numbers the graphs of a process in the order of their compilation
@@ -57,6 +67,22 @@ def cache_file(cell: nn.Cell, inputs: tuple[Any, ...], target: object) -> Path |
     return folder / f"{hashlib.sha256((key + sources).encode()).hexdigest()[:32]}.mindir"
 
 
+def compile_cached(cell: nn.Cell, inputs: tuple[Any, ...], file: Path, rank: int) -> bool:
+    """Compile `cell` for `inputs` from the cached graph `file`, without running it; return whether that succeeded.
+
+    A graph that the device does not accept is deleted. Running it is left out, since a step must not run twice.
+    """
+    try:
+        with use(file, rank):
+            cell.compile(*inputs)
+    except Exception as error:  # MindSpore raises many kinds, and the graph can be compiled without the file
+        reason = str(error).strip().split("\n")[0]
+        log.warning("the cached graph %s does not load (%s): compiling instead", file, shorten(reason))
+        file.unlink(missing_ok=True)
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def use(file: Path | None, rank: int) -> Iterator[None]:
     """Let the one graph that is compiled in the block be read from `file`, or written to it if it is not there yet."""
@@ -79,7 +105,7 @@ def use(file: Path | None, rank: int) -> Iterator[None]:
     finally:
         ms.set_context(enable_compile_cache=False)
         _next_number += 1
-        for path in folder.glob("*.mindir"):
+        for path in folder.glob(f"{prefix}*.mindir"):
             if path != expected:  # what MindSpore wrote tells its number, which differs after a Cell it did not compile
                 _next_number = int(path.stem.removeprefix(prefix)) + 1
             if path != expected or _stat(path) != before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -13,6 +14,15 @@ import time
 from gm.config import cli
 from gm.errors import UserError
 
+log = logging.getLogger("gm")
+
+# Seconds that ranks wait for each other. On Ascend rank 0 may compile for long while the others wait.
+DEFAULT_TIMEOUT = {"CPU": 1800.0, "Ascend": 7200.0}
+# HCCL's limits of its own timeouts, in seconds: CANN's documentation of HCCL_CONNECT_TIMEOUT and HCCL_EXEC_TIMEOUT
+# (for Atlas training cards; later ones allow more). Ascend 910 rounds the latter down to a multiple of 68.
+_CONNECT_SECONDS = (120, 7200)
+_EXEC_UNIT = 68
+_MAX_EXEC_SECONDS = 17340
 _START_SECONDS = 60  # that the scheduler may take to start
 _CONFIRM_SECONDS = 10  # that the ranks may take to confirm the last collective
 
@@ -20,6 +30,20 @@ _CONFIRM_SECONDS = 10  # that the ranks may take to confirm the last collective
 def num_processes() -> int:
     """Return the number of processes that a launcher started."""
     return int(os.environ.get("MS_WORKER_NUM", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
+
+
+def set_hccl_timeouts(timeout: float) -> None:
+    """Let HCCL wait at least `timeout` seconds, as far as it can: its defaults are 120 s to connect and 1,836 s to act.
+
+    HCCL reads the variables when it starts. Those that the user has set stay. Where both limits are possible, HCCL's
+    own end later than `Backend.timeout`, whose message says what to do.
+    """
+    connect = min(max(math.ceil(timeout), _CONNECT_SECONDS[0]), _CONNECT_SECONDS[1])
+    execute = min((math.floor(timeout / _EXEC_UNIT) + 1) * _EXEC_UNIT, _MAX_EXEC_SECONDS)
+    for name, seconds in (("HCCL_CONNECT_TIMEOUT", connect), ("HCCL_EXEC_TIMEOUT", execute)):
+        value = os.environ.setdefault(name, str(seconds))
+        if value.isdecimal() and 0 < int(value) < timeout:
+            log.warning("HCCL waits %s s, less than --distributed_timeout %g: %s", value, timeout, name)
 
 
 def init(built_in: bool) -> tuple[int, int]:

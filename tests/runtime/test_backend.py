@@ -71,12 +71,58 @@ def test_processes_without_the_flag_and_the_flag_without_processes(monkeypatch: 
         backend.setup(RunConfig(device_target="CPU"))
 
 
-@pytest.mark.parametrize(("version", "warned"), [("2.7.1", False), ("2.8.0", False), ("2.9.0", True), ("2.10.0", True)])
-def test_a_warning_names_versions_with_slow_convolution(
-    version: str, warned: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    backend._warn_of_slow_convolution(version)
-    assert ("mindspore==2.8.0" in caplog.text) is warned
+def test_ranks_wait_as_long_as_the_device_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.setup(RunConfig(device_target="CPU")).timeout == 1800
+    assert backend.setup(RunConfig(device_target="CPU"), timeout=5).timeout == 5
+    monkeypatch.setattr(backend, "ascend_present", lambda: True)
+    monkeypatch.setattr(backend.devices, "select", lambda device, run: None)
+    monkeypatch.setattr(backend.devices, "soc_version", lambda: "ascend910b")
+    for name in ("_on_ascend", "_target"):
+        monkeypatch.setattr(backend, name, getattr(backend, name))
+    assert backend.setup(RunConfig(device_target="Ascend")).timeout == 7200
+    assert backend.setup(RunConfig(device_target="Ascend"), timeout=5).timeout == 5
+
+
+def test_hccls_timeouts_are_set_before_the_ranks_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "ascend_present", lambda: True)
+    monkeypatch.setattr(backend.devices, "select", lambda device, run: None)
+    monkeypatch.setattr(backend.devices, "soc_version", lambda: "ascend910b")
+    for name in ("_on_ascend", "_target", "_rank", "_world_size"):
+        monkeypatch.setattr(backend, name, getattr(backend, name))
+    events: list[object] = []
+    monkeypatch.setattr(backend.distributed, "set_hccl_timeouts", events.append)
+    monkeypatch.setattr(backend.distributed, "init", lambda built_in: events.append(built_in) or (0, 8))
+    assert backend.setup(RunConfig(device_target="Ascend"), is_parallel=True).world_size == 8
+    assert events == [7200, False]
+
+
+def test_a_graph_is_cached_by_card_and_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "ascend_present", lambda: True)
+    monkeypatch.setattr(backend.devices, "select", lambda device, run: None)
+    for name in ("_on_ascend", "_target"):
+        monkeypatch.setattr(backend, name, getattr(backend, name))
+
+    def target(device: str, soc: str = "", level: str = "O0") -> tuple[object, ...]:
+        monkeypatch.setattr(backend.devices, "soc_version", lambda: soc)
+        backend.setup(RunConfig(device_target=device, jit_level=level))
+        return backend._target
+
+    targets = [target("CPU"), target("Ascend", "ascend910"), target("Ascend", "ascend910b")]
+    targets.append(target("Ascend", "ascend910b", "O1"))
+    assert len(set(targets)) == 4
+    assert target("CPU", level="O1") == target("CPU")  # where it has no effect
+
+
+def test_options_without_effect_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    backend.setup(RunConfig(device_target="CPU", jit_level="O1", max_device_memory="30GB"))
+    assert "--jit_level O1 has no effect on CPU" in caplog.messages
+    assert "--max_device_memory 30GB has no effect on CPU" in caplog.messages
+
+
+def test_the_limit_of_onednn_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(backend, "onednn_message", lambda: "slow")
+    backend.setup(RunConfig(device_target="CPU"))
+    assert "slow" in caplog.messages
 
 
 @pytest.mark.graph

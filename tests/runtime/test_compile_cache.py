@@ -276,3 +276,40 @@ def test_the_cache_works_after(between: str, cache: Path) -> None:
     assert run_graph(Scale(5.0)) == 15.0
     assert {path: path.stat().st_ino for path in cache.glob("*.mindir")} == written
     assert not list(compile_cache._process_dir().rglob("*.mindir"))
+
+
+class Refused(Scale):
+    """A Cell whose cached graph the device refuses, such as after an update of its drivers."""
+
+    def compile(self, *args: Tensor) -> None:
+        number = self.attempts = getattr(self, "attempts", 0) + 1
+        if number == 1:
+            raise RuntimeError("no kernel\nfor this graph")
+        super().compile(*args)
+
+
+@pytest.mark.graph
+def test_a_cached_graph_that_does_not_load_is_compiled_instead(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    refused, later = Refused(7.0), Scale(9.0)
+    inputs = (Tensor(np.ones(3, np.float32)),)
+    file = compile_cache.cache_file(refused, inputs, backend._target)
+    assert file
+    file.write_bytes(b"a graph of another driver")
+    assert run_graph(refused) == 21.0
+    assert caplog.messages == [f"the cached graph {file} does not load (no kernel): compiling instead"]
+    assert [run_graph(later), run_graph(Scale(9.0))] == [27.0, 27.0]
+    assert not list(compile_cache._process_dir().rglob("*.mindir"))
+
+
+@pytest.mark.graph
+def test_files_of_ascends_back_end_are_not_taken_for_graphs(cache: Path) -> None:
+    folder = compile_cache._process_dir() / "rank_0" / "graph_cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / "backend_compile_cache_0.mindir"
+    beside.write_text("a kernel graph")
+    try:
+        assert run_graph(Scale(11.0)) == 33.0
+        assert [path.read_bytes() for path in cache.iterdir()] != [b"a kernel graph"]
+        assert len(list(cache.iterdir())) == 1
+    finally:
+        beside.unlink()

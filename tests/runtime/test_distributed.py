@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gm.embeddings import io as embedding_io
-from gm.runtime import environment
+from gm.runtime import distributed, environment
 from gm.training import checkpoint
 from tests.project import MPIRUN, Workshop
 
@@ -186,6 +186,35 @@ def test_mpirun_is_translated_to_mindspores_variables(monkeypatch: pytest.Monkey
     assert not {"OMPI_COMMAND", "PMIX_RANK"} & set(variables)
     assert adopted("1815937025") == variables
     assert adopted("1815937026")["MS_SCHED_PORT"] != variables["MS_SCHED_PORT"]  # another mpirun on the same machine
+
+
+@pytest.mark.parametrize(
+    ("timeout", "connect", "execute"),
+    [
+        (7200, "7200", "7208"),
+        (1800, "1800", "1836"),
+        (60, "120", "68"),  # HCCL's least
+        (68, "120", "136"),  # HCCL rounds down to multiples of 68: longer than the toolkit's own wait
+        (100000, "7200", "17340"),  # HCCL's most
+    ],
+)
+def test_hccl_waits_as_long_as_the_toolkit(
+    timeout: float, connect: str, execute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables: dict[str, str] = {}
+    monkeypatch.setattr(distributed.os, "environ", variables)
+    distributed.set_hccl_timeouts(timeout)
+    assert variables == {"HCCL_CONNECT_TIMEOUT": connect, "HCCL_EXEC_TIMEOUT": execute}
+
+
+def test_hccls_timeouts_that_the_user_has_set_stay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    variables = {"HCCL_CONNECT_TIMEOUT": "300", "HCCL_EXEC_TIMEOUT": "0"}  # 0: without end
+    monkeypatch.setattr(distributed.os, "environ", variables)
+    distributed.set_hccl_timeouts(7200)
+    assert variables == {"HCCL_CONNECT_TIMEOUT": "300", "HCCL_EXEC_TIMEOUT": "0"}
+    assert caplog.messages == ["HCCL waits 300 s, less than --distributed_timeout 7200: HCCL_CONNECT_TIMEOUT"]
 
 
 @pytest.mark.e2e
