@@ -14,7 +14,6 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
 from gm import ops as gm_ops
-from gm.ops import layout
 from gm.runtime.backend import DType
 
 
@@ -37,7 +36,7 @@ class Linear(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         y = self.product(x, ops.cast(self.weight, x.dtype))
-        return y if self.bias is None else ops.bias_add(y, self.bias)
+        return y if self.bias is None else gm_ops.add_bias(y, self.bias)
 
 
 class Projection(Linear):
@@ -49,6 +48,28 @@ class Projection(Linear):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.project(x, self.weight, self.bias)
+
+
+class ProjectionFromImage(Linear):
+    """Affine map of every pixel of x [N, inputs, H, W] → a sequence of H·W tokens."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
+        super().__init__(inputs, outputs, dtype)
+        self.project = gm_ops.projection_from_image()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.project(x, self.weight, self.bias)
+
+
+class ProjectionToImage(Linear):
+    """Affine map of every token of a sequence of H·W tokens → [N, outputs, H, W]."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
+        super().__init__(inputs, outputs, dtype)
+        self.project = gm_ops.projection_to_image()
+
+    def construct(self, x: Tensor, height: int, width: int) -> Tensor:
+        return self.project(x, self.weight, self.bias, height, width)
 
 
 class Conv2d(nn.Cell):
@@ -72,18 +93,15 @@ class Conv2d(nn.Cell):
         self.convolution = gm_ops.convolution(outputs, kernel, padding or (kernel // 2,) * 4, stride)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.bias_add(self.convolution(x, self.weight), self.bias)
+        return self.convolution(x, self.weight, self.bias)
 
 
 class PointwiseConv2d(Conv2d):
-    """Convolution with a 1×1 kernel, computed as a projection of pixels: [N, inputs, H, W] → [N, outputs, H, W]."""
+    """Convolution with a 1×1 kernel: [N, inputs, H, W] → [N, outputs, H, W]."""
 
     def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
         super().__init__(inputs, outputs, 1, dtype)
-        self.project = gm_ops.projection()
-
-    def construct(self, x: Tensor) -> Tensor:
-        return layout.to_image(self.project(layout.from_image(x), self.weight, self.bias), *x.shape[2:])
+        self.convolution = gm_ops.pointwise_convolution(outputs)
 
 
 class FrozenEmbedding(nn.Cell):
@@ -105,7 +123,7 @@ class LayerNorm(nn.Cell):
         self.normalise = gm_ops.layer_norm(width, epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.cast(self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta), x.dtype)
+        return self.normalise(x, self.gamma, self.beta)
 
 
 class GroupNorm(nn.Cell):
@@ -118,7 +136,7 @@ class GroupNorm(nn.Cell):
         self.normalise = gm_ops.group_norm(groups, epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.cast(self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta), x.dtype)
+        return self.normalise(x, self.gamma, self.beta)
 
 
 class Upsample(nn.Cell):
