@@ -1,7 +1,8 @@
 """Layers shared by the networks; their parameters hold the published checkpoint's tensors as they are.
 
 Parameters are frozen, and not initialised here: a model is built empty and then loaded. Weights have the `dtype` of the
-constructor; normalisations have float32 weights and compute in float32, whatever the dtype of their input.
+constructor; normalisations have float32 weights (group normalisation on Ascend: those of its kernel) and compute in
+float32, whatever the dtype of their input.
 """
 
 from __future__ import annotations
@@ -32,11 +33,9 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = parameter((outputs, inputs), dtype, "weight")
         self.bias = parameter((outputs,), dtype, "bias") if bias else None
-        self.product = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.product(x, ops.cast(self.weight, x.dtype))
-        return y if self.bias is None else gm_ops.add_bias(y, self.bias)
+        return gm_ops.linear(x, ops.cast(self.weight, x.dtype), self.bias)
 
 
 class Projection(Linear):
@@ -61,11 +60,13 @@ class ProjectionFromImage(Linear):
         return self.project(x, self.weight, self.bias)
 
 
-class ProjectionToImage(Linear):
+class ProjectionToImage(nn.Cell):
     """Affine map of every token of a sequence of H·W tokens → [N, outputs, H, W]."""
 
     def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
-        super().__init__(inputs, outputs, dtype)
+        super().__init__()
+        self.weight = parameter((outputs, inputs), dtype, "weight")
+        self.bias = parameter((outputs,), dtype, "bias")
         self.project = gm_ops.projection_to_image()
 
     def construct(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -127,12 +128,13 @@ class LayerNorm(nn.Cell):
 
 
 class GroupNorm(nn.Cell):
-    """Group normalisation (Wu and He, 2018) of x [N, C, H, W], in float32."""
+    """Group normalisation (Wu and He, 2018) of x [N, C, H, W], in float32; `dtype` is that of the network's weights."""
 
-    def __init__(self, groups: int, channels: int, epsilon: float) -> None:
+    def __init__(self, groups: int, channels: int, epsilon: float, dtype: DType = ms.float32) -> None:
         super().__init__()
-        self.gamma = parameter((channels,), ms.float32, "gamma")
-        self.beta = parameter((channels,), ms.float32, "beta")
+        dtype = gm_ops.group_norm_weight_dtype(dtype)
+        self.gamma = parameter((channels,), dtype, "gamma")
+        self.beta = parameter((channels,), dtype, "beta")
         self.normalise = gm_ops.group_norm(groups, epsilon)
 
     def construct(self, x: Tensor) -> Tensor:

@@ -98,8 +98,8 @@ def _check_heads(config: ModelConfig) -> None:
     for name, width in widths.items():
         if not ascend.takes_heads(width):
             raise UserError(
-                f"--flash_attention on needs attention heads of 16, 32, … or at most 512 channels, and {name} has heads "
-                f"of {width}: use auto"
+                "--flash_attention on needs attention heads of 16, 32, … or at most 512 channels, and "
+                f"{name} has heads of {width}: use auto"
             )
 
 

@@ -86,7 +86,7 @@ class SpatialTransformer(nn.Cell):
     def __init__(self, channels: int, depth: int, config: UNetConfig, dtype: DType) -> None:
         super().__init__()
         heads = channels // config.num_head_channels
-        self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6)
+        self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6, dtype)
         self.proj_in = ProjectionFromImage(channels, channels, dtype)
         self.transformer_blocks = nn.CellList(
             [_BasicTransformerBlock(channels, config.context_dim, heads, dtype) for _ in range(depth)]

@@ -11,22 +11,23 @@ twenty fast ones.
 from gm.ops.attention import attention
 from gm.ops.gelu import gelu
 from gm.ops.linear import (
-    add_bias,
     convolution,
+    linear,
     pointwise_convolution,
     projection,
     projection_from_image,
     projection_to_image,
 )
-from gm.ops.norm import group_norm, layer_norm, softmax
+from gm.ops.norm import group_norm, group_norm_weight_dtype, layer_norm, softmax
 
 __all__ = [
-    "add_bias",
     "attention",
     "convolution",
     "gelu",
     "group_norm",
+    "group_norm_weight_dtype",
     "layer_norm",
+    "linear",
     "pointwise_convolution",
     "projection",
     "projection_from_image",

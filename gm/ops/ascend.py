@@ -20,6 +20,12 @@ _HEAD_WIDTH_STEP = 16
 _MAX_HEAD_WIDTH = 512
 
 
+def group_norm_weight_dtype(dtype: DType) -> DType:
+    """Return the dtype of gamma and beta of a `GroupNorm` in a network of `dtype`, in which no cast is needed."""
+    # Not bfloat16, whose 8 bits would change the weights, and with them the fingerprint of the model.
+    return ms.float16 if dtype == ms.float16 else ms.float32
+
+
 def takes_heads(width: int) -> bool:
     """Return whether the flash attention kernel takes heads of `width` channels (documentation of the operator)."""
     return width % _HEAD_WIDTH_STEP == 0 and width <= _MAX_HEAD_WIDTH
@@ -40,6 +46,11 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causa
     mask = ops.triu(ops.ones((length, length), ms.uint8), diagonal=1) if causal else None
     scale = 1.0 / math.sqrt(channels // heads)
     return ops.flash_attention_score(query, key, value, heads, attn_mask=mask, scalar_value=scale, input_layout="BSH")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return x Wᵀ + b of x [N, C] by one kernel: for two axes it is `aclnnAddmm`, which reads the weight transposed."""
+    return mint.nn.functional.linear(x, weight, bias)
 
 
 class Gelu(nn.Cell):
@@ -68,8 +79,8 @@ class LayerNorm(nn.Cell):
 class GroupNorm(nn.Cell):
     """Group normalisation of x [N, C, H, W] in any precision.
 
-    The kernel takes gamma and beta in the precision of x only (`aclnnGroupNorm`). It computes in float32, but hands mean
-    and 1/s to the backward pass in the precision of x, as PyTorch's does.
+    The kernel takes gamma and beta in the precision of x only (CANN's documentation of `aclnnGroupNorm`). It computes
+    in float32, but hands mean and 1/s to the backward pass in the precision of x, as PyTorch does.
     """
 
     def __init__(self, groups: int, epsilon: float) -> None:

@@ -16,6 +16,8 @@ from gm.ops import ascend, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
+_matmul = ops.MatMul(transpose_b=True)
+
 
 def projection() -> nn.Cell:
     """Return the Cell (x, weight [outputs, C], bias [outputs] or None) → weight times every token of x, plus bias.
@@ -51,6 +53,13 @@ def pointwise_convolution(outputs: int) -> nn.Cell:
     return shared_cell(_PointwiseConvolution)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x Wᵀ + b of vectors x [N, C]; weight [outputs, C] is in the precision of x."""
+    if bias is None:
+        return _matmul(x, weight)
+    return ascend.linear(x, weight, bias) if backend.on_ascend() else ops.bias_add(_matmul(x, weight), bias)
+
+
 def add_bias(y: Tensor, bias: Tensor) -> Tensor:
     """Return y [N, C, …] plus bias [C]."""
     if backend.on_ascend():
@@ -62,24 +71,28 @@ class _Projection(nn.Cell):
     def __init__(self, tokens_first: bool) -> None:
         super().__init__()
         self.tokens_first = tokens_first
-        self.matmul = ops.MatMul(transpose_b=True) if tokens_first else ops.MatMul()
+        self.matmul = ops.MatMul()
         self.casting_matmul = _CastingMatMul(tokens_first)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = weight.shape[0]
         if self.tokens_first:
-            y = self._multiply(x.reshape((-1, x.shape[2])), weight)
-            return (y if bias is None else add_bias(y, bias)).reshape((*x.shape[:2], outputs))
+            return self._map_rows(x.reshape((-1, x.shape[2])), weight, bias).reshape((*x.shape[:2], outputs))
         y = self._multiply(x.reshape((x.shape[0], -1)), weight)
         if bias is not None:
             y = ops.bias_add(y.reshape((1, outputs, -1)), bias)
         return y.reshape((outputs, *x.shape[1:]))
 
+    def _map_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.dtype == x.dtype:
+            return linear(x, _matrix(weight), bias)
+        y = self._multiply(x, weight)
+        return y if bias is None else add_bias(y, bias)
+
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.dtype != x.dtype:
             return self.casting_matmul(x, weight)
-        weight = _matrix(weight)
-        return self.matmul(x, weight) if self.tokens_first else self.matmul(weight, x)
+        return self.matmul(_matrix(weight), x)
 
 
 class _CastingMatMul(nn.Cell):

@@ -18,6 +18,7 @@ from mindspore import Tensor, nn, ops
 from gm.ops import ascend, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
+from gm.runtime.backend import DType
 
 
 def layer_norm(width: int, epsilon: float) -> nn.Cell:
@@ -33,13 +34,17 @@ def layer_norm(width: int, epsilon: float) -> nn.Cell:
 def group_norm(groups: int, epsilon: float) -> nn.Cell:
     """Return the Cell (x [N, C, H, W], gamma [C], beta [C]) → group normalisation of x (Wu and He, 2018), in float32.
 
-    x has any precision, which the result has, too; gamma and beta are float32.
+    x has any precision, which the result has, too; gamma and beta have `group_norm_weight_dtype`.
     """
     if backend.on_ascend():
         return shared_cell(ascend.GroupNorm, groups, epsilon)
-    return shared_cell(
-        _ByMode, shared_cell(_GroupNorm, groups, epsilon), shared_cell(_NativeGroupNorm, groups, epsilon)
-    )
+    native = shared_cell(_NativeGroupNorm, groups, epsilon)
+    return shared_cell(_ByMode, shared_cell(_GroupNorm, groups, epsilon), native)
+
+
+def group_norm_weight_dtype(dtype: DType) -> DType:
+    """Return the dtype of gamma and beta of a group normalisation in a network whose weights have `dtype`."""
+    return ascend.group_norm_weight_dtype(dtype) if backend.on_ascend() else ms.float32
 
 
 def softmax() -> nn.Cell:
