@@ -1,6 +1,11 @@
 """Compile the graphs of a config for Ascend, without a card and without CANN, and count their kernels.
 
-python tools/ascend_dryrun/dryrun.py --config configs/training/tiny_textual_inversion.yaml --precision float16
+python tools/ascend_dryrun/dryrun.py --config configs/training/tiny_textual_inversion.yaml --precisions float16 float32
+
+It needs Linux on x86-64, gcc and nm, and no weights. It proves that syntax, shapes, dtypes and gradients of everything
+that is chosen for Ascend are consistent, in graph mode, on the card that --card names. It does not prove that a kernel
+exists (`ops.eig` compiles) or supports the dtype (flash attention compiles in float32), what a kernel computes, what
+the back end of Ascend joins or refuses, PyNative mode, or any time or memory.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,64 +28,100 @@ from tools.ascend_dryrun import stand_ins
 log = logging.getLogger("gm")
 
 _SECTIONS = ("run", "concept", "data", "training", "loss")
+_CARDS = ("ascend910b", "ascend910_93", "ascend910")  # as `MSContext.get_ascend_soc_version` names them
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdxl-textual-inversion" / "cann-stand-ins"
 
 
 def main() -> None:
-    own, rest = _own_flags()
+    parser = _parser()
+    own, rest = parser.parse_known_args()
+    if "--help" in rest or "-h" in rest:
+        parser.print_help()
     config = cli.parse(__doc__ or "", _SECTIONS, rest)
-    if "MS_SIMULATION_LEVEL" not in os.environ:
-        _start_again(stand_ins.build(Path(own.cache)))
-    results = compile_all(config, own.precisions or [config.run.precision], own.graphs)
-    if own.json:
-        Path(own.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    from tools.ascend_dryrun import kernels
-
-    for precision, counts in results.items():
-        print(f"\n{precision}\n\n{kernels.markdown(counts)}")
+    if stand_ins.CARD_VARIABLE not in os.environ:
+        environment = stand_ins.environment(stand_ins.build(Path(own.cache)), own.card)
+        sys.stdout.flush()
+        # A process of its own: the loader reads where libraries are when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    results = compile_all(config, own.precisions or [config.run.precision], own.graphs, own.variants)
+    _write(results, own)
 
 
-def compile_all(config: Config, precisions: list[str], names: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Compile the graphs `names` (default: all) in each precision; return the kernels by precision and graph.
+def compile_all(
+    config: Config, precisions: Sequence[str], only: Sequence[str] = (), variants: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Compile the graphs `only` (default: all) in each precision, and with `variants` those that options change.
 
-    Raises UserError for a graph that does not compile, with MindSpore's message.
+    Returns by precision and graph the `kernels` by kind, the `summary` of `Kernels` and `seconds`. Raises UserError for
+    an unknown graph, and for one that does not compile, with MindSpore's message.
     """
-    from gm.runtime import backend
-    from tools.ascend_dryrun import graphs, kernels
+    from mindspore.run_check._check_version import AscendEnvChecker
 
+    from gm.runtime import backend
+    from tools.ascend_dryrun import graphs
+    from tools.ascend_dryrun.variants import VARIANTS
+
+    AscendEnvChecker.check_deps_version = lambda _: None  # it reports that CANN's Python package te is missing
+    unknown = set(only) - set(graphs.names(config))
+    if unknown:
+        raise UserError(f"--graphs: this model has no {unknown.pop()}; it has {', '.join(graphs.names(config))}")
     results: dict[str, dict[str, Any]] = {}
     for precision in precisions:
         run = dataclasses.replace(config.run, device_target="Ascend", ms_mode=0, precision=precision)
-        made = graphs.Graphs(config, backend.setup(run))
-        results[precision] = {}
-        for name in names or graphs.GRAPHS:
-            graph = graphs.GRAPHS[name](made)
-            started = time.perf_counter()
-            try:
-                backend.compile_cell(graph.cell, graph=True)(*graph.inputs)
-            except Exception as error:
-                raise UserError(f"{name} in {precision} does not compile for Ascend: {error}") from error
-            results[precision][name] = kernels.count(graph.cell)
-            number = sum(results[precision][name].values())
-            log.info("%s %s: %d kernels, %.1f s", precision, name, number, time.perf_counter() - started)
+        chosen = backend.setup(run)
+        made = graphs.Graphs(config, chosen)
+        results[precision] = {name: _compile(made, name, precision) for name in only or graphs.names(config)}
+        for title, variant in VARIANTS.items() if variants else ():
+            made = graphs.Graphs(variant.apply(config), chosen, variant.num_chunks)
+            for name in variant.graphs:
+                results[precision][f"{name}, {title}"] = _compile(made, name, f"{precision}, {title}")
     return results
 
 
-def _own_flags() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--graphs", nargs="+")
-    parser.add_argument("--precisions", nargs="+")
-    parser.add_argument("--json")
-    parser.add_argument("--cache", default=Path.home() / ".cache" / "sdxl-textual-inversion" / "cann-stand-ins")
-    return parser.parse_known_args()
+def _compile(made: Any, name: str, title: str) -> dict[str, Any]:
+    from gm.runtime import backend
+    from tools.ascend_dryrun import graphs
+    from tools.ascend_dryrun.kernels import Kernels
+
+    graph = graphs.GRAPHS[name](made)
+    started = time.perf_counter()
+    try:
+        backend.compile_cell(graph.cell, graph=True)(*graph.inputs)
+    except Exception as error:
+        raise UserError(f"{name} ({title}) does not compile for Ascend: {error}") from error
+    seconds = time.perf_counter() - started
+    kernels = Kernels(graph.cell)
+    counted = kernels.count()
+    log.info("%s (%s): %d kernels, compiled in %.0f s", name, title, counted.total(), seconds)
+    return {"kernels": dict(counted.most_common()), "summary": kernels.summary(), "seconds": round(seconds, 1)}
 
 
-def _start_again(libraries: Path) -> None:
-    """Replace this process by one that finds the stand-ins: the loader reads its path when a process starts."""
-    path = os.pathsep.join(filter(None, (str(libraries), os.environ.get("LD_LIBRARY_PATH"))))
-    # No cache of graphs: a kept one would not be compiled. MindSpore's errors only.
-    variables = {"LD_LIBRARY_PATH": path, "MS_SIMULATION_LEVEL": "0", "GM_GRAPHS": "", "GLOG_v": "3"}
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
+def _write(results: dict[str, dict[str, Any]], own: argparse.Namespace) -> None:
+    """Print the tables, and write them to the files that the flags name."""
+    from tools.ascend_dryrun import kernels
+
+    tables = []
+    for precision, graphs in results.items():
+        counts = {name: graph["kernels"] for name, graph in graphs.items()}
+        tables.append(f"{precision}, {own.card}\n\n{kernels.markdown(counts)}\n")
+    print("\n" + "\n".join(tables))
+    if own.table:
+        Path(own.table).write_text("\n".join(tables), encoding="utf-8")
+    if own.json:
+        Path(own.json).write_text(json.dumps({own.card: results}, indent=1) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of this tool's own flags; those of a config are read as training reads them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, description=__doc__)
+    parser.add_argument("--graphs", nargs="+", default=(), help="the graphs to compile (default: all)")
+    parser.add_argument("--variants", action="store_true", help="also those that options change: variants.py")
+    parser.add_argument("--precisions", nargs="+", help="several instead of --precision")
+    parser.add_argument("--card", default=_CARDS[0], choices=_CARDS, help="card to compile for (default: %(default)s)")
+    parser.add_argument("--table", help="file to write the counts to, as a markdown table")
+    parser.add_argument("--json", help="file to write the counts to, as JSON")
+    parser.add_argument("--cache", default=_CACHE, help="folder of the stand-ins (default: %(default)s)")
+    return parser
 
 
 def entry_point() -> None:

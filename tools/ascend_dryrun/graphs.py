@@ -15,10 +15,11 @@ from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.models.spatial_transformer import SpatialTransformer
 from gm.runtime.backend import Backend
-from gm.sampling.cfg_denoiser import _ContextProjection, _GuidedUNet
+from gm.sampling.cfg_denoiser import _ContextProjection, _GuidedUNet, guider_name
 from gm.sampling.conditioning import _Conditioner
 from gm.sampling.vae_decode import _Decode
 from gm.training import optimizer
+from gm.training.train_state import TrainState
 from gm.training.train_step import NegativePrompt, TrainStep
 
 
@@ -42,11 +43,15 @@ class _Encode(nn.Cell):
 
 
 class Graphs:
-    """The graphs of one config in one precision; `GRAPHS` has their names."""
+    """The graphs of one config in one precision; `names` returns which there are.
 
-    def __init__(self, config: Config, backend: Backend) -> None:
+    Prompts have `num_chunks` chunks.
+    """
+
+    def __init__(self, config: Config, backend: Backend, num_chunks: int = 1) -> None:
         self.config = config
         self.backend = backend
+        self.num_chunks = num_chunks
         self.model = sdxl.build(config.model, backend.dtype)
         if config.training.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -58,8 +63,8 @@ class Graphs:
         config, n = self.config, self.config.training.train_batch_size
         state = self._train_state()
         negative = None
-        if config.concept.negative or any(concept.negative for concept in config.concepts):
-            ids = tuple(np.zeros((1, 77), np.int32) for _ in self.widths)
+        if any(concept.negative for concept in config.concepts):
+            ids = tuple(np.zeros((1, *self._prompt_shape), np.int32) for _ in self.widths)
             negative = NegativePrompt(np.zeros(1, np.int32), ids)
         cell = TrainStep(self.model, state, self.backend.dtype == ms.float16, config.loss, negative)
         latents = self._latents(n)
@@ -78,38 +83,49 @@ class Graphs:
         return self.update(world=8)
 
     def conditioner(self) -> Graph:
-        n = self._sampling_batch
+        n = self.config.sampling.batch_size
         vectors = tuple(_zeros((self.num_vectors, width)) for width in self.widths.values())
-        return Graph(_Conditioner(self.model), (_zeros((n,), ms.int32), self._sizes(n), *self._ids(n), *vectors))
+        ids = tuple(_zeros((n, self._tokens), ms.int32) for _ in self.widths)  # sampling encodes chunk by chunk
+        return Graph(_Conditioner(self.model), (_zeros((n,), ms.int32), self._sizes(n), *ids, *vectors))
 
     def project_context(self) -> Graph:
-        return Graph(_ContextProjection(self.model), (self._context(2 * self._sampling_batch),))
+        shape = (self._guided_batch, self.num_chunks * self._tokens, self.config.model.unet.context_dim)
+        return Graph(_ContextProjection(self.model), (_zeros(shape, self.backend.dtype),))
 
     def denoiser(self) -> Graph:
-        n, config = self._sampling_batch, self.config.model
-        context_kv = tuple(
-            _zeros(shape, self.backend.dtype) for shape in _context_kv_shapes(self.model, 2 * n, self._tokens)
-        )
-        y = _zeros((2 * n, config.unet.adm_in_channels))
-        scalars = (_zeros(()), _zeros((1,)), _zeros(()), _zeros(()))
-        return Graph(_GuidedUNet(self.model, "cfg"), (self._latents(n), *scalars, y, *context_kv))
+        n, both = self.config.sampling.batch_size, self._guided_batch
+        shapes = _context_kv_shapes(self.model, both, self.num_chunks * self._tokens)
+        context_kv = tuple(_zeros(shape, self.backend.dtype) for shape in shapes)
+        y = _zeros((both, self.config.model.unet.adm_in_channels))
+        sigma, timestep, scale, rescale = _zeros(()), _zeros((1,)), _zeros(()), _zeros(())
+        inputs = (self._latents(n), sigma, timestep, scale, rescale, y, *context_kv)
+        return Graph(_GuidedUNet(self.model, self._guider), inputs)
 
     def vae_decode(self) -> Graph:
-        return Graph(_Decode(self.model), (self._latents(self._sampling_batch),))
+        return Graph(_Decode(self.model), (self._latents(self.config.sampling.batch_size),))
 
     def vae_encode(self) -> Graph:
         side = self.config.model.resolution
         return Graph(_Encode(self.model), (_zeros((1, 3, side, side)),))
 
     @property
-    def _sampling_batch(self) -> int:
-        return self.config.sampling.batch_size
+    def _guider(self) -> str:
+        return guider_name(self.config.sampling, self.config.sampling.guidance_scale)
+
+    @property
+    def _guided_batch(self) -> int:
+        """The images of a sampling batch, twice with guidance."""
+        return self.config.sampling.batch_size * (1 if self._guider == "none" else 2)
 
     @property
     def _tokens(self) -> int:
-        return self.config.model.text_encoder_1.context_length
+        return next(iter(self.config.model.text_encoders.values())).context_length
 
-    def _train_state(self) -> Any:
+    @property
+    def _prompt_shape(self) -> tuple[int, ...]:
+        return (self._tokens,) if self.num_chunks == 1 else (self.num_chunks, self._tokens)
+
+    def _train_state(self) -> TrainState:
         vectors = {name: np.zeros((self.num_vectors, width), np.float32) for name, width in self.widths.items()}
         half = self.backend.dtype == ms.float16
         return optimizer.create_train_state(vectors, self.config.training.optimizer, half)
@@ -118,13 +134,10 @@ class Graphs:
         return _zeros((n, self.config.model.vae.latent_channels, self.latent, self.latent))
 
     def _sizes(self, n: int) -> Tensor:
-        return _zeros((n, 6))
+        return _zeros((n, self.config.model.num_size_values))
 
     def _ids(self, n: int) -> tuple[Tensor, ...]:
-        return tuple(_zeros((n, self._tokens), ms.int32) for _ in self.widths)
-
-    def _context(self, n: int) -> Tensor:
-        return _zeros((n, self._tokens, self.config.model.unet.context_dim), self.backend.dtype)
+        return tuple(_zeros((n, *self._prompt_shape), ms.int32) for _ in self.widths)
 
 
 GRAPHS: dict[str, Callable[[Graphs], Graph]] = {
@@ -137,6 +150,12 @@ GRAPHS: dict[str, Callable[[Graphs], Graph]] = {
     "vae_decode": Graphs.vae_decode,
     "vae_encode": Graphs.vae_encode,
 }
+_OF_A_REFINER = ("conditioner", "project_context", "denoiser")  # it is not trained, and uses the base model's VAE
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """Return the names of the graphs of `config`."""
+    return _OF_A_REFINER if config.model.is_refiner else tuple(GRAPHS)
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any = ms.float32) -> Tensor:

@@ -5,49 +5,77 @@ Counted is the front end's final graph: what Ascend's back end gets, before it j
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 
 from mindspore import nn
 from mindspore.common import api
 from mindspore.train import anf_ir_pb2
 
 # Nodes that launch nothing: they name, order or join values, or change a shape without moving data.
-_NO_KERNEL = frozenset(
-    (
-        *("Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"),
-        *("ExpandDims", "Flatten", "Reshape", "Squeeze", "StopGradient"),
-    )
-)
-
-Count = Mapping[str, int]  # by kind, as MindSpore names its operators
+_SHAPES = frozenset(("ExpandDims", "Flatten", "Reshape", "Squeeze", "TupleGetItem"))
+_NO_KERNEL = _SHAPES | {"Depend", "Load", "MakeTuple", "Return", "StopGradient", "UpdateState"}
+ATTENTIONS = frozenset(("FlashAttentionScore", "Softmax"))  # one of them for each attention, forward
+_ATTENTION = ATTENTIONS | {"FlashAttentionScoreGrad", "BatchMatMul", "BatchMatMulExt"}
+NORMS = frozenset(("LayerNorm", "LayerNormExt", "GroupNorm"))  # forward
+_NORM = NORMS | {"LayerNormGrad", "LayerNormGradExt", "GroupNormGrad"}
 
 
-def nodes(cell: nn.Cell) -> list[tuple[str, str]]:
-    """Return (kind, scope) of every kernel of the graph that was last compiled for `cell`.
+class Kernels:
+    """The kernels of the graph that was last compiled for `cell`."""
 
-    The scope is the path of Cells that the kernel comes from, under "Gradients/" for the backward pass. A Cell that is
-    shared by several others (`gm.ops.shared_cell`) has the path of the first.
-    """
-    model = anf_ir_pb2.ModelProto()
-    model.ParseFromString(api._cell_graph_executor.get_optimize_graph_proto(cell))
-    return [(node.op_type, node.scope) for node in model.graph.node if node.op_type not in _NO_KERNEL]
+    def __init__(self, cell: nn.Cell) -> None:
+        model = anf_ir_pb2.ModelProto()
+        model.ParseFromString(api._cell_graph_executor.get_optimize_graph_proto(cell))
+        self._kind = {node.name: node.op_type for node in model.graph.node}
+        self._inputs = {node.name: [edge.name for edge in node.input] for node in model.graph.node}
+        self._users: dict[str, list[str]] = defaultdict(list)
+        for name, inputs in self._inputs.items():
+            for each in inputs:
+                self._users[each].append(name)
+
+    def count(self) -> Counter[str]:
+        """Return the number of kernels of each kind."""
+        return Counter(kind for kind in self._kind.values() if kind not in _NO_KERNEL)
+
+    def summary(self) -> dict[str, int]:
+        """Return how many transposes stand next to attentions and casts next to norms, and how many of those."""
+        counted = self.count()
+        return {
+            "attentions": sum(counted[kind] for kind in ATTENTIONS),
+            "transposes next to attentions": self._next_to("Transpose", _ATTENTION),
+            "norms": sum(counted[kind] for kind in NORMS),
+            "casts next to norms": self._next_to("Cast", _NORM),
+        }
+
+    def _next_to(self, kind: str, anchors: Iterable[str]) -> int:
+        """Return how many kernels of `kind` feed or follow kernels of the kinds `anchors`, with none but them between.
+
+        The scopes of nodes would not tell: all uses of one operator object have the scope of its first use.
+        """
+        starts = [name for name, own in self._kind.items() if own in anchors]
+        found: set[str] = set()
+        for edges in (self._inputs, self._users):
+            seen, waiting = set(starts), list(starts)
+            while waiting:
+                for name in edges.get(waiting.pop(), ()):
+                    own = self._kind.get(name)
+                    if name not in seen and (own == kind or own in _SHAPES):
+                        seen.add(name)
+                        waiting.append(name)
+            found |= {name for name in seen if self._kind[name] == kind}
+        return len(found)
 
 
-def count(cell: nn.Cell) -> Counter[str]:
-    """Return the number of kernels of each kind in the graph that was last compiled for `cell`."""
-    return Counter(kind for kind, _ in nodes(cell))
-
-
-def markdown(counts: Mapping[str, Count], least: int = 10) -> str:
+def markdown(counts: Mapping[str, Mapping[str, int]], least: int = 10) -> str:
     """Return a table: a column for each graph, a row for each kind with at least `least` kernels in one graph."""
-    kinds = Counter[str]()
-    for column in counts.values():
-        kinds.update(column)
-    often = [kind for kind, _ in kinds.most_common() if max(column.get(kind, 0) for column in counts.values()) >= least]
-    rows = [["kernels", *counts], ["---", *["---:"] * len(counts)]]
-    rows += [["**all**", *[f"**{sum(column.values())}**" for column in counts.values()]]]
-    rows += [[kind, *[str(column.get(kind, 0)) for column in counts.values()]] for kind in often]
-    rest = [sum(n for kind, n in column.items() if kind not in often) for column in counts.values()]
-    rows += [["others", *map(str, rest)]]
+    columns = list(counts.values())
+    total = Counter[str]()
+    for column in columns:
+        total.update(column)
+    often = [kind for kind, _ in total.most_common() if max(column.get(kind, 0) for column in columns) >= least]
+    rows = [["kernels", *(name.replace("_", " ") for name in counts)], ["---", *["---:"] * len(columns)]]
+    rows += [["**all**", *(f"**{sum(column.values()):,}**" for column in columns)]]
+    rows += [[kind, *(f"{column.get(kind, 0):,}" for column in columns)] for kind in often]
+    rows += [["others", *(f"{sum(n for kind, n in each.items() if kind not in often):,}" for each in columns)]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

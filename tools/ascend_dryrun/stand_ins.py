@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 from gm.errors import UserError
@@ -38,6 +40,23 @@ _SYSTEM = (
     *("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1"),
     *("ld-linux-x86-64.so.2", "libgomp.so.1"),
 )
+CARD_LIBRARY = "libcard_name.so"  # to be preloaded
+CARD_VARIABLE = "GM_ASCEND_DRYRUN_CARD"
+# A simulated card has no name. This replaces `std::string MsContext::ascend_soc_version() const`, on which MindSpore's
+# own branches depend, too; its string is the old one of libstdc++, whose count of references must not fall to 0.
+_CARD_SOURCE = f"""
+extern char *getenv(const char *);
+static struct {{ unsigned long length, capacity, references; char text[64]; }} card = {{ 0, 63, 1 << 30, "" }};
+__attribute__((constructor)) static void read_name(void) {{
+  const char *name = getenv("{CARD_VARIABLE}");
+  while (name && name[card.length] && card.length < 63) {{
+    card.text[card.length] = name[card.length];
+    card.length++;
+  }}
+}}
+void *name(void **result) __asm__("_ZNK9mindspore9MsContext18ascend_soc_versionEv");
+void *name(void **result) {{ *result = card.text; return result; }}
+"""
 _FUNCTION = "xorl %eax, %eax\nret"  # return 0
 _EMPTY_VECTOR = "movq $0, (%rdi)\nmovq $0, 8(%rdi)\nmovq $0, 16(%rdi)\nmovq %rdi, %rax\nret"
 
@@ -64,10 +83,25 @@ def build(cache: Path) -> Path:
     return folder
 
 
+def environment(folder: Path, card: str) -> dict[str, str]:
+    """Return the environment of a process that compiles for `card` with the stand-ins in `folder`."""
+    variables = {
+        "LD_LIBRARY_PATH": _join(str(folder), os.environ.get("LD_LIBRARY_PATH")),
+        "LD_PRELOAD": _join(str(folder / CARD_LIBRARY), os.environ.get("LD_PRELOAD")),
+        CARD_VARIABLE: card,
+        "MS_SIMULATION_LEVEL": "0",
+        "GM_GRAPHS": "",  # a kept graph would not be compiled
+        "GLOG_v": "3",  # MindSpore's errors only
+    }
+    return {**os.environ, **variables}
+
+
+def _join(*paths: str | None) -> str:
+    return os.pathsep.join(filter(None, paths))
+
+
 def mindspore_lib() -> Path:
     """Return the folder of MindSpore's libraries, without importing it."""
-    import importlib.util
-
     spec = importlib.util.find_spec("mindspore")
     if spec is None or spec.origin is None:
         raise UserError("MindSpore is not installed: make install")
@@ -88,7 +122,9 @@ def plugin_files(lib: Path) -> list[Path]:
     files = [lib / name for name in _PLUGIN]
     for file in files:
         if not file.exists():
-            raise UserError(f"{file} is missing: this MindSpore has no Ascend plug-in; the Linux wheels of PyPI have it")
+            raise UserError(
+                f"{file} is missing: this MindSpore has no Ascend plug-in; the Linux wheels of PyPI have it"
+            )
     ascend = lib / "plugin" / "ascend"
     return [*files, *sorted(ascend.glob("*.so*")), *sorted((ascend / "ms_kernels_symmetric_memory").rglob("*.so*"))]
 
@@ -101,11 +137,15 @@ def _symbols(files: Iterable[Path], kind: str) -> set[str]:
 
 
 def _system_libraries() -> list[Path]:
-    paths = (
-        subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
-        for name in _SYSTEM
-    )
-    return [Path(path) for path in paths if Path(path).is_absolute()]
+    """Return the files of libc and its kin; UserError for one that is missing: it would get stand-ins, too."""
+    paths = []
+    for name in _SYSTEM:
+        command = ["gcc", f"-print-file-name={name}"]
+        path = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+        if not path.is_absolute():
+            raise UserError(f"gcc does not find {name}, which MindSpore needs: apt-get install gcc libgomp1 libstdc++6")
+        paths.append(path)
+    return paths
 
 
 def _link(folder: Path, names: list[str]) -> None:
@@ -118,6 +158,10 @@ def _link(folder: Path, names: list[str]) -> None:
         file = f"lib{name}.so"
         flags = (f"-Wl,-soname,{file}", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN", f"-L{folder}", "-lcann_stand_in")
         _gcc("-o", folder / file, *flags)
+    source = folder / "card_name.c"
+    source.write_text(_CARD_SOURCE)
+    _gcc("-fPIC", source, "-o", folder / CARD_LIBRARY)
+    source.unlink()
 
 
 def _assembly(name: str) -> str:
@@ -144,8 +188,6 @@ def _check_tools() -> None:
 @functools.cache
 def _key() -> str:
     """Return a name for the stand-ins: MindSpore's version, and a hash of what they are made from."""
-    from importlib.metadata import version
-
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for file in plugin_files(mindspore_lib()):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
