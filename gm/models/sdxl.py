@@ -98,7 +98,7 @@ def _check_heads(config: ModelConfig) -> None:
     for name, width in widths.items():
         if not ascend.takes_heads(width):
             raise UserError(
-                "--flash_attention on needs attention heads of 16, 32, … or at most 512 channels, and "
+                "--flash_attention on needs attention heads whose width is a multiple of 16 and at most 512; "
                 f"{name} has heads of {width}: use auto"
             )
 
@@ -106,8 +106,8 @@ def _check_heads(config: ModelConfig) -> None:
 def fingerprint(model: SDXL) -> str:
     """Return a hash of the model's weights, computed from those of all norms, as float16.
 
-    Norms are small, every fine-tuning changes some of them, and a model of any precision has them in float32;
-    rounded to float16 they are the same whether the file was float32 or float16.
+    Norms are small, every fine-tuning changes some of them, and a model of any precision has them in float32 or (group
+    normalisation on Ascend) float16; rounded to float16 they are the same whether the file was float32 or float16.
     """
     digest = hashlib.sha256()
     for parameter in sorted(model.get_parameters(), key=lambda p: p.name):
