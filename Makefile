@@ -1,5 +1,6 @@
 # make demo, make demo-style: train on two small datasets and generate images, on any machine.
 # make fast: the quick tests.  make test: all checks and tests.  They need only Python 3.10 to 3.12 and make.
+# make ascend-dryrun: compiles the graphs for Ascend without a card, at full size, too (x86-64, 3 GB of memory).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,8 +9,11 @@ CONFIG := --config configs/training/tiny_textual_inversion.yaml
 # A worker for each core; more than four would take too much memory (up to 6 GB each).
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
+# They make the stand-ins for CANN's libraries of tools/ascend_dryrun.
+COMPILER = command -v gcc >/dev/null && command -v nm >/dev/null || { $(APT) update -qq && $(APT) install -y -qq gcc binutils; }
+DRYRUN := $(BIN)/python tools/ascend_dryrun/dryrun.py
 
-.PHONY: install demo demo-style check lint types layers fast test clean
+.PHONY: install demo demo-style check lint types layers fast test ascend-dryrun clean
 
 install: $(VENV)/installed
 
@@ -27,6 +31,7 @@ $(VENV)/checked: $(VENV)/installed requirement-test.txt
 $(VENV)/tested: $(VENV)/checked
 	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { $(APT) update -qq && $(APT) install -y -qq chromium chromium-driver; }
+	$(COMPILER)
 	touch $@
 
 $(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed
@@ -64,6 +69,13 @@ fast: $(VENV)/checked
 
 test: check $(VENV)/tested
 	$(PYTEST)
+
+ascend-dryrun: $(VENV)/installed
+	$(COMPILER)
+	$(DRYRUN) $(CONFIG) --precisions float16 bfloat16 float32
+	$(DRYRUN) $(CONFIG) --precision float16 --graphs update --variants
+	$(DRYRUN) $(CONFIG) --precision float16 --graphs train_step denoiser --card ascend910
+	$(DRYRUN) --precision float16 --graphs train_step
 
 clean:
 	rm -rf $(VENV) runs/demo runs/demo-style outputs/demo outputs/demo-style $(TINY).ckpt

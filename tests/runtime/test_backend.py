@@ -221,3 +221,15 @@ def test_the_mean_over_one_rank_is_the_identity() -> None:
     x = Tensor(np.arange(3, dtype=np.float32))
     assert backend.AllReduceMean(1)(x) is x
     assert math.isclose(float(backend.AllReduceMean(1)(x).sum()), 3.0)
+
+
+def test_a_simulated_card_needs_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")
+    monkeypatch.setattr(ms, "set_device", devices.append)
+    monkeypatch.setattr(backend, "_on_ascend", False)  # restored afterwards
+    assert backend.setup(RunConfig(device_target="Ascend")).device == "Ascend"
+    assert devices == ["Ascend"]
+    assert backend.on_ascend()
+    # The simulation is asked for by name: the default stays what the machine has.
+    assert backend.setup(RunConfig()).device == "CPU"

@@ -25,7 +25,7 @@ LIBRARIES = (
     *("opskernel", "host_cpu_engine", "slice", "aoe_executor", "acl_dvpp_op", "acl_dvpp_mpi", "hccl", "runtime"),
     *("c_sec", "nnopbase", "ascend_hal"),
 )
-# They return a vector through a hidden pointer, in the register rdi, which the caller destroys: it must be an empty one.
+# They return a vector through a hidden pointer, in the register rdi; the caller destroys it: it must be an empty one.
 _RETURN_VECTOR = frozenset(
     (
         "_ZNK2ge5Shape7GetDimsEv",  # ge::Shape::GetDims() const
@@ -40,25 +40,28 @@ _SYSTEM = (
     *("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1"),
     *("ld-linux-x86-64.so.2", "libgomp.so.1"),
 )
-CARD_LIBRARY = "libcard_name.so"  # to be preloaded
-CARD_VARIABLE = "GM_ASCEND_DRYRUN_CARD"
-# A simulated card has no name. This replaces `std::string MsContext::ascend_soc_version() const`, on which MindSpore's
-# own branches depend, too; its string is the old one of libstdc++, whose count of references must not fall to 0.
-_CARD_SOURCE = f"""
-extern char *getenv(const char *);
-static struct {{ unsigned long length, capacity, references; char text[64]; }} card = {{ 0, 63, 1 << 30, "" }};
-__attribute__((constructor)) static void read_name(void) {{
-  const char *name = getenv("{CARD_VARIABLE}");
-  while (name && name[card.length] && card.length < 63) {{
-    card.text[card.length] = name[card.length];
-    card.length++;
-  }}
-}}
-void *name(void **result) __asm__("_ZNK9mindspore9MsContext18ascend_soc_versionEv");
-void *name(void **result) {{ *result = card.text; return result; }}
-"""
+CARDS = ("ascend910b", "ascend910_93", "ascend910")  # as `MSContext.get_ascend_soc_version` names them
 _FUNCTION = "xorl %eax, %eax\nret"  # return 0
 _EMPTY_VECTOR = "movq $0, (%rdi)\nmovq $0, 8(%rdi)\nmovq $0, 16(%rdi)\nmovq %rdi, %rax\nret"
+# A simulated card has no name. This replaces `std::string MsContext::ascend_soc_version() const`, on which branches of
+# MindSpore depend, too. The string is libstdc++'s old one: length, capacity and a count of references, so high that
+# nobody frees it, before the text.
+_CARD = """.data
+.balign 16
+.quad {length}
+.quad {length}
+.quad 0x40000000
+name: .asciz "{name}"
+.text
+.globl _ZNK9mindspore9MsContext18ascend_soc_versionEv
+.type _ZNK9mindspore9MsContext18ascend_soc_versionEv, @function
+_ZNK9mindspore9MsContext18ascend_soc_versionEv:
+leaq name(%rip), %rax
+movq %rax, (%rdi)
+movq %rdi, %rax
+ret
+"""
+_NO_EXECUTABLE_STACK = '.section .note.GNU-stack,"",@progbits\n'
 
 
 def build(cache: Path) -> Path:
@@ -83,17 +86,25 @@ def build(cache: Path) -> Path:
     return folder
 
 
-def environment(folder: Path, card: str) -> dict[str, str]:
+def environment(folder: Path, card: str = CARDS[0]) -> dict[str, str]:
     """Return the environment of a process that compiles for `card` with the stand-ins in `folder`."""
     variables = {
         "LD_LIBRARY_PATH": _join(str(folder), os.environ.get("LD_LIBRARY_PATH")),
-        "LD_PRELOAD": _join(str(folder / CARD_LIBRARY), os.environ.get("LD_PRELOAD")),
-        CARD_VARIABLE: card,
+        "LD_PRELOAD": _join(str(folder / _card_library(card)), os.environ.get("LD_PRELOAD")),
         "MS_SIMULATION_LEVEL": "0",
         "GM_GRAPHS": "",  # a kept graph would not be compiled
         "GLOG_v": "3",  # MindSpore's errors only
     }
     return {**os.environ, **variables}
+
+
+def is_ready(card: str) -> bool:
+    """Return whether this process has the `environment` of `card`."""
+    return _card_library(card) in os.environ.get("LD_PRELOAD", "")
+
+
+def _card_library(card: str) -> str:
+    return f"libcard_{card}.so"
 
 
 def _join(*paths: str | None) -> str:
@@ -149,18 +160,20 @@ def _system_libraries() -> list[Path]:
 
 
 def _link(folder: Path, names: list[str]) -> None:
-    """Write one library with a stand-in for each of `names`, and the libraries of CANN, which only link it."""
-    source = folder / "cann.s"
-    source.write_text("".join(map(_assembly, names)) + '.section .note.GNU-stack,"",@progbits\n')
-    _gcc(source, "-o", folder / "libcann_stand_in.so")
-    source.unlink()
+    """Write one library with a stand-in for each of `names`, the libraries of CANN, which only link it, and cards."""
+    _assemble("".join(map(_assembly, names)), folder / "libcann_stand_in.so")
     for name in LIBRARIES:
         file = f"lib{name}.so"
         flags = (f"-Wl,-soname,{file}", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN", f"-L{folder}", "-lcann_stand_in")
         _gcc("-o", folder / file, *flags)
-    source = folder / "card_name.c"
-    source.write_text(_CARD_SOURCE)
-    _gcc("-fPIC", source, "-o", folder / CARD_LIBRARY)
+    for card in CARDS:
+        _assemble(_CARD.format(name=card, length=len(card)), folder / _card_library(card))
+
+
+def _assemble(text: str, target: Path) -> None:
+    source = target.with_suffix(".s")
+    source.write_text(text + _NO_EXECUTABLE_STACK)
+    _gcc(source, "-o", target)
     source.unlink()
 
 
