@@ -38,6 +38,12 @@ class RunConfig(Section):
         "is some in PyNative mode on CPU, else off",
         choices=("auto", "off", "some", "most"),
     )
+    flash_attention: str = option(
+        "auto",
+        "attention by Ascend's fused kernel; auto: in half precision, where card and model allow it; on: or refuse to "
+        "start; off: by products and softmax",
+        choices=("auto", "on", "off"),
+    )
     jit_level: str = option(
         "O0",
         "how graphs run on Ascend: O0 kernel by kernel, O1 with fused operators, O2 as a whole by CANN's graph engine",

@@ -1,7 +1,8 @@
 """Layers shared by the networks; their parameters hold the published checkpoint's tensors as they are.
 
 Parameters are frozen, and not initialised here: a model is built empty and then loaded. Weights have the `dtype` of the
-constructor; normalisations have float32 weights and compute in float32, whatever the dtype of their input.
+constructor; normalisations have float32 weights (group normalisation on Ascend: those of its kernel) and compute in
+float32, whatever the dtype of their input.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
 from gm import ops as gm_ops
-from gm.ops import layout
 from gm.runtime.backend import DType
 
 
@@ -33,11 +33,9 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = parameter((outputs, inputs), dtype, "weight")
         self.bias = parameter((outputs,), dtype, "bias") if bias else None
-        self.product = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.product(x, ops.cast(self.weight, x.dtype))
-        return y if self.bias is None else ops.bias_add(y, self.bias)
+        return gm_ops.linear(x, ops.cast(self.weight, x.dtype), self.bias)
 
 
 class Projection(Linear):
@@ -49,6 +47,30 @@ class Projection(Linear):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.project(x, self.weight, self.bias)
+
+
+class ProjectionFromImage(Linear):
+    """Affine map of every pixel of x [N, inputs, H, W] → a sequence of H·W tokens."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
+        super().__init__(inputs, outputs, dtype)
+        self.project = gm_ops.projection_from_image()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.project(x, self.weight, self.bias)
+
+
+class ProjectionToImage(nn.Cell):
+    """Affine map of every token of a sequence of H·W tokens → [N, outputs, H, W]."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
+        super().__init__()
+        self.weight = parameter((outputs, inputs), dtype, "weight")
+        self.bias = parameter((outputs,), dtype, "bias")
+        self.project = gm_ops.projection_to_image()
+
+    def construct(self, x: Tensor, height: int, width: int) -> Tensor:
+        return self.project(x, self.weight, self.bias, height, width)
 
 
 class Conv2d(nn.Cell):
@@ -72,18 +94,15 @@ class Conv2d(nn.Cell):
         self.convolution = gm_ops.convolution(outputs, kernel, padding or (kernel // 2,) * 4, stride)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.bias_add(self.convolution(x, self.weight), self.bias)
+        return self.convolution(x, self.weight, self.bias)
 
 
 class PointwiseConv2d(Conv2d):
-    """Convolution with a 1×1 kernel, computed as a projection of pixels: [N, inputs, H, W] → [N, outputs, H, W]."""
+    """Convolution with a 1×1 kernel: [N, inputs, H, W] → [N, outputs, H, W]."""
 
     def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
         super().__init__(inputs, outputs, 1, dtype)
-        self.project = gm_ops.projection()
-
-    def construct(self, x: Tensor) -> Tensor:
-        return layout.to_image(self.project(layout.from_image(x), self.weight, self.bias), *x.shape[2:])
+        self.convolution = gm_ops.pointwise_convolution(outputs)
 
 
 class FrozenEmbedding(nn.Cell):
@@ -105,20 +124,21 @@ class LayerNorm(nn.Cell):
         self.normalise = gm_ops.layer_norm(width, epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.cast(self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta), x.dtype)
+        return self.normalise(x, self.gamma, self.beta)
 
 
 class GroupNorm(nn.Cell):
-    """Group normalisation (Wu and He, 2018) of x [N, C, H, W], in float32."""
+    """Group normalisation (Wu and He, 2018) of x [N, C, H, W], in float32; `dtype` is that of the network's weights."""
 
-    def __init__(self, groups: int, channels: int, epsilon: float) -> None:
+    def __init__(self, groups: int, channels: int, epsilon: float, dtype: DType = ms.float32) -> None:
         super().__init__()
-        self.gamma = parameter((channels,), ms.float32, "gamma")
-        self.beta = parameter((channels,), ms.float32, "beta")
+        dtype = gm_ops.group_norm_weight_dtype(dtype)
+        self.gamma = parameter((channels,), dtype, "gamma")
+        self.beta = parameter((channels,), dtype, "beta")
         self.normalise = gm_ops.group_norm(groups, epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.cast(self.normalise(ops.cast(x, ms.float32), self.gamma, self.beta), x.dtype)
+        return self.normalise(x, self.gamma, self.beta)
 
 
 class Upsample(nn.Cell):

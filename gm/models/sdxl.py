@@ -11,10 +11,13 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from gm.config.model import ModelConfig
+from gm.errors import UserError
 from gm.models import spatial_transformer, text_encoders
 from gm.models.conditioner import Conditioner
 from gm.models.unet import UNet
 from gm.models.vae import AutoencoderKL
+from gm.ops import ascend
+from gm.runtime import backend
 from gm.runtime.backend import DType
 
 
@@ -78,18 +81,33 @@ class SDXL(nn.Cell):
 def build(config: ModelConfig, dtype: DType = ms.float32) -> SDXL:
     """Return the model without weights, which takes neither time nor memory; `gm.checkpoints.loading.load` loads them.
 
-    `dtype` is that of the weights of UNet and text encoders; normalisations and the autoencoder are float32.
+    `dtype` is that of the weights of UNet and text encoders; normalisations and the autoencoder are float32. Raises
+    UserError for attention heads that `--flash_attention on` cannot have.
     """
+    if backend.flash_attention() == "on":
+        _check_heads(config)
     with no_init_parameters():
         model = SDXL(config, dtype)
     return model.set_train(False)
 
 
+def _check_heads(config: ModelConfig) -> None:
+    widths = {"the UNet": config.unet.num_head_channels}
+    for name, encoder in config.text_encoders.items():
+        widths[f"the text encoder {name}"] = encoder.width // encoder.heads
+    for name, width in widths.items():
+        if not ascend.takes_heads(width):
+            raise UserError(
+                "--flash_attention on needs attention heads whose width is a multiple of 16 and at most 512; "
+                f"{name} has heads of {width}: use auto"
+            )
+
+
 def fingerprint(model: SDXL) -> str:
     """Return a hash of the model's weights, computed from those of all norms, as float16.
 
-    Norms are small, every fine-tuning changes some of them, and a model of any precision has them in float32;
-    rounded to float16 they are the same whether the file was float32 or float16.
+    Norms are small, every fine-tuning changes some of them, and a model of any precision has them in float32 or (group
+    normalisation on Ascend) float16; rounded to float16 they are the same whether the file was float32 or float16.
     """
     digest = hashlib.sha256()
     for parameter in sorted(model.get_parameters(), key=lambda p: p.name):

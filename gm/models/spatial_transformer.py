@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 
 from gm import ops as gm_ops
 from gm.config.model import UNetConfig
-from gm.models.layers import GroupNorm, LayerNorm, Projection
+from gm.models.layers import GroupNorm, LayerNorm, Projection, ProjectionFromImage, ProjectionToImage
 from gm.ops import layout
 from gm.runtime.backend import DType
 
@@ -86,12 +86,12 @@ class SpatialTransformer(nn.Cell):
     def __init__(self, channels: int, depth: int, config: UNetConfig, dtype: DType) -> None:
         super().__init__()
         heads = channels // config.num_head_channels
-        self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6)
-        self.proj_in = Projection(channels, channels, dtype)
+        self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6, dtype)
+        self.proj_in = ProjectionFromImage(channels, channels, dtype)
         self.transformer_blocks = nn.CellList(
             [_BasicTransformerBlock(channels, config.context_dim, heads, dtype) for _ in range(depth)]
         )
-        self.proj_out = Projection(channels, channels, dtype)
+        self.proj_out = ProjectionToImage(channels, channels, dtype)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, ...]:
         """Return key and value of the context (a sequence of `gm.ops.layout`) for each block in turn."""
@@ -101,9 +101,9 @@ class SpatialTransformer(nn.Cell):
         return context_kv
 
     def construct(self, x: Tensor, context_kv: tuple[Tensor, ...]) -> Tensor:
-        h = self.proj_in(layout.from_image(self.norm(x)))
+        h = self.proj_in(self.norm(x))
         index = 0
         for block in self.transformer_blocks:
             h = block(h, context_kv[index], context_kv[index + 1])
             index += 2
-        return x + layout.to_image(self.proj_out(h), *x.shape[2:])
+        return x + self.proj_out(h, *x.shape[2:])

@@ -174,6 +174,7 @@ class OpenCLIPTextEncoder(nn.Cell):
         self.positional_embedding = parameter((config.context_length, config.width), dtype, "positional_embedding")
         self.transformer = _OpenCLIPTransformer(config, dtype)
         self.ln_final = LayerNorm(config.width)
+        self.matmul = ops.MatMul()  # not ops.matmul, whose gradient transposes the weight on Ascend
         self.text_projection = parameter((config.width, config.width), dtype, "text_projection")
         self.logit_scale = parameter((), dtype, "logit_scale")  # in the checkpoint, but unused here
 
@@ -186,4 +187,4 @@ class OpenCLIPTextEncoder(nn.Cell):
         flat_position = ops.arange(n).astype(pool_position.dtype) * length + pool_position
         pooled = ops.gather(x.reshape((n * length, width)), flat_position, 0).expand_dims(1)
         pooled = layout.to_tokens(self.ln_final(layout.from_tokens(pooled))).reshape((n, width))
-        return layout.to_tokens(hidden), ops.matmul(pooled, ops.cast(self.text_projection, pooled.dtype))
+        return layout.to_tokens(hidden), self.matmul(pooled, ops.cast(self.text_projection, pooled.dtype))

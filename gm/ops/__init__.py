@@ -2,14 +2,35 @@
 
 MindSpore's CPU backend is fast at matrix products, convolutions and bias additions. It is slow at normalisations, sums
 along an axis, broadcasts and transposes, and for the last two it stores an index of 8 bytes per element for the
-backward pass. So on the CPU the slow operators are composed of fast ones; on Ascend the native operators are used. The
-functions here choose by `backend.on_ascend()` when a network is constructed. Normalisations choose again when they run:
-in PyNative mode one slow native operator takes less time than the launch of twenty fast ones.
+backward pass. So on the CPU the slow operators are composed of fast ones; on Ascend the kernels of `gm.ops.ascend` are
+used, and nothing is transposed. The functions here choose by `backend.on_ascend()` when a network is constructed.
+Normalisations choose again when they run: in PyNative mode one slow native operator takes less time than the launch of
+twenty fast ones.
 """
 
 from gm.ops.attention import attention
 from gm.ops.gelu import gelu
-from gm.ops.linear import convolution, projection
-from gm.ops.norm import group_norm, layer_norm, softmax
+from gm.ops.linear import (
+    convolution,
+    linear,
+    pointwise_convolution,
+    projection,
+    projection_from_image,
+    projection_to_image,
+)
+from gm.ops.norm import group_norm, group_norm_weight_dtype, layer_norm, softmax
 
-__all__ = ["attention", "convolution", "gelu", "group_norm", "layer_norm", "projection", "softmax"]
+__all__ = [
+    "attention",
+    "convolution",
+    "gelu",
+    "group_norm",
+    "group_norm_weight_dtype",
+    "layer_norm",
+    "linear",
+    "pointwise_convolution",
+    "projection",
+    "projection_from_image",
+    "projection_to_image",
+    "softmax",
+]

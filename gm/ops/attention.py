@@ -7,7 +7,7 @@ import math
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops import layout
+from gm.ops import ascend, layout
 from gm.ops.norm import softmax
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
@@ -18,24 +18,25 @@ _MAX_SCORES = 2**26  # attention scores in memory at once, in float32: 256 MiB
 def attention(heads: int, causal: bool = False) -> nn.Cell:
     """Return the Cell softmax(QKᵀ/√d)V: sequences of L queries, S keys and S values → a sequence of L tokens.
 
-    `causal` masks later positions. Ascend's fused kernel is used where it can be, in half precision.
+    `causal` masks later positions. Ascend's flash attention kernel computes it where `--flash_attention` and the card
+    allow it, in half precision, for heads of a width that it takes.
     """
-    return shared_cell(_Attention, heads, causal, backend.on_ascend())
+    return shared_cell(_Attention, heads, causal, backend.on_ascend(), backend.flash_attention() != "off")
 
 
 class _Attention(nn.Cell):
-    def __init__(self, heads: int, causal: bool, on_ascend: bool) -> None:
+    def __init__(self, heads: int, causal: bool, on_ascend: bool, flash: bool) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
         self.on_ascend = on_ascend
+        self.flash = flash
         self.softmax = softmax()
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.flash and ascend.can_attend(query.shape[2] // self.heads, query.dtype):
+            return ascend.flash_attention(query, key, value, self.heads, self.causal)
         q, k, v = self._split_heads(query), self._split_heads(key), self._split_heads(value)
-        if self.on_ascend and query.dtype != ms.float32:
-            q, k, v = q.swapaxes(2, 3), k.swapaxes(2, 3), v.swapaxes(2, 3)
-            return self._merge_heads(backend.flash_attention(q, k, v, self.causal).swapaxes(2, 3), query)
         return self._merge_heads(self._attend(q, k, v), query)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from gm.ops import ascend
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
@@ -18,12 +19,7 @@ _MAX_SQUARE = 36.0
 
 def gelu() -> nn.Cell:
     """Return the Cell x → x Φ(x), Φ being the cumulative distribution function of the normal distribution."""
-    return _NativeGelu() if backend.on_ascend() else shared_cell(_PolynomialGelu)
-
-
-class _NativeGelu(nn.Cell):
-    def construct(self, x: Tensor) -> Tensor:
-        return ops.gelu(x, approximate="none")
+    return shared_cell(ascend.Gelu if backend.on_ascend() else _PolynomialGelu)
 
 
 class _PolynomialGelu(nn.Cell):

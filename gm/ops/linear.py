@@ -12,8 +12,11 @@ from typing import Any
 
 from mindspore import Tensor, nn, ops
 
+from gm.ops import ascend, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
+
+_matmul = ops.MatMul(transpose_b=True)
 
 
 def projection() -> nn.Cell:
@@ -25,36 +28,71 @@ def projection() -> nn.Cell:
     return shared_cell(_Projection, backend.on_ascend())
 
 
+def projection_from_image() -> nn.Cell:
+    """Return the Cell (x [N, C, H, W], weight, bias) → the `projection` of the pixels, a sequence of H·W tokens."""
+    return shared_cell(_ProjectionFromImage, backend.on_ascend())
+
+
+def projection_to_image() -> nn.Cell:
+    """Return the Cell (x, weight, bias, H, W) → the `projection` of a sequence of H·W tokens, [N, outputs, H, W]."""
+    return shared_cell(_ProjectionToImage, backend.on_ascend())
+
+
 def convolution(outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int) -> nn.Cell:
-    """Return the Cell (x [N, C, H, W], weight [outputs, C, kernel, kernel]) → [N, outputs, H', W'].
+    """Return the Cell (x [N, C, H, W], weight [outputs, C, kernel, kernel], bias [outputs]) → [N, outputs, H', W'].
 
     `padding` is the number of zeros added at top, bottom, left and right.
     """
-    return shared_cell(_Convolution, outputs, kernel, padding, stride)
+    return shared_cell(_Convolution, outputs, kernel, padding, stride, backend.on_ascend())
+
+
+def pointwise_convolution(outputs: int) -> nn.Cell:
+    """Return the `convolution` with a 1×1 kernel; on the CPU it is a projection of pixels."""
+    if backend.on_ascend():
+        return convolution(outputs, 1, (0, 0, 0, 0), 1)
+    return shared_cell(_PointwiseConvolution)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x Wᵀ + b of vectors x [N, C]; weight [outputs, C] is in the precision of x."""
+    if bias is None:
+        return _matmul(x, weight)
+    return ascend.linear(x, weight, bias) if backend.on_ascend() else ops.bias_add(_matmul(x, weight), bias)
+
+
+def add_bias(y: Tensor, bias: Tensor) -> Tensor:
+    """Return y [N, C, …] plus bias [C]."""
+    if backend.on_ascend():
+        return y + (bias if y.ndim == 2 else bias.reshape((-1,) + (1,) * (y.ndim - 2)))
+    return ops.bias_add(y, bias)
 
 
 class _Projection(nn.Cell):
     def __init__(self, tokens_first: bool) -> None:
         super().__init__()
         self.tokens_first = tokens_first
-        self.matmul = ops.MatMul(transpose_b=True) if tokens_first else ops.MatMul()
+        self.matmul = ops.MatMul()
         self.casting_matmul = _CastingMatMul(tokens_first)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = weight.shape[0]
         if self.tokens_first:
-            y = self._multiply(x.reshape((-1, x.shape[2])), weight)
-            return (y if bias is None else ops.bias_add(y, bias)).reshape((*x.shape[:2], outputs))
+            return self._map_rows(x.reshape((-1, x.shape[2])), weight, bias).reshape((*x.shape[:2], outputs))
         y = self._multiply(x.reshape((x.shape[0], -1)), weight)
         if bias is not None:
             y = ops.bias_add(y.reshape((1, outputs, -1)), bias)
         return y.reshape((outputs, *x.shape[1:]))
 
+    def _map_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.dtype == x.dtype:
+            return linear(x, _matrix(weight), bias)
+        y = self._multiply(x, weight)
+        return y if bias is None else add_bias(y, bias)
+
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.dtype != x.dtype:
             return self.casting_matmul(x, weight)
-        weight = _matrix(weight)
-        return self.matmul(x, weight) if self.tokens_first else self.matmul(weight, x)
+        return self.matmul(_matrix(weight), x)
 
 
 class _CastingMatMul(nn.Cell):
@@ -81,22 +119,73 @@ class _CastingMatMul(nn.Cell):
         return dx, None
 
 
+class _ProjectionFromImage(nn.Cell):
+    """On Ascend, the product reads pixels and weight transposed, so that no kernel transposes them."""
+
+    def __init__(self, on_ascend: bool) -> None:
+        super().__init__()
+        self.on_ascend = on_ascend
+        self.matmul = ops.BatchMatMul(transpose_a=True, transpose_b=True)
+        self.project = projection()
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if not self.on_ascend or weight.dtype != x.dtype:
+            return self.project(layout.from_image(x), weight, bias)
+        n, channels, height, width = x.shape
+        y = self.matmul(x.reshape((n, channels, -1)), _matrix(weight).expand_dims(0))
+        return add_bias(y.reshape((-1, weight.shape[0])), bias).reshape((n, height * width, -1))
+
+
+class _ProjectionToImage(nn.Cell):
+    """On Ascend, the product reads the tokens transposed, as above."""
+
+    def __init__(self, on_ascend: bool) -> None:
+        super().__init__()
+        self.on_ascend = on_ascend
+        self.matmul = ops.BatchMatMul(transpose_b=True)
+        self.project = projection()
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
+        if not self.on_ascend or weight.dtype != x.dtype:
+            return layout.to_image(self.project(x, weight, bias), height, width)
+        y = add_bias(self.matmul(_matrix(weight).expand_dims(0), x), bias)
+        return y.reshape((*y.shape[:2], height, width))
+
+
 def _matrix(weight: Tensor) -> Tensor:
     """Return a weight [outputs, C] or [outputs, C, 1, 1] as a matrix."""
     return weight if weight.ndim == 2 else weight.reshape(weight.shape[:2])
 
 
 class _Convolution(nn.Cell):
-    def __init__(self, outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int) -> None:
+    def __init__(
+        self, outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int, on_ascend: bool
+    ) -> None:
         super().__init__()
         # Padding is part of the convolution. Never ops.pad: in a graph on the CPU backend its gradient hangs after some
         # tens of runs.
         options: dict[str, Any] = {"pad_mode": "pad", "pad": padding, "stride": stride}
         self.conv2d = ops.Conv2D(outputs, kernel, **options)
         self.casting_conv2d = _CastingConv2d(outputs, kernel, options)
+        # Ascend's kernel pads all sides alike.
+        self.with_bias = shared_cell(ascend.Convolution, padding[0], stride) if len(set(padding)) == 1 else None
+        self.on_ascend = on_ascend
 
-    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self.conv2d(x, weight) if weight.dtype == x.dtype else self.casting_conv2d(x, weight)
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if weight.dtype != x.dtype:
+            return add_bias(self.casting_conv2d(x, weight), bias)
+        if self.on_ascend and self.with_bias is not None:
+            return self.with_bias(x, weight, bias)
+        return add_bias(self.conv2d(x, weight), bias)
+
+
+class _PointwiseConvolution(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = projection()
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return layout.to_image(self.project(layout.from_image(x), weight, bias), *x.shape[2:])
 
 
 class _CastingConv2d(nn.Cell):

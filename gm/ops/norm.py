@@ -15,24 +15,36 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gm.ops import layout
+from gm.ops import ascend, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
+from gm.runtime.backend import DType
 
 
 def layer_norm(width: int, epsilon: float) -> nn.Cell:
-    """Return the Cell (x, gamma [width], beta [width]) → layer normalisation of x (Ba et al., 2016).
+    """Return the Cell (x, gamma [width], beta [width]) → layer normalisation of x (Ba et al., 2016), in float32.
 
-    x is a float32 sequence (`gm.ops.layout`): [width, N, L] on the CPU, [N, L, width] on Ascend.
+    x is a sequence (`gm.ops.layout`) in any precision, which the result has, too; gamma and beta are float32.
     """
-    native = shared_cell(_NativeLayerNorm, epsilon)
-    return native if backend.on_ascend() else shared_cell(_ByMode, shared_cell(_LayerNorm, width, epsilon), native)
+    if backend.on_ascend():
+        return shared_cell(ascend.LayerNorm, width, epsilon)
+    return shared_cell(_ByMode, shared_cell(_LayerNorm, width, epsilon), shared_cell(_NativeLayerNorm, epsilon))
 
 
 def group_norm(groups: int, epsilon: float) -> nn.Cell:
-    """Return the Cell (x [N, C, H, W] float32, gamma [C], beta [C]) → group normalisation of x (Wu and He, 2018)."""
+    """Return the Cell (x [N, C, H, W], gamma [C], beta [C]) → group normalisation of x (Wu and He, 2018), in float32.
+
+    x has any precision, which the result has, too; gamma and beta have `group_norm_weight_dtype`.
+    """
+    if backend.on_ascend():
+        return shared_cell(ascend.GroupNorm, groups, epsilon)
     native = shared_cell(_NativeGroupNorm, groups, epsilon)
-    return native if backend.on_ascend() else shared_cell(_ByMode, shared_cell(_GroupNorm, groups, epsilon), native)
+    return shared_cell(_ByMode, shared_cell(_GroupNorm, groups, epsilon), native)
+
+
+def group_norm_weight_dtype(dtype: DType) -> DType:
+    """Return the dtype of gamma and beta of a group normalisation in a network whose weights have `dtype`."""
+    return ascend.group_norm_weight_dtype(dtype) if backend.on_ascend() else ms.float32
 
 
 def softmax() -> nn.Cell:
@@ -41,7 +53,10 @@ def softmax() -> nn.Cell:
 
 
 class _ByMode(nn.Cell):
-    """`composed` in a graph, `native` in PyNative mode, where twenty launches take longer than one slow operator."""
+    """`composed` in a graph, `native` in PyNative mode, where twenty launches take longer than one slow operator.
+
+    Both get x in float32.
+    """
 
     def __init__(self, composed: nn.Cell, native: nn.Cell) -> None:
         super().__init__()
@@ -49,7 +64,9 @@ class _ByMode(nn.Cell):
         self.native = native
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return self.composed(x, gamma, beta) if backend.in_graph() else self.native(x, gamma, beta)
+        y = ops.cast(x, ms.float32)
+        y = self.composed(y, gamma, beta) if backend.in_graph() else self.native(y, gamma, beta)
+        return ops.cast(y, x.dtype)
 
 
 class _NativeLayerNorm(nn.Cell):

@@ -1,7 +1,7 @@
-"""Device, precision, compiled graphs and attention kernel: the only file that branches by device.
+"""Device, precision and compiled graphs of a process.
 
-The code that needs an Ascend card has not been run on one yet: it is small, it is all in this file, and each piece has
-a fallback that the tests compare it with.
+The code that needs an Ascend card has not been run on one yet. It is small: choices are in this file and the others of
+this package, kernels in `gm.ops.ascend`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _on_ascend = False
 _rank = 0
 _world_size = 1
 _target: tuple[object, ...] = ()  # what a compiled graph depends on besides its Cell
+_flash_attention = "off"
 _in_graph = False  # set by `compile_cell`
 # Input shapes and dtypes for which a Cell has been compiled.
 _compiled_shapes: weakref.WeakKeyDictionary[nn.Cell, set[Any]] = weakref.WeakKeyDictionary()
@@ -147,11 +148,12 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = Non
         raise UserError(f"{processes} processes were started without --is_parallel True; add it, or start one process")
     if not run.device_target:
         log.info("running on %s; --device_target chooses", device)
-    global _on_ascend, _rank, _world_size, _target
+    global _on_ascend, _rank, _world_size, _target, _flash_attention
     _on_ascend = device == "Ascend"
     devices.select(device, run)
-    if device == "Ascend":
+    if _on_ascend:
         float_status.check_environment()
+    _flash_attention = devices.flash_attention(device, run, dtype)
     # `compile_cell` compiles single Cells and caches them: MindSpore's own cache may return another Cell's graph.
     ms.set_context(mode=ms.PYNATIVE_MODE, enable_compile_cache=False)
     if device == "CPU":
@@ -161,7 +163,7 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = Non
     if _on_ascend and is_parallel:
         distributed.set_hccl_timeouts(timeout)
     _rank, _world_size = distributed.init(built_in=device == "CPU") if is_parallel else (0, 1)
-    _target = (device, _world_size, *((devices.soc_version(), run.jit_level) if _on_ascend else ()))
+    _target = (device, _world_size, *((devices.soc_version(), run.jit_level, _flash_attention) if _on_ascend else ()))
     if _rank:
         log.setLevel(logging.WARNING)  # rank 0 logs for all
     else:
@@ -183,6 +185,11 @@ def _log_limits(device: str, run: RunConfig) -> None:
 def on_ascend() -> bool:
     """Return whether `setup` chose Ascend; may be called in code that is being compiled."""
     return _on_ascend
+
+
+def flash_attention() -> str:
+    """Return whether attention uses Ascend's kernel: "off", "auto" (for heads that it takes) or "on" (for all)."""
+    return _flash_attention
 
 
 def in_graph() -> bool:
@@ -243,19 +250,6 @@ def _announce(cell: nn.Cell, label: str, gradient: bool, cached: bool) -> None:
     if seconds >= 2:
         action = "reading the cached graph of" if cached else "compiling"
         log.info("%s %s: about %s, nothing moves meanwhile", action, label, format_duration(seconds))
-
-
-def flash_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Return softmax(QKᵀ/√d)V by Ascend's fused kernel (Dao et al., 2022), in half precision.
-
-    query [N, heads, L, d], key and value [N, heads, S, d] → [N, heads, L, d].
-    """
-    length, heads, width = query.shape[2], query.shape[1], query.shape[3]
-    # The kernel's mask marks the scores to discard, and its scale defaults to 1.
-    mask = ops.triu(ops.ones((length, length), ms.uint8), diagonal=1) if causal else None
-    return ops.flash_attention_score(
-        query, key, value, heads, attn_mask=mask, scalar_value=1.0 / math.sqrt(width), input_layout="BNSD"
-    )
 
 
 class AllReduceMean(nn.Cell):

@@ -63,12 +63,32 @@ def memory_limit(text: str) -> str:
     return f"{float(match[1]):g}GB"
 
 
+def flash_attention(name: str, run: RunConfig, dtype: ms.Type) -> str:
+    """Return "off", "auto" or "on": whether networks in `dtype` use flash attention on the device `name`.
+
+    Raises UserError where --flash_attention on cannot hold. The kernel exists on Atlas A2 and later cards, in half
+    precision (documentation of `ops.flash_attention_score`).
+    """
+    reason = ""
+    if name != "Ascend":
+        reason = f"an Ascend card, and this runs on {name}: use auto"
+    elif soc_version() == "ascend910":
+        reason = "an Ascend 910B or later, and this card is a 910A: use auto"
+    elif dtype == ms.float32:
+        reason = "half precision, and the weights are float32: use auto, or --precision float16"
+    if reason and run.flash_attention == "on":
+        raise UserError(f"--flash_attention on needs {reason}")
+    return "off" if reason else run.flash_attention
+
+
 def unused_options(name: str, run: RunConfig) -> list[str]:
     """Return a sentence for each option of `run` that has no effect on the device `name`."""
     messages = []
     if run.jit_level != RunConfig.jit_level and (name != "Ascend" or run.ms_mode == 1):
         where = "in PyNative mode" if name == "Ascend" else f"on {name}"
         messages.append(f"--jit_level {run.jit_level} has no effect {where}")
+    if run.flash_attention == "off" and name != "Ascend":
+        messages.append(f"--flash_attention off has no effect on {name}")
     if run.max_device_memory and name != "Ascend":  # tried: the CPU backend takes 5 GB under a limit of 1 GB
         messages.append(f"--max_device_memory {run.max_device_memory} has no effect on {name}")
     return messages

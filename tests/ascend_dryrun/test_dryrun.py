@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ascend_dryrun.tool import ROOT, run_tool
+from tests.ascend_dryrun.tool import ROOT, TINY, run_tool
 from tools.ascend_dryrun import dryrun, stand_ins
 
 GRAPHS = {
@@ -17,23 +17,31 @@ GRAPHS = {
 }
 # Of each graph: all kernels at most, the attentions with the transposes next to them, the norms with the casts next to
 # them. Change a number here together with the code that changes it; docs/performance.md shows the kinds.
+# The tiny model has heads of 20 and 12 channels, so that attention is composed.
 EXPECTED = {
     "float16": {
-        "train_step": (1711, (19, 304), (62, 246)),
-        "conditioner": (190, (5, 40), (11, 22)),
-        "denoiser": (677, (14, 112), (51, 102)),
-        "vae_decode": (127, (1, 9), (18, 0)),
-        "vae_encode": (97, (1, 9), (12, 0)),
+        "train_step": (1193, (19, 96), (62, 0)),
+        "conditioner": (113, (5, 6), (11, 0)),
+        "denoiser": (452, (14, 42), (51, 0)),
+        "vae_decode": (88, (1, 6), (18, 0)),
+        "vae_encode": (66, (1, 6), (12, 0)),
         "update": (76, (0, 0), (0, 0)),
     },
     "bfloat16": {
-        "train_step": (1700, (19, 304), (62, 246)),
-        "denoiser": (677, (14, 112), (51, 102)),
+        "train_step": (1239, (19, 96), (62, 60)),
+        "denoiser": (512, (14, 42), (51, 60)),
     },
     "float32": {
-        "train_step": (1447, (19, 152), (62, 0)),
-        "denoiser": (557, (14, 56), (51, 0)),
+        "train_step": (1153, (19, 114), (62, 0)),
+        "denoiser": (420, (14, 42), (51, 0)),
     },
+}
+# With heads of 32 and 16 channels, as full size has heads of 64: flash attention, and no transpose.
+WIDE_HEADS = {"model_channels: 40": "model_channels: 32", "num_head_channels: 20": "num_head_channels: 32"}
+WIDE_HEADS |= {"context_dim: 56": "context_dim: 64", "{width: 24,": "{width: 32,"}
+FLASH = {
+    "float16": {"train_step": (869, 19), "conditioner": (92, 5), "denoiser": (326, 14)},
+    "bfloat16": {"train_step": (915, 19), "conditioner": (92, 5), "denoiser": (386, 14)},
 }
 
 
@@ -47,6 +55,24 @@ def test_the_graphs_of_the_tiny_model_compile_in_every_precision(precision: str,
         summary = counts[name]["summary"]
         assert (summary["attentions"], summary["transposes next to attentions"]) == attentions, name
         assert (summary["norms"], summary["casts next to norms"]) == norms, name
+
+
+@pytest.mark.parametrize("precision", FLASH)
+def test_flash_attention_needs_no_transpose(precision: str, tmp_path: Path) -> None:
+    text = (ROOT / TINY).read_text(encoding="utf-8")
+    for old, new in WIDE_HEADS.items():
+        assert old in text
+        text = text.replace(old, new)
+    config = tmp_path / "wide_heads.yaml"
+    config.write_text(text, encoding="utf-8")
+    flags = ("--precision", precision, "--graphs", *FLASH[precision], "--flash_attention", "on")
+    counts = run_tool(tmp_path / "counts.json", *flags, config=str(config))[precision]
+    for name, (most, attentions) in FLASH[precision].items():
+        kernels = counts[name]["kernels"]
+        assert sum(kernels.values()) <= most, name
+        assert kernels["FlashAttentionScore"] == attentions, name
+        assert "Softmax" not in kernels, name
+        assert "Transpose" not in kernels, name
 
 
 def test_the_options_that_change_graphs_compile(tmp_path: Path) -> None:

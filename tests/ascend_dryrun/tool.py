@@ -15,9 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = "configs/training/tiny_textual_inversion.yaml"
 
 
-def run_tool(json_file: Path, *flags: str) -> dict[str, Any]:
-    """Run the tool for the tiny model and return the counts of the one card by precision and graph."""
-    command = [*ALL_CORES, sys.executable, "tools/ascend_dryrun/dryrun.py", "--config", TINY, "--json", str(json_file)]
+def run_tool(json_file: Path, *flags: str, config: str = TINY) -> dict[str, Any]:
+    """Run the tool for `config`, the tiny model's, and return the counts of the one card by precision and graph."""
+    command = [
+        *ALL_CORES,
+        sys.executable,
+        "tools/ascend_dryrun/dryrun.py",
+        "--config",
+        config,
+        "--json",
+        str(json_file),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
 from gm.checkpoints import loading
+from gm.config.model import TextEncoderConfig, UNetConfig
 from gm.errors import UserError
 from gm.models import sdxl
+from gm.runtime import backend
 from tests.project import Workshop
 from tests.reference.case import Case
 
@@ -26,6 +30,43 @@ def test_fingerprint_depends_on_weights_but_not_on_precision(workshop: Workshop)
     norm = model.unet.middle_block[0].in_layers[0].gamma
     norm.set_data(Tensor(norm.asnumpy() * np.float32(1.01)))
     assert sdxl.fingerprint(model) != fingerprints[0]
+
+
+@pytest.mark.parametrize("dtype", [ms.float16, ms.bfloat16, ms.float32])
+def test_fingerprint_is_the_same_on_ascend(dtype: object, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where group normalisation has float16 weights in a float16 network."""
+    monkeypatch.setattr(backend, "_on_ascend", True)
+    model = sdxl.build(workshop.model.config, dtype)
+    loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.model.config)
+    norm = ms.float16 if dtype == ms.float16 else ms.float32
+    assert model.unet.out[0].gamma.dtype == norm
+    assert model.first_stage_model.encoder.norm_out.gamma.dtype == ms.float32
+    assert sdxl.fingerprint(model) == sdxl.fingerprint(workshop.model)
+
+
+@pytest.mark.parametrize(
+    ("unet", "encoder", "refused"),
+    [(16, 2, ""), (12, 2, "the UNet has heads of 12"), (16, 4, "the text encoder clip_l has heads of 8")],
+)
+def test_flash_attention_everywhere_needs_heads_that_the_kernel_takes(
+    unet: int, encoder: int, refused: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(
+        workshop.model.config,
+        unet=UNetConfig(32, 4, 32, (1, 2), 1, (0, 1), None, unet, 64, 32 + 6 * 32, 8),
+        text_encoder_1=TextEncoderConfig(32, 2, encoder),
+        text_encoder_2=TextEncoderConfig(32, 2, 2),
+    )
+    monkeypatch.setattr(backend, "_flash_attention", "auto")
+    sdxl.build(config, ms.float16)
+    monkeypatch.setattr(backend, "_flash_attention", "on")
+    if not refused:
+        sdxl.build(config, ms.float16)
+        return
+    message = "--flash_attention on needs attention heads whose width is a multiple of 16 and at most 512; "
+    with pytest.raises(UserError) as raised:
+        sdxl.build(config, ms.float16)
+    assert str(raised.value) == f"{message}{refused}: use auto"
 
 
 def test_token_tables_by_encoder(workshop: Workshop) -> None:

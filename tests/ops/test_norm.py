@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import mindspore as ms
 import numpy as np
 import pytest
 import torch
 from mindspore import Tensor, nn
 
 from gm import ops
+from gm.ops import layout
 from gm.runtime import backend
 from tests.ops.gradients import compare, modes
+from tests.ops.stand_ins import StandIns
 from tests.reference.inputs import normal, relative_error
 
 pytestmark = pytest.mark.reference
@@ -51,7 +54,7 @@ def test_softmax(graph: bool) -> None:
     compare(ops.softmax(), lambda x: torch.softmax(x, dim=-1), graph, 5.0 * normal(1, 2, 3, 4, 11))
 
 
-def test_ascend_uses_the_native_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ascend_uses_its_kernels(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
     """They compute the same, in the layout with tokens first."""
     x, gamma, beta = normal(1, 2, 5, 24), 1.0 + 0.1 * normal(2, 24), normal(3, 24)
     image = normal(4, 2, 24, 4, 4)
@@ -69,6 +72,32 @@ def test_ascend_uses_the_native_operators(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(backend, "_on_ascend", True)
     for result, native in zip(on_cpu, results(x), strict=True):
         assert relative_error(result, native) < 2e-6
+    assert stand_ins.calls == ["layer_norm"]
+
+
+@pytest.mark.parametrize("device", ["CPU", "Ascend"])
+def test_half_precision_is_normalised_in_float32(
+    device: str, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Squares of these inputs overflow float16."""
+    monkeypatch.setattr(backend, "_on_ascend", device == "Ascend")
+    tokens, image = 300.0 * normal(1, 2, 5, 24), 300.0 * normal(2, 2, 24, 4, 4)
+    dtype = ops.group_norm_weight_dtype(ms.float16)
+    assert dtype == (ms.float16 if device == "Ascend" else ms.float32)
+    gamma, beta = Tensor(1.0 + 0.1 * normal(3, 24)), Tensor(normal(4, 24))
+    x = layout.from_tokens(Tensor(tokens, ms.float16))
+    normalised = layout.to_tokens(ops.layer_norm(24, 1e-5)(x, gamma, beta))
+    expected = torch.nn.functional.layer_norm(*map(torch.from_numpy, (tokens,)), (24,), *weights(gamma, beta), 1e-5)
+    assert normalised.dtype == ms.float16
+    np.testing.assert_allclose(normalised.asnumpy(), expected.numpy(), atol=4e-3)
+    normalised = ops.group_norm(3, 1e-5)(Tensor(image, ms.float16), gamma.astype(dtype), beta.astype(dtype))
+    expected = torch.nn.functional.group_norm(torch.from_numpy(image), 3, *weights(gamma, beta), 1e-5)
+    assert normalised.dtype == ms.float16
+    np.testing.assert_allclose(normalised.asnumpy(), expected.numpy(), atol=4e-3)
+
+
+def weights(*tensors: Tensor) -> list[torch.Tensor]:
+    return [torch.from_numpy(tensor.asnumpy()) for tensor in tensors]
 
 
 def test_equal_cells_are_shared() -> None:

@@ -30,6 +30,13 @@ def test_without_a_card_the_cpu_is_chosen_and_logged(caplog: pytest.LogCaptureFi
     assert not backend.setup(RunConfig(device_target="CPU", ms_mode=1)).graph
 
 
+def test_flash_attention_on_is_refused_without_a_card() -> None:
+    with pytest.raises(UserError, match="--flash_attention on needs an Ascend card, and this runs on CPU: use auto"):
+        backend.setup(RunConfig(device_target="CPU", flash_attention="on"))
+    backend.setup(RunConfig(device_target="CPU"))
+    assert backend.flash_attention() == "off"
+
+
 def test_a_missing_device_is_refused() -> None:
     with pytest.raises(UserError, match=r"no Ascend card on this machine .* use --device_target CPU"):
         backend.setup(RunConfig(device_target="Ascend"))

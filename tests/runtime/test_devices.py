@@ -98,6 +98,8 @@ def test_the_memory_pool_is_not_larger_than_the_limit(calls: list) -> None:
     [
         ("CPU", {}, []),
         ("CPU", {"jit_level": "O1"}, ["--jit_level O1 has no effect on CPU"]),
+        ("CPU", {"flash_attention": "off"}, ["--flash_attention off has no effect on CPU"]),
+        ("Ascend", {"flash_attention": "off"}, []),
         ("CPU", {"max_device_memory": "30GB"}, ["--max_device_memory 30GB has no effect on CPU"]),
         ("Ascend", {"jit_level": "O1", "max_device_memory": "30GB"}, []),
         ("Ascend", {"jit_level": "O1", "ms_mode": 1}, ["--jit_level O1 has no effect in PyNative mode"]),
@@ -105,3 +107,34 @@ def test_the_memory_pool_is_not_larger_than_the_limit(calls: list) -> None:
 )
 def test_options_without_effect_are_named(device: str, options: dict, messages: list[str]) -> None:
     assert devices.unused_options(device, RunConfig(**options)) == messages
+
+
+@pytest.mark.parametrize(
+    ("device", "card", "dtype", "off_or_auto", "refusal"),
+    [
+        ("Ascend", "ascend910b", ms.float16, "auto", ""),
+        ("Ascend", "ascend910_93", ms.bfloat16, "auto", ""),
+        ("Ascend", "ascend910", ms.float16, "off", "an Ascend 910B or later, and this card is a 910A: use auto"),
+        (
+            "Ascend",
+            "ascend910b",
+            ms.float32,
+            "off",
+            "half precision, and the weights are float32: use auto, or --precision float16",
+        ),
+        ("CPU", "", ms.float32, "off", "an Ascend card, and this runs on CPU: use auto"),
+    ],
+)
+def test_flash_attention_is_used_where_the_card_has_it(
+    device: str, card: str, dtype: Any, off_or_auto: str, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "soc_version", lambda: card)
+    assert devices.flash_attention(device, RunConfig(), dtype) == off_or_auto
+    assert devices.flash_attention(device, RunConfig(flash_attention="off"), dtype) == "off"
+    on = RunConfig(flash_attention="on")
+    if not refusal:
+        assert devices.flash_attention(device, on, dtype) == "on"
+        return
+    with pytest.raises(UserError) as raised:
+        devices.flash_attention(device, on, dtype)
+    assert str(raised.value) == f"--flash_attention on needs {refusal}"
