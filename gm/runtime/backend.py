@@ -24,7 +24,7 @@ from gm.config import RunConfig
 from gm.errors import UserError
 from gm.runtime import compile_cache, distributed
 from gm.runtime.duration import format_duration
-from gm.runtime.environment import ascend_present
+from gm.runtime.environment import ascend_present, simulating
 
 log = logging.getLogger("gm")
 
@@ -119,7 +119,7 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float = Backend.ti
     Raises UserError for a missing device, a precision that the device lacks, and processes without `--is_parallel`.
     """
     device = run.device_target or ("Ascend" if ascend_present() else "CPU")
-    if device == "Ascend" and not ascend_present():
+    if device == "Ascend" and not (ascend_present() or simulating()):
         raise UserError("no Ascend card on this machine (no /dev/davinci*); use --device_target CPU")
     dtype = weight_dtype(run.precision, device)
     processes = distributed.num_processes()

@@ -27,6 +27,11 @@ def ascend_present() -> bool:
     return any(Path("/dev").glob(ASCEND_DEVICE_FILES))
 
 
+def simulating() -> bool:
+    """Return whether MindSpore simulates the Ascend driver: it then compiles for a card that is not there."""
+    return bool(os.environ.get("MS_SIMULATION_LEVEL"))
+
+
 def adopt_mpirun() -> None:
     """Translate mpirun's environment variables into those of MindSpore's own launcher.
 

@@ -1,0 +1,157 @@
+"""The graphs that training and sampling compile, each as a Cell with inputs of the right shapes and no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from gm.config import Config
+from gm.models import sdxl
+from gm.models.sdxl import SDXL
+from gm.models.spatial_transformer import SpatialTransformer
+from gm.runtime.backend import Backend
+from gm.sampling.cfg_denoiser import _ContextProjection, _GuidedUNet
+from gm.sampling.conditioning import _Conditioner
+from gm.sampling.vae_decode import _Decode
+from gm.training import optimizer
+from gm.training.train_step import NegativePrompt, TrainStep
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A Cell, and the inputs that it is compiled for."""
+
+    cell: nn.Cell
+    inputs: tuple[Any, ...]
+
+
+class _Encode(nn.Cell):
+    """The VAE's encoder, which training runs once for each image."""
+
+    def __init__(self, model: SDXL) -> None:
+        super().__init__(auto_prefix=False)
+        self.vae = model.first_stage_model
+
+    def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.encode(images)
+
+
+class Graphs:
+    """The graphs of one config in one precision; `GRAPHS` has their names."""
+
+    def __init__(self, config: Config, backend: Backend) -> None:
+        self.config = config
+        self.backend = backend
+        self.model = sdxl.build(config.model, backend.dtype)
+        if config.training.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        self.num_vectors = config.concept.num_vectors
+        self.latent = config.model.resolution // config.model.vae.downsample_factor
+        self.widths = {name: encoder.width for name, encoder in config.model.text_encoders.items()}
+
+    def train_step(self) -> Graph:
+        config, n = self.config, self.config.training.train_batch_size
+        state = self._train_state()
+        negative = None
+        if config.concept.negative or any(concept.negative for concept in config.concepts):
+            ids = tuple(np.zeros((1, 77), np.int32) for _ in self.widths)
+            negative = NegativePrompt(np.zeros(1, np.int32), ids)
+        cell = TrainStep(self.model, state, self.backend.dtype == ms.float16, config.loss, negative)
+        latents = self._latents(n)
+        loss_weight = _zeros((n, 1, self.latent, self.latent))
+        position = _zeros((n,), ms.int32)
+        inputs = (latents, latents, loss_weight, _zeros((n,)), self._sizes(n), position, *self._ids(n))
+        return Graph(cell, inputs)
+
+    def update(self, world: int = 1) -> Graph:
+        training = self.config.training
+        norms = tuple(1.0 for _ in self.widths) if training.preserve_embedding_norm else ()
+        cell = optimizer.create_optimizer(self._train_state(), training, world, norms)
+        return Graph(cell, tuple(_zeros(()) for _ in self.widths))
+
+    def update_of_8_ranks(self) -> Graph:
+        return self.update(world=8)
+
+    def conditioner(self) -> Graph:
+        n = self._sampling_batch
+        vectors = tuple(_zeros((self.num_vectors, width)) for width in self.widths.values())
+        return Graph(_Conditioner(self.model), (_zeros((n,), ms.int32), self._sizes(n), *self._ids(n), *vectors))
+
+    def project_context(self) -> Graph:
+        return Graph(_ContextProjection(self.model), (self._context(2 * self._sampling_batch),))
+
+    def denoiser(self) -> Graph:
+        n, config = self._sampling_batch, self.config.model
+        context_kv = tuple(
+            _zeros(shape, self.backend.dtype) for shape in _context_kv_shapes(self.model, 2 * n, self._tokens)
+        )
+        y = _zeros((2 * n, config.unet.adm_in_channels))
+        scalars = (_zeros(()), _zeros((1,)), _zeros(()), _zeros(()))
+        return Graph(_GuidedUNet(self.model, "cfg"), (self._latents(n), *scalars, y, *context_kv))
+
+    def vae_decode(self) -> Graph:
+        return Graph(_Decode(self.model), (self._latents(self._sampling_batch),))
+
+    def vae_encode(self) -> Graph:
+        side = self.config.model.resolution
+        return Graph(_Encode(self.model), (_zeros((1, 3, side, side)),))
+
+    @property
+    def _sampling_batch(self) -> int:
+        return self.config.sampling.batch_size
+
+    @property
+    def _tokens(self) -> int:
+        return self.config.model.text_encoder_1.context_length
+
+    def _train_state(self) -> Any:
+        vectors = {name: np.zeros((self.num_vectors, width), np.float32) for name, width in self.widths.items()}
+        half = self.backend.dtype == ms.float16
+        return optimizer.create_train_state(vectors, self.config.training.optimizer, half)
+
+    def _latents(self, n: int) -> Tensor:
+        return _zeros((n, self.config.model.vae.latent_channels, self.latent, self.latent))
+
+    def _sizes(self, n: int) -> Tensor:
+        return _zeros((n, 6))
+
+    def _ids(self, n: int) -> tuple[Tensor, ...]:
+        return tuple(_zeros((n, self._tokens), ms.int32) for _ in self.widths)
+
+    def _context(self, n: int) -> Tensor:
+        return _zeros((n, self._tokens, self.config.model.unet.context_dim), self.backend.dtype)
+
+
+GRAPHS: dict[str, Callable[[Graphs], Graph]] = {
+    "train_step": Graphs.train_step,
+    "update": Graphs.update,
+    "update_of_8_ranks": Graphs.update_of_8_ranks,
+    "conditioner": Graphs.conditioner,
+    "project_context": Graphs.project_context,
+    "denoiser": Graphs.denoiser,
+    "vae_decode": Graphs.vae_decode,
+    "vae_encode": Graphs.vae_encode,
+}
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any = ms.float32) -> Tensor:
+    return Tensor(np.zeros(shape), dtype)
+
+
+def _context_kv_shapes(model: SDXL, n: int, tokens: int) -> list[tuple[int, int, int]]:
+    """Return the shapes of what `UNet.project_context` returns: key and value of each cross-attention."""
+    unet = model.unet
+    blocks = [*unet.input_blocks, unet.middle_block, *unet.output_blocks]
+    widths = [
+        block.attn2.to_k.weight.shape[0]
+        for layers in blocks
+        for layer in layers
+        if isinstance(layer, SpatialTransformer)
+        for block in layer.transformer_blocks
+    ]
+    return [(n, tokens, width) for width in widths for _ in range(2)]
