@@ -43,8 +43,8 @@ def test_the_lines_of_steps_are_written_as_shown() -> None:
     shown = [line for line in log_lines() if line.startswith("step ")]
     stream = io.StringIO()
     results = [
-        StepResult(1, 1, 0.0101, 0.0101, True, 0, 0.1, 1.0, 10.8),
-        StepResult(3, 3, 0.0156, 0.0156, True, 0, 0.025, 1.0, 0.371, is_last=True),
+        StepResult(1, 1, 0.0101, 0.0101, True, 0, 0.1, 1.0, 53.7),
+        StepResult(3, 3, 0.0156, 0.0156, True, 0, 0.025, 1.0, 0.946, is_last=True),
     ]
     progress = ConsoleProgress(3, 3, stream)
     for result in results:
