@@ -39,11 +39,18 @@ OTHER_FLAGS = {
 }
 OTHER_FLAGS |= {f"--{letter}" for letter in LETTERS}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
-# Commands of an Ascend machine, of which nothing can be tried here: the whole line, or its form.
-ON_A_CARD = (
-    r"npu-smi info|hccn_tool -i 0 -(ip|link) -g|source /usr/local/Ascend/cann/set_env\.sh|uname -a|python --version|pip list"
-    r"|cat (/usr/local/Ascend|\$ASCEND_HOME_PATH)/\w+/version\.info|git log -1 --oneline|tail -f runs/logs/worker_0\.log"
-    r"|env \| grep -E \S+|tar czf failure\.tar\.gz( runs/\S+)+|export (HCCL|GLOG|ASCEND|GM)_\w+=\S*"
+# Commands of an Ascend machine, none of which can be tried here.
+ON_A_CARD = "|".join(
+    (
+        r"npu-smi info",
+        r"hccn_tool -i 0 -(ip|link) -g",
+        r"source /usr/local/Ascend/cann/set_env\.sh",
+        r"cat (/usr/local/Ascend|\$ASCEND_HOME_PATH)/\w+/version\.info",
+        r"export (HCCL|GLOG|ASCEND)_\w+=\S+",
+        r"uname -a|python --version|pip list|env \| grep -E \S+|git log -1 --oneline",
+        r"pip install mindspore==2\.8\.0",
+        r"tail -f runs/logs/worker_0\.log|tar czf failure\.tar\.gz( runs/\S+)+",
+    )
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_headings_have_the_same_levels_in_the_same_order(page: str) -> None:
 def test_tables_have_the_same_rows_columns_and_numbers(page: str) -> None:
     english, translated = (tables(split(file)[1]) for file in (ROOT / page, chinese(page)))
     assert [len(table) for table in translated] == [len(table) for table in english]
-    for row, same_row in zip(sum(english, []), sum(translated, []), strict=True):
+    for row, same_row in zip(chain(*english), chain(*translated), strict=True):
         assert same_row.count("|") == row.count("|"), same_row
         assert Counter(re.findall(r"\d[\d.]*\d|\d", same_row)) == Counter(re.findall(r"\d[\d.]*\d|\d", row)), same_row
 
