@@ -230,3 +230,12 @@ def test_sampling_guide_python_runs(
     (block,) = blocks(ROOT / "docs" / "sampling.md", "python")
     exec(block, {})
     assert capsys.readouterr().out == "a toy\n"
+
+
+@pytest.mark.parametrize("page", ["ascend.md", "ascend_CN.md"])
+def test_ascend_guide_names_the_packages_of_the_extra(page: str) -> None:
+    (extra,) = re.findall(r"^ascend = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    packages = re.findall(r'^    "([\w-]+)', extra, re.MULTILINE)
+    text = (ROOT / "docs" / page).read_text()
+    assert packages
+    assert [package for package in packages if package not in text] == []
