@@ -78,3 +78,9 @@ def test_the_chinese_page_is_in_chinese(page: str) -> None:
     text = re.sub(r"`[^`\n]+`|\]\([^)]+\)", "", split(chinese(page))[1])
     english = re.findall(r"(?:[A-Za-z,']{2,} ){7,}", text)
     assert english == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_state_of_ascend_is_said_in_the_same_words(page: str) -> None:
+    assert "ompiled for Ascend in every CI, not yet run on a card" in (ROOT / page).read_text()
+    assert "每次 CI 都会针对昇腾编译，但尚未在昇腾卡上运行过" in chinese(page).read_text()
