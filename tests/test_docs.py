@@ -21,7 +21,7 @@ from tests.project import Workshop
 from tools.convert_weights import convert
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
+DOCS = [ROOT / "README.md", ROOT / "README_CN.md", ROOT / "checkpoints" / "README.md", ROOT / "datasets" / "README.md"]
 DOCS += [ROOT / "checkpoints" / "tiny_sd_xl_base.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCS += sorted((ROOT / "examples").glob("**/README.md"))
 TRAINING, SAMPLING = ("run", "concept", "data", "training", "loss"), ("run", "sampling")
@@ -35,9 +35,23 @@ OTHER_FLAGS = {
     "--max_train_steps",
     "--logdir",
     "--cache_latents",  # kohya's
+    "--install",  # of CANN's packages
 }
 OTHER_FLAGS |= {f"--{letter}" for letter in LETTERS}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
+# Commands of an Ascend machine, none of which can be tried here.
+ON_A_CARD = "|".join(
+    (
+        r"npu-smi info",
+        r"hccn_tool -i 0 -(ip|link) -g",
+        r"source /usr/local/Ascend/cann/set_env\.sh",
+        r"cat (/usr/local/Ascend|\$ASCEND_HOME_PATH)/\w+/version\.info",
+        r"export (HCCL|GLOG|ASCEND)_\w+=\S+",
+        r"uname -a|python --version|pip list|env \| grep -E \S+|git log -1 --oneline",
+        r"pip install mindspore==2\.8\.0",
+        r"tail -f runs/logs/worker_0\.log|tar czf failure\.tar\.gz( runs/\S+)+",
+    )
+)
 
 
 def blocks(doc: Path, language: str) -> list[str]:
@@ -45,9 +59,9 @@ def blocks(doc: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Return every line of every bash block, continued lines joined."""
+    """Return every line of every bash block once, continued lines joined."""
     text = "\n".join(block for doc in DOCS for block in blocks(doc, "bash")).replace("\\\n", " ")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
 SCRIPTS = (
@@ -68,7 +82,15 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if line.startswith("curl "):
         assert re.fullmatch(r"curl -L -o checkpoints/(\S+) +https://huggingface\.co/stabilityai/\S+/\1", line)
         return
-    if re.match(r"(make (demo|test|install)|pip install -r requirement.txt)( |$)", line):
+    if re.fullmatch(ON_A_CARD, line):
+        return
+    if extra := re.fullmatch(r'pip install -e "\.\[(\w+)\]"', line):
+        assert re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+        return
+    if code := re.fullmatch(r'python -c "(.*)"', line):
+        compile(code[1], line, "exec")
+        return
+    if re.match(r"(make (demo|test|install|ascend-dryrun)|pip install -r requirement.txt)( |$)", line):
         target = shlex.split(line, comments=True)[-1]
         assert (ROOT / target).exists() or f"\n{target}:" in (ROOT / "Makefile").read_text()
         return
@@ -82,7 +104,7 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if line.startswith("msrun"):
         taken = help_of(str(Path(sys.executable).with_name("msrun")))
         assert set(re.findall(r"--\w+", start[0])) <= taken
-    script, *arguments = shlex.split(line[start.end() :], comments=True)
+    script, *arguments = shlex.split(re.sub(r" > \S+ 2>&1$", "", line[start.end() :]), comments=True)
     if script == "train_textual_inversion.py":
         cli.parse("", TRAINING, [a for a in arguments if a != "--help"])
     elif script == "demo/sampling_without_streamlit.py":
@@ -136,7 +158,8 @@ def test_every_code_block_is_covered_by_a_test() -> None:
         fences = re.findall(r"^ *```(.*)$", doc.read_text(), re.MULTILINE)
         assert set(fences[::2]) <= {"bash", "python", "text", "mermaid"}, doc
     with_python = {doc.name for doc in DOCS if blocks(doc, "python")}
-    assert with_python - {"training.md"} == {"README.md", "sampling.md"}  # training.md's is run in tests/training
+    # training.md's is run in tests/training, README_CN.md's equals README.md's
+    assert with_python - {"training.md", "README_CN.md"} == {"README.md", "sampling.md"}
 
 
 def test_the_agreed_commands_are_in_the_docs() -> None:
@@ -173,7 +196,8 @@ def test_links_and_options_exist_and_no_local_path_is_named(doc: Path) -> None:
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
     outside_bash = re.sub(r"```bash\n.*?```", "", text, flags=re.DOTALL)
-    unknown = set(re.findall(r"--[a-z][\w.-]+", outside_bash)) - known_flags() - OTHER_FLAGS
+    known = known_flags() | help_of(str(Path(sys.executable).with_name("msrun")))
+    unknown = set(re.findall(r"--[a-z][\w.-]+", outside_bash)) - known - OTHER_FLAGS
     assert unknown == set()
     folders = "gm|demo|tools|examples|benchmarks|configs|docs|tests"
     current = "\n".join(line for line in text.splitlines() if " commit " not in line)  # of a commit: files of the past
@@ -206,3 +230,12 @@ def test_sampling_guide_python_runs(
     (block,) = blocks(ROOT / "docs" / "sampling.md", "python")
     exec(block, {})
     assert capsys.readouterr().out == "a toy\n"
+
+
+@pytest.mark.parametrize("page", ["ascend.md", "ascend_CN.md"])
+def test_ascend_guide_names_the_packages_of_the_extra(page: str) -> None:
+    (extra,) = re.findall(r"^ascend = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    packages = re.findall(r'^    "([\w-]+)', extra, re.MULTILINE)
+    text = (ROOT / "docs" / page).read_text()
+    assert packages
+    assert [package for package in packages if package not in text] == []

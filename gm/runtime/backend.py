@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -23,13 +23,12 @@ from mindspore import Tensor, nn, ops
 from gm.config import RunConfig
 from gm.errors import UserError
 from gm.runtime import compile_cache, devices, distributed, float_status
+from gm.runtime.devices import DType
 from gm.runtime.duration import format_duration
 from gm.runtime.environment import ascend_present, onednn_message, simulating
 
 log = logging.getLogger("gm")
 
-
-DType: TypeAlias = ms.Type  # of `ms.float32` and its like
 
 # Measured on two CPU cores, with the gradient: 12, 26, 61 s to compile 471, 852, 2,298 Cells; 1.5, 4.4, 12 s to read
 # the graph from the compile cache.
@@ -142,7 +141,6 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = Non
     device = run.device_target or ("Ascend" if ascend_present() else "CPU")
     if device == "Ascend" and not (ascend_present() or simulating()):
         raise UserError("no Ascend card on this machine (no /dev/davinci*); use --device_target CPU")
-    dtype = weight_dtype(run.precision, device)
     processes = distributed.num_processes()
     if processes > 1 and not is_parallel:
         raise UserError(f"{processes} processes were started without --is_parallel True; add it, or start one process")
@@ -153,6 +151,7 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = Non
     devices.select(device, run)
     if _on_ascend:
         float_status.check_environment()
+    dtype = devices.weight_dtype(run.precision, device)
     _flash_attention = devices.flash_attention(device, run, dtype)
     # `compile_cell` compiles single Cells and caches them: MindSpore's own cache may return another Cell's graph.
     ms.set_context(mode=ms.PYNATIVE_MODE, enable_compile_cache=False)
@@ -195,15 +194,6 @@ def flash_attention() -> str:
 def in_graph() -> bool:
     """Return whether a graph is being compiled or run, as opposed to operators launched one by one from Python."""
     return _in_graph
-
-
-def weight_dtype(precision: str, device: str) -> DType:
-    """Return the dtype of the frozen weights; UserError where the device lacks it."""
-    if precision == "auto":
-        precision = "float16" if device == "Ascend" else "float32"
-    if device == "CPU" and precision == "bfloat16":
-        raise UserError("the CPU backend has no bfloat16; use --precision float32")
-    return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[precision]
 
 
 def compile_cell(cell: nn.Cell, graph: bool, label: str = "", gradient: bool = False) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from typing import TypeAlias
 
 import mindspore as ms
 
@@ -13,6 +14,9 @@ from gm.errors import UserError
 
 log = logging.getLogger("gm")
 
+DType: TypeAlias = ms.Type  # of `ms.float32` and its like
+
+ASCEND_910A = "ascend910"  # as MindSpore names its chip; later ones are "ascend910b" and "ascend910_93"
 # Where a launcher, or the user, names the card of a process. MindSpore itself takes card 0 in every process of mpirun,
 # and ignores DEVICE_ID, which msrun sets, once `set_device` is called with another one.
 _CARD_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "DEVICE_ID")
@@ -63,7 +67,18 @@ def memory_limit(text: str) -> str:
     return f"{float(match[1]):g}GB"
 
 
-def flash_attention(name: str, run: RunConfig, dtype: ms.Type) -> str:
+def weight_dtype(precision: str, name: str) -> DType:
+    """Return the dtype of the frozen weights on the device `name`; UserError where it lacks it."""
+    if precision == "auto":
+        precision = "float16" if name == "Ascend" else "float32"
+    if precision == "bfloat16" and name == "CPU":
+        raise UserError("the CPU backend has no bfloat16; use --precision float32")
+    if precision == "bfloat16" and soc_version() == ASCEND_910A:
+        raise UserError("a 910A has no bfloat16; use --precision float16")
+    return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[precision]
+
+
+def flash_attention(name: str, run: RunConfig, dtype: DType) -> str:
     """Return "off", "auto" or "on": whether networks in `dtype` use flash attention on the device `name`.
 
     Raises UserError where --flash_attention on cannot hold. The kernel exists on Atlas A2 and later cards, in half
@@ -72,7 +87,7 @@ def flash_attention(name: str, run: RunConfig, dtype: ms.Type) -> str:
     reason = ""
     if name != "Ascend":
         reason = f"an Ascend card, and this runs on {name}: use auto"
-    elif soc_version() == "ascend910":
+    elif soc_version() == ASCEND_910A:
         reason = "an Ascend 910B or later, and this card is a 910A: use auto"
     elif dtype == ms.float32:
         reason = "half precision, and the weights are float32: use auto, or --precision float16"
@@ -95,7 +110,7 @@ def unused_options(name: str, run: RunConfig) -> list[str]:
 
 
 def soc_version() -> str:
-    """Return the name of the card's chip, such as "ascend910b"; "ascend910" is the 910A."""
+    """Return the name of the card's chip, such as "ascend910b"."""
     from mindspore._c_expression import MSContext
 
     return str(MSContext.get_instance().get_ascend_soc_version())

@@ -17,7 +17,6 @@ from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloat
 from gm.errors import UserError
 from gm.runtime import devices
 
-_SATURATING_CARD = "ascend910"  # MindSpore's name of the 910A; later ones are "ascend910b" and "ascend910_93"
 # MindSpore's variable, and CANN's: A2 and A3 cards obey the second only if the third is set, too.
 _SATURATING_MODES = {
     "MS_ASCEND_CHECK_OVERFLOW_MODE": "SATURATION_MODE",
@@ -33,7 +32,7 @@ def saturates() -> bool:
     """Return whether the device is an Ascend card that saturates; call it after the device is set."""
     if ms.get_context("device_target") != "Ascend":
         return False
-    return devices.soc_version() == _SATURATING_CARD
+    return devices.soc_version() == devices.ASCEND_910A
 
 
 def check_environment() -> None:

@@ -42,20 +42,6 @@ def test_a_missing_device_is_refused() -> None:
         backend.setup(RunConfig(device_target="Ascend"))
 
 
-@pytest.mark.parametrize(
-    ("precision", "device", "expected"),
-    [
-        ("auto", "CPU", ms.float32),
-        ("auto", "Ascend", ms.float16),
-        ("bfloat16", "Ascend", ms.bfloat16),
-        ("float32", "Ascend", ms.float32),
-        ("float16", "CPU", ms.float16),
-    ],
-)
-def test_weight_dtype_by_device(precision: str, device: str, expected: object) -> None:
-    assert backend.weight_dtype(precision, device) == expected
-
-
 def test_bfloat16_on_cpu_is_refused() -> None:
     with pytest.raises(UserError, match="no bfloat16; use --precision float32"):
         backend.setup(RunConfig(device_target="CPU", precision="bfloat16"))

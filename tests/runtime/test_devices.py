@@ -138,3 +138,24 @@ def test_flash_attention_is_used_where_the_card_has_it(
     with pytest.raises(UserError) as raised:
         devices.flash_attention(device, on, dtype)
     assert str(raised.value) == f"--flash_attention on needs {refusal}"
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("auto", "CPU", ms.float32),
+        ("auto", "Ascend", ms.float16),
+        ("bfloat16", "Ascend", ms.bfloat16),
+        ("float32", "Ascend", ms.float32),
+        ("float16", "CPU", ms.float16),
+    ],
+)
+def test_weight_dtype_by_device(monkeypatch: pytest.MonkeyPatch, precision: str, device: str, expected: object) -> None:
+    monkeypatch.setattr(devices, "soc_version", lambda: "ascend910b")
+    assert devices.weight_dtype(precision, device) == expected
+
+
+def test_bfloat16_on_a_910a_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "soc_version", lambda: "ascend910")
+    with pytest.raises(UserError, match="a 910A has no bfloat16; use --precision float16"):
+        devices.weight_dtype("bfloat16", "Ascend")
