@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from mindspore import nn
-from mindspore.common import api
 from mindspore.train import anf_ir_pb2
+
+from gm.runtime.compile_cache import api
 
 # Nodes that launch nothing: they name, order or join values, or change a shape without moving data.
 _SHAPES = frozenset(("ExpandDims", "Flatten", "Reshape", "Squeeze", "TupleGetItem"))
