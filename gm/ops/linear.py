@@ -168,13 +168,13 @@ class _Convolution(nn.Cell):
         self.conv2d = ops.Conv2D(outputs, kernel, **options)
         self.casting_conv2d = _CastingConv2d(outputs, kernel, options)
         # Ascend's kernel pads all sides alike.
-        self.with_bias = shared_cell(ascend.Convolution, padding[0], stride) if len(set(padding)) == 1 else None
-        self.on_ascend = on_ascend
+        fits = on_ascend and len(set(padding)) == 1
+        self.with_bias = shared_cell(ascend.Convolution, padding[0], stride) if fits else None
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if weight.dtype != x.dtype:
             return add_bias(self.casting_conv2d(x, weight), bias)
-        if self.on_ascend and self.with_bias is not None:
+        if self.with_bias is not None:
             return self.with_bias(x, weight, bias)
         return add_bias(self.conv2d(x, weight), bias)
 

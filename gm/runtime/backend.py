@@ -29,7 +29,6 @@ from gm.runtime.environment import ascend_present, onednn_message, simulating
 
 log = logging.getLogger("gm")
 
-
 # Measured on two CPU cores, with the gradient: 12, 26, 61 s to compile 471, 852, 2,298 Cells; 1.5, 4.4, 12 s to read
 # the graph from the compile cache.
 _SECONDS_PER_CELL = 0.014
@@ -73,16 +72,12 @@ class Backend:
 
     def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
         """Return the mean over all ranks of each of `values`; every rank must call it."""
-        if self.world_size == 1:
-            return list(values)
-        with self.abort_after_timeout():
-            means: list[float] = AllReduceMean(self.world_size)(Tensor(values, ms.float32)).asnumpy().tolist()
-        return means
+        return self.launch_all_reduce_mean(values)()
 
     def launch_all_reduce_mean(self, values: Sequence[float | Tensor]) -> Callable[[], list[float]]:
-        """Return a function that waits for the mean over all ranks of each of `values`, floats and scalar tensors.
+        """Start to reduce `values`, floats and scalar tensors; return the function that waits for the means.
 
-        The reduction itself takes its place behind what computes the values, and waits for nothing on this side.
+        The device reduces them once it has computed them; Python does not wait for it here.
         """
         if self.world_size == 1:
             return lambda: [float(value) for value in values]
@@ -92,8 +87,8 @@ class Backend:
 
         def read() -> list[float]:
             with self.abort_after_timeout():
-                found: list[float] = means.asnumpy().tolist()
-            return found
+                result: list[float] = means.asnumpy().tolist()
+            return result
 
         return read
 

@@ -2,8 +2,8 @@
 
 The 910A saturates: a float16 result that overflows becomes ±65504, and not-a-number becomes 0, so that overflows do not
 show in the values. Instead it sets a bit in status registers (MindSpore's documentation of `NPUGetFloatStatusV2`). Not
-yet run on a card. Later cards compute infinity and not-a-number as IEEE 754 defines them, unless told otherwise
-(CANN's documentation of `INF_NAN_MODE_ENABLE`).
+yet run on a card. Later cards compute infinity and not-a-number as IEEE 754 defines them, unless their mode is
+changed (CANN's documentation of `INF_NAN_MODE_ENABLE`).
 """
 
 from __future__ import annotations

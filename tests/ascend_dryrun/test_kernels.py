@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from mindspore import nn
-from mindspore.common import api
 from mindspore.train import anf_ir_pb2
 
+from gm.runtime.compile_cache import api
 from tools.ascend_dryrun import kernels
 from tools.ascend_dryrun.kernels import Kernels
 

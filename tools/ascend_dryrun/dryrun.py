@@ -35,17 +35,17 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdxl
 
 def main() -> None:
     parser = _parser()
-    own, rest = parser.parse_known_args()
+    flags, rest = parser.parse_known_args()
     if "--help" in rest or "-h" in rest:
         parser.print_help()
     config = cli.parse(__doc__ or "", _SECTIONS, rest)
-    if not stand_ins.is_ready(own.card):
-        environment = stand_ins.environment(stand_ins.build(Path(own.cache)), own.card)
+    if not stand_ins.is_ready(flags.card):
+        environment = stand_ins.environment(stand_ins.build(Path(flags.cache)), flags.card)
         sys.stdout.flush()
         # A process of its own: the loader reads where libraries are when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-    results = compile_all(config, own.precisions or [config.run.precision], own.graphs, own.variants)
-    _write(results, own)
+    results = compile_all(config, flags.precisions or [config.run.precision], flags.graphs, flags.variants)
+    _write(results, flags)
 
 
 def compile_all(
@@ -66,22 +66,23 @@ def compile_all(
     results: dict[str, dict[str, Any]] = {}
     for precision in precisions:
         run = dataclasses.replace(config.run, device_target="Ascend", ms_mode=0, precision=precision)
-        chosen = backend.setup(run)
-        made = graphs.Graphs(config, chosen)
-        results[precision] = {name: _compile(made, name, precision) for name in only or graphs.names(config)}
+        device = backend.setup(run)
+        base = graphs.Graphs(config, device)
+        results[precision] = {name: _compile(base, name, precision) for name in only or graphs.names(config)}
         for title, variant in VARIANTS.items() if variants else ():
-            made = graphs.Graphs(variant.apply(config), chosen, variant.num_chunks)
+            changed = graphs.Graphs(variant.apply(config), device, variant.num_chunks)
             for name in variant.graphs:
-                results[precision][f"{name}, {title}"] = _compile(made, name, f"{precision}, {title}")
+                results[precision][f"{name}, {title}"] = _compile(changed, name, f"{precision}, {title}")
     return results
 
 
-def _compile(made: Any, name: str, title: str) -> dict[str, Any]:
+def _compile(all_graphs: Any, name: str, title: str) -> dict[str, Any]:
+    """Compile one graph and count its kernels."""
     from gm.runtime import backend
     from tools.ascend_dryrun import graphs
     from tools.ascend_dryrun.kernels import Kernels
 
-    graph = graphs.GRAPHS[name](made)
+    graph = graphs.GRAPHS[name](all_graphs)
     started = time.perf_counter()
     try:
         backend.compile_cell(graph.cell, graph=True)(*graph.inputs)
@@ -95,23 +96,23 @@ def _compile(made: Any, name: str, title: str) -> dict[str, Any]:
     return {"kernels": dict(counted.most_common()), "summary": kernels.summary(), "seconds": round(seconds, 1)}
 
 
-def _write(results: dict[str, dict[str, Any]], own: argparse.Namespace) -> None:
+def _write(results: dict[str, dict[str, Any]], flags: argparse.Namespace) -> None:
     """Print the tables, and write them to the files that the flags name."""
     from tools.ascend_dryrun import kernels
 
     tables = []
     for precision, graphs in results.items():
         counts = {name: graph["kernels"] for name, graph in graphs.items()}
-        tables.append(f"{precision}, {own.card}\n\n{kernels.markdown(counts)}\n")
+        tables.append(f"{precision}, {flags.card}\n\n{kernels.markdown(counts)}\n")
     print("\n" + "\n".join(tables))
-    if own.table:
-        Path(own.table).write_text("\n".join(tables), encoding="utf-8")
-    if own.json:
-        Path(own.json).write_text(json.dumps({own.card: results}, indent=1) + "\n", encoding="utf-8")
+    if flags.table:
+        Path(flags.table).write_text("\n".join(tables), encoding="utf-8")
+    if flags.json:
+        Path(flags.json).write_text(json.dumps({flags.card: results}, indent=1) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of this tool's own flags; those of a config are read as training reads them."""
+    """Return the parser of the flags that only this tool has; training's are read as training reads them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, description=__doc__)
     parser.add_argument("--graphs", nargs="+", default=(), help="the graphs to compile (default: all)")
     parser.add_argument("--variants", action="store_true", help="also those that options change: variants.py")

@@ -56,7 +56,7 @@ class Graphs:
         if config.training.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.num_vectors = config.concept.num_vectors
-        self.latent = config.model.resolution // config.model.vae.downsample_factor
+        self.latent_size = config.model.resolution // config.model.vae.downsample_factor
         self.widths = {name: encoder.width for name, encoder in config.model.text_encoders.items()}
 
     def train_step(self) -> Graph:
@@ -68,19 +68,19 @@ class Graphs:
             negative = NegativePrompt(np.zeros(1, np.int32), ids)
         cell = TrainStep(self.model, state, self.backend.dtype == ms.float16, config.loss, negative)
         latents = self._latents(n)
-        loss_weight = _zeros((n, 1, self.latent, self.latent))
+        loss_weight = _zeros((n, 1, self.latent_size, self.latent_size))
         position = _zeros((n,), ms.int32)
         inputs = (latents, latents, loss_weight, _zeros((n,)), self._sizes(n), position, *self._ids(n))
         return Graph(cell, inputs)
 
-    def update(self, world: int = 1) -> Graph:
+    def update(self, world_size: int = 1) -> Graph:
         training = self.config.training
         norms = tuple(1.0 for _ in self.widths) if training.preserve_embedding_norm else ()
-        cell = optimizer.create_optimizer(self._train_state(), training, world, norms)
+        cell = optimizer.create_optimizer(self._train_state(), training, world_size, norms)
         return Graph(cell, tuple(_zeros(()) for _ in self.widths))
 
     def update_of_8_ranks(self) -> Graph:
-        return self.update(world=8)
+        return self.update(world_size=8)
 
     def conditioner(self) -> Graph:
         n = self.config.sampling.batch_size
@@ -131,7 +131,7 @@ class Graphs:
         return optimizer.create_train_state(vectors, self.config.training.optimizer, half)
 
     def _latents(self, n: int) -> Tensor:
-        return _zeros((n, self.config.model.vae.latent_channels, self.latent, self.latent))
+        return _zeros((n, self.config.model.vae.latent_channels, self.latent_size, self.latent_size))
 
     def _sizes(self, n: int) -> Tensor:
         return _zeros((n, self.config.model.num_size_values))

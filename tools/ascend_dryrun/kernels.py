@@ -40,7 +40,7 @@ class Kernels:
         return Counter(kind for kind in self._kind.values() if kind not in _NO_KERNEL)
 
     def summary(self) -> dict[str, int]:
-        """Return how many transposes stand next to attentions and casts next to norms, and how many of those."""
+        """Return the numbers of attentions and norms, of transposes next to attentions and of casts next to norms."""
         counted = self.count()
         return {
             "attentions": sum(counted[kind] for kind in ATTENTIONS),
@@ -50,22 +50,22 @@ class Kernels:
         }
 
     def _next_to(self, kind: str, anchors: Iterable[str]) -> int:
-        """Return how many kernels of `kind` feed or follow kernels of the kinds `anchors`, with none but them between.
+        """Return the number of `kind` kernels that are inputs or users of `anchors`, also through others of `kind`.
 
-        The scopes of nodes would not tell: all uses of one operator object have the scope of its first use.
+        The scopes of the nodes do not show this: all uses of one operator object have the scope of its first use.
         """
-        starts = [name for name, own in self._kind.items() if own in anchors]
-        found: set[str] = set()
+        starts = [name for name, each in self._kind.items() if each in anchors]
+        neighbors: set[str] = set()
         for edges in (self._inputs, self._users):
             seen, waiting = set(starts), list(starts)
             while waiting:
                 for name in edges.get(waiting.pop(), ()):
-                    own = self._kind.get(name)
-                    if name not in seen and (own == kind or own in _SHAPES):
+                    other = self._kind.get(name)
+                    if name not in seen and (other == kind or other in _SHAPES):
                         seen.add(name)
                         waiting.append(name)
-            found |= {name for name in seen if self._kind[name] == kind}
-        return len(found)
+            neighbors |= {name for name in seen if self._kind[name] == kind}
+        return len(neighbors)
 
 
 def markdown(counts: Mapping[str, Mapping[str, int]], least: int = 10) -> str:

@@ -75,11 +75,11 @@ def build(cache: Path) -> Path:
     _check_tools()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        made = Path(temporary) / "lib"
-        made.mkdir()
-        _link(made, missing_symbols(mindspore_lib()))
+        libraries = Path(temporary) / "lib"
+        libraries.mkdir()
+        _link(libraries, missing_symbols(mindspore_lib()))
         try:
-            made.rename(folder)
+            libraries.rename(folder)
         except OSError:  # another process was faster
             if not folder.exists():
                 raise
@@ -92,7 +92,7 @@ def environment(folder: Path, card: str = CARDS[0]) -> dict[str, str]:
         "LD_LIBRARY_PATH": _join(str(folder), os.environ.get("LD_LIBRARY_PATH")),
         "LD_PRELOAD": _join(str(folder / _card_library(card)), os.environ.get("LD_PRELOAD")),
         "MS_SIMULATION_LEVEL": "0",
-        "GM_GRAPHS": "",  # a kept graph would not be compiled
+        "GM_GRAPHS": "",  # a cached graph would not be compiled
         "GLOG_v": "3",  # MindSpore's errors only
     }
     return {**os.environ, **variables}
@@ -122,9 +122,9 @@ def mindspore_lib() -> Path:
 def missing_symbols(lib: Path) -> list[str]:
     """Return the names that MindSpore's Ascend plug-in under `lib` needs from CANN."""
     users = plugin_files(lib)
-    own = [*lib.glob("*.so*"), *lib.parent.glob("_c_expr*.so"), *users]
+    mindspore = [*lib.glob("*.so*"), *lib.parent.glob("_c_expr*.so"), *users]
     needed = _symbols(users, "--undefined-only")
-    defined = _symbols([*own, *_system_libraries()], "--defined-only")
+    defined = _symbols([*mindspore, *_system_libraries()], "--defined-only")
     return sorted(name for name in needed - defined if not name.startswith(_NOT_OF_CANN))
 
 
