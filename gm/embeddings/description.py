@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gm.checkpoints import containers, diffusers_format, key_mapping
+from gm.embeddings.embedding import NO_POOLING
 from gm.embeddings.embedding_file import EmbeddingFile
 from gm.embeddings.encoders import EncoderVectors
 from gm.embeddings.formats import FORMATS, MindoneFormat
@@ -24,12 +25,13 @@ _TABLE_ENDING = "embeddings.token_embedding.weight"  # of transformers' key
 
 def describe(file: EmbeddingFile, tables: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Return the contents of an embedding file for JSON; with token `tables` by encoder also the nearest tokens."""
-    rules = {token or "": file.token_metadata(token)["pooling"] for token in file.vectors}
+    rules = {token or "": file.token_metadata(token).get("pooling", NO_POOLING) for token in file.vectors}
+    pooling = rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
     remarks = {"remarks": list(file.remarks)} if file.remarks else {}
     return {
         "format": file.format,
         "program": file.program or FORMATS[file.format].program,
-        "pooling": rules if len(set(rules.values())) > 1 else next(iter(rules.values())),
+        **({"pooling": pooling} if pooling else {}),
         "embeddings": {token or "": _describe_vectors(vectors, tables) for token, vectors in file.vectors.items()},
         "metadata": {key: _parse_json(value) for key, value in file.metadata.items()},
         **remarks,
