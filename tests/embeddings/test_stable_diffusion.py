@@ -12,11 +12,14 @@ from mindspore import Tensor
 
 from gm import api
 from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig
+from gm.embeddings import description
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import NO_POOLING, Embedding, combine
 from gm.embeddings.formats import SD1_TABLE, SD2_TABLE
 from gm.embeddings.io import EmbeddingFile
 from gm.errors import UserError
+from gm.hub import export, layout
+from gm.text import bpe
 
 UNET = {"adm_in_channels": 0, "channel_mult": (1, 2, 4, 4), "transformer_depth": (1, 1, 1, 0)}
 MODELS = {
@@ -136,3 +139,50 @@ def test_files_of_both_kinds_have_one_tensor_as_automatic1111_and_comfyui_take_i
     (comfy/sd1_clip.py, `load_embed`)."""
     embedding_io.save(Embedding("<toy>", {encoder: rows(WIDTHS[encoder])}, NO_POOLING), tmp_path / "a.safetensors")
     assert list(safetensors.numpy.load_file(tmp_path / "a.safetensors")) == [encoder]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "encoder"),
+    [
+        ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight", 768, "clip_l"),
+        ("cond_stage_model.model.token_embedding.weight", 1024, "clip_h"),
+        (SD1_TABLE, 768, "clip_l"),
+    ],
+)
+def test_the_nearest_tokens_are_those_of_the_only_encoder(tmp_path: Path, name: str, width: int, encoder: str) -> None:
+    table = np.random.default_rng(1).standard_normal((400, width), dtype=np.float32)
+    safetensors.numpy.save_file({name: table}, tmp_path / "model.safetensors")
+    tables = description.read_token_tables(tmp_path / "model.safetensors")
+    assert list(tables) == [encoder]
+    file = EmbeddingFile("mindspore_sd", {"<toy>": {encoder: table[[320]]}})
+    described = description.describe(file, tables)
+    assert "pooling" not in described
+    assert described["embeddings"]["<toy>"][encoder]["nearest"][0][0] == f"{bpe.decode_token(320)} 1.00"
+
+
+def test_the_nearest_tokens_of_a_diffusers_folder(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (tmp_path / "text_encoder").mkdir()
+    table = {"text_model.embeddings.token_embedding.weight": rows(1024)}
+    safetensors.numpy.save_file(table, tmp_path / "text_encoder" / "model.safetensors")
+    assert list(description.read_token_tables(tmp_path)) == ["clip_h"]
+
+
+def test_a_published_folder_is_that_of_one_encoder(tmp_path: Path) -> None:
+    metadata = {"version": "SD-1.5"}
+    embedding_io.save(Embedding("<toy>", {"clip_l": rows(768)}, NO_POOLING, metadata), tmp_path / "a.ckpt")
+    publication = export.prepare(tmp_path / "a.ckpt")
+    layout.write(publication, tmp_path / "published")
+    names = sorted(path.name for path in (tmp_path / "published").iterdir())
+    assert names == [
+        "README.md",
+        "learned_embeds.safetensors",
+        "toy.safetensors",
+        "token_identifier.txt",
+        "type_of_concept.txt",
+    ]
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert "from diffusers import StableDiffusionPipeline" in card
+    assert "text_encoder_2" not in card
+    assert "- stable-diffusion\n" in card
+    assert embedding_io.load(tmp_path / "published", "sd1").dims == {"clip_l": 768}
