@@ -58,7 +58,8 @@ def _read_tables(path: Path) -> dict[str, np.ndarray]:
         if found and (keys is MindoneSDFormat.keys or len(found) == len(keys)):
             return found
     raise UserError(
-        f"--weight {path} is not an SDXL model, nor Stable Diffusion 1 or 2: its token embeddings are missing"
+        f"--weight {path} is not an SDXL model: its token embeddings are missing, and so are those of Stable Diffusion "
+        "1 and 2"
     )
 
 

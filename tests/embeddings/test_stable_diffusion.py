@@ -177,8 +177,8 @@ def test_a_published_folder_is_that_of_one_encoder(tmp_path: Path) -> None:
     assert names == [
         "README.md",
         "learned_embeds.safetensors",
-        "toy.safetensors",
         "token_identifier.txt",
+        "toy.safetensors",
         "type_of_concept.txt",
     ]
     card = (tmp_path / "published" / "README.md").read_text()
