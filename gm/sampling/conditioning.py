@@ -1,4 +1,4 @@
-"""Token chunks → the UNet's conditioning: the context of all chunks, and the class embedding y."""
+"""Token chunks → the UNet's conditioning: the context of all chunks, and the class embedding y, if there is one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ class _Conditioner(nn.Cell):
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
 
-    def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         # A graph takes tensors one by one: the ids of each encoder, then the embedding vectors of each.
         count = len(tokens) // 2
-        return self.conditioner(tokens[:count], tokens[count:], pool_position, sizes)
+        context, y = self.conditioner(tokens[:count], tokens[count:], pool_position, sizes)
+        # Not the pair with None: a graph that returns None cannot be cached ("Cannot export a PyExecute CNode").
+        return context if y is None else (context, y)
 
 
 class PromptEncoder:
@@ -43,7 +45,7 @@ class PromptEncoder:
 
     def encode(
         self, texts: Sequence[TokenChunks], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the context [N, positions · chunks, C] and the class embedding y [N, V] of N texts.
 
         Texts of fewer chunks than the longest get empty ones. The pooled part of y is that of the first chunk, as in
@@ -58,19 +60,20 @@ class PromptEncoder:
 
     def encode_unconditional(
         self, context: Tensor, embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the unconditional context and y, of the shape of `context` [N, L, C].
 
-        SDXL was trained with dropped captions as zeros, in the context and in the pooled part of y.
+        SDXL's base model was trained with dropped captions as zeros, in the context and in the pooled part of y.
         """
         _, y = self._encode_chunks([Chunk()] * len(context), embeddings, size_conditioning)
+        assert y is not None  # no other family has dropped captions as zeros
         *_, pooled_encoder = self.model.config.text_encoders.values()
         pooled = ops.zeros((len(context), pooled_encoder.width), y.dtype)
         return ops.zeros_like(context), ops.concat((pooled, y[:, pooled_encoder.width :]), axis=1)
 
     def _encode_weighted(
         self, column: Sequence[Chunk], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return context [N, positions, C] and y [N, V] of one chunk of each text, weights applied."""
         context, y = self._encode_chunks(column, embeddings, size_conditioning)
         if all(weight == 1 for chunk in column for weight in chunk.weights):
@@ -85,7 +88,7 @@ class PromptEncoder:
 
     def _encode_chunks(
         self, column: Sequence[Chunk], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return context [N, positions, C] and y [N, V] of one chunk of each text, without weights."""
         ids, _ = chunks.to_arrays(column, embeddings.tokenizer.context_length)
         sizes = np.atleast_2d(np.asarray(size_conditioning, np.float32))
@@ -93,4 +96,5 @@ class PromptEncoder:
         names = list(self.model.config.text_encoders)
         pool_position = pool_positions(ids[names[-1]], self.pooling)
         tokens = [ids[name] for name in names] + [embeddings.vectors[name] for name in names]
-        return self.conditioner(Tensor(pool_position), Tensor(sizes), *map(Tensor, tokens))
+        encoded = self.conditioner(Tensor(pool_position), Tensor(sizes), *map(Tensor, tokens))
+        return encoded if isinstance(encoded, tuple) else (encoded, None)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.config import Config, SamplingConfig
+from gm.config import Config, SamplingConfig, family_options
 from gm.config.model import ModelConfig, VAEConfig
 from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
@@ -111,7 +111,8 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     atomic_io.check_writable(sampling.save_path, "--save_path")
     for sentence in option_checks.ineffective_options(config):
         log.warning("%s", sentence)
-    concepts = [concept for path in sampling.textual_inversion_weight for concept in embedding_io.load_all(path)]
+    paths, family = sampling.textual_inversion_weight, config.model.family
+    concepts = [concept for path in paths for concept in embedding_io.load_all(path, family)]
     embeddings = combine(concepts, config.model)
     lines = prompt_file.read(sampling.prompt, "--prompt", literal)
     is_file = lines != [sampling.prompt]
@@ -123,7 +124,8 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     requests = [image_requests([line.prompt] * count, line, config.model, embeddings) for line in options]
     prompts = [prompt for line in requests for prompt in (line[0].prompt, line[0].negative_prompt)]
     schedules = {prompt.text: prompt.schedule for prompt in prompts}
-    embedding_use.check(concepts, embeddings.tokenizer, schedules, config.run.pooling, literal)
+    pooling = config.run.pooling if config.model.has_class_embedding else None
+    embedding_use.check(concepts, embeddings.tokenizer, schedules, pooling, literal)
     grids = [
         grid
         for line_options, line_requests, line_overrides in zip(options, requests, overrides, strict=True)
@@ -139,6 +141,7 @@ def check(model: ModelConfig, sampling: SamplingConfig) -> None:
     schedule.sampling_sigmas(model.schedule, sampling)
     vae_decode.latent_tile_size(sampling, model.vae)
     model.require("base")
+    family_options.check_sampling(model, sampling)
     if sampling.add_pipeline:
         check_refiner(model, sampling)
     if sampling.task != "txt2img" and schedule.step_count(sampling.strength, sampling.sample_step) < 1:
