@@ -11,6 +11,7 @@ from gm.config.schema import option
 from gm.errors import UserError
 
 KINDS = ("base", "refiner")
+PREDICTIONS = ("epsilon", "v_prediction")  # diffusers' names of the noise and of the velocity
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,32 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Noise schedule of training with "scaled linear" betas (Rombach et al., 2022)."""
+    """Noise schedule and target of training: "scaled linear" betas (Rombach et al., 2022), names as in diffusers.
+
+    `rescale_betas_zero_snr` is algorithm 1 of Lin et al., 2023 ("Common diffusion noise schedules and sample steps are
+    flawed").
+    """
 
     timesteps: int = option(1000, "number of timesteps", minimum=1)
     beta_start: float = option(0.00085, "beta of the first timestep")
     beta_end: float = option(0.012, "beta of the last timestep")
+    prediction: str = option(
+        "epsilon", "what the UNet predicts: epsilon, the noise, or v_prediction, the velocity", choices=PREDICTIONS
+    )
+    rescale_betas_zero_snr: bool = option(
+        False, "zero terminal SNR: the last timestep is noise alone; for v_prediction"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.rescale_betas_zero_snr:
+            return
+        if self.prediction == "epsilon":
+            raise UserError(
+                "model.schedule.rescale_betas_zero_snr needs model.schedule.prediction v_prediction: at zero SNR the "
+                "noise says nothing of the image"
+            )
+        if self.timesteps < 2:
+            raise UserError("model.schedule.rescale_betas_zero_snr needs at least 2 timesteps")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,11 @@ A sampler takes (denoise, x, sigmas, noise_sampler) and yields x after each step
 and ends at sigmas[-1], which may be 0. The caller owns the progress bar. `x` may be an array of any kind, NumPy's or
 MindSpore's, because all coefficients are Python floats.
 
-The names are those of k-diffusion (Crowson, github.com/crowsonkb/k-diffusion), with which the tests compare every step.
+The names are those of k-diffusion (Crowson, github.com/crowsonkb/k-diffusion), with which the tests compare every step;
+DDIM, PLMS and LCM are compared with diffusers.
+
+With zero terminal SNR sigmas[0] is `denoiser.TERMINAL_SIGMA`, which stands for infinity. Methods of second order in σ
+have no meaning there: their first step is of first order, whose limit is denoised + sigma_next·noise.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gm.diffusion import registry
+from gm.diffusion import denoiser, registry
 
 # (x, sigma, step) → the denoised x. `step` counts from 0 within the sigmas of the call; a sampler that evaluates twice
 # in a step passes the same number both times.
@@ -28,7 +32,7 @@ class NoiseSampler:
     """The noise that a sampler adds on its way.
 
     sample: step → standard normal noise of the shape of x
-    eta: fraction of the noise of the ancestral and SDE samplers; 0 is deterministic
+    eta: fraction of the noise of the ancestral and SDE samplers and of DDIM; 0 is deterministic
     s_noise: factor of all noise
     s_churn, s_tmin, s_tmax: how much noise Euler and Heun add before a step, and between which levels (Karras et al.,
         2022, algorithm 2)
@@ -67,13 +71,13 @@ def euler_ancestral(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler:
 def heun(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
     """Heun's method (Karras et al., 2022, algorithm 2): Euler's, corrected by the derivative at the end of the step.
 
-    Evaluates twice in each step but a last one down to 0.
+    Evaluates twice in each step but a last one down to 0, and a first one at zero terminal SNR.
     """
     for step, sigma, sigma_next in _steps(sigmas):
         x, sigma_hat = _churn(x, sigma, step, len(sigmas) - 1, noise_sampler)
         d = _derivative(x, denoise(x, sigma_hat, step), sigma_hat)
         x_next = x + d * (sigma_next - sigma_hat)
-        if sigma_next > 0:
+        if sigma_next > 0 and not _is_terminal(sigma):
             d = (d + _derivative(x_next, denoise(x_next, sigma_next, step), sigma_next)) / 2
         x = x + d * (sigma_next - sigma_hat)
         yield x
@@ -151,6 +155,52 @@ def lcm(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSample
         yield x
 
 
+def ddim(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """DDIM (Song et al., 2021, equation 12), with `eta` of DDPM's noise.
+
+    In terms of σ it is `euler_ancestral`, which is also exact at zero terminal SNR.
+    """
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        level = math.inf if _is_terminal(sigma) else sigma
+        sigma_down, sigma_up = _ancestral_step(level, sigma_next, noise_sampler.eta)
+        x = denoised + _predicted_noise(x, denoised, sigma) * sigma_down
+        x = _add_noise(x, sigma_up, step, noise_sampler)
+        yield x
+
+
+def plms(denoise: Denoise, x: Any, sigmas: np.ndarray, noise_sampler: NoiseSampler) -> Iterator[Any]:
+    """PLMS: pseudo linear multistep method (Liu et al., 2022, "Pseudo numerical methods for diffusion models").
+
+    Without Runge-Kutta steps, as in the original code of latent diffusion and diffusers' `PNDMScheduler` with
+    `skip_prk_steps`: the first step, which is evaluated at both ends, and those after it use the last one to four
+    predictions of the noise. A first step at zero terminal SNR is DDIM's.
+    """
+    predictions: list[Any] = []
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        predictions = [*predictions[-3:], _predicted_noise(x, denoised, sigma)]
+        weights = _ADAMS_BASHFORTH[len(predictions)]
+        noise = sum(prediction * weight for prediction, weight in zip(predictions, weights, strict=True))
+        if _is_terminal(sigma):
+            x = denoised + noise * sigma_next
+        elif len(predictions) == 1 and step + 2 < len(sigmas):
+            x_next = x + noise * (sigma_next - sigma)
+            noise_next = _predicted_noise(x_next, denoise(x_next, sigma_next, step), sigma_next)
+            x = x + (noise + noise_next) * ((sigma_next - sigma) / 2)
+        else:
+            x = x + noise * (sigma_next - sigma)
+        yield x
+
+
+# Weights of the last predictions, the newest last, of the Adams-Bashforth methods of order 1 to 4.
+_ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (-1 / 2, 3 / 2),
+    3: (5 / 12, -16 / 12, 23 / 12),
+    4: (-9 / 24, 37 / 24, -59 / 24, 55 / 24),
+}
+
 SAMPLERS: dict[str, Sampler] = {
     "euler": euler,
     "euler_ancestral": euler_ancestral,
@@ -160,6 +210,8 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "lms": lms,
     "lcm": lcm,
+    "ddim": ddim,
+    "plms": plms,
 }
 # AUTOMATIC1111's names, also those in the generation parameters of an image.
 TITLES = {
@@ -171,8 +223,12 @@ TITLES = {
     "dpmpp_2m_sde": "DPM++ 2M SDE",
     "lms": "LMS",
     "lcm": "LCM",
+    "ddim": "DDIM",
+    "plms": "PLMS",
 }
-# The names in mindone's configs (sgm's classes), and AUTOMATIC1111's.
+# Samplers whose last step ends at the lowest trained noise level (`schedule.sampling_sigmas`).
+END_AT_LOWEST_SIGMA = ("ddim", "plms")
+# The names in mindone's configs (sgm's classes), diffusers' name of PLMS, and AUTOMATIC1111's.
 ALIASES = {
     "EulerEDMSampler": "euler",
     "EulerAncestralSampler": "euler_ancestral",
@@ -180,6 +236,7 @@ ALIASES = {
     "DPMPP2SAncestralSampler": "dpmpp_2s_ancestral",
     "DPMPP2MSampler": "dpmpp_2m",
     "LinearMultistepSampler": "lms",
+    "pndm": "plms",
     **{title: name for name, title in TITLES.items()},
 }
 
@@ -198,6 +255,16 @@ def _steps(sigmas: np.ndarray) -> Iterator[tuple[int, float, float]]:
 def _derivative(x: Any, denoised: Any, sigma: float) -> Any:
     """Return dx/dσ at level `sigma` (Karras et al., 2022, algorithm 2; k-diffusion's `to_d`)."""
     return (x - denoised) / sigma
+
+
+def _predicted_noise(x: Any, denoised: Any, sigma: float) -> Any:
+    """Return ε, the noise in `x` by the prediction: its derivative, or at zero terminal SNR all of `x`."""
+    return denoiser.scale_model_input(x, sigma) if _is_terminal(sigma) else _derivative(x, denoised, sigma)
+
+
+def _is_terminal(sigma: float) -> bool:
+    """Whether `sigma` is that of zero terminal SNR."""
+    return sigma >= denoiser.TERMINAL_SIGMA
 
 
 def _churn(x: Any, sigma: float, step: int, steps: int, noise_sampler: NoiseSampler) -> tuple[Any, float]:
