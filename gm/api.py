@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.checkpoints import loading, networks
+from gm.checkpoints import config_choice, loading, networks
 from gm.checkpoints.networks import WeightFiles
 from gm.config import Config, SamplingConfig
 from gm.embeddings import io as embedding_io
@@ -66,12 +66,18 @@ class Toolkit:
         return Pipeline(self.model, self.backend, self.config.run.pooling)
 
 
-def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
+def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) -> Toolkit:
     """Set up the device and load the model of `config`, a Config or the path of a YAML file.
 
-    `sections` override options of a YAML file: `run={"ms_mode": 1}`. Raises UserError for missing weights, weights that
+    `sections` override options of a YAML file: `run={"ms_mode": 1}`. Without a `config` it is the shipped one of the
+    family of `run={"weight": …}`. Raises UserError for missing weights, weights that
     do not fit, and a refiner.
     """
+    if config is None:
+        if "weight" not in sections.get("run", {}):
+            raise UserError('give the path of a YAML file, or the weights alone: load(run={"weight": "model.safetensors"})')
+        config, schedule = config_choice.config_for(sections["run"]["weight"])
+        sections = {**schedule, **sections}
     if not isinstance(config, Config):
         config = configuration.load(config, sections)
     elif sections:
