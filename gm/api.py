@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.checkpoints import config_choice, loading, networks
+from gm.checkpoints import config_choice, loading, networks, prediction_check
 from gm.checkpoints.networks import WeightFiles
 from gm.config import Config, SamplingConfig
 from gm.embeddings import io as embedding_io
@@ -71,7 +71,7 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
 
     `sections` override options of a YAML file: `run={"ms_mode": 1}`. Without a `config` it is the shipped one of the
     family of `run={"weight": …}`. Raises UserError for missing weights, weights that
-    do not fit, and a refiner.
+    do not fit, a UNet that does not predict what the config says, and a refiner.
     """
     if config is None:
         if "weight" not in sections.get("run", {}):
@@ -93,6 +93,7 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
     model = sdxl.build(config.model, backend.dtype)
     files = WeightFiles(config.run.weight, config.run.networks)
     loading.load_weights(model, files, config.model, backend.keep_half_above)
+    prediction_check.check_prediction(model, str(config.run.unet or config.run.weight))
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     log.info("loaded %s in %.1f s", ", ".join(files.paths), time.perf_counter() - started)

@@ -41,6 +41,7 @@ _KEY_PATTERNS = (
     (r"cond_stage_model\.(roberta|transformation)", "AltDiffusion, whose text encoder is XLM-RoBERTa; {use}"),
     (r"cond_stage_model\.transformer\.(attn_layers|token_emb)\.", "latent diffusion of 2021 with BERT; {use}"),
     (r"cond_stage_model\.(model\.visual|visual_projection|mapper)", "a model conditioned on images; {use}"),
+    (r"low_scale_model\.", "an upscaler, whose UNet has 7 input channels; {use}"),
     (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet; {use}"),
     (r"(.*\.)?(double|joint)_blocks\.", "Flux or Stable Diffusion 3; {use}"),
     (
@@ -50,10 +51,10 @@ _KEY_PATTERNS = (
 )
 # By kind of model, keys that only this kind has; an embedding file has the token tables alone.
 _KINDS = {
-    "sd2": (r"cond_stage_model\.model\.", "Stable Diffusion 2; leave out --config, or give configs/training/sd_v2.1_base.yaml"),
+    "sd2": (r"cond_stage_model\.model\.", "Stable Diffusion 2; leave out --config, or give configs/training/sd_v2.1_base_textual_inversion.yaml"),
     "sd1": (
         r"cond_stage_model\.transformer\.",
-        "Stable Diffusion 1; leave out --config, or give configs/training/sd_v1.5.yaml",
+        "Stable Diffusion 1; leave out --config, or give configs/training/sd_v1.5_textual_inversion.yaml",
     ),
     "refiner": (r"conditioner\.embedders\.0\.model\.", f"the {REFINER}; {{use}}"),
     "base": (r"conditioner\.embedders\.1\.model\.(?!token_embedding\.)", f"the {BASE}; {{use}}"),
@@ -66,8 +67,8 @@ SHIPPED_CONFIGS = {
         "configs/training/tiny_textual_inversion.yaml",
     ),
     "refiner": ("configs/sampling/sd_xl_refiner.yaml",),
-    "sd1": ("configs/training/sd_v1.5.yaml",),
-    "sd2": ("configs/training/sd_v2.1_base.yaml", "configs/training/sd_v2.1_768_v.yaml"),
+    "sd1": ("configs/training/sd_v1.5_textual_inversion.yaml",),
+    "sd2": ("configs/training/sd_v2.1_base_textual_inversion.yaml", "configs/training/sd_v2.1_768_v_textual_inversion.yaml"),
 }
 _USE = {
     "base": "use the SDXL base model",
@@ -83,7 +84,7 @@ _EXTENSIONS = (
     (r".*\.lora_|.*\.lora\.|lora_", "a model with a LoRA that is not merged"),
     (r"(model\.diffusion_model\.label_emb|noise_augmentor|embedder)\.", "an unCLIP model, conditioned on an image"),
     (r".*\.(position_net|fuser)\.", "a GLIGEN model, conditioned on boxes"),
-    (r"(low_scale_model|depth_model|cc_projection)\b", "a model conditioned on an image, a depth map or a view"),
+    (r"(depth_model|cc_projection)\b", "a model conditioned on a depth map or a view"),
     (r".*(to_[kv]_ip|image_proj|ip_adapter)\b", "a model with an IP-Adapter"),
     (r"control_model\.|.*\.(zero_convs|input_hint_block)\.", "a model with a ControlNet"),
     (r"conditioner\.embedders\.[2-9]\.", "a model with more than two text encoders"),
@@ -182,23 +183,6 @@ def detect_other_model(keys: Iterable[str], kind: str) -> str:
     return _EMBEDDING if dotted and all("token_embedding" in key for key in dotted) else ""
 
 
-def detect_conditioned_model(found: Shapes, expected: Shapes, kind: str) -> str:
-    """Return which model with more inputs than noisy latents and text has tensors of the shapes `found`, "" if none.
-
-    The UNet that is wanted, of a model of `kind`, has those `expected`.
-    """
-    key = _UNET + "input_blocks.0.0.weight"
-    channels, wanted = found.get(key, ()), expected.get(key, ())
-    if len(channels) != 4 or len(wanted) != 4 or channels[1] == wanted[1] or channels[1] not in _INPUT_CHANNELS:
-        return ""
-    return _describe_channels(channels[1], wanted[1], kind)
-
-
-def _describe_channels(found: int, expected: int, kind: str) -> str:
-    model = _INPUT_CHANNELS.get(found, "another model")
-    return f"{model}, whose UNet has {found} input channels instead of {expected}; {_USE[kind]}"
-
-
 def explain_misfit(
     missing: Collection[str],
     unexpected: Collection[str],
@@ -215,7 +199,8 @@ def explain_misfit(
             return f"it seems to be {description}; {use}"
     found, expected = mismatched.get(_UNET + "input_blocks.0.0.weight", ((), ()))
     if len(found) == 4 and found[1:2] != expected[1:2]:
-        return f"it seems to be {_describe_channels(found[1], expected[1], kind)}"
+        model = _INPUT_CHANNELS.get(found[1], "another model")
+        return f"it seems to be {model}, whose UNet has {found[1]} input channels instead of {expected[1]}; {use}"
     if not unexpected and not mismatched:
         blocks = [key for key in missing if ".transformer_blocks." in key]
         if len(blocks) == len(missing) and _are_whole_blocks(blocks):

@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn
 
 from gm.checkpoints import containers, networks, reader
 from gm.checkpoints.containers import TensorFile
-from gm.checkpoints.detect import detect_conditioned_model, detect_other_model, model_kind
+from gm.checkpoints.detect import detect_other_model, model_kind
 from gm.checkpoints.key_mapping import ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
 from gm.checkpoints.misfit import Misfit
@@ -43,8 +43,7 @@ def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], so
     if 2 * (len(misfit.missing) + len(misfit.mismatched)) < len(shapes):
         hint = misfit.explain(kind)
     else:
-        found = {name: tensor.shape for name, tensor in tensors.items()}
-        other = detect_conditioned_model(found, shapes, kind) or detect_other_model(tensors, kind)
+        other = detect_other_model(tensors, kind)
         hint = f"it seems to be {other}" if other else "the config's model section describes another model"
     raise UserError(f"{source} does not fit the model of {len(shapes)} tensors: {hint}; {misfit.counts()}")
 

@@ -157,6 +157,11 @@ def _check_family(network: str, path: Path, file: TensorFile, config: ModelConfi
     """Raise UserError if a whole checkpoint is of a family whose network is another than that of `config`."""
     kind = detect.family_of_text_encoder({key: tensor.shape for key, tensor in file.tensors.items()})
     family = {"base": "sdxl", "refiner": "sdxl"}.get(kind, kind)
+    if config.family == "sdxl" and any(key.startswith("cond_stage_model.") for key in file.tensors):
+        raise UserError(
+            f"--{network} {path} is Stable Diffusion 1 or 2, whose {NETWORKS[network].title} is another; give that of "
+            "an SDXL model"
+        )
     if not family or family == config.family or (network == "vae" and _VAES[family] == _VAES[config.family]):
         return
     title, wanted = FAMILIES[family].title, config.traits.title

@@ -23,6 +23,7 @@ from tests.checkpoints.files import lazy
 from tests.reference.case import Case
 
 EPSILON = "instead of epsilon"
+LEAVE_OUT = "if that is right, leave out --config, or give one with model.schedule."
 EMPTY = np.zeros(0, np.float32)
 ALPHAS = 1 / (1 + training_sigmas(ScheduleConfig()) ** 2)
 
@@ -59,10 +60,10 @@ def zero_terminal_snr() -> np.ndarray:
         ({"modelspec.prediction_type": "V_prediction"}, "prediction_type v_prediction"),
         ({"modelspec.predict_key": "v"}, f"modelspec.predict_key says prediction_type v_prediction {EPSILON}"),
         ({"modelspec.prediction_type": "sample"}, f"prediction_type sample {EPSILON}"),
-        ({"modelspec.prediction_type": "flow"}, f"prediction_type flow {EPSILON}"),
+        ({"modelspec.prediction_type": "flow"}, f"prediction_type flow {EPSILON}; such models are not supported; use one"),
         ({"prediction_type": "vpred"}, "prediction_type v_prediction"),
         ({"ss_v_parameterization": "True"}, "ss_v_parameterization says prediction_type v_prediction"),
-        ({"ss_zero_terminal_snr": "True"}, "rescale_betas_zero_snr true instead of false; zero terminal SNR is not"),
+        ({"ss_zero_terminal_snr": "True"}, f"rescale_betas_zero_snr true instead of false; {LEAVE_OUT}rescale_betas_zero_snr true"),
         ({"v_pred": "", "ztsnr": ""}, "prediction_type v_prediction"),
         ({"vae.scaling_factor": "0.18215"}, "scaling_factor 0.18215 instead of 0.3; .*model.vae.scale_factor 0.18215"),
         ({"scheduler.beta_end": "0.02"}, r"beta_end 0.02 instead of 0.012; .*model.schedule.beta_end 0.02"),
@@ -110,7 +111,7 @@ def test_v_prediction_names_its_cause_and_the_way_out_once(open_file: Open) -> N
         open_file({"v_pred": EMPTY, "ztsnr": EMPTY}, {"modelspec.predict_key": "v"})
     text = str(caught.value)
     assert text.count(EPSILON) == 1
-    assert text.endswith("such models are not supported yet; use one that predicts epsilon, the noise")
+    assert text.endswith(f"{LEAVE_OUT}prediction v_prediction")
 
 
 @pytest.mark.parametrize(
