@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.markers import add_markers
-from tests.reference.configs import ALL, CONFIGS
+from tests.reference.configs import ALL, CONFIGS, STABLE_DIFFUSION
 
 if TYPE_CHECKING:
     from examples.tiny_sdxl.concepts import UnseenConcept
@@ -55,7 +55,7 @@ def device() -> None:
 
 @pytest.fixture(scope="session")
 def cases(device: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """Return the function from a name in `ALL` to its model, built once a session."""
+    """Return the function from a name in `ALL` or `STABLE_DIFFUSION` to its model, built once a session."""
     from tests.reference.case import Case
 
     made: dict[str, Case] = {}
@@ -77,6 +77,12 @@ def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
 @pytest.fixture(scope="session", params=ALL)
 def any_case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
     """Return every small model in turn, including the refiner."""
+    return cases(request.param)
+
+
+@pytest.fixture(scope="session", params=STABLE_DIFFUSION)
+def sd_case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    """Return every small model of Stable Diffusion 1 and 2 in turn."""
     return cases(request.param)
 
 

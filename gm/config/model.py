@@ -1,6 +1,6 @@
-"""Architecture of a model of SDXL's family (Podell et al., 2023); the defaults are SDXL base 1.0.
+"""Architecture of a Stable Diffusion model: SDXL (Podell et al., 2023), 1.x and 2.x; the defaults are SDXL base 1.0.
 
-`docs/architecture.md` has the source of every number. Field names are those of Stability AI's `sgm` configs.
+`docs/architecture.md` has the source of every number. Field names are those of Stability AI's `sgm` and `ldm` configs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,31 @@ class UNetConfig:
     )
     num_head_channels: int = option(64, "channels of an attention head", minimum=1)
     context_dim: int = option(2048, "width of the cross-attention context: all encoders' hidden states", minimum=1)
-    adm_in_channels: int = option(2816, "width of y: pooled text and the embeddings of the size values", minimum=1)
+    adm_in_channels: int = option(
+        2816, "width of y: pooled text and the embeddings of the size values; 0 for a UNet without y", minimum=0
+    )
     norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1)
+    num_heads: int | None = option(
+        None, "attention heads of every level; default: as many as num_head_channels gives", minimum=1
+    )
+    use_linear_in_transformer: bool = option(
+        True, "linear projections around the transformer blocks; False: 1×1 convolutions, the same with other shapes"
+    )
 
     @property
     def middle_depth(self) -> int:
         """Number of transformer blocks in the middle block."""
         return self.transformer_depth[-1] if self.transformer_depth_middle is None else self.transformer_depth_middle
+
+    @property
+    def attention_channels(self) -> list[int]:
+        """Channels of every level that has attention, the middle block's last."""
+        levels = [*zip(self.channel_mult, self.transformer_depth, strict=False), (self.channel_mult[-1], 1)]
+        return [mult * self.model_channels for mult, depth in levels if depth]
+
+    def heads(self, channels: int) -> int:
+        """Return the number of attention heads of a level of `channels`."""
+        return self.num_heads or channels // self.num_head_channels
 
 
 @dataclass(frozen=True)
@@ -43,10 +61,40 @@ class TextEncoderConfig:
     """CLIP text encoder: a causal transformer over 77 tokens (Radford et al., 2021)."""
 
     width: int = option(768, "width of a hidden state", minimum=1)
-    layers: int = option(12, "transformer layers", minimum=2)
+    layers: int = option(12, "transformer layers; of Stable Diffusion 2 those that run, 23 of 24", minimum=2)
     heads: int = option(12, "attention heads", minimum=1)
     vocab_size: int = option(49408, "tokens of the vocabulary, without placeholder tokens", minimum=1)
     context_length: int = option(77, "tokens of a prompt, start and end included", minimum=3)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the sizes of a config do not say of a family of models.
+
+    title: its name in messages
+    text_encoders: their names, in the order of their hidden states in the context
+    final_hidden_state: the context is the last layer's output after the final norm; else that of the layer before it
+    class_embedding: the UNet has a class input y of the pooled text and the sizes
+    zero_unconditional: the base model was trained with dropped captions as zeros; else as the encoding of ""
+    text_encoder_prefix: of the text encoders in the published file, `{}` being the encoder's index
+    """
+
+    title: str
+    text_encoders: tuple[str, ...]
+    final_hidden_state: bool
+    class_embedding: bool
+    zero_unconditional: bool
+    text_encoder_prefix: str
+
+
+# Stable Diffusion 1 and 2: `configs/stable-diffusion/v1-inference.yaml` of CompVis/stable-diffusion and
+# `v2-inference.yaml` of Stability-AI/stablediffusion, with the encoders in `ldm/modules/encoders/modules.py` there.
+FAMILIES = {
+    "sdxl": Family("SDXL", ("clip_l", "clip_g"), False, True, True, "conditioner.embedders.{}."),
+    "sd1": Family("Stable Diffusion 1", ("clip_l",), True, False, False, "cond_stage_model."),
+    "sd2": Family("Stable Diffusion 2", ("clip_h",), True, False, False, "cond_stage_model."),
+}
+_TEXT_ENCODER_2 = TextEncoderConfig(width=1280, layers=32, heads=20)
 
 
 @dataclass(frozen=True)
@@ -100,43 +148,63 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A base model, or a refiner, which has text encoder 2 only and denoises the last steps."""
+    """A base model, or SDXL's refiner, which has text encoder 2 only and denoises the last steps.
 
+    Stable Diffusion 1 and 2 have one text encoder, `text_encoder_1`.
+    """
+
+    family: str = option(
+        "sdxl", "family of the model: sdxl, sd1 (Stable Diffusion 1.x) or sd2 (2.x)", choices=tuple(FAMILIES)
+    )
     kind: str = option("base", "base, or refiner for the last steps", choices=KINDS)
     version: str = option("SD-XL-base-1.0", "first part of the names of embedding files")
     resolution: int = option(1024, "side in pixels of the images that the model was trained on", minimum=8, step=8)
     unet: UNetConfig = field(default_factory=UNetConfig)
     text_encoder_1: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    text_encoder_2: TextEncoderConfig = field(
-        default_factory=lambda: TextEncoderConfig(width=1280, layers=32, heads=20)
-    )
+    text_encoder_2: TextEncoderConfig = field(default_factory=lambda: _TEXT_ENCODER_2)
     vae: VAEConfig = field(default_factory=VAEConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in KINDS or self.family not in FAMILIES:
             return  # check_limits reports it
-        width = self.text_encoder_2.width
+        _check_family(self)
         context_dim = sum(encoder.width for encoder in self.text_encoders.values())
         if self.unet.context_dim != context_dim:
-            encoders = "the refiner's text_encoder_2 has" if self.is_refiner else "the two text encoders have"
+            encoders = "the two text encoders have"
+            if len(self.text_encoders) == 1:
+                encoders = "the refiner's text_encoder_2 has" if self.is_refiner else "the text encoder has"
             raise UserError(
                 f"model.unet.context_dim is {self.unet.context_dim}, but {encoders} hidden states of {context_dim}"
             )
-        if len(self.unet.channel_mult) != len(self.unet.transformer_depth):
-            raise UserError("model.unet.channel_mult and model.unet.transformer_depth need one entry per level each")
-        if self.unet.adm_in_channels <= width or (self.unet.adm_in_channels - width) % self.num_size_values:
-            raise UserError(
-                "model.unet.adm_in_channels must be text_encoder_2.width plus "
-                f"{self.num_size_values} size embeddings of equal width"
-            )
+        _check_unet(self)
+
+    @property
+    def traits(self) -> Family:
+        """What distinguishes the model's family."""
+        return FAMILIES[self.family]
 
     @property
     def text_encoders(self) -> dict[str, TextEncoderConfig]:
         """Configs of the text encoders, by name, in the order of their hidden states in the context."""
         if self.is_refiner:
             return {"clip_g": self.text_encoder_2}
-        return {"clip_l": self.text_encoder_1, "clip_g": self.text_encoder_2}
+        return dict(zip(self.traits.text_encoders, (self.text_encoder_1, self.text_encoder_2), strict=False))
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a prompt, start and end included, which all text encoders have in common."""
+        return next(iter(self.text_encoders.values())).context_length
+
+    @property
+    def has_class_embedding(self) -> bool:
+        """Whether the UNet has a class input: a pooled text vector and the size conditioning."""
+        return self.traits.class_embedding
+
+    @property
+    def zero_unconditional(self) -> bool:
+        """Whether an empty negative prompt is zeros; else it is encoded, as the refiner and SD 1 and 2 have it."""
+        return self.traits.zero_unconditional and not self.is_refiner
 
     @property
     def is_refiner(self) -> bool:
@@ -150,7 +218,9 @@ class ModelConfig:
 
     @property
     def size_embedding_dim(self) -> int:
-        """Width of the sinusoidal embedding of each of these values."""
+        """Width of the sinusoidal embedding of each of these values, 0 in a model without them."""
+        if not self.has_class_embedding:
+            return 0
         return (self.unet.adm_in_channels - self.text_encoder_2.width) // self.num_size_values
 
     def require(self, kind: str) -> None:
@@ -165,4 +235,39 @@ class ModelConfig:
         raise UserError(
             f"{self.version} is a base model; give a refiner, as configs/sampling/sd_xl_refiner.yaml describes one, to "
             "--pipeline_config and --pipeline_weight"
+        )
+
+
+def _check_family(model: ModelConfig) -> None:
+    """Raise UserError for what the model's family does not have."""
+    title = model.traits.title
+    if model.is_refiner and model.family != "sdxl":
+        raise UserError(f"model.kind is refiner, but {title} has none; leave it out, or give model.family sdxl")
+    if len(model.text_encoders) == 1 and not model.is_refiner and model.text_encoder_2 != _TEXT_ENCODER_2:
+        raise UserError(f"{title} has one text encoder, model.text_encoder_1; leave out model.text_encoder_2")
+    if not model.has_class_embedding and model.unet.adm_in_channels:
+        raise UserError(
+            f"model.unet.adm_in_channels is {model.unet.adm_in_channels}, but the UNet of {title} has no class input; "
+            "give 0"
+        )
+
+
+def _check_unet(model: ModelConfig) -> None:
+    """Raise UserError for sizes of the UNet that contradict each other, or the text encoders."""
+    unet = model.unet
+    if len(unet.channel_mult) != len(unet.transformer_depth):
+        raise UserError("model.unet.channel_mult and model.unet.transformer_depth need one entry per level each")
+    if unet.num_heads and any(channels % unet.num_heads for channels in unet.attention_channels):
+        channels = ", ".join(map(str, unet.attention_channels))
+        raise UserError(
+            f"model.unet.num_heads is {unet.num_heads}; it must divide the channels of the levels with attention "
+            f"({channels})"
+        )
+    width = model.text_encoder_2.width
+    if model.has_class_embedding and (
+        unet.adm_in_channels <= width or (unet.adm_in_channels - width) % model.num_size_values
+    ):
+        raise UserError(
+            "model.unet.adm_in_channels must be text_encoder_2.width plus "
+            f"{model.num_size_values} size embeddings of equal width"
         )

@@ -77,6 +77,9 @@ class TrainingConfig(Section):
     learning_rate_clip_g: float | None = option(
         None, "peak learning rate of the OpenCLIP bigG vectors; 0 freezes them; default: learning_rate", minimum=0.0
     )
+    learning_rate_clip_h: float | None = option(
+        None, "peak learning rate of the vectors of SD 2's OpenCLIP ViT-H; default: learning_rate", minimum=0.0
+    )
     scale_lr: bool = option(
         False, "multiply the learning rates by batch size, gradient accumulation steps and number of devices"
     )

@@ -87,7 +87,7 @@ def combine(embeddings: Sequence[Embedding], config: ModelConfig) -> LoadedEmbed
 
     Raises UserError if one does not fit the model, or two have the same placeholder token; the message names the files.
     """
-    tokenizer = Tokenizer(config.text_encoder_1.context_length)
+    tokenizer = Tokenizer(config.context_length)
     for number, embedding in enumerate(embeddings):
         check_dims(embedding, config)
         try:

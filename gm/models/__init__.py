@@ -1,1 +1,1 @@
-"""Networks of the SDXL family; attributes have the published checkpoint's names, so no name mapping is needed."""
+"""Networks of SDXL and Stable Diffusion 1 and 2; attributes have the published names, so no mapping is needed."""

@@ -50,10 +50,15 @@ class Projection(Linear):
 
 
 class ProjectionFromImage(Linear):
-    """Affine map of every pixel of x [N, inputs, H, W] → a sequence of H·W tokens."""
+    """Affine map of every pixel of x [N, inputs, H, W] → a sequence of H·W tokens.
 
-    def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
+    `linear` False: the weight is that of a 1×1 convolution, [outputs, inputs, 1, 1].
+    """
+
+    def __init__(self, inputs: int, outputs: int, dtype: DType, linear: bool = True) -> None:
         super().__init__(inputs, outputs, dtype)
+        if not linear:
+            self.weight = parameter((outputs, inputs, 1, 1), dtype, "weight")
         self.project = gm_ops.projection_from_image()
 
     def construct(self, x: Tensor) -> Tensor:
@@ -61,11 +66,12 @@ class ProjectionFromImage(Linear):
 
 
 class ProjectionToImage(nn.Cell):
-    """Affine map of every token of a sequence of H·W tokens → [N, outputs, H, W]."""
+    """Affine map of every token of a sequence of H·W tokens → [N, outputs, H, W]; `linear` as above."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: DType) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: DType, linear: bool = True) -> None:
         super().__init__()
-        self.weight = parameter((outputs, inputs), dtype, "weight")
+        shape = (outputs, inputs) if linear else (outputs, inputs, 1, 1)
+        self.weight = parameter(shape, dtype, "weight")
         self.bias = parameter((outputs,), dtype, "bias")
         self.project = gm_ops.projection_to_image()
 

@@ -1,4 +1,7 @@
-"""SDXL (Podell et al., 2023): one Cell whose parameters have the names of the published file."""
+"""SDXL (Podell et al., 2023), Stable Diffusion 1 and 2 (Rombach et al., 2022): one Cell with the published names.
+
+The three families are one class: they differ in their config, and in the names of the text encoders' parameters.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,10 @@ class SDXL(nn.Cell):
         self.config = config
         self.model = _DiffusionWrapper(config, dtype)
         self.conditioner = Conditioner(config, dtype)
+        for index in range(len(config.text_encoders)):
+            prefix = config.traits.text_encoder_prefix.format(index)
+            for parameter in self.conditioner.embedders[index].get_parameters():
+                parameter.name = parameter.name.replace(f"conditioner.embedders.{index}.", prefix)
         self.first_stage_model = AutoencoderKL(config.vae)
 
     @property
@@ -92,10 +99,11 @@ def build(config: ModelConfig, dtype: DType = ms.float32) -> SDXL:
 
 
 def _check_heads(config: ModelConfig) -> None:
-    widths = {"the UNet": config.unet.num_head_channels}
+    unet = config.unet
+    widths = [("the UNet", channels // unet.heads(channels)) for channels in unet.attention_channels]
     for name, encoder in config.text_encoders.items():
-        widths[f"the text encoder {name}"] = encoder.width // encoder.heads
-    for name, width in widths.items():
+        widths.append((f"the text encoder {name}", encoder.width // encoder.heads))
+    for name, width in widths:
         if not ascend.takes_heads(width):
             raise UserError(
                 "--flash_attention on needs attention heads whose width is a multiple of 16 and at most 512; "

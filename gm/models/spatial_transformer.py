@@ -81,17 +81,21 @@ CHECKPOINTED_CELLS = (_BasicTransformerBlock,)  # by gradient checkpointing: the
 
 
 class SpatialTransformer(nn.Cell):
-    """`depth` transformer blocks over the pixels of x [N, C, H, W], between linear projections, added to x."""
+    """`depth` transformer blocks over the pixels of x [N, C, H, W], between projections, added to x.
+
+    The projections are linear, in Stable Diffusion 1 1×1 convolutions: the same numbers in other shapes.
+    """
 
     def __init__(self, channels: int, depth: int, config: UNetConfig, dtype: DType) -> None:
         super().__init__()
-        heads = channels // config.num_head_channels
+        heads = config.heads(channels)
+        linear = config.use_linear_in_transformer
         self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6, dtype)
-        self.proj_in = ProjectionFromImage(channels, channels, dtype)
+        self.proj_in = ProjectionFromImage(channels, channels, dtype, linear)
         self.transformer_blocks = nn.CellList(
             [_BasicTransformerBlock(channels, config.context_dim, heads, dtype) for _ in range(depth)]
         )
-        self.proj_out = ProjectionToImage(channels, channels, dtype)
+        self.proj_out = ProjectionToImage(channels, channels, dtype, linear)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, ...]:
         """Return key and value of the context (a sequence of `gm.ops.layout`) for each block in turn."""

@@ -1,7 +1,11 @@
 """Text encoders: OpenAI's CLIP (Radford et al., 2021) and OpenCLIP (Cherti et al., 2022), with their published names.
 
 Both are pre-norm causal transformers; all sizes come from the config. Attributes follow Hugging Face's
-`CLIPTextModel` and `open_clip`, whose parameter names the SDXL checkpoint has.
+`CLIPTextModel` and `open_clip`, whose parameter names the published checkpoints have.
+
+SDXL conditions on the hidden states before the last layer, without the final norm. Stable Diffusion 1 conditions on the
+last layer's after the final norm. So does 2, with the layer before the last of OpenCLIP ViT-H, whose last layer and
+text projection are not part of the network here (`FrozenOpenCLIPEmbedder` of Stability-AI/stablediffusion).
 """
 
 from __future__ import annotations
@@ -76,32 +80,34 @@ class _CLIPEncoder(nn.Cell):
 
 
 class _CLIPTextModel(nn.Cell):
-    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
+    def __init__(self, config: TextEncoderConfig, dtype: DType, final: bool) -> None:
         super().__init__()
-        self.penultimate = config.layers - 1
+        self.final = final
+        self.num_run = config.layers if final else config.layers - 1
         self.embeddings = _CLIPTextEmbeddings(config, dtype)
         self.encoder = _CLIPEncoder(config, dtype)
         self.final_layer_norm = LayerNorm(config.width)
 
     def construct(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
         x = layout.from_tokens(self.embeddings(token_ids, embedding_vectors))
-        # SDXL conditions on the layer before the last, without the final norm: the checkpoint has the last layer and
-        # the norm, but nothing computes them.
-        for index in range(self.penultimate):
+        # SDXL's checkpoint has the last layer and the norm, but nothing computes them.
+        for index in range(self.num_run):
             x = self.encoder.layers[index](x)
+        if self.final:
+            x = self.final_layer_norm(x)
         return layout.to_tokens(x)
 
 
 class CLIPTextEncoder(nn.Cell):
-    """Text encoder of OpenAI's CLIP (Radford et al., 2021); SDXL's `clip_l` is that of ViT-L/14.
+    """Text encoder of OpenAI's CLIP (Radford et al., 2021); `clip_l` is that of ViT-L/14.
 
-    token_ids [N, 77] int32 and embedding_vectors [n, width] float32 → hidden states before the last layer
-    [N, 77, width].
+    token_ids [N, 77] int32 and embedding_vectors [n, width] float32 → hidden states [N, 77, width]: those before the
+    last layer, or with `final` the last layer's after the final norm.
     """
 
-    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
+    def __init__(self, config: TextEncoderConfig, dtype: DType, final: bool = False) -> None:
         super().__init__()
-        self.text_model = _CLIPTextModel(config, dtype)
+        self.text_model = _CLIPTextModel(config, dtype, final)
 
     def construct(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
         return self.text_model(token_ids, embedding_vectors)
@@ -159,8 +165,41 @@ class _OpenCLIPTransformer(nn.Cell):
         self.resblocks = nn.CellList([_ResidualAttentionBlock(config, dtype) for _ in range(config.layers)])
 
 
-class OpenCLIPTextEncoder(nn.Cell):
-    """Text encoder of OpenCLIP (Cherti et al., 2022); SDXL's `clip_g` is that of ViT-bigG/14.
+class _OpenCLIPText(nn.Cell):
+    """Parameters and first layers of OpenCLIP's text encoder (Cherti et al., 2022)."""
+
+    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
+        super().__init__()
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.width, dtype)
+        self.positional_embedding = parameter((config.context_length, config.width), dtype, "positional_embedding")
+        self.transformer = _OpenCLIPTransformer(config, dtype)
+        self.ln_final = LayerNorm(config.width)
+
+    def run_layers(self, token_ids: Tensor, embedding_vectors: Tensor, count: int) -> Tensor:
+        """Return the output of the first `count` layers, a sequence of `gm.ops.layout`."""
+        hidden = layout.from_tokens(self.token_embedding(token_ids, embedding_vectors) + self.positional_embedding)
+        for index in range(count):
+            hidden = self.transformer.resblocks[index](hidden)
+        return hidden
+
+
+class OpenCLIPFinalTextEncoder(_OpenCLIPText):
+    """OpenCLIP's text encoder without a pooled output; `clip_h` of Stable Diffusion 2 is that of ViT-H/14.
+
+    token_ids [N, 77] int32 and embedding_vectors [n, width] float32 → the last layer's hidden states after the final
+    norm [N, 77, width].
+    """
+
+    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
+        super().__init__(config, dtype)
+        self.layers = config.layers
+
+    def construct(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
+        return layout.to_tokens(self.ln_final(self.run_layers(token_ids, embedding_vectors, self.layers)))
+
+
+class OpenCLIPTextEncoder(_OpenCLIPText):
+    """OpenCLIP's text encoder with a pooled output; SDXL's `clip_g` is that of ViT-bigG/14.
 
     token_ids [N, 77] int32, embedding_vectors [n, width] float32 and pool_position [N] int32 → hidden states before the
     last layer [N, 77, width] and pooled output [N, width]: the last layer's output at `pool_position`, after the final
@@ -168,20 +207,14 @@ class OpenCLIPTextEncoder(nn.Cell):
     """
 
     def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
-        super().__init__()
+        super().__init__(config, dtype)
         self.penultimate = config.layers - 1
-        self.token_embedding = TokenEmbedding(config.vocab_size, config.width, dtype)
-        self.positional_embedding = parameter((config.context_length, config.width), dtype, "positional_embedding")
-        self.transformer = _OpenCLIPTransformer(config, dtype)
-        self.ln_final = LayerNorm(config.width)
         self.matmul = ops.MatMul()  # not ops.matmul, whose gradient transposes the weight on Ascend
         self.text_projection = parameter((config.width, config.width), dtype, "text_projection")
         self.logit_scale = parameter((), dtype, "logit_scale")  # in the checkpoint, but unused here
 
     def construct(self, token_ids: Tensor, embedding_vectors: Tensor, pool_position: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = layout.from_tokens(self.token_embedding(token_ids, embedding_vectors) + self.positional_embedding)
-        for index in range(self.penultimate):
-            hidden = self.transformer.resblocks[index](hidden)
+        hidden = self.run_layers(token_ids, embedding_vectors, self.penultimate)
         x = layout.to_tokens(self.transformer.resblocks[self.penultimate](hidden))
         n, length, width = x.shape
         flat_position = ops.arange(n).astype(pool_position.dtype) * length + pool_position

@@ -1,4 +1,4 @@
-"""The denoising UNet of SDXL (Podell et al., 2023), with the published checkpoint's names.
+"""The denoising UNet of Stable Diffusion (Rombach et al., 2022) and SDXL (Podell et al., 2023), with published names.
 
 Class and attribute names follow Stability AI's `generative-models` (sgm).
 """
@@ -61,8 +61,8 @@ class UNet(nn.Cell):
     """Noise prediction of noisy latents.
 
     x [N, in, H, W], timesteps [N] float32, context [N, 77, C] (hidden states of the text encoders) and y [N, V] (class
-    embedding) → ε [N, out, H, W] in float32. To predict the noise of many x with one context, call `project_context`
-    once and `forward` per x.
+    embedding; None if `adm_in_channels` is 0) → ε [N, out, H, W] in float32. To predict the noise of many x with one
+    context, call `project_context` once and `forward` per x.
     """
 
     def __init__(self, config: UNetConfig, dtype: DType) -> None:
@@ -71,7 +71,9 @@ class UNet(nn.Cell):
         self.sinusoids = SinusoidalEmbedding(config.model_channels)
         emb_channels = 4 * config.model_channels
         self.time_embed = _mlp(config.model_channels, emb_channels, dtype)
-        self.label_emb = nn.SequentialCell(_mlp(config.adm_in_channels, emb_channels, dtype))
+        self.label_emb = None
+        if config.adm_in_channels:
+            self.label_emb = nn.SequentialCell(_mlp(config.adm_in_channels, emb_channels, dtype))
         blocks, skips = _input_blocks(config, emb_channels, dtype)
         self.input_blocks = nn.CellList(blocks)
         self.middle_block = _middle_block(skips[-1], config, emb_channels, dtype)
@@ -87,7 +89,7 @@ class UNet(nn.Cell):
         self.middle_arguments = arguments[len(blocks)]
         self.output_arguments = arguments[len(blocks) + 1 :]
 
-    def construct(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor) -> Tensor:
+    def construct(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
         return self.forward(x, timesteps, self.project_context(context), y)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, ...]:
@@ -104,10 +106,11 @@ class UNet(nn.Cell):
             context_kv = context_kv + self._project_context(block, arguments, context)
         return context_kv
 
-    def forward(self, x: Tensor, timesteps: Tensor, context_kv: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context_kv: tuple[Tensor, ...], y: Tensor | None = None) -> Tensor:
         """Return ε [N, out, H, W] in float32, given the result of `project_context`."""
         emb = self.time_embed(ops.cast(self.sinusoids(timesteps), self.dtype))
-        emb = emb + self.label_emb(ops.cast(y, self.dtype))
+        if self.label_emb is not None:
+            emb = emb + self.label_emb(ops.cast(y, self.dtype))
         h = ops.cast(x, self.dtype)
         skips: tuple[Tensor, ...] = ()
         for block, arguments in zip(self.input_blocks, self.input_arguments):

@@ -35,7 +35,7 @@ class _GuidedUNet(nn.Cell):
         timestep: Tensor,
         guidance_scale: Tensor,
         guidance_rescale: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         *context_kv: Tensor,
     ) -> Tensor:
         model_input = denoiser.scale_model_input(x, sigma)
@@ -101,7 +101,7 @@ class CFGDenoiser:
         self.guidance_scale = Tensor(requests[0].guidance_scale, ms.float32)
         self.guidance_rescale = Tensor(sampling.guidance_rescale, ms.float32)
         self.denoised: Tensor | None = None
-        self._conditioning: dict[tuple[int, ...], tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self._conditioning: dict[tuple[int, ...], tuple[Tensor | None, tuple[Tensor, ...]]] = {}
         prompts = [request.prompt for request in requests]
         if self.guider != "none":
             prompts += [request.negative_prompt for request in requests]
@@ -135,7 +135,7 @@ class CFGDenoiser:
         latents = denoiser.scale_model_input(x, sigma)
         return latents if self._mask is None else latents * self._mask + self._protected
 
-    def _conditioning_of_step(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _conditioning_of_step(self, step: int) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """Return y and the projected context of what the prompts' schedules use in `step`; each is encoded once."""
         key = tuple(prompt_schedule.by_step[step] for prompt_schedule in self._schedules)
         if key not in self._conditioning:
@@ -146,7 +146,7 @@ class CFGDenoiser:
             self._conditioning[key] = y, self.compiled.project_context(context)
         return self._conditioning[key]
 
-    def _encode(self, texts: Sequence[TokenChunks]) -> tuple[Tensor, Tensor]:
+    def _encode(self, texts: Sequence[TokenChunks]) -> tuple[Tensor, Tensor | None]:
         """Return context and y of the prompts' texts; with guidance the unconditional ones, which come last, first."""
         encoder = self.compiled.prompt_encoder
         length = max(len(text) for text in texts)
@@ -157,12 +157,12 @@ class CFGDenoiser:
         if self.guider == "none":
             return context, y
         sizes = self._size_conditioning(self.sampling.negative_aesthetic_score)
-        # The refiner was trained with an empty caption where the base model was trained with none.
-        if self.requests[0].negative_prompt.text.strip() or self.compiled.model.config.is_refiner:
+        # SDXL's base model was trained with zeros where the refiner and Stable Diffusion had an empty caption.
+        if self.requests[0].negative_prompt.text.strip() or not self.compiled.model.config.zero_unconditional:
             negative_context, negative_y = encoder.encode(padded[count:], self.embeddings, sizes)
         else:
             negative_context, negative_y = encoder.encode_unconditional(context, self.embeddings, sizes)
-        return ops.concat((negative_context, context)), ops.concat((negative_y, y))
+        return ops.concat((negative_context, context)), None if y is None else ops.concat((negative_y, y))
 
     def _size_conditioning(self, aesthetic_score: float) -> list[tuple[float, ...]]:
         """Return the size conditioning of each request; a refiner's has the score instead of the target size."""

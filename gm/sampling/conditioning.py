@@ -1,4 +1,4 @@
-"""Token chunks → the UNet's conditioning: the context of all chunks, and the class embedding y."""
+"""Token chunks → the UNet's conditioning: the context of all chunks, and the class embedding y (None of a model without one)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Conditioner(nn.Cell):
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
 
-    def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         # A graph takes tensors one by one: the ids of each encoder, then the embedding vectors of each.
         count = len(tokens) // 2
         return self.conditioner(tokens[:count], tokens[count:], pool_position, sizes)
@@ -43,7 +43,7 @@ class PromptEncoder:
 
     def encode(
         self, texts: Sequence[TokenChunks], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the context [N, positions · chunks, C] and the class embedding y [N, V] of N texts.
 
         Texts of fewer chunks than the longest get empty ones. The pooled part of y is that of the first chunk, as in
@@ -58,10 +58,10 @@ class PromptEncoder:
 
     def encode_unconditional(
         self, context: Tensor, embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the unconditional context and y, of the shape of `context` [N, L, C].
 
-        SDXL was trained with dropped captions as zeros, in the context and in the pooled part of y.
+        SDXL's base model was trained with dropped captions as zeros, in the context and in the pooled part of y.
         """
         _, y = self._encode_chunks([Chunk()] * len(context), embeddings, size_conditioning)
         *_, pooled_encoder = self.model.config.text_encoders.values()
@@ -70,7 +70,7 @@ class PromptEncoder:
 
     def _encode_weighted(
         self, column: Sequence[Chunk], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return context [N, positions, C] and y [N, V] of one chunk of each text, weights applied."""
         context, y = self._encode_chunks(column, embeddings, size_conditioning)
         if all(weight == 1 for chunk in column for weight in chunk.weights):
@@ -85,7 +85,7 @@ class PromptEncoder:
 
     def _encode_chunks(
         self, column: Sequence[Chunk], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return context [N, positions, C] and y [N, V] of one chunk of each text, without weights."""
         ids, _ = chunks.to_arrays(column, embeddings.tokenizer.context_length)
         sizes = np.atleast_2d(np.asarray(size_conditioning, np.float32))

@@ -18,12 +18,12 @@ def check(
     concepts: Sequence[Embedding],
     tokenizer: Tokenizer,
     prompts: Mapping[str, PromptSchedule],
-    pooling: str,
+    pooling: str | None,
     literal: bool,
 ) -> None:
     """Warn of embeddings that none of `prompts` uses, and of those that were trained with another pooling rule.
 
-    Raises UserError if a prompt calls an unused embedding by the name of its file, unless prompts are `literal`.
+    `pooling` is None for a model that pools no text. Raises UserError if a prompt calls an unused embedding by the name of its file, unless prompts are `literal`.
     """
     used = {
         number
@@ -38,6 +38,8 @@ def check(
             if not literal:
                 _check_not_called_by_file_name(concept, prompts)
             log.warning("no prompt uses %s", token)
+        if pooling is None:
+            continue
         if concept.pooling == UNKNOWN_POOLING:
             log.warning(
                 "the file of %s does not say with which --pooling it was trained: OneTrainer, invoke-training and "

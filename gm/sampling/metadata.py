@@ -45,7 +45,7 @@ def generation_parameters(config: Config, grid: PromptGrid, base_model: str) -> 
     files = [*embedding_files, *sampling["img"], sampling["mask"], sampling["init_latent_path"]]
     shared = {
         "model": dataclasses.asdict(config.model),
-        **{name: run[name] for name in _RUN_OPTIONS},
+        **{name: run[name] for name in _RUN_OPTIONS if name != "pooling" or config.model.has_class_embedding},
         **{name: value for name, value in sampling.items() if name not in _UNUSED_OPTIONS},
         "base_model": base_model,
         FILES: {name: _file_hash(name) for name in files if name},

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.config import Config, SamplingConfig
+from gm.config import Config, SamplingConfig, family_options
 from gm.config.model import ModelConfig, VAEConfig
 from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
@@ -123,7 +123,8 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     requests = [image_requests([line.prompt] * count, line, config.model, embeddings) for line in options]
     prompts = [prompt for line in requests for prompt in (line[0].prompt, line[0].negative_prompt)]
     schedules = {prompt.text: prompt.schedule for prompt in prompts}
-    embedding_use.check(concepts, embeddings.tokenizer, schedules, config.run.pooling, literal)
+    pooling = config.run.pooling if config.model.has_class_embedding else None
+    embedding_use.check(concepts, embeddings.tokenizer, schedules, pooling, literal)
     grids = [
         grid
         for line_options, line_requests, line_overrides in zip(options, requests, overrides, strict=True)
@@ -139,6 +140,7 @@ def check(model: ModelConfig, sampling: SamplingConfig) -> None:
     schedule.sampling_sigmas(model.schedule, sampling)
     vae_decode.latent_tile_size(sampling, model.vae)
     model.require("base")
+    family_options.check_sampling(model, sampling)
     if sampling.add_pipeline:
         check_refiner(model, sampling)
     if sampling.task != "txt2img" and schedule.step_count(sampling.strength, sampling.sample_step) < 1:

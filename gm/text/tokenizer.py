@@ -1,4 +1,4 @@
-"""CLIP's tokenizer with placeholder tokens: prompts → the token ids that both text encoders of SDXL take.
+"""CLIP's tokenizer with placeholder tokens: prompts → the token ids that the text encoders take.
 
 A placeholder token stands for the embedding vectors of a concept. The ids of these vectors follow CLIP's vocabulary:
 the first placeholder token registered begins at 49408, the next one where that one ends.
@@ -17,7 +17,8 @@ from gm.text.bpe import END, START, VOCAB_SIZE
 
 __all__ = ["END", "PADDING_IDS", "START", "VOCAB_SIZE", "Tokenizer", "check_placeholder", "pool_positions"]
 
-PADDING_IDS = {"clip_l": END, "clip_g": 0}  # what a text encoder was trained to see after the end of a prompt
+# What a text encoder was trained to see after the end of a prompt.
+PADDING_IDS = {"clip_l": END, "clip_g": 0, "clip_h": 0}
 _MAX_QUOTE = 60  # characters of a prompt that an error message repeats
 
 

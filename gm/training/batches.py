@@ -20,7 +20,6 @@ from gm.training.train_step import Batch, NegativePrompt
 
 log = logging.getLogger("gm")
 
-_POOLED_ENCODER = "clip_g"  # whose hidden state is pooled
 _MAX_QUOTE = 60  # characters of a prompt in the log
 
 
@@ -153,8 +152,9 @@ def _token_ids(
     padded = [chunk for prompt in prompts for chunk in chunks.pad_chunks(prompt, count)]
     ids, _ = chunks.to_arrays(padded, length)
     shape = (len(prompts), length) if count == 1 else (len(prompts), count, length)
-    positions = pool_positions(ids[_POOLED_ENCODER][::count], setup.config.run.pooling)
-    return tuple(ids[name].reshape(shape) for name in setup.config.model.text_encoders), positions
+    encoders = list(setup.config.model.text_encoders)
+    positions = pool_positions(ids[encoders[-1]][::count], setup.config.run.pooling)  # the last one's state is pooled
+    return tuple(ids[name].reshape(shape) for name in encoders), positions
 
 
 def _log_long_prompts(texts: list[str], encoded: list[TokenChunks], count: int) -> None:

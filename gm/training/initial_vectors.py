@@ -10,7 +10,7 @@ from gm.training.concept_data import TrainingConcept
 from gm.training.setup import TrainingSetup
 from gm.training.train_state import Vectors
 
-_NOISE_STREAM = {"clip_l": 1, "clip_g": 2}  # number of a text encoder in the stream of random vectors
+_NOISE_STREAM = {"clip_l": 1, "clip_g": 2, "clip_h": 3}  # number of a text encoder in the stream of random vectors
 
 
 def initial_vectors(model: SDXL, setup: TrainingSetup) -> Vectors:

@@ -15,8 +15,7 @@ _LAST_FACTOR = 1 / 25e4
 
 def peak_learning_rates(config: TrainingConfig, encoders: Sequence[str]) -> tuple[float, ...]:
     """Return the peak learning rate of the vectors of each text encoder, before `scale_lr`."""
-    overrides = {"clip_l": config.learning_rate_clip_l, "clip_g": config.learning_rate_clip_g}
-    peaks = (overrides.get(name) for name in encoders)
+    peaks = (getattr(config, f"learning_rate_{name}") for name in encoders)
     return tuple(config.learning_rate if peak is None else peak for peak in peaks)
 
 

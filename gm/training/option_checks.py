@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gm.config import ConceptConfig, Config, TrainingConfig
+from gm.config.family_options import POOLING_RULE
 from gm.config.unused import Rule, messages
 from gm.training import lr_schedule
 
 _RULES = (
+    POOLING_RULE,
     Rule(
         "training",
         ("lr_num_cycles",),
@@ -58,7 +60,7 @@ def ineffective_options(
     """
     yield from messages(config, _RULES)
     training = config.training
-    yield from _learning_rate(training)
+    yield from _learning_rate(training, list(config.model.text_encoders))
     yield from _schedule(training, num_updates)
     if training.gradient_accumulation_steps > training.total_step:
         yield (
@@ -70,16 +72,15 @@ def ineffective_options(
         yield from _concept(concept)
 
 
-def _learning_rate(training: TrainingConfig) -> Iterator[str]:
-    rates = lr_schedule.peak_learning_rates(training, ("clip_l", "clip_g"))
+def _learning_rate(training: TrainingConfig, encoders: list[str]) -> Iterator[str]:
+    rates = lr_schedule.peak_learning_rates(training, encoders)
     if not any(rates):
         yield "the learning rate is 0: no vector is trained"
-    overridden = training.learning_rate_clip_l is not None and training.learning_rate_clip_g is not None
+    options = [f"learning_rate_{name}" for name in encoders]
+    overridden = all(getattr(training, option) is not None for option in options)
     if overridden and training.learning_rate != TrainingConfig().learning_rate:
-        yield (
-            f"--learning_rate {training.learning_rate:g} has no effect: --learning_rate_clip_l and "
-            "--learning_rate_clip_g replace it in both text encoders"
-        )
+        replace = "replace it in both text encoders" if len(options) > 1 else "replaces it"
+        yield (f"--learning_rate {training.learning_rate:g} has no effect: --{' and --'.join(options)} {replace}")
 
 
 def _schedule(training: TrainingConfig, num_updates: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
-from gm.config import ConceptConfig, Config, SamplingConfig
+from gm.config import ConceptConfig, Config, SamplingConfig, family_options
 from gm.data import bucketing, templates
 from gm.data.image import CroppedImage
 from gm.errors import UserError
@@ -53,12 +53,14 @@ class TrainingSetup:
 def prepare(config: Config) -> TrainingSetup:
     """Read and check the training data and the options; UserError names the first mistake."""
     config.model.require("base")
+    family_options.check_training(config.model, config.training)
+    family_options.check_sampling(config.model, config.sampling)
     _check_timesteps(config)
     _check_optimizer(config)
     atomic_io.check_writable(config.training.save_path, "--save_path")
     resume_from, changed_options = _checkpoint(config)
     concept_configs = concept_data.concept_configs(config)
-    tokenizer = Tokenizer(config.model.text_encoder_1.context_length)
+    tokenizer = Tokenizer(config.model.context_length)
     for concept in concept_configs:
         tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
     sample_requests = _sample_requests(config, concept_configs, tokenizer)

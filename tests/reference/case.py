@@ -14,7 +14,7 @@ from gm.config.model import ModelConfig
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime.backend import DType
-from tests.reference.configs import ALL, SEEDS
+from tests.reference.configs import ALL, SEEDS, STABLE_DIFFUSION
 from tests.reference.published import published_name, write_published
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Case:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
-        self.config: ModelConfig = ALL[name]
+        self.config: ModelConfig = (ALL | STABLE_DIFFUSION)[name]
         self.path = folder / f"{name}.safetensors"
         self.weights = write_published(self.config, self.path, SEEDS[name])
 

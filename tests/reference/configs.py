@@ -85,6 +85,65 @@ REFINER = ModelConfig(
     vae=VAEConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_num_groups=4),
 )
 
+# Stable Diffusion 1 at a tenth of its width: eight heads at every level, and none on the last.
+LIKE_SD1 = ModelConfig(
+    family="sd1",
+    version="like-sd1",
+    resolution=64,
+    unet=UNetConfig(
+        model_channels=32,
+        channel_mult=(1, 2, 4, 4),
+        transformer_depth=(1, 1, 1, 0),
+        transformer_depth_middle=1,
+        context_dim=48,
+        adm_in_channels=0,
+        num_heads=8,
+        use_linear_in_transformer=False,
+    ),
+    text_encoder_1=TextEncoderConfig(width=48, layers=3, heads=4),
+    vae=VAEConfig(channels=16, channel_mult=(1, 2, 4, 4), norm_num_groups=8, scale_factor=0.18215),
+)
+
+# Stable Diffusion 2 likewise: heads of equal width, linear projections.
+LIKE_SD2 = ModelConfig(
+    family="sd2",
+    version="like-sd2",
+    resolution=64,
+    unet=UNetConfig(
+        model_channels=32,
+        channel_mult=(1, 2, 4, 4),
+        transformer_depth=(1, 1, 1, 0),
+        transformer_depth_middle=1,
+        num_head_channels=16,
+        context_dim=40,
+        adm_in_channels=0,
+    ),
+    text_encoder_1=TextEncoderConfig(width=40, layers=4, heads=5),
+    vae=VAEConfig(channels=16, channel_mult=(1, 2, 4, 4), norm_num_groups=8, scale_factor=0.18215),
+)
+
+# The fastest of that kind: convolutions around two blocks, three in the middle, a vocabulary of its own.
+SMALL_SD1 = ModelConfig(
+    family="sd1",
+    version="small-sd1",
+    resolution=32,
+    unet=UNetConfig(
+        model_channels=24,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        transformer_depth=(2, 0),
+        transformer_depth_middle=3,
+        context_dim=20,
+        adm_in_channels=0,
+        norm_num_groups=6,
+        num_heads=3,
+        use_linear_in_transformer=False,
+    ),
+    text_encoder_1=TextEncoderConfig(width=20, layers=2, heads=4, vocab_size=300, context_length=12),
+    vae=VAEConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_num_groups=4, scale_factor=0.18215),
+)
+
+STABLE_DIFFUSION = {config.version: config for config in (LIKE_SD1, LIKE_SD2, SMALL_SD1)}
 CONFIGS = {config.version: config for config in (LIKE_BASE, REVERSED, DEEP)}  # base models
 ALL = CONFIGS | {REFINER.version: REFINER}
-SEEDS = {"like-base": 1, "reversed": 2, "deep": 3, "refiner": 4}
+SEEDS = {"like-base": 1, "reversed": 2, "deep": 3, "refiner": 4, "like-sd1": 5, "like-sd2": 6, "small-sd1": 7}

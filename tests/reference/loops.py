@@ -56,8 +56,8 @@ def loss_and_gradient(reference: Reference, batch: Batch) -> tuple[float, np.nda
     """Return the diffusion loss at the prompts' embedding vectors, and its gradient with respect to each encoder's."""
     vectors = [tensor(each).clone().requires_grad_() for each in (batch.prompts.clip_l, batch.prompts.clip_g)]
     loss = diffusion_loss(reference, *vectors, batch)
-    clip_l, clip_g = torch.autograd.grad(loss, vectors)
-    return loss.item(), clip_l.numpy(), clip_g.numpy()
+    gradients = torch.autograd.grad(loss, vectors, allow_unused=True, materialize_grads=True)
+    return loss.item(), gradients[0].numpy(), gradients[1].numpy()
 
 
 def torch_training(

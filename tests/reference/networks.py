@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # with networks this small, more threads are slower
 
 @dataclass(frozen=True)
 class Reference:
-    """PyTorch networks of one model; a refiner has no text encoder 1.
+    """PyTorch networks of one model; a refiner has no text encoder 1, Stable Diffusion no text encoder 2.
 
     Methods take PyTorch tensors or NumPy arrays, and return tensors.
     """
@@ -35,7 +35,7 @@ class Reference:
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder_1: CLIPTextModel | None
-    text_encoder_2: CLIPTextModelWithProjection
+    text_encoder_2: CLIPTextModelWithProjection | None
 
     def encode_text_1(self, ids: Any, embedding_vectors: Any) -> Tensor:
         """Return the hidden states before the last layer [N, L, width 1]."""
@@ -54,13 +54,20 @@ class Reference:
         return out.hidden_states[-2], pooled
 
     def condition(self, ids_1: Any, ids_2: Any, pool_position: Any, clip_l: Any, clip_g: Any) -> tuple[Tensor, Tensor]:
-        """Return the context [N, L, width 1 + width 2] and the pooled output [N, width 2]."""
+        """Return the context [N, L, width 1 + width 2] and the pooled output [N, width 2].
+
+        Of Stable Diffusion the context is the last hidden state of its only encoder, after the final norm, for which
+        `clip_l` has the vectors; there is no pooled output. SD 2 pads as text encoder 2 of SDXL does.
+        """
+        if self.text_encoder_2 is None:
+            ids = ids_2 if "clip_h" in self.config.text_encoders else ids_1
+            return self._run("text_encoder_1", "embeddings.", ids, clip_l).last_hidden_state, None
         hidden_2, pooled = self.encode_text_2(ids_2, clip_g, pool_position)
         return torch.cat((self.encode_text_1(ids_1, clip_l), hidden_2), dim=-1), pooled
 
     def epsilon(self, x: Any, timestep: Any, context: Any, pooled: Any, sizes: Any) -> Tensor:
         """Return the predicted noise [N, out, H, W]."""
-        added = {"text_embeds": tensor(pooled), "time_ids": tensor(sizes)}
+        added = None if pooled is None else {"text_embeds": tensor(pooled), "time_ids": tensor(sizes)}
         return self.unet(tensor(x), tensor(timestep), tensor(context), added_cond_kwargs=added).sample
 
     def class_embedding(self, pooled: Any, sizes: Any) -> Tensor:
@@ -104,13 +111,13 @@ def load(config: ModelConfig, path: Path, folder: Path) -> Reference:
     unet = UNet2DConditionModel.from_single_file(str(path), config=_write(folder / "unet", unet_config(config)))
     vae = AutoencoderKL.from_single_file(str(path), config=_write(folder / "vae", _autoencoder(config)))
     text = []
-    for number, (kind, activation) in enumerate(
-        ((CLIPTextModel, "quick_gelu"), (CLIPTextModelWithProjection, "gelu")), 1
-    ):
-        if number == 1 and config.is_refiner:
+    for number, kind in enumerate((CLIPTextModel, CLIPTextModelWithProjection), 1):
+        encoder = getattr(config, f"text_encoder_{number}")
+        name = next((name for name, each in config.text_encoders.items() if each is encoder), None)
+        if name is None:
             text.append(None)
             continue
-        encoder = getattr(config, f"text_encoder_{number}")
+        activation = "quick_gelu" if name == "clip_l" else "gelu"
         folder_of_encoder = _write(folder / f"text_{number}", _text_encoder(encoder, activation))
         checkpoint = load_file(path)  # again: the loader may remove tensors from it
         text.append(
@@ -137,14 +144,16 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
     channels = [mult * unet.model_channels for mult in unet.channel_mult]
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in unet.transformer_depth]
     up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(unet.transformer_depth)]
+    class_embedding = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": config.size_embedding_dim,
+        "projection_class_embeddings_input_dim": unet.adm_in_channels,
+    }
     return {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": config.size_embedding_dim,
-        "attention_head_dim": [
-            c // unet.num_head_channels for c in channels
-        ],  # diffusers' misnomer: the number of heads
+        **(class_embedding if config.has_class_embedding else {}),
+        "attention_head_dim": [unet.heads(c) for c in channels],  # diffusers' misnomer: the number of heads
         "block_out_channels": channels,
         "center_input_sample": False,
         "cross_attention_dim": unet.context_dim,
@@ -158,12 +167,11 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
         "norm_eps": 1e-5,
         "norm_num_groups": unet.norm_num_groups,
         "out_channels": unet.out_channels,
-        "projection_class_embeddings_input_dim": unet.adm_in_channels,
         "resnet_time_scale_shift": "default",
         # The last one is the middle block's too; a level without attention ignores it.
         "transformer_layers_per_block": [*unet.transformer_depth[:-1], unet.middle_depth],
         "up_block_types": up,
-        "use_linear_projection": True,
+        "use_linear_projection": unet.use_linear_in_transformer,
     }
 
 

@@ -107,10 +107,10 @@ def test_padding_appends_empty_chunks() -> None:
 def test_arrays_of_each_encoder(tokenizer: Tokenizer) -> None:
     (variant,) = parse("(a <two>:1.5) cat BREAK BREAK", tokenizer, 1).variants
     by_encoder, weights = chunks.to_arrays([*variant, Chunk()], 77)
-    assert list(by_encoder) == ["clip_l", "clip_g"]
+    assert list(by_encoder) == ["clip_l", "clip_g", "clip_h"]
     assert weights.dtype == np.float32
     assert weights.tolist() == [[1.0, 1.5, 1.5, 1.5, *[1.0] * 73], [1.0] * 77]
-    for encoder, padding in (("clip_l", END), ("clip_g", 0)):
+    for encoder, padding in (("clip_l", END), ("clip_g", 0), ("clip_h", 0)):
         ids = by_encoder[encoder]
         assert ids.dtype == np.int32
         assert ids.tolist() == tokenizer(["a <two> cat", ""], padding).tolist()
