@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 # σ of the last timestep with zero terminal SNR, in place of infinity: that of ᾱ = 2⁻²⁴ in diffusers' samplers
-# (`EulerDiscreteScheduler` and others). ComfyUI and AUTOMATIC1111 use 4519.
-TERMINAL_SIGMA = (2.0**24 - 1.0) ** 0.5
+# (`EulerDiscreteScheduler` and others), rounded to what float32 holds. ComfyUI and AUTOMATIC1111 use 4519.
+TERMINAL_SIGMA = 4096.0
 
 
 def add_noise(latents: Any, noise: Any, sigma: Any) -> Any:
