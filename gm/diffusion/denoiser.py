@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 # σ of the last timestep with zero terminal SNR, in place of infinity: that of ᾱ = 2⁻²⁴ in diffusers' samplers
-# (`EulerDiscreteScheduler` and others). ComfyUI and AUTOMATIC1111 use 4519.
-TERMINAL_SIGMA = (2.0**24 - 1.0) ** 0.5
+# (`EulerDiscreteScheduler` and others), rounded to what float32 holds. ComfyUI and AUTOMATIC1111 use 4519.
+TERMINAL_SIGMA = 4096.0
 
 
 def add_noise(latents: Any, noise: Any, sigma: Any) -> Any:
@@ -32,14 +32,14 @@ def predict_denoised(x: Any, output: Any, sigma: Any, prediction: str = "epsilon
     return x - sigma * output
 
 
-def training_input(latents: Any, noise: Any, sigma: float) -> Any:
+def training_input(latents: Any, noise: Any, sigma: Any) -> Any:
     """Return the scaled input of a training sample; with zero terminal SNR the last is the noise alone."""
     if sigma >= TERMINAL_SIGMA:
         return noise
     return scale_model_input(add_noise(latents, noise, sigma), sigma)
 
 
-def training_target(latents: Any, noise: Any, sigma: float, prediction: str) -> Any:
+def training_target(latents: Any, noise: Any, sigma: Any, prediction: str) -> Any:
     """Return what the network is trained to predict of a sample: ε, or v = (ε - σ·x) / (σ² + 1)^½, at infinite σ -x."""
     if prediction == "epsilon":
         return noise

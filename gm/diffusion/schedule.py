@@ -106,7 +106,7 @@ def sampling_sigmas(config: ScheduleConfig, sampling: SamplingConfig) -> np.ndar
     trained = training_sigmas(config)
     sigmas = SCHEDULES[resolve_name(sampling.schedule)](trained, sampling)
     ends_at_lowest = samplers.resolve_name(sampling.sampler) in samplers.END_AT_LOWEST_SIGMA
-    return np.append(sigmas, trained[0] if ends_at_lowest and sigmas[-1] > trained[0] else 0.0)
+    return np.append(sigmas, trained[0] if ends_at_lowest and sigmas[-1] > 1.001 * trained[0] else 0.0)
 
 
 def step_count(fraction: float, steps: int) -> int:

@@ -20,7 +20,9 @@ def _sampler(config: Config) -> str:
 def _adds_noise(config: Config) -> bool:
     name = _sampler(config)
     churns = name in _CHURNING and config.sampling.s_churn > 0
-    samples_noise = (name in _STOCHASTIC and config.sampling.eta > 0) or (name == "ddim" and config.sampling.ddim_eta > 0)
+    samples_noise = (name in _STOCHASTIC and config.sampling.eta > 0) or (
+        name == "ddim" and config.sampling.ddim_eta > 0
+    )
     return name == "lcm" or churns or samples_noise
 
 

@@ -14,7 +14,7 @@ from mindspore import Tensor
 from gm.checkpoints import loading
 from gm.config import SamplingConfig
 from gm.diffusion import denoiser, samplers, schedule
-from gm.diffusion.samplers import NoiseSampler
+from gm.diffusion.sampler_steps import NoiseSampler
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import shorten
 from gm.models import sdxl
