@@ -46,22 +46,29 @@ _TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _LITERALS = _NUMBERS | _BYTES | _TEXTS
 
 
-def load(stream: IO[bytes], max_opcodes: int = MAX_OPCODES, skip_unknown: bool = False) -> Any:
+def load(
+    stream: IO[bytes],
+    max_opcodes: int = MAX_OPCODES,
+    skip_unknown: bool = False,
+    storages: dict[str, Storage] | None = None,
+) -> Any:
     """Return the value of the pickle at the stream's position, with tensors as TensorRecords, and read to its end.
 
     With `skip_unknown` an object of another class is an `Unknown`, and an item of a dict with such a key is left out.
+    All storages, also those of tensors that are left out, are added to `storages` by key.
     Raises UnsafePickleError, DamagedFileError, or whatever the standard library raises for bytes that are not a pickle.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickletools warns about damaged texts
-        return _Machine(skip_unknown).run(stream, max_opcodes)
+        return _Machine(skip_unknown, {} if storages is None else storages).run(stream, max_opcodes)
 
 
 @dataclass
 class _Machine:
     """Stack machine of a pickle: its stack, the positions of marks, and the memo."""
 
-    skip_unknown: bool = False
+    skip_unknown: bool
+    storages: dict[str, Storage]
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
@@ -135,6 +142,8 @@ class _Machine:
                 stack.append(find_global(stack.pop(), attribute, self.skip_unknown))
             case "BINPERSID":
                 stack.append(persistent_load(stack.pop()))
+                if isinstance(stack[-1], Storage):
+                    self.storages[stack[-1].key] = stack[-1]
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
                 stack.append(rebuild(stack.pop(), arguments))

@@ -155,11 +155,10 @@ def _read_legacy(path: Path, data: bytes | mmap.mmap, max_opcodes: int, skip_unk
     stream = io.BytesIO(data) if isinstance(data, bytes) else cast(IO[bytes], data)
     if safe_unpickler.load(stream, max_opcodes) != _LEGACY_MAGIC:
         raise DamagedFileError("it does not begin as PyTorch's files do")
-    _, system, tree, keys = (safe_unpickler.load(stream, max_opcodes, skip_unknown) for _ in range(4))
+    storages: dict[str, Storage] = {}
+    _, system, tree, keys = (safe_unpickler.load(stream, max_opcodes, skip_unknown, storages) for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
         raise DamagedFileError("it was written on a machine of another byte order")
-    storages: dict[str, Storage] = {}
-    _map_tensors(tree, lambda record: storages.update({record.storage.key: record.storage}))
     slices = {}
     position = stream.tell()
     for key in keys:
