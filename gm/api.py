@@ -75,7 +75,9 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
     """
     if config is None:
         if "weight" not in sections.get("run", {}):
-            raise UserError('give the path of a YAML file, or the weights alone: load(run={"weight": "model.safetensors"})')
+            raise UserError(
+                'give the path of a YAML file, or the weights alone: load(run={"weight": "model.safetensors"})'
+            )
         config, schedule = config_choice.config_for(sections["run"]["weight"])
         sections = {**schedule, **sections}
     if not isinstance(config, Config):

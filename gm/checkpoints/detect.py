@@ -51,7 +51,10 @@ _KEY_PATTERNS = (
 )
 # By kind of model, keys that only this kind has; an embedding file has the token tables alone.
 _KINDS = {
-    "sd2": (r"cond_stage_model\.model\.", "Stable Diffusion 2; leave out --config, or give configs/training/sd_v2.1_base_textual_inversion.yaml"),
+    "sd2": (
+        r"cond_stage_model\.model\.",
+        "Stable Diffusion 2; leave out --config, or give configs/training/sd_v2.1_base_textual_inversion.yaml",
+    ),
     "sd1": (
         r"cond_stage_model\.transformer\.",
         "Stable Diffusion 1; leave out --config, or give configs/training/sd_v1.5_textual_inversion.yaml",
@@ -68,7 +71,10 @@ SHIPPED_CONFIGS = {
     ),
     "refiner": ("configs/sampling/sd_xl_refiner.yaml",),
     "sd1": ("configs/training/sd_v1.5_textual_inversion.yaml",),
-    "sd2": ("configs/training/sd_v2.1_base_textual_inversion.yaml", "configs/training/sd_v2.1_768_v_textual_inversion.yaml"),
+    "sd2": (
+        "configs/training/sd_v2.1_base_textual_inversion.yaml",
+        "configs/training/sd_v2.1_768_v_textual_inversion.yaml",
+    ),
 }
 _USE = {
     "base": "use the SDXL base model",

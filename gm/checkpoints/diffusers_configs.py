@@ -102,7 +102,9 @@ def _read_pipeline(path: Path, is_sdxl: bool) -> Iterator[Statement]:
     if base and fields.get("force_zeros_for_empty_prompt") is False:
         yield Statement("pipeline.force_zeros_for_empty_prompt", False, path.name)
     class_ = fields.get("_class_name")
-    if isinstance(class_, str) and not re.match(r".*StableDiffusionXL" if is_sdxl else r".*StableDiffusion(?!XL)", class_):
+    if isinstance(class_, str) and not re.match(
+        r".*StableDiffusionXL" if is_sdxl else r".*StableDiffusion(?!XL)", class_
+    ):
         yield Statement("pipeline._class_name", class_, path.name)
 
 

@@ -1,8 +1,9 @@
 """Diffusers folder of a model, read as the published single file.
 
 Its keys are those of diffusers' UNet2DConditionModel and AutoencoderKL and of transformers' CLIPTextModel and
-CLIPTextModelWithProjection; Stable Diffusion 1 and 2 have one text encoder, of 2 only the 23 layers that run. The config of the model determines how blocks are numbered. A tensor that no rule matches
-keeps its key under the prefix of its network, where the strict check then reports it.
+CLIPTextModelWithProjection; Stable Diffusion 1 and 2 have one text encoder, of 2 only the 23 layers that run. The
+config of the model determines how blocks are numbered. A tensor that no rule matches keeps its key under the prefix of
+its network, where the strict check then reports it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Objects that a pickle of PyTorch may name: recorded, never called.
 
 `find_global` knows the names on a short list; `rebuild` returns what PyTorch or NumPy would make of its arguments. Any
-other name is refused, or stands for an `Unknown`, of which nothing is kept. Facts are from torch/_utils.py, torch/_tensor.py and numpy/core/src/multiarray/{scalartypes,descriptor}.c.
+other name is refused, or stands for an `Unknown`, of which nothing is kept. Facts are from torch/_utils.py,
+torch/_tensor.py and numpy/core/src/multiarray/{scalartypes,descriptor}.c.
 """
 
 from __future__ import annotations

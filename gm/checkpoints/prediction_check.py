@@ -1,17 +1,16 @@
 """What a loaded UNet predicts, found out by running it: a wrong setting gives noise or gray instead of images.
 
 No tensor says whether a UNet predicts ε or v. At the last timestep its input is noise almost alone (a² = 0.0047), so
-that ε is the input itself, and v = a·ε - s·x₀ holds 0.068 times as much of it. AUTOMATIC1111 tells Stable Diffusion 2's models
-apart in this way (`is_using_v_parameterization_for_sd2` in modules/sd_models_config.py). A UNet with random weights has
-nothing of its input either; therefore a second input has latents 0 and the noise of σ ≈ 1, where ε and v both are
-proportional to the noise: a trained UNet of either kind finds it.
+that ε is the input itself, and v = a·ε - s·x₀ holds 0.068 times as much of it. AUTOMATIC1111 tells the models of Stable
+Diffusion 2 apart in this way (`is_using_v_parameterization_for_sd2` in modules/sd_models_config.py). A UNet with random
+weights has nothing of its input either; therefore a second input has latents 0 and the noise of σ ≈ 1, where ε and v
+both are proportional to the noise: a trained UNet of either kind finds it.
 """
 
 from __future__ import annotations
 
 import logging
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
@@ -51,7 +50,9 @@ def check_prediction(model: SDXL, source: str) -> None:
 def detect_prediction(model: SDXL) -> str:
     """Return "epsilon" or "v_prediction", or "" if the outputs of the UNet fit neither."""
     share, correlation = noise_in_output(model)
-    log.debug("noise in the UNet's output: %.3f of it at the last timestep, correlation %.3f at σ = 1", share, correlation)
+    log.debug(
+        "noise in the UNet's output: %.3f of it at the last timestep, correlation %.3f at σ = 1", share, correlation
+    )
     if not correlation > _CORRELATED:
         return ""
     if share > _HIGH:
@@ -81,12 +82,13 @@ def noise_in_output(model: SDXL) -> tuple[float, float]:
 def _class_embedding(model: SDXL) -> Tensor | None:
     """Return y [2, V] of an empty text and an uncropped image, None for a UNet without class input."""
     config = model.config
-    if not config.has_class_embedding:
+    embed = model.conditioner.vector_embedding if config.has_class_embedding else None
+    if embed is None:
         return None
     side = config.resolution
     sizes = np.array([[side, side, 0, 0, side, side]] * 2, np.float32)
     pooled = np.zeros((2, config.text_encoders["clip_g"].width), np.float32)
-    return model.conditioner.vector_embedding(Tensor(pooled), Tensor(sizes, ms.float32))
+    return embed(Tensor(pooled), Tensor(sizes))
 
 
 def _zero_snr(config: ModelConfig, found: str) -> str:

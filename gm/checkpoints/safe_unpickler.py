@@ -2,7 +2,8 @@
 
 A pickle is a program for a stack machine that can call any function of Python by its name. This machine knows the
 opcodes of plain values and a short list of globals, none of which it calls: it records the tensors that PyTorch would
-rebuild. Every other name is refused, or recorded as an `Unknown` whose arguments and state are dropped. Facts are from Lib/pickletools.py.
+rebuild. Every other name is refused, or recorded as an `Unknown` whose arguments and state are dropped. Facts are from
+Lib/pickletools.py.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ class _Machine:
         stack = self.stack
         match name:
             case "GLOBAL":
-                stack.append(find_global(*argument.split(" ", 1), self.skip_unknown))
+                module, _, attribute = argument.partition(" ")
+                stack.append(find_global(module, attribute, self.skip_unknown))
             case "STACK_GLOBAL":
                 attribute = stack.pop()
                 stack.append(find_global(stack.pop(), attribute, self.skip_unknown))

@@ -41,8 +41,8 @@ _USE_SAME = "use a model of the architecture that the config describes"
 _WAYS_OUT = {
     TRAINED_BETAS: "use a model with Stable Diffusion's noise schedule",
     "scheduler._class_name": _USE_OTHER,
-    "unet.in_channels": "inpainting models have 9 input channels, instruct-pix2pix models 8, upscalers 7, depth-to-image "
-    "models 5; use a text-to-image model",
+    "unet.in_channels": "inpainting models have 9 input channels, instruct-pix2pix models 8, upscalers 7, "
+    "depth-to-image models 5; use a text-to-image model",
     "unet.class_embed_type": "unCLIP models are conditioned on an image; use a text-to-image model",
     "unet.num_class_embeds": "upscalers have noise levels as classes; use a text-to-image model",
     "unet.time_cond_proj_dim": "an LCM that embeds the guidance scale is not supported; use its LCM-free base model",

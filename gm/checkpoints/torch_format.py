@@ -70,9 +70,9 @@ def read(path: str | Path) -> Any:
 def read_weights(path: str | Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Return the tensors of a model's PyTorch file, each read on access, and the strings and numbers beside them.
 
-    A `state_dict` in it stands for the whole, as in the files of PyTorch Lightning, whose callbacks and optimizer states
-    may be objects of any class: what else the file holds is left out and named in one line. Raises UserError as `read`
-    does; of such objects only those in the `state_dict`.
+    A `state_dict` in it stands for the whole, as in the files of PyTorch Lightning, whose callbacks and optimizer
+    states may be objects of any class: what else the file holds is left out and named in one line. Raises UserError as
+    `read` does; of such objects only for those in the `state_dict`.
     """
     path = Path(path)
     with _errors_of(path, "model"):
@@ -128,9 +128,7 @@ def write(path: str | Path, tree: Any) -> None:
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # a constant date: equal trees, equal bytes
 
 
-def _read_zip(
-    path: Path, archive: zipfile.ZipFile, size: int, max_opcodes: int, skip_unknown: bool = False
-) -> Any:
+def _read_zip(path: Path, archive: zipfile.ZipFile, size: int, max_opcodes: int, skip_unknown: bool = False) -> Any:
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise DamagedFileError("there is no data.pkl in it, or several")

@@ -57,7 +57,10 @@ def with_channels(weights: Weights, channels: int) -> Weights:
 def test_models_with_more_input_channels_are_named(sd_case: Case, tmp_path: Path, channels: int, model: str) -> None:
     text = refusal(written(tmp_path, with_channels(sd_case.weights, channels)), sd_case.config)
     number = sd_case.config.family[2:]
-    assert f"it seems to be {model}, whose UNet has {channels} input channels instead of 4; use Stable Diffusion {number}." in text
+    assert (
+        f"it seems to be {model}, whose UNet has {channels} input channels instead of 4; use Stable Diffusion {number}."
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,9 @@ def test_a_config_of_another_family_is_named(cases: Callable[[str], Case], small
                 continue
             with pytest.raises(UserError) as caught:
                 loading.load_weights(sdxl.build(cases(other).config), cases(name).path, cases(other).config)
-            assert f"is {title}, but the config describes {wanted} ({other}); leave out --config, or " in str(caught.value)
+            assert f"is {title}, but the config describes {wanted} ({other}); leave out --config, or " in str(
+                caught.value
+            )
 
 
 def test_a_vae_is_shared_by_stable_diffusion_1_and_2_and_a_unet_is_not(
@@ -110,7 +115,9 @@ def test_a_vae_is_shared_by_stable_diffusion_1_and_2_and_a_unet_is_not(
         expected = two.weights[name] if name.startswith("first_stage_model.") else array
         assert np.array_equal(converted[name], expected)
     for network, other, title in (("unet", two, "Stable Diffusion 2"), ("vae", smallest, "SDXL")):
-        with pytest.raises(UserError, match=f"--{network} .* is {title}, whose .* is another; give that of a model of Stable"):
+        with pytest.raises(
+            UserError, match=f"--{network} .* is {title}, whose .* is another; give that of a model of Stable"
+        ):
             loading.convert(WeightFiles(one.path, {network: other.path}), tmp_path / "b.ckpt", one.config, "float32")
 
 
@@ -122,7 +129,9 @@ def test_a_vae_that_is_missing_is_asked_for_with_an_example_of_the_family(
     text = refusal(written(tmp_path, without), case.config)
     assert text.endswith("has no VAE; give one with --vae, such as vae-ft-mse-840000-ema-pruned.safetensors")
     text_encoder = {name: array for name, array in case.weights.items() if not name.startswith("cond_stage_model.")}
-    assert "has no text encoders: give it with --unet and --vae" in refusal(written(tmp_path, text_encoder), case.config)
+    assert "has no text encoders: give it with --unet and --vae" in refusal(
+        written(tmp_path, text_encoder), case.config
+    )
 
 
 @pytest.mark.parametrize("family", ["small-sd1", "reversed"])
@@ -136,7 +145,9 @@ def test_v_prediction_is_accepted_where_the_config_has_it(
     path = written(tmp_path, case.weights | {"v_pred": EMPTY})
     loading.convert(path, target, v, "float32")
     assert containers.read(target).metadata == {"modelspec.prediction_type": "v", "format": "pt"}
-    assert "prediction_type v_prediction instead of epsilon; if that is right, leave out --config" in refusal(path, case.config)
+    assert "prediction_type v_prediction instead of epsilon; if that is right, leave out --config" in refusal(
+        path, case.config
+    )
     path = written(tmp_path, case.weights | {"v_pred": EMPTY, "ztsnr": EMPTY})
     loading.convert(path, target, zero, "float32")
     assert containers.read(target).metadata["scheduler.rescale_betas_zero_snr"] == "true"
@@ -170,7 +181,9 @@ def test_a_converted_file_says_what_the_config_says_and_a_reader_would_guess(
 def test_a_yaml_file_of_latent_diffusion_is_read(cases: Callable[[str], Case], tmp_path: Path) -> None:
     case = cases("small-sd1")
     path = written(tmp_path, case.weights)
-    path.with_suffix(".yaml").write_text(json.dumps({"model": {"params": {"parameterization": "v", "scale_factor": 0.2}}}))
+    path.with_suffix(".yaml").write_text(
+        json.dumps({"model": {"params": {"parameterization": "v", "scale_factor": 0.2}}})
+    )
     text = refusal(path, case.config)
     assert "a.yaml says prediction_type v_prediction instead of epsilon, scaling_factor 0.2 instead of 0.18215" in text
 

@@ -55,7 +55,10 @@ def last_layer(config: ModelConfig, weights: Weights) -> Weights:
     (encoder,) = config.text_encoders.values()
     block = f"{OPENCLIP}transformer.resblocks."
     of_first = {name: array for name, array in weights.items() if name.startswith(f"{block}0.")}
-    layer = {name.replace(f"{block}0.", f"{block}{encoder.layers}."): np.zeros_like(array) for name, array in of_first.items()}
+    layer = {
+        name.replace(f"{block}0.", f"{block}{encoder.layers}."): np.zeros_like(array)
+        for name, array in of_first.items()
+    }
     projection = np.full((encoder.width, encoder.width), np.nan, np.float32)  # of no effect, whatever it holds
     return layer | {f"{OPENCLIP}text_projection": projection, f"{OPENCLIP}logit_scale": np.float32(4.6)}
 
@@ -77,7 +80,9 @@ def test_the_full_size_file_has_the_published_keys_and_shapes(family: str, count
     lines = sorted(f"{name}\t{','.join(map(str, array.shape))}\n" for name, array in file.items())
     assert len(lines) == count
     assert hashlib.sha256("".join(lines).encode()).hexdigest() == SHA256[family]
-    tensors, _ = variants.to_published_layout({n: LazyTensor(a.shape, "float16", a.copy) for n, a in file.items()}, shapes)
+    tensors, _ = variants.to_published_layout(
+        {n: LazyTensor(a.shape, "float16", a.copy) for n, a in file.items()}, shapes
+    )
     assert {name: tensor.shape for name, tensor in tensors.items()} == shapes
 
 
@@ -136,7 +141,9 @@ def other_projections(weights: Weights) -> Weights:
 
 def averages(weights: Weights) -> Weights:
     """Return latent diffusion's moving averages of the UNet, other values than the weights."""
-    names = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in weights if name.startswith(UNET)}
+    names = {
+        name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in weights if name.startswith(UNET)
+    }
     ema = {averaged: weights[name] + np.float32(1) for name, averaged in names.items()}
     return ema | {"model_ema.decay": np.float32(0.9999), "model_ema.num_updates": np.array(875000)}
 
@@ -144,25 +151,32 @@ def averages(weights: Weights) -> Weights:
 LAYOUTS: dict[str, Callable[[Weights, ModelConfig], Weights]] = {
     "published": lambda weights, config: weights | extras(config, weights),
     "buffers": lambda weights, config: weights | {name: np.ones(1000, np.float32) for name in BUFFERS},
-    "more buffers": lambda weights, config: weights
-    | {name: np.ones(1000, np.float32) for name in ("logvar", "lvlb_weights")}
-    | {"scale_factor": np.float32(0.18215)},
+    "more buffers": lambda weights, config: (
+        weights
+        | {name: np.ones(1000, np.float32) for name in ("logvar", "lvlb_weights")}
+        | {"scale_factor": np.float32(0.18215)}
+    ),
     "averages": lambda weights, config: weights | averages(weights),
     "projections": lambda weights, config: other_projections(weights),
     "sgm's prefix": lambda weights, config: rename(weights, (r"^cond_stage_model\.", "conditioner.embedders.0.")),
     "without text_model.": lambda weights, config: rename(weights, (r"transformer\.text_model\.", "transformer.")),
-    "position_ids of merged models": lambda weights, config: weights
-    | {f"{CLIP}embeddings.position_ids": np.full((1, 77), 0.99, np.float16)},
-    "ComfyUI": lambda weights, config: weights
-    | {"cond_stage_model.logit_scale": np.float32(4.6)}
-    | {"cond_stage_model.transformer.text_projection.weight": np.ones((4, 4), np.float32)},
+    "position_ids of merged models": lambda weights, config: (
+        weights | {f"{CLIP}embeddings.position_ids": np.full((1, 77), 0.99, np.float16)}
+    ),
+    "ComfyUI": lambda weights, config: (
+        weights
+        | {"cond_stage_model.logit_scale": np.float32(4.6)}
+        | {"cond_stage_model.transformer.text_projection.weight": np.ones((4, 4), np.float32)}
+    ),
     "ControlNet": lambda weights, config: weights | {"control_model.input_blocks.0.0.weight": np.ones(3)},
     "textual inversion": lambda weights, config: weights | {"embedding_manager.string_to_param.x": np.ones(3)},
-    "mask": lambda weights, config: weights
-    | ({f"{OPENCLIP}attn_mask": np.ones((7, 7), np.float32)} if config.family == "sd2" else {}),
+    "mask": lambda weights, config: (
+        weights | ({f"{OPENCLIP}attn_mask": np.ones((7, 7), np.float32)} if config.family == "sd2" else {})
+    ),
     "mindone": lambda weights, config: mindone(weights),
-    "mindone's averages": lambda weights, config: mindone(weights)
-    | {f"ema.{name}": array + np.float32(1) for name, array in mindone(weights).items()},
+    "mindone's averages": lambda weights, config: (
+        mindone(weights) | {f"ema.{name}": array + np.float32(1) for name, array in mindone(weights).items()}
+    ),
     "a compiled module": lambda weights, config: {f"_orig_mod.{name}": array for name, array in weights.items()},
 }
 
@@ -186,7 +200,10 @@ def test_every_layout_gives_the_same_weights(sd_case: Case, tmp_path: Path, layo
         ("buffers", "tables of the noise schedule (12 tensors, alphas_cumprod …)"),
         ("ControlNet", "a ControlNet (control_model.input_blocks.0.0.weight)"),
         ("textual inversion", "the embeddings of a textual inversion (embedding_manager.string_to_param.x)"),
-        ("ComfyUI", "projections of the text encoder that no image depends on (2 tensors, cond_stage_model.logit_scale"),
+        (
+            "ComfyUI",
+            "projections of the text encoder that no image depends on (2 tensors, cond_stage_model.logit_scale",
+        ),
     ],
 )
 def test_what_is_left_out_is_said(
@@ -211,7 +228,9 @@ def test_the_last_layer_of_stable_diffusion_2_is_left_out_and_the_one_after_it_i
     assert set(found) == set(shapes)
     layers = case.config.text_encoder_1.layers
     first = f"{OPENCLIP}transformer.resblocks.{layers}.attn.in_proj_bias"
-    assert any(note.startswith("the text encoder's last layer, which no image depends on (12 tensors, ") for note in notes)
+    assert any(
+        note.startswith("the text encoder's last layer, which no image depends on (12 tensors, ") for note in notes
+    )
     one_more = first.replace(f".{layers}.", f".{layers + 1}.")
     assert one_more in variants.to_published_layout(tensors | {one_more: last[first]}, shapes)[0]
 

@@ -1,4 +1,4 @@
-"""gm/checkpoints/torch_format.py: checkpoints of PyTorch Lightning, in which objects of any class are beside weights."""
+"""gm/checkpoints/torch_format.py: checkpoints of PyTorch Lightning, with objects of any class beside the weights."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ def test_an_object_among_the_weights_is_refused(tmp_path: Path, zipped: bool) ->
 
 def test_a_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match=r"asks for torch\.nn\.modules\.linear\.Linear, .*get the model as \.safetensors"):
+    with pytest.raises(
+        UserError, match=r"asks for torch\.nn\.modules\.linear\.Linear, .*get the model as \.safetensors"
+    ):
         containers.read_weights(tmp_path / "a.ckpt")
 
 

@@ -106,9 +106,13 @@ def test_weights_before_averaging_are_the_last_choice(cases: Callable[[str], Cas
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.rename(path.with_name("diffusion_pytorch_model.non_ema.safetensors"))
     assert_published(diffusers_format.read(folder, case.config), case)
-    save_file({name: array * np.float32(2) for name, array in load_file(
-        path.with_name("diffusion_pytorch_model.non_ema.safetensors")
-    ).items()}, path)
+    save_file(
+        {
+            name: array * np.float32(2)
+            for name, array in load_file(path.with_name("diffusion_pytorch_model.non_ema.safetensors")).items()
+        },
+        path,
+    )
     key = "model.diffusion_model.out.2.bias"
     assert np.array_equal(diffusers_format.read(folder, case.config)[key].read(), 2 * case.weights[key])
 
@@ -127,9 +131,7 @@ def test_linear_projections_of_an_early_folder_are_reshaped(cases: Callable[[str
     assert all(np.array_equal(converted[name], array) for name, array in case.weights.items())
 
 
-@pytest.mark.parametrize(
-    ("family", "scheduler"), [("sd1", PNDM), ("sd2", PNDM), ("sd2", V_DDIM)]
-)
+@pytest.mark.parametrize(("family", "scheduler"), [("sd1", PNDM), ("sd2", PNDM), ("sd2", V_DDIM)])
 def test_the_published_configs_fit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str, scheduler: dict[str, Any]
 ) -> None:
@@ -138,14 +140,21 @@ def test_the_published_configs_fit(
     model = full_size(family)
     check(tmp_path, v_prediction(model) if scheduler is V_DDIM else model)
     (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path}: not used: model_index.json says safety_checker StableDiffusionSafetyChecker, ")
+    assert message.startswith(
+        f"{tmp_path}: not used: model_index.json says safety_checker StableDiffusionSafetyChecker, "
+    )
     assert message.endswith(f'sampler _class_name "{scheduler["_class_name"]}" (--sampler and --schedule choose)')
 
 
 @pytest.mark.parametrize(
     ("family", "name", "fields", "message"),
     [
-        ("sd2", "scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "v_prediction instead of epsilon"),
+        (
+            "sd2",
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "v_prediction"},
+            "v_prediction instead of epsilon",
+        ),
         ("sd1", "unet/config.json", {"in_channels": 9}, "in_channels 9 instead of 4; inpainting models have 9"),
         ("sd2", "unet/config.json", {"in_channels": 5}, "in_channels 5 instead of 4; .*depth-to-image models 5"),
         ("sd2", "unet/config.json", {"in_channels": 7}, "in_channels 7 instead of 4; .*upscalers 7"),
@@ -154,7 +163,12 @@ def test_the_published_configs_fit(
         ("sd1", "unet/config.json", {"attention_head_dim": 5}, "attention_head_dim 5"),
         ("sd2", "unet/config.json", {"attention_head_dim": 8}, "attention_head_dim 8"),
         ("sd1", "unet/config.json", {"layers_per_block": 1}, "layers_per_block 1; use a model of the architecture"),
-        ("sd1", "unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type text_time instead of none"),
+        (
+            "sd1",
+            "unet/config.json",
+            {"addition_embed_type": "text_time"},
+            "addition_embed_type text_time instead of none",
+        ),
         ("sd1", "text_encoder/config.json", {"hidden_act": "gelu"}, "hidden_act gelu instead of quick_gelu"),
         ("sd2", "text_encoder/config.json", {"num_hidden_layers": 24}, "num_hidden_layers 24 instead of 23"),
         ("sd1", "vae/config.json", {"scaling_factor": 0.13025}, "scaling_factor 0.13025 instead of 0.18215"),
@@ -169,7 +183,9 @@ def test_statements_that_contradict_the_model_are_refused(
         check(tmp_path, full_size(family))
 
 
-def test_the_family_of_a_folder_is_found(cases: Callable[[str], Case], smallest: Case, refiner: Case, tmp_path: Path) -> None:
+def test_the_family_of_a_folder_is_found(
+    cases: Callable[[str], Case], smallest: Case, refiner: Case, tmp_path: Path
+) -> None:
     """With its configs, and without them; widths of small models say nothing."""
     expected = {"like-sd1": "sd1", "small-sd1": "sd1", "like-sd2": "sd2", "reversed": "base", "refiner": "refiner"}
     for name, kind in expected.items():
@@ -186,7 +202,9 @@ def test_the_family_of_a_folder_is_found(cases: Callable[[str], Case], smallest:
 
 def test_a_folder_of_another_family_is_named(cases: Callable[[str], Case], smallest: Case, tmp_path: Path) -> None:
     folder = save_diffusers_folder(cases("small-sd1"), tmp_path / "model")
-    with pytest.raises(UserError, match=r"model is Stable Diffusion 1, but the config describes SDXL \(reversed\); leave out"):
+    with pytest.raises(
+        UserError, match=r"model is Stable Diffusion 1, but the config describes SDXL \(reversed\); leave out"
+    ):
         loading.convert(folder, tmp_path / "a.ckpt", smallest.config, "float32")
     with pytest.raises(UserError, match=r"is Stable Diffusion 1, but the config describes Stable Diffusion 2"):
         loading.convert(folder, tmp_path / "a.ckpt", cases("like-sd2").config, "float32")

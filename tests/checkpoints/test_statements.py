@@ -60,10 +60,16 @@ def zero_terminal_snr() -> np.ndarray:
         ({"modelspec.prediction_type": "V_prediction"}, "prediction_type v_prediction"),
         ({"modelspec.predict_key": "v"}, f"modelspec.predict_key says prediction_type v_prediction {EPSILON}"),
         ({"modelspec.prediction_type": "sample"}, f"prediction_type sample {EPSILON}"),
-        ({"modelspec.prediction_type": "flow"}, f"prediction_type flow {EPSILON}; such models are not supported; use one"),
+        (
+            {"modelspec.prediction_type": "flow"},
+            f"prediction_type flow {EPSILON}; such models are not supported; use one",
+        ),
         ({"prediction_type": "vpred"}, "prediction_type v_prediction"),
         ({"ss_v_parameterization": "True"}, "ss_v_parameterization says prediction_type v_prediction"),
-        ({"ss_zero_terminal_snr": "True"}, f"rescale_betas_zero_snr true instead of false; {LEAVE_OUT}rescale_betas_zero_snr true"),
+        (
+            {"ss_zero_terminal_snr": "True"},
+            f"rescale_betas_zero_snr true instead of false; {LEAVE_OUT}rescale_betas_zero_snr true",
+        ),
         ({"v_pred": "", "ztsnr": ""}, "prediction_type v_prediction"),
         ({"vae.scaling_factor": "0.18215"}, "scaling_factor 0.18215 instead of 0.3; .*model.vae.scale_factor 0.18215"),
         ({"scheduler.beta_end": "0.02"}, r"beta_end 0.02 instead of 0.012; .*model.schedule.beta_end 0.02"),

@@ -1,4 +1,4 @@
-"""Convert weights of SDXL, Stable Diffusion 1 or 2: a single file, a diffusers folder or a .ckpt → .ckpt or .safetensors.
+"""Convert weights of SDXL, Stable Diffusion 1 or 2: a file or diffusers folder → .ckpt or .safetensors.
 
 python tools/convert_weights/convert.py --source sd_xl_base_1.0.safetensors --target sd_xl_base_1.0_ms.ckpt
 """
