@@ -50,25 +50,25 @@ class _Source:
     kind: str
 
 
-def config_for(weight: str | Path) -> tuple[str, dict[str, Any]]:
+def config_for(weight: str | Path, default: str = cli.DEFAULT_CONFIG) -> tuple[str, dict[str, Any]]:
     """Return the shipped config of the model at `weight`, a file or a diffusers folder, and sections that override it.
 
-    It is the default one for a path that does not exist and for a model that is not recognized, of which loading says
+    It is the `default` one for a path that does not exist and for a model that is not recognized, of which loading says
     what is wrong. Any other choice is logged. Raises UserError for a file that cannot be read.
     """
     path = Path(paths.find_shipped(weight))
     if not path.exists():
-        return cli.DEFAULT_CONFIG, {}
-    choice = _choose(path, path.stat().st_mtime_ns)
-    if choice.path != cli.DEFAULT_CONFIG or choice.schedule:
+        return default, {}
+    choice = _choose(path, path.stat().st_mtime_ns) or _Choice(default, {}, "")
+    if choice.path != default or choice.schedule:
         fields = "".join(f", model.schedule.{name} {value}" for name, value in choice.schedule.items())
         log.info("%s is %s: --config %s%s", weight, choice.reason, choice.path, fields)
     return choice.path, {"model": {"schedule": dict(choice.schedule)}} if choice.schedule else {}
 
 
 @lru_cache(maxsize=8)
-def _choose(path: Path, modified: int) -> _Choice:
-    """Return the choice for the checkpoint at `path`, which was `modified` then."""
+def _choose(path: Path, modified: int) -> _Choice | None:
+    """Return the choice for the checkpoint at `path`, which was `modified` then; None for no model that is known."""
     source = _read(path)
     candidates = {
         name: configuration.load(name).model
@@ -76,7 +76,7 @@ def _choose(path: Path, modified: int) -> _Choice:
         if Path(paths.find_shipped(name)).is_file()
     }
     if not candidates:
-        return _Choice(cli.DEFAULT_CONFIG, {}, "")
+        return None
     fitting = {name: model for name, model in candidates.items() if _fits(model, source.tensors)} or candidates
     prediction, reason = _prediction(source)
     same = {name: model for name, model in fitting.items() if model.schedule.prediction == prediction} or fitting
