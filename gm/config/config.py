@@ -53,7 +53,9 @@ class RunConfig(Section):
         "", "memory of the Ascend card that this process may use, such as 30GB; default: all that is free"
     )
     weight: str = option(
-        "checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt, .safetensors or a diffusers folder", path="shipped"
+        "checkpoints/sd_xl_base_1.0_ms.ckpt",
+        "weights of the model: .ckpt, .safetensors or a diffusers folder",
+        path="shipped",
     )
     vae: str = option(
         "",
