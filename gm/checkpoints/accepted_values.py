@@ -62,8 +62,8 @@ def accepted_scheduler(schedule: ScheduleConfig) -> dict[str, Accepted]:
     """Return the values of a scheduler's config that fit; its other fields are settings of a sampler."""
     return {
         "_class_name": lambda name: bool(_SCHEDULERS.fullmatch(name)),
-        "prediction_type": ("epsilon",),
-        "rescale_betas_zero_snr": (False,),
+        "prediction_type": (schedule.prediction,),
+        "rescale_betas_zero_snr": (schedule.rescale_betas_zero_snr,),
         "num_train_timesteps": (schedule.timesteps,),
         "beta_start": (schedule.beta_start,),
         "beta_end": (schedule.beta_end,),

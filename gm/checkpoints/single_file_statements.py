@@ -8,6 +8,7 @@ beside a checkpoint by which AUTOMATIC1111 chooses the model's class.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from gm.checkpoints.statements import (
     ZERO_TERMINAL_SNR,
     Statement,
 )
-from gm.config.model import ModelConfig
+from gm.config.model import ModelConfig, ScheduleConfig
 from gm.diffusion.schedule import training_sigmas
 
 _EDM = "EDM (as Playground 2.5)"
@@ -127,13 +128,22 @@ def _read_schedule(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> It
             alphas = np.sort(np.cumprod(1 - values))
         else:
             alphas = values if key == "alphas_cumprod" else np.sort(1 / (1 + values**2))
-        expected = np.sort(1 / (1 + training_sigmas(config.schedule) ** 2))
-        if alphas.shape == expected.shape and np.allclose(alphas, expected, rtol=0.01, atol=1e-3):
-            continue  # the tolerance is that of bfloat16
-        if alphas[0] < 1e-4:
+        if _is_schedule(alphas, config.schedule):
+            continue
+        has_zero_snr = config.schedule.rescale_betas_zero_snr
+        if has_zero_snr and _is_schedule(alphas, dataclasses.replace(config.schedule, rescale_betas_zero_snr=False)):
+            yield Statement(ZERO_TERMINAL_SNR, False, f"the tensor {key}")
+        elif alphas[0] < 1e-4 and not has_zero_snr:
             yield Statement(ZERO_TERMINAL_SNR, True, f"the tensor {key}")
         else:
             yield Statement(TRAINED_BETAS, "of its own", f"the tensor {key}")
+
+
+def _is_schedule(alphas_cumprod: np.ndarray, schedule: ScheduleConfig) -> bool:
+    """Whether ᾱ, rising, is that of `schedule`, to the precision of bfloat16."""
+    expected = np.sort(1 / (1 + training_sigmas(schedule) ** 2))
+    is_as_long = alphas_cumprod.shape == expected.shape
+    return is_as_long and np.allclose(alphas_cumprod, expected, rtol=0.01, atol=1e-3)
 
 
 def _read_yaml(path: Path) -> Iterator[Statement]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gm.config.model import PREDICTIONS
 from gm.errors import UserError, shorten
 
 log = logging.getLogger("gm")
@@ -35,16 +36,19 @@ PREDICTION_TYPES = {
     **dict.fromkeys(("sample", "x0", "x"), "sample"),
 }
 _MAX_SHOWN = 4  # in a message
-_USE_EPSILON = "such models are not supported yet; use one that predicts epsilon, the noise"
+_UNKNOWN_PREDICTION = "such models are not supported yet; use one that predicts epsilon, the noise, or v_prediction"
 _USE_BASE = "use the SDXL base model or one of the same architecture"
 _WAYS_OUT = {
-    PREDICTION_TYPE: _USE_EPSILON,
-    ZERO_TERMINAL_SNR: "zero terminal SNR is not supported yet; use a model with SDXL's noise schedule",
     TRAINED_BETAS: "use a model with SDXL's noise schedule",
-    "scheduler._class_name": _USE_EPSILON,
+    "scheduler._class_name": _UNKNOWN_PREDICTION,
     "unet.in_channels": "inpainting models have 9 input channels, instruct-pix2pix models 8; use the SDXL base model",
     "unet.time_cond_proj_dim": "an LCM that embeds the guidance scale is not supported; use its LCM-free base model",
     "unet.quantization_config": "quantized models are not supported; use a float16 file",
+}
+# Configs that describe models of SDXL's architecture by what they predict.
+_CONFIGS = {
+    "epsilon": "configs/training/sd_xl_base_finetune_textual_inversion.yaml",
+    "v_prediction": "configs/training/sdxl_v_prediction_finetune_textual_inversion.yaml",
 }
 # Where the config's model section has the same value: it can describe such a model.
 _CONFIG_FIELDS = {
@@ -83,17 +87,16 @@ def check(statements: Iterable[Statement], accepted: Mapping[str, Accepted], sou
         raise UserError(
             f"{source} is another kind of model than the config describes: {described}; {_way_out(wrong[0])}"
         )
+    names = {s.name for s in statements}
+    if PREDICTION_TYPE in names and ZERO_TERMINAL_SNR not in names and accepted.get(ZERO_TERMINAL_SNR) == (True,):
+        log.warning("%s says nothing of zero terminal SNR, which the config has", source)
     unused = [s for s in statements if s.name not in accepted]
     if unused:
         log.info("%s: not used: %s", source, _describe(unused))
 
 
 def prediction_type(statements: Iterable[Statement]) -> str:
-    """Return what the network predicts, by diffusers' name; a checkpoint that does not say so predicts epsilon.
-
-    `check` accepts epsilon alone so far. This is the place from which a model that predicts something else gets its
-    prediction type, when loaded and when converted.
-    """
+    """Return what the network predicts, by diffusers' name; without a statement epsilon."""
     return next((str(s.value) for s in statements if s.name == PREDICTION_TYPE), "epsilon")
 
 
@@ -146,6 +149,15 @@ def _instead_of(accepted: Accepted) -> str:
 
 
 def _way_out(statement: Statement) -> str:
+    if statement.name == PREDICTION_TYPE:
+        if statement.value not in PREDICTIONS:
+            return _UNKNOWN_PREDICTION
+        field = f"model.schedule.prediction {statement.value}"
+        return f"give a --config with {field}, for SDXL {_CONFIGS[statement.value]}"
+    if statement.name == ZERO_TERMINAL_SNR:
+        needed = " and model.schedule.prediction v_prediction" if statement.value is True else ""
+        field = f"model.schedule.rescale_betas_zero_snr {_quote(statement.value)}{needed}"
+        return f"give a --config with {field}" + (f", for SDXL {_CONFIGS['v_prediction']}" if needed else "")
     if statement.name in _CONFIG_FIELDS:
         return f"if that is right, give a --config with {_CONFIG_FIELDS[statement.name]} {_quote(statement.value)}"
     return _WAYS_OUT.get(statement.name, _USE_BASE)

@@ -61,10 +61,10 @@ def test_the_published_refiner_fits(check: Check) -> None:
 @pytest.mark.parametrize(
     ("place", "field", "value", "message"),
     [
-        ("scheduler", "prediction_type", "v_prediction", "v_prediction instead of epsilon; such models are not"),
+        ("scheduler", "prediction_type", "v_prediction", "v_prediction instead of epsilon; give a --config"),
         ("scheduler", "prediction_type", "sample", "prediction_type sample instead of epsilon"),
         ("scheduler", "prediction_type", ["v"], "prediction_type"),
-        ("scheduler", "rescale_betas_zero_snr", True, "rescale_betas_zero_snr true instead of false; zero terminal"),
+        ("scheduler", "rescale_betas_zero_snr", True, "rescale_betas_zero_snr true instead of false; give a --config"),
         ("scheduler", "beta_schedule", "linear", "beta_schedule linear instead of scaled_linear"),
         ("scheduler", "beta_end", 0.014, "beta_end 0.014 instead of 0.012; .*--config with model.schedule.beta_end"),
         ("scheduler", "num_train_timesteps", 4, "num_train_timesteps 4 instead of 1000"),
