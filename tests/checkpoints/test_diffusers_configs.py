@@ -186,7 +186,7 @@ def test_what_is_not_the_networks_own_is_named_first_and_the_rest_is_counted(che
         )
     text = str(caught.value)
     assert "describes: scheduler/scheduler_config.json says prediction_type v_prediction" in text
-    assert text.endswith(" and 2 more; such models are not supported yet; use one that predicts epsilon, the noise")
+    assert " and 2 more; give a --config with model.schedule.prediction v_prediction, for SDXL configs/" in text
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "[" * 10**5])
