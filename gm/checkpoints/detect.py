@@ -66,7 +66,7 @@ _KINDS = {
 SHIPPED_CONFIGS = {
     "base": (
         "configs/training/sd_xl_base_finetune_textual_inversion.yaml",
-        "configs/training/sdxl_v_prediction_textual_inversion.yaml",
+        "configs/training/sdxl_v_prediction_finetune_textual_inversion.yaml",
         "configs/training/tiny_textual_inversion.yaml",
     ),
     "refiner": ("configs/sampling/sd_xl_refiner.yaml",),

@@ -139,22 +139,22 @@ def _read_schedule(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> It
             alphas = np.sort(np.cumprod(1 - values))
         else:
             alphas = values if key == "alphas_cumprod" else np.sort(1 / (1 + values**2))
-        if _is_close(alphas, config.schedule):
+        if _is_schedule(alphas, config.schedule):
             continue
-        if config.schedule.rescale_betas_zero_snr and _is_close(
-            alphas, dataclasses.replace(config.schedule, rescale_betas_zero_snr=False)
-        ):  # programs that read the marker leave the base model's tables in the file
-            yield Statement("schedule.table", "without zero terminal SNR", f"the tensor {key}")
-        elif alphas[0] < 1e-4:
+        has_zero_snr = config.schedule.rescale_betas_zero_snr
+        if has_zero_snr and _is_schedule(alphas, dataclasses.replace(config.schedule, rescale_betas_zero_snr=False)):
+            yield Statement(ZERO_TERMINAL_SNR, False, f"the tensor {key}")
+        elif alphas[0] < 1e-4 and not has_zero_snr:
             yield Statement(ZERO_TERMINAL_SNR, True, f"the tensor {key}")
         else:
             yield Statement(TRAINED_BETAS, "of its own", f"the tensor {key}")
 
 
-def _is_close(alphas: np.ndarray, schedule: ScheduleConfig) -> bool:
-    """Return whether these are the rising ᾱ of `schedule`, to the tolerance of bfloat16."""
+def _is_schedule(alphas_cumprod: np.ndarray, schedule: ScheduleConfig) -> bool:
+    """Whether ᾱ, rising, is that of `schedule`, to the precision of bfloat16."""
     expected = np.sort(1 / (1 + training_sigmas(schedule) ** 2))
-    return alphas.shape == expected.shape and np.allclose(alphas, expected, rtol=0.01, atol=1e-3)
+    is_as_long = alphas_cumprod.shape == expected.shape
+    return is_as_long and np.allclose(alphas_cumprod, expected, rtol=0.01, atol=1e-3)
 
 
 def _read_yaml(path: Path) -> Iterator[Statement]:

@@ -87,6 +87,9 @@ def check(statements: Iterable[Statement], accepted: Mapping[str, Accepted], sou
         raise UserError(
             f"{source} is another kind of model than the config describes: {described}; {_way_out(wrong[0])}"
         )
+    names = {s.name for s in statements}
+    if PREDICTION_TYPE in names and ZERO_TERMINAL_SNR not in names and accepted.get(ZERO_TERMINAL_SNR) == (True,):
+        log.warning("%s says nothing of zero terminal SNR, which the config has", source)
     unused = [s for s in statements if s.name not in accepted]
     if unused:
         log.info("%s: not used: %s", source, _describe(unused))
@@ -164,6 +167,8 @@ def _way_out(statement: Statement) -> str:
         return _USE_OTHER
     if statement.name in _CONFIG_FIELDS:
         field = f"{_CONFIG_FIELDS[statement.name]} {_quote(statement.value)}"
+        if statement.name == ZERO_TERMINAL_SNR and statement.value is True:
+            field += f" and {_CONFIG_FIELDS[PREDICTION_TYPE]} v_prediction"
         if statement.name in (PREDICTION_TYPE, ZERO_TERMINAL_SNR):
             return f"if that is right, leave out --config, or give one with {field}"
         return f"if that is right, give a --config with {field}"
