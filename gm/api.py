@@ -175,5 +175,12 @@ def generate(
     return [image for progress in steps for image in progress.images]
 
 
+def load_embedding(path: str | Path) -> Embedding:
+    """Read an embedding file of one placeholder token, of SDXL or of Stable Diffusion 1 or 2.
+
+    `generate` refuses it with a model of another family. Raises UserError as `gm.embeddings.io.load` does.
+    """
+    return embedding_io.load(path, family=None)
+
+
 save_embedding = embedding_io.save
-load_embedding = embedding_io.load

@@ -11,6 +11,7 @@ from demo.app import gallery, options, task_progress
 from demo.app.app_dirs import AppDirs
 from demo.app.server import generate_jobs, uploads
 from demo.app.sidebar import ModelSelection
+from gm.config import family_options
 from gm.errors import UserError
 
 TASK_KEY = "generate task"  # of the session's task, in the session state
@@ -34,7 +35,8 @@ def page(selection: ModelSelection, dirs: AppDirs) -> None:
     inputs = _init_images(task, selection.config.sampling.strength)
     values = options.main_options(selection.config.sampling)
     button, progress = st.container(), st.container()
-    values |= options.more_options(selection.config.sampling)
+    hidden = family_options.inapplicable(selection.config.model)
+    values |= options.more_options(selection.config.sampling, hidden)
     with progress:
         busy = task_progress.is_busy(TASK_KEY)
         if button.button("Generate", type="primary", icon=":material/brush:", width="stretch", disabled=busy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import streamlit as st
@@ -99,19 +99,21 @@ def main_options(defaults: SamplingConfig) -> dict[str, Any]:
     return _in_columns(SamplingConfig, MAIN, defaults, len(MAIN))
 
 
-def more_options(defaults: SamplingConfig) -> dict[str, Any]:
-    """Show the other sampling options, except those the page sets, in an expander; return their values."""
+def more_options(defaults: SamplingConfig, hidden: Collection[str] = ()) -> dict[str, Any]:
+    """Show the other sampling options, except those the page sets and the `hidden` ones; return their values."""
     values: dict[str, Any] = {}
+    tabs = {tab: [name for name in names if name not in hidden] for tab, names in TABS.items()}
+    shown = {tab: names for tab, names in tabs.items() if names}
     with st.expander("More options"):
-        for tab, names in zip(st.tabs(list(TABS)), TABS.values(), strict=True):
+        for tab, names in zip(st.tabs(list(shown)), shown.values(), strict=True):
             with tab:
                 values |= _in_columns(SamplingConfig, names, defaults, 3)
     return values
 
 
-def run_options(defaults: RunConfig) -> dict[str, Any]:
-    """Show the run options; return their values."""
-    values = {name: widget(RunConfig, name, getattr(defaults, name)) for name in RUN}
+def run_options(defaults: RunConfig, hidden: Collection[str] = ()) -> dict[str, Any]:
+    """Show the run options except the `hidden` ones; return their values."""
+    values = {name: widget(RunConfig, name, getattr(defaults, name)) for name in RUN if name not in hidden}
     return {name: "" if value is None else value for name, value in values.items()}
 
 

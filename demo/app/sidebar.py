@@ -15,7 +15,7 @@ from demo.app.app_dirs import AppDirs
 from demo.app.server import embedding_list, embedding_uploads
 from gm import config as configuration
 from gm.checkpoints import config_choice
-from gm.config import Config, paths
+from gm.config import Config, family_options, paths
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.names import split_token
@@ -51,7 +51,7 @@ def show(specs: dict[str, dict[str, Any]], dirs: AppDirs) -> ModelSelection:
         st.header("Model", divider="gray")
         spec, config = _model(specs)
         st.header("Embeddings", divider="gray")
-        embeddings = _embeddings(spec, dirs)
+        embeddings = _embeddings(spec, dirs, config.model.family)
     sampling = dataclasses.replace(config.sampling, height=None, width=None)
     if (spec["H"], spec["W"]) != (config.model.resolution, config.model.resolution):
         sampling = dataclasses.replace(sampling, height=spec["H"], width=spec["W"])
@@ -80,9 +80,11 @@ def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
     if weight != spec["ckpt"]:
         spec, config = _of_family(spec, config)
     if not Path(config.run.weight).exists():
-        st.warning(f"{config.run.weight} is not a file. README.md says how to convert SDXL's weights.")
+        st.warning(f"{config.run.weight} is not a file. README.md says how to get and convert the weights.")
     with st.expander("Run options"):
-        run = dataclasses.replace(config.run, **options.run_options(config.run))
+        run = dataclasses.replace(
+            config.run, **options.run_options(config.run, family_options.inapplicable(config.model))
+        )
     return spec, dataclasses.replace(config, run=run)
 
 
@@ -103,7 +105,7 @@ def _of_family(spec: dict[str, Any], config: Config) -> tuple[dict[str, Any], Co
         return spec, config
 
 
-def _embeddings(spec: dict[str, Any], dirs: AppDirs) -> dict[Path, list[Embedding]]:
+def _embeddings(spec: dict[str, Any], dirs: AppDirs, family: str) -> dict[Path, list[Embedding]]:
     """Show the embeddings' widgets; return the selected files with what they hold."""
     in_runs = embedding_list.find_embeddings(dirs.runs)
     available = in_runs | {str(path): Path(paths.expand(path)) for path in spec["textual_inversion_weight"]}
@@ -117,9 +119,9 @@ def _embeddings(spec: dict[str, Any], dirs: AppDirs) -> dict[Path, list[Embeddin
         label_visibility="collapsed",
     )
     _watch(dirs.runs, in_runs)
-    _upload(dirs)
+    _upload(dirs, family)
     try:
-        return {available[name]: embedding_io.load_all(available[name]) for name in names}
+        return {available[name]: embedding_io.load_all(available[name], family) for name in names}
     except UserError as error:
         st.error(str(error))
         return {}
@@ -151,7 +153,7 @@ def _requested(available: dict[str, Path]) -> list[str]:
     return [name for name, path in available.items() if path in requested]
 
 
-def _upload(dirs: AppDirs) -> None:
+def _upload(dirs: AppDirs, family: str) -> None:
     uploaded = st.file_uploader(
         "Upload embedding files",
         accept_multiple_files=True,
@@ -164,7 +166,7 @@ def _upload(dirs: AppDirs) -> None:
     st.session_state["uploaded file ids"] = file_ids
     try:
         files = [(file.name, file.getvalue()) for file in uploaded]
-        select_embeddings(embedding_uploads.store_embeddings(files, dirs.uploads))
+        select_embeddings(embedding_uploads.store_embeddings(files, dirs.uploads, family))
     except UserError as error:
         st.error(str(error))
 

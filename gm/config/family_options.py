@@ -17,9 +17,15 @@ _OF_CLASS_EMBEDDING = {
     ),
     "add_pipeline": "it has no refiner: leave it out",
 }
+_OF_REFINER = ("pipeline_config", "pipeline_weight", "stage2strength", "aesthetic_score", "negative_aesthetic_score")
 POOLING_RULE = Rule(
     "run", ("pooling",), "SDXL's pooled text embedding", lambda config: config.model.has_class_embedding
 )
+
+
+def inapplicable(model: ModelConfig) -> set[str]:
+    """Return the sampling and run options that mean nothing to `model`, for pages that leave them out."""
+    return set() if model.has_class_embedding else {*_OF_CLASS_EMBEDDING, *_OF_REFINER, "pooling"}
 
 
 def check_sampling(model: ModelConfig, sampling: SamplingConfig) -> None:

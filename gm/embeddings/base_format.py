@@ -84,16 +84,19 @@ class NamedTensorsFormat(Format):
     def remarks(self, tree: Tree) -> list[str]:
         found = self._read_keys(tree)
         moved = [encoder for encoder, array in encoders.place(found).items() if array is not found.get(encoder)]
-        return super().remarks(tree) + [f"vectors as wide as {ENCODERS[encoder]}, used there" for encoder in moved]
+        return super().remarks(tree) + [
+            f"vectors as wide as {ENCODERS[encoder]}, used there" for encoder in moved if encoder in ENCODERS
+        ]
 
     def write(self, vectors: TokenVectors, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
         embedding = only_embedding(vectors, self.program)
-        if missing := encoders.missing_encoder(embedding):
+        is_sd2 = list(embedding) == [encoders.CLIP_H] and encoders.CLIP_H in self.keys
+        if not is_sd2 and (missing := encoders.missing_encoder(embedding)):
             raise UserError(f"{self.program} needs the vectors of all text encoders; those of {missing} are missing")
         count = len(next(iter(embedding.values())))
         if self.single_vector and count > 1:
             raise UserError(f"{self.program} holds one vector, and there are {count}; choose another format")
-        tensors = {key: embedding[encoder] for encoder, key in self.keys.items()}
+        tensors = {key: embedding[encoder] for encoder, key in self.keys.items() if encoder in embedding}
         return [{key: tensor[0] if self.single_vector else tensor for key, tensor in tensors.items()}]
 
     def _read_keys(self, tree: Tree) -> EncoderVectors:

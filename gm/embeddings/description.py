@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from gm.checkpoints import containers, diffusers_format, key_mapping
+from gm.embeddings.embedding import NO_POOLING
 from gm.embeddings.embedding_file import EmbeddingFile
-from gm.embeddings.encoders import EncoderVectors
-from gm.embeddings.formats import FORMATS, MindoneFormat
+from gm.embeddings.encoders import EncoderVectors, by_width
+from gm.embeddings.formats import FORMATS, MindoneFormat, MindoneSDFormat
 from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
 from gm.text.tokenizer import VOCAB_SIZE
@@ -24,12 +26,13 @@ _TABLE_ENDING = "embeddings.token_embedding.weight"  # of transformers' key
 
 def describe(file: EmbeddingFile, tables: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Return the contents of an embedding file for JSON; with token `tables` by encoder also the nearest tokens."""
-    rules = {token or "": file.token_metadata(token)["pooling"] for token in file.vectors}
+    rules = {token or "": file.token_metadata(token).get("pooling", NO_POOLING) for token in file.vectors}
+    pooling = rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
     remarks = {"remarks": list(file.remarks)} if file.remarks else {}
     return {
         "format": file.format,
         "program": file.program or FORMATS[file.format].program,
-        "pooling": rules if len(set(rules.values())) > 1 else next(iter(rules.values())),
+        **({"pooling": pooling} if pooling else {}),
         "embeddings": {token or "": _describe_vectors(vectors, tables) for token, vectors in file.vectors.items()},
         "metadata": {key: _parse_json(value) for key, value in file.metadata.items()},
         **remarks,
@@ -43,17 +46,30 @@ def read_token_tables(weight: str | Path) -> dict[str, np.ndarray]:
     if it lacks one of them.
     """
     path = Path(weight)
-    read = _read_diffusers_table if path.is_dir() else _read_table
-    return {encoder: read(path, encoder)[:VOCAB_SIZE] for encoder in MindoneFormat.keys}
+    tables = _read_diffusers_tables(path) if path.is_dir() else _read_tables(path)
+    return {encoder: table[:VOCAB_SIZE] for encoder, table in tables.items()}
 
 
-def _read_table(path: Path, encoder: str) -> np.ndarray:
-    tensors = containers.read_weights(path).tensors
-    name = MindoneFormat.keys[encoder]
-    tensor = tensors.get(name) or tensors.get(key_mapping.published_name(name))
-    if tensor is None:
-        raise UserError(f"--weight {path} is not an SDXL model: its token embeddings are missing")
-    return tensor.read()
+def _read_tables(path: Path) -> dict[str, np.ndarray]:
+    tensors = {key_mapping.published_name(name): each for name, each in containers.read_weights(path).tensors.items()}
+    for keys in (MindoneSDFormat.keys, MindoneFormat.keys):
+        names = {encoder: key_mapping.published_name(name) for encoder, name in keys.items()}
+        found = {encoder: tensors[name].read() for encoder, name in names.items() if name in tensors}
+        if found and (keys is MindoneSDFormat.keys or len(found) == len(keys)):
+            return found
+    raise UserError(
+        f"--weight {path} is not an SDXL model, nor Stable Diffusion 1 or 2: its token embeddings are missing"
+    )
+
+
+def _read_diffusers_tables(folder: Path) -> dict[str, np.ndarray]:
+    """Return the tables of a folder; one without text_encoder_2 is SDXL's only if it does not say otherwise."""
+    index = folder / "model_index.json"
+    pipeline = str(_parse_json(index.read_text(encoding="utf-8")).get("_class_name")) if index.is_file() else ""
+    if re.fullmatch(r"StableDiffusion(?!XL)\w*Pipeline", pipeline):
+        table = _read_diffusers_table(folder, "clip_l")
+        return {by_width(table): table}
+    return {encoder: _read_diffusers_table(folder, encoder) for encoder in MindoneFormat.keys}
 
 
 def _read_diffusers_table(folder: Path, encoder: str) -> np.ndarray:

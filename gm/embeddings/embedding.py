@@ -14,6 +14,7 @@ from gm.config.model import ModelConfig
 from gm.errors import UserError
 from gm.text.tokenizer import Tokenizer
 
+NO_POOLING = ""  # of an embedding of Stable Diffusion 1 or 2, which pool no text
 UNKNOWN_POOLING = "unknown"  # of an embedding whose file does not say with which pooling rule it was trained
 
 
@@ -21,9 +22,9 @@ UNKNOWN_POOLING = "unknown"  # of an embedding whose file does not say with whic
 class Embedding:
     """The trained vectors of one placeholder token.
 
-    vectors: float32 [num_vectors, width] by text encoder, "clip_l" and "clip_g", or one of them; pooling: the rule of
-    the pooled text vector that they were trained with, or `UNKNOWN_POOLING`; metadata: JSON values stored in the file
-    (base model, step, seed, training options, entries of other programs)
+    vectors: float32 [num_vectors, width] by text encoder, "clip_l" and "clip_g", or one of them, or "clip_h"; pooling:
+    the rule of the pooled text vector that they were trained with, `UNKNOWN_POOLING` or `NO_POOLING`; metadata: JSON
+    values stored in the file (base model, step, seed, training options, entries of other programs)
     """
 
     placeholder_token: str
@@ -70,9 +71,13 @@ def file_name(path: str) -> str:
 
 
 def check_dims(embedding: Embedding, config: ModelConfig) -> None:
-    """Raise UserError if the embedding's vectors do not fit the model's text encoders."""
+    """Raise UserError if the embedding's vectors do not fit the model's text encoders.
+
+    One encoder may be missing of SDXL's embeddings; those of Stable Diffusion 1 lack it and are not meant for SDXL.
+    """
     dims = {name: encoder.width for name, encoder in config.text_encoders.items()}
-    if any(dims.get(name) != width for name, width in embedding.dims.items()):
+    is_of_sd = embedding.pooling == NO_POOLING and config.has_class_embedding
+    if is_of_sd or any(dims.get(name) != width for name, width in embedding.dims.items()):
         widths = " and ".join(map(str, embedding.dims.values()))
         model_widths = " and ".join(map(str, dims.values()))
         file = f" in {embedding.source}" if embedding.source else ""

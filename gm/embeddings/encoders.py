@@ -13,6 +13,7 @@ import numpy as np
 
 ENCODERS = {"clip_l": "CLIP-L, text encoder 1", "clip_g": "OpenCLIP bigG, text encoder 2"}  # SDXL's, narrowest first
 CLIP_H = "clip_h"  # Stable Diffusion 2's only text encoder, OpenCLIP H
+ALL_ENCODERS = (*ENCODERS, CLIP_H)
 SD_ENCODERS = ("clip_l", CLIP_H)  # the only text encoder of Stable Diffusion 1 or 2
 _BY_WIDTH = {768: "clip_l", 1024: CLIP_H, 1280: "clip_g"}
 _OTHER_MODELS = {
@@ -50,24 +51,45 @@ def by_width(vectors: np.ndarray) -> str:
 def place(vectors: EncoderVectors) -> EncoderVectors:
     """Return `vectors` under the text encoder whose width they have, in the order of the encoders.
 
-    Raises ForeignEmbeddingError for the width of another model, and for two encoders of one width.
+    Raises ForeignEmbeddingError for the width of another model, for two encoders of one width, and for vectors of
+    Stable Diffusion 2 beside others.
     """
     placed: EncoderVectors = {}
     for encoder, array in vectors.items():
         width = array.shape[-1]
-        if width in _OTHER_MODELS:
+        if width in _OTHER_MODELS and (width not in _BY_WIDTH or len(vectors) > 1):
             raise ForeignEmbeddingError(_foreign_width(width))
         actual = _BY_WIDTH.get(width, encoder)
         if actual in placed:
             raise ForeignEmbeddingError(f"vectors of {width} values for both text encoders; get the file again")
         placed[actual] = array
-    return {encoder: placed[encoder] for encoder in ENCODERS if encoder in placed}
+    return {encoder: placed[encoder] for encoder in ALL_ENCODERS if encoder in placed}
 
 
 def check_model(vectors: EncoderVectors) -> None:
     """Raise ForeignEmbeddingError for vectors that no text encoder of SDXL takes."""
     if CLIP_H in vectors:
         raise ForeignEmbeddingError(_foreign_width(vectors[CLIP_H].shape[-1]))
+
+
+def for_only_encoder(vectors: EncoderVectors, encoder: str, title: str) -> EncoderVectors:
+    """Return `vectors` under the only text `encoder` of a model; `title` is the model's in messages.
+
+    Files do not all name the encoder: vectors of a width that no published encoder has belong to it, too. Raises
+    ForeignEmbeddingError for vectors of other encoders.
+    """
+    if list(vectors) == [encoder]:
+        return vectors
+    arrays = list(vectors.values())
+    if len(arrays) == 1 and arrays[0].shape[-1] not in _BY_WIDTH:
+        return {encoder: arrays[0]}
+    widths = " and ".join(str(array.shape[-1]) for array in arrays)
+    owners = {"clip_l": "Stable Diffusion 1", CLIP_H: "Stable Diffusion 2", "clip_g": "SDXL"}
+    owner = owners[list(vectors)[-1]]
+    raise ForeignEmbeddingError(
+        f"vectors of {widths} values, an embedding of {owner}; the model is {title}: train it there, or use a model of "
+        f"{owner}"
+    )
 
 
 def describe_other_key(key: Any) -> str:

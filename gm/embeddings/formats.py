@@ -6,13 +6,21 @@ A file is recognized by its keys, never by its suffix.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.embeddings import encoders, onetrainer
-from gm.embeddings.base_format import MAX_VECTORS, Format, NamedTensorsFormat, TokenVectors, Tree, read_vectors
-from gm.embeddings.embedding import UNKNOWN_POOLING
+from gm.embeddings.base_format import (
+    MAX_VECTORS,
+    Format,
+    NamedTensorsFormat,
+    TokenVectors,
+    Tree,
+    only_embedding,
+    read_vectors,
+)
+from gm.embeddings.embedding import NO_POOLING, UNKNOWN_POOLING
 from gm.embeddings.encoders import ENCODERS, EncoderVectors
 from gm.embeddings.sd_formats import A1111Format, KohyaFormat
 from gm.errors import UserError
@@ -33,6 +41,9 @@ __all__ = [
 
 CLIP_L_TABLE = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.embedding_table"
 CLIP_G_TABLE = "conditioner.embedders.1.model.token_embedding.embedding_table"
+SD1_TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.embedding_table"
+SD2_TABLE = "cond_stage_model.model.token_embedding.embedding_table"
+_SD_TABLE = re.compile(r"cond_stage_model\..*embedding_table")  # mindone's own names end so, too
 _KOHYA = ("https://github.com/Stability-AI/generative-models", "sd-scripts")  # how its modelspec entries begin
 _PARAMETER = re.compile(r"\.(weight|bias|alpha)$")  # how the keys of a network, or of a LoRA, end
 _XTI_LAYERS = {
@@ -48,12 +59,37 @@ class MindoneFormat(NamedTensorsFormat):
     keys: ClassVar = {"clip_l": CLIP_L_TABLE, "clip_g": CLIP_G_TABLE}
 
 
+class MindoneSDFormat(NamedTensorsFormat):
+    """MindSpore's file for Stable Diffusion 1 or 2: the vectors under the name of the only token table."""
+
+    program = "a .ckpt for Stable Diffusion 1 or 2"
+    pooling = NO_POOLING
+    keys: ClassVar = {"clip_l": SD1_TABLE, encoders.CLIP_H: SD2_TABLE}
+
+    def matches(self, tree: Tree) -> bool:
+        return len(self.used_keys(tree)) == 2
+
+    def used_keys(self, tree: Tree) -> Collection[str]:
+        return (*(key for key in tree if isinstance(key, str) and _SD_TABLE.fullmatch(key)), "num_vectors")
+
+    def write(self, vectors: TokenVectors, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+        embedding = only_embedding(vectors, self.program)
+        if len(embedding) != 1 or next(iter(embedding)) not in self.keys:
+            raise UserError(f"{self.program} holds vectors of its only text encoder; choose another format")
+        return [{self.keys[encoder]: array for encoder, array in embedding.items()}]
+
+    def _read_keys(self, tree: Tree) -> EncoderVectors:
+        key, _ = self.used_keys(tree)
+        vectors = read_vectors(tree[key])
+        return {encoders.CLIP_H if key == SD2_TABLE else encoders.by_width(vectors): vectors}
+
+
 class ComfyUIFormat(NamedTensorsFormat):
     """SDXL file of many programs: ComfyUI, AUTOMATIC1111, kohya's scripts, OneTrainer, invoke-training, diffusers."""
 
     program = "ComfyUI's .safetensors"
     pooling = UNKNOWN_POOLING
-    keys: ClassVar = {"clip_l": "clip_l", "clip_g": "clip_g"}
+    keys: ClassVar = {"clip_l": "clip_l", "clip_g": "clip_g", encoders.CLIP_H: encoders.CLIP_H}
 
     def matches(self, tree: Tree) -> bool:
         return super().matches(tree) or any(f"{key}_out" in tree for key in self.keys)
@@ -129,6 +165,7 @@ class DiffusersFormat(Format):
 
 FORMATS: dict[str, Format] = {
     "mindspore": MindoneFormat(),
+    "mindspore_sd": MindoneSDFormat(),
     "a1111": A1111Format(),
     "kohya": KohyaFormat(),
     "clip": ComfyUIFormat(),

@@ -5,8 +5,10 @@ table (gm/modules/textual_inversion/manager.py there); `pooling`, `details` (JSO
 options) and other programs' metadata are notes that MindSpore does not see. The `.safetensors` holds the vectors as
 `clip_l` and `clip_g`, as AUTOMATIC1111, ComfyUI and diffusers read them, and the rest as metadata.
 
-`load` and `load_all` return embeddings that SDXL can use. `read_file` and `write_file` take any file, also those of
-Stable Diffusion 1 and 2.
+The files of Stable Diffusion 1 and 2 have one tensor, in the `.ckpt` under the name of their token table, in the
+`.safetensors` as `clip_l` or `clip_h`, and no pooling rule.
+
+`load` and `load_all` return embeddings that a family of models can use. `read_file` and `write_file` take any file.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from gm.config import POOLING_RULES
+from gm.config.model import FAMILIES
 from gm.embeddings import cog_files, diffusers_files, encoders, names
-from gm.embeddings.embedding import UNKNOWN_POOLING, Embedding, file_name
+from gm.embeddings.embedding import NO_POOLING, UNKNOWN_POOLING, Embedding, file_name
 from gm.embeddings.embedding_file import EmbeddingFile
-from gm.embeddings.encoders import ENCODERS, EncoderVectors, ForeignEmbeddingError
+from gm.embeddings.encoders import ALL_ENCODERS, EncoderVectors, ForeignEmbeddingError
 from gm.embeddings.formats import TokenVectors
 from gm.embeddings.metadata import parse_details
 from gm.embeddings.reading import read_one
@@ -49,24 +52,25 @@ _SDXL = "stable-diffusion-xl"  # how the modelspec names of SDXL begin
 _SDXL_FORMATS = ("mindspore", "clip", "cog")  # whose vectors of one text encoder were trained on SDXL
 
 
-def load(path: str | Path) -> Embedding:
-    """Read an embedding file of one placeholder token for both text encoders.
+def load(path: str | Path, family: str | None = "sdxl") -> Embedding:
+    """Read an embedding file of one placeholder token for all text encoders of `family`.
 
     Raises UserError if it holds several embeddings or lacks a text encoder, and as `load_all` does.
     """
-    embeddings = load_all(path)
+    embeddings = load_all(path, family)
     if len(embeddings) > 1:
         tokens = ", ".join(embedding.placeholder_token for embedding in embeddings)
         raise UserError(f"{path} holds several embeddings ({tokens}); give a file that holds one")
-    if missing := encoders.missing_encoder(embeddings[0].vectors):
+    is_of_sdxl = embeddings[0].pooling != NO_POOLING
+    if is_of_sdxl and (missing := encoders.missing_encoder(embeddings[0].vectors)):
         raise UserError(
             f"{path} lacks the vectors of {missing}; SDXL needs both text encoders here: train the embedding in both"
         )
     return embeddings[0]
 
 
-def load_all(path: str | Path) -> list[Embedding]:
-    """Read the embeddings in a file of any program, as `read_file` does.
+def load_all(path: str | Path, family: str | None = "sdxl") -> list[Embedding]:
+    """Read the embeddings in a file of any program, as `read_file` does, for models of `family` (None: any).
 
     An embedding whose placeholder token is not in the file gets the token in `token_identifier.txt` beside
     `learned_embeds`, or the one that the name of the file stands for (`gm.embeddings.names`); `file=<token>` chooses
@@ -78,9 +82,9 @@ def load_all(path: str | Path) -> list[Embedding]:
     file = read_file(path)
     log_remarks(file, path)
     token_entry = file.metadata.get("placeholder_token")
-    if file.format == "mindspore" and not token_entry and not chosen_token:
+    if file.format in ("mindspore", "mindspore_sd") and not token_entry and not chosen_token:
         for vectors in file.vectors.values():
-            _check_vectors(path, file, vectors)
+            _check_vectors(path, file, vectors, family)
         raise UserError(f"{path} does not name its placeholder token (placeholder_token); save it again with one")
     if chosen_token and len(file.vectors) > 1:
         tokens = ", ".join(map(str, file.vectors))
@@ -88,8 +92,8 @@ def load_all(path: str | Path) -> list[Embedding]:
     return [
         Embedding(
             chosen_token or token or str(token_entry or "") or _token_from_file_name(path),
-            _check_vectors(path, file, vectors),
-            *_parse_token_metadata(path, file, token),
+            _check_vectors(path, file, vectors, family),
+            *_parse_token_metadata(path, file, token, _is_of_sd(file, vectors, family)),
             source=str(path),
         )
         for token, vectors in file.vectors.items()
@@ -137,11 +141,13 @@ def _token_from_file_name(path: Path) -> str:
     return token
 
 
-def _parse_token_metadata(path: Path, file: EmbeddingFile, token: str | None) -> tuple[str, dict[str, Any]]:
+def _parse_token_metadata(
+    path: Path, file: EmbeddingFile, token: str | None, is_of_sd: bool
+) -> tuple[str, dict[str, Any]]:
     """Return the pooling rule, and the details with the entries of other programs."""
     entry = file.token_metadata(token)
-    pooling = entry["pooling"]
-    if pooling not in (*POOLING_RULES, UNKNOWN_POOLING):
+    pooling = NO_POOLING if is_of_sd else entry.get("pooling", UNKNOWN_POOLING)
+    if pooling not in (*POOLING_RULES, UNKNOWN_POOLING, NO_POOLING):
         raise UserError(f"{path} was trained with the pooling rule {pooling!r}, which is unknown: update the toolkit")
     try:
         return pooling, {**file.other_metadata(token), **parse_details(entry)}
@@ -149,10 +155,17 @@ def _parse_token_metadata(path: Path, file: EmbeddingFile, token: str | None) ->
         raise UserError(f"{path} holds {error}: the file is damaged") from error
 
 
-def _check_vectors(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> EncoderVectors:
-    """Return the vectors in the order of the encoders; UserError if they contradict each other or SDXL."""
-    _check_model(path, file, vectors)
-    ordered = {encoder: vectors[encoder] for encoder in ENCODERS if encoder in vectors}
+def _check_vectors(path: Path, file: EmbeddingFile, vectors: EncoderVectors, family: str | None) -> EncoderVectors:
+    """Return the vectors in the order of the encoders; UserError if they contradict each other or `family`."""
+    if not _is_of_sd(file, vectors, family):
+        _check_model(path, file, vectors)
+    elif family is not None:
+        (encoder,) = FAMILIES[family].text_encoders
+        try:
+            vectors = encoders.for_only_encoder(vectors, encoder, FAMILIES[family].title)
+        except ForeignEmbeddingError as error:
+            raise UserError(f"{path} holds {error}") from error
+    ordered = {encoder: vectors[encoder] for encoder in ALL_ENCODERS if encoder in vectors}
     arrays = list(ordered.values())
     if any(array.ndim != 2 or not len(array) or len(array) != len(arrays[0]) for array in arrays):
         shapes = " and ".join(str(list(array.shape)) for array in arrays)
@@ -170,6 +183,21 @@ def _check_vectors(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> 
     return ordered
 
 
+def _is_of_sd(file: EmbeddingFile, vectors: EncoderVectors, family: str | None) -> bool:
+    """Return whether `vectors` are to be used as those of Stable Diffusion 1 or 2."""
+    if family is not None:
+        return not FAMILIES[family].class_embedding
+    return list(vectors) == [encoders.CLIP_H] or (list(vectors) == ["clip_l"] and not _is_of_sdxl(file, vectors))
+
+
+def _is_of_sdxl(file: EmbeddingFile, vectors: EncoderVectors) -> bool:
+    """Return whether the file says that its vectors were trained on SDXL, or has them in a format of SDXL alone."""
+    architecture = str(file.metadata.get("modelspec.architecture", ""))
+    if architecture:
+        return architecture.startswith(_SDXL)
+    return file.format in _SDXL_FORMATS or "clip_g" in vectors
+
+
 def _check_model(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> None:
     """Raise UserError if the vectors are another model's; warn if one of SDXL's text encoders has none."""
     try:
@@ -178,7 +206,7 @@ def _check_model(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> No
         raise UserError(f"{path} holds {error}") from error
     missing = encoders.missing_encoder(vectors)
     architecture = str(file.metadata.get("modelspec.architecture", "")).partition("/")[0]
-    is_sdxl = architecture.startswith(_SDXL) if architecture else file.format in _SDXL_FORMATS or "clip_g" in vectors
+    is_sdxl = _is_of_sdxl(file, vectors)
     if not missing:
         if architecture and not is_sdxl:
             log.warning("%s says that it was trained on %s; expect little of it here", path, architecture)

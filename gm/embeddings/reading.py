@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from gm.embeddings.encoders import ForeignEmbeddingError
 from gm.embeddings.formats import FORMATS
 from gm.embeddings.formats import detect as detect_format
 from gm.errors import DamagedFileError, UserError
-
-_MAX_ENTRIES = 10  # of a file that is an embedding, not a model
 
 
 def read_one(path: Path) -> EmbeddingFile:
@@ -40,8 +37,6 @@ def read_one(path: Path) -> EmbeddingFile:
 def _guess(content: Any) -> str:
     """Return what a file without embeddings that are known seems to be."""
     keys = list(map(str, content)) if isinstance(content, dict) else []
-    if any(re.fullmatch(r"cond_stage_model\..*embedding_table", key) for key in keys) and len(keys) < _MAX_ENTRIES:
-        return " for SDXL: it seems to be mindone's for Stable Diffusion 1 or 2; train the embedding on SDXL"
     if other := detect.detect_other_model(keys, "base"):
         return f": it seems to be {other}"
     return ": it holds no embedding vectors; training writes *_ti.ckpt"

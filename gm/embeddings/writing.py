@@ -14,9 +14,9 @@ from gm.checkpoints import containers, torch_format
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config.paths import expand
 from gm.embeddings import diffusers_files
-from gm.embeddings.embedding import Embedding
+from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.embeddings.embedding_file import EmbeddingFile
-from gm.embeddings.formats import FORMATS, ComfyUIFormat, Format, MindoneFormat
+from gm.embeddings.formats import FORMATS, ComfyUIFormat, Format, MindoneFormat, MindoneSDFormat
 from gm.embeddings.metadata import file_metadata, merge_metadata, split_details
 from gm.errors import UserError
 
@@ -34,6 +34,8 @@ def save(embedding: Embedding, path: str | Path) -> None:
     if suffix not in SAVE_FORMATS:
         raise UserError(f"{path} must end in .ckpt, or in .safetensors for other programs")
     keys = SAVE_FORMATS[suffix].keys
+    if suffix == ".ckpt" and embedding.pooling == NO_POOLING:
+        keys = MindoneSDFormat.keys
     tensors = {keys[encoder]: in_memory(vectors) for encoder, vectors in embedding.vectors.items()}
     entries = file_metadata(embedding.placeholder_token, embedding.num_vectors)
     containers.write(path, tensors, entries, notes=_metadata_entry(embedding))
@@ -41,7 +43,8 @@ def save(embedding: Embedding, path: str | Path) -> None:
 
 def to_embedding_file(embedding: Embedding) -> EmbeddingFile:
     """Return `embedding` as the contents of a file."""
-    return EmbeddingFile("mindspore", {embedding.placeholder_token: embedding.vectors}, _metadata_entry(embedding))
+    format_ = "mindspore_sd" if embedding.pooling == NO_POOLING else "mindspore"
+    return EmbeddingFile(format_, {embedding.placeholder_token: embedding.vectors}, _metadata_entry(embedding))
 
 
 def write_file(file: EmbeddingFile, path: str | Path, format_: str, overwrite: bool = False) -> list[Path]:
@@ -111,4 +114,5 @@ def _file_metadata(file: EmbeddingFile) -> tuple[dict[str, str | int], dict[str,
 
 def _metadata_entry(embedding: Embedding) -> dict[str, str]:
     details, others = split_details(embedding.metadata)
-    return {"pooling": embedding.pooling, "details": json.dumps(details), **others}
+    pooling = {} if embedding.pooling == NO_POOLING else {"pooling": embedding.pooling}
+    return {**pooling, "details": json.dumps(details), **others}

@@ -74,7 +74,7 @@ def prepare(
 
     Raises UserError as `io.load` does, for unreadable images, and for a prompt without the placeholder token.
     """
-    embedding = embedding_io.load(source)
+    embedding = embedding_io.load(source, family=None)
     token = placeholder_token or embedding.placeholder_token
     metadata = remove_private_paths(embedding.metadata)
     embedding = dataclasses.replace(embedding, placeholder_token=token, metadata=metadata)

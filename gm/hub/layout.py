@@ -1,7 +1,7 @@
 """Folder of a published embedding, in the layout of the Hub's sd-concepts-library.
 
 `token_identifier.txt` holds the placeholder token, `type_of_concept.txt` the type of the concept,
-`learned_embeds.safetensors` and `learned_embeds_2.safetensors` the vectors as diffusers loads them;
+`learned_embeds.safetensors` and, of SDXL, `learned_embeds_2.safetensors` the vectors as diffusers loads them;
 `<placeholder token>.safetensors` holds those of all text encoders for other programs.
 """
 
@@ -25,7 +25,8 @@ IMAGES = "images"
 def file_names(publication: Publication) -> list[str]:
     """Return the files of the folder, relative to it, the images last."""
     single = f"{publication.name}.safetensors"
-    return [single, *model_card.DIFFUSERS_FILES, IDENTIFIER, TYPE_OF_CONCEPT, MODEL_CARD, *_image_names(publication)]
+    diffusers_files = model_card.diffusers_files(publication.embedding)
+    return [single, *diffusers_files, IDENTIFIER, TYPE_OF_CONCEPT, MODEL_CARD, *_image_names(publication)]
 
 
 def write(publication: Publication, target: str | Path, overwrite: bool = False) -> list[Path]:

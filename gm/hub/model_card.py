@@ -13,14 +13,20 @@ from typing import Any
 
 import yaml
 
+from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.hub.export import Publication
 from gm.text.bpe import END
 
 DIFFUSERS_FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # one per text encoder
 _LINE_WIDTH = 10_000  # characters, so that each YAML value stays on one line
-_TAGS = ["text-to-image", "stable-diffusion-xl", "textual_inversion", "diffusers", "mindspore"]
+_TAGS = ["textual_inversion", "diffusers", "mindspore"]  # besides the task and the family of the model
 # Generation parameters shown under an image.
 _PARAMETERS = ("prompt", "negative_prompt", "seed", "sampler", "sample_step", "guidance_scale", "height", "width")
+
+
+def diffusers_files(embedding: Embedding) -> tuple[str, ...]:
+    """Return the names of diffusers' files, one per text encoder."""
+    return DIFFUSERS_FILES[: len(embedding.vectors)]
 
 
 def render(publication: Publication, image_names: list[str]) -> str:
@@ -56,7 +62,11 @@ def _metadata(publication: Publication, image_names: list[str]) -> str:
     metadata: dict[str, Any] = {"license": publication.license} if publication.license else {}
     if publication.base_model:
         metadata["base_model"] = publication.base_model
-    metadata |= {"instance_prompt": publication.instance_prompt, "pipeline_tag": "text-to-image", "tags": _TAGS}
+    metadata |= {
+        "instance_prompt": publication.instance_prompt,
+        "pipeline_tag": "text-to-image",
+        "tags": _tags(publication),
+    }
     widgets = [
         {"text": str(image.parameters.get("prompt", publication.instance_prompt)), "output": {"url": name}}
         for image, name in zip(publication.images, image_names, strict=True)
@@ -64,6 +74,11 @@ def _metadata(publication: Publication, image_names: list[str]) -> str:
     if widgets:
         metadata["widget"] = widgets
     return str(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=_LINE_WIDTH))
+
+
+def _tags(publication: Publication) -> list[str]:
+    family = "stable-diffusion" if publication.embedding.pooling == NO_POOLING else "stable-diffusion-xl"
+    return ["text-to-image", family, *_TAGS]
 
 
 def _images(publication: Publication, image_names: list[str]) -> list[str]:
@@ -81,15 +96,22 @@ def _describe_parameters(parameters: Mapping[str, Any]) -> str:
 def _diffusers(publication: Publication) -> list[str]:
     repo = publication.repo or "."
     base_model = publication.base_model or "…"
-    lines = [
-        "import torch",
-        "from diffusers import StableDiffusionXLPipeline",
-        "",
-        f"pipe = StableDiffusionXLPipeline.from_pretrained({base_model!r}, torch_dtype=torch.float16)",
+    is_of_sd = publication.embedding.pooling == NO_POOLING
+    pipeline = "StableDiffusionPipeline" if is_of_sd else "StableDiffusionXLPipeline"
+    load = [
         f'pipe.load_textual_inversion({repo!r}, weight_name="{DIFFUSERS_FILES[0]}",',
         "                            text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)",
         f'pipe.load_textual_inversion({repo!r}, weight_name="{DIFFUSERS_FILES[1]}",',
         "                            text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)",
+    ]
+    if is_of_sd:
+        load = [f'pipe.load_textual_inversion({repo!r}, weight_name="{DIFFUSERS_FILES[0]}")']
+    lines = [
+        "import torch",
+        f"from diffusers import {pipeline}",
+        "",
+        f"pipe = {pipeline}.from_pretrained({base_model!r}, torch_dtype=torch.float16)",
+        *load,
         f'pipe.to("cuda")({publication.instance_prompt!r}).images[0].save("image.png")',
     ]
     where = "" if publication.repo else ", in this folder"

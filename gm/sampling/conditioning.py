@@ -1,4 +1,4 @@
-"""Token chunks → the UNet's conditioning: the context of all chunks, and the class embedding y (None of a model without one)."""
+"""Token chunks → the UNet's conditioning: the context of all chunks, and the class embedding y, if there is one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ class _Conditioner(nn.Cell):
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
 
-    def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def construct(self, pool_position: Tensor, sizes: Tensor, *tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         # A graph takes tensors one by one: the ids of each encoder, then the embedding vectors of each.
         count = len(tokens) // 2
-        return self.conditioner(tokens[:count], tokens[count:], pool_position, sizes)
+        context, y = self.conditioner(tokens[:count], tokens[count:], pool_position, sizes)
+        # Not the pair with None: a graph that returns None cannot be cached ("Cannot export a PyExecute CNode").
+        return context if y is None else (context, y)
 
 
 class PromptEncoder:
@@ -64,6 +66,7 @@ class PromptEncoder:
         SDXL's base model was trained with dropped captions as zeros, in the context and in the pooled part of y.
         """
         _, y = self._encode_chunks([Chunk()] * len(context), embeddings, size_conditioning)
+        assert y is not None  # no other family has dropped captions as zeros
         *_, pooled_encoder = self.model.config.text_encoders.values()
         pooled = ops.zeros((len(context), pooled_encoder.width), y.dtype)
         return ops.zeros_like(context), ops.concat((pooled, y[:, pooled_encoder.width :]), axis=1)
@@ -93,4 +96,5 @@ class PromptEncoder:
         names = list(self.model.config.text_encoders)
         pool_position = pool_positions(ids[names[-1]], self.pooling)
         tokens = [ids[name] for name in names] + [embeddings.vectors[name] for name in names]
-        return self.conditioner(Tensor(pool_position), Tensor(sizes), *map(Tensor, tokens))
+        encoded = self.conditioner(Tensor(pool_position), Tensor(sizes), *map(Tensor, tokens))
+        return encoded if isinstance(encoded, tuple) else (encoded, None)

@@ -23,7 +23,8 @@ def check(
 ) -> None:
     """Warn of embeddings that none of `prompts` uses, and of those that were trained with another pooling rule.
 
-    `pooling` is None for a model that pools no text. Raises UserError if a prompt calls an unused embedding by the name of its file, unless prompts are `literal`.
+    `pooling` is None for a model that pools no text. Raises UserError if a prompt calls an unused embedding by the name
+    of its file, unless prompts are `literal`.
     """
     used = {
         number

@@ -111,7 +111,8 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     atomic_io.check_writable(sampling.save_path, "--save_path")
     for sentence in option_checks.ineffective_options(config):
         log.warning("%s", sentence)
-    concepts = [concept for path in sampling.textual_inversion_weight for concept in embedding_io.load_all(path)]
+    paths, family = sampling.textual_inversion_weight, config.model.family
+    concepts = [concept for path in paths for concept in embedding_io.load_all(path, family)]
     embeddings = combine(concepts, config.model)
     lines = prompt_file.read(sampling.prompt, "--prompt", literal)
     is_file = lines != [sampling.prompt]

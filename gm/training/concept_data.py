@@ -149,7 +149,7 @@ def _initial_vectors(concept: ConceptConfig, model: ModelConfig) -> dict[str, np
         return None
     if concept.initializer_token is not None:
         raise UserError("--initializer_file and --initializer_token exclude each other; give one of them")
-    embedding = embedding_io.load(concept.initializer_file)
+    embedding = embedding_io.load(concept.initializer_file, model.family)
     check_dims(embedding, model)
     if embedding.num_vectors > concept.num_vectors:
         log.warning(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gm.config.model import ModelConfig
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding
+from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.training import checkpoint
 from gm.training.concept_data import TrainingConcept
 from gm.training.setup import TrainingSetup
@@ -30,11 +31,13 @@ def embeddings(setup: TrainingSetup, vectors: Mapping[str, np.ndarray], base_mod
         "seed": config.training.seed,
         "recipe": {name: options[name] for name in _SECTIONS},
     }
+    if architecture := _architecture(config.model):
+        metadata["modelspec.architecture"] = f"{architecture}/textual-inversion"
     return [
         Embedding(
             concept.placeholder_token,
             {encoder: each[concept.vector_slice] for encoder, each in vectors.items()},
-            config.run.pooling,
+            config.run.pooling if config.model.has_class_embedding else NO_POOLING,
             metadata,
         )
         for concept in setup.concepts
@@ -55,3 +58,12 @@ def file_name(setup: TrainingSetup, concept: TrainingConcept, step: int | str) -
     """
     stem = f"_{concept.file_stem}" if len(setup.concepts) > 1 else ""
     return f"{setup.config.model.version}{stem}_{step}_ti.ckpt"
+
+
+def _architecture(model: ModelConfig) -> str:
+    """Return ModelSpec's name of Stable Diffusion 1 or 2, "" for SDXL, whose two encoders say enough.
+
+    The names are those of kohya's scripts (library/sai_model_spec.py).
+    """
+    sd2 = "stable-diffusion-v2-768-v" if model.schedule.prediction == "v_prediction" else "stable-diffusion-v2-512"
+    return {"sd1": "stable-diffusion-v1", "sd2": sd2}.get(model.family, "")

@@ -15,7 +15,12 @@ _LAST_FACTOR = 1 / 25e4
 
 def peak_learning_rates(config: TrainingConfig, encoders: Sequence[str]) -> tuple[float, ...]:
     """Return the peak learning rate of the vectors of each text encoder, before `scale_lr`."""
-    peaks = (getattr(config, f"learning_rate_{name}") for name in encoders)
+    overrides = {
+        "clip_l": config.learning_rate_clip_l,
+        "clip_g": config.learning_rate_clip_g,
+        "clip_h": config.learning_rate_clip_h,
+    }
+    peaks = (overrides.get(name) for name in encoders)
     return tuple(config.learning_rate if peak is None else peak for peak in peaks)
 
 

@@ -18,7 +18,7 @@ from demo.app import compare, generate, labels, options
 from demo.app.server import training_jobs, uploads
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
-from gm.config import SamplingConfig
+from gm.config import SamplingConfig, family_options
 from gm.embeddings.embedding import Embedding
 from gm.sampling import image_files
 from tests.project import Workshop
@@ -49,6 +49,16 @@ def test_version_specs_agree_with_their_configs() -> None:
         assert (spec["C"], spec["f"]) == (model.vae.latent_channels, model.vae.downsample_factor)
         names = {"H", "W", "C", "f", "is_legacy", "config", "ckpt", "textual_inversion_weight"}
         assert set(spec) == names
+
+
+def test_options_of_sdxl_are_not_shown_for_stable_diffusion() -> None:
+    for spec in VERSION2SPECS.values():
+        model = configuration.load(spec["config"]).model
+        hidden = family_options.inapplicable(model)
+        assert spec["is_legacy"] == (not model.zero_unconditional)
+        assert {"pooling", "orig_height", "add_pipeline", "pipeline_weight"} <= hidden or model.family == "sdxl"
+        assert hidden <= {*options.RUN, *(name for names in options.TABS.values() for name in names)}
+        assert not hidden & {"height", "width"}
 
 
 def test_errors_are_shown_and_nothing_is_generated(app: Callable[[str], AppTest], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tests.embeddings.samples import assert_same_vectors, random_vectors
 
 SUFFIXES = {
     "mindspore": ".ckpt",
+    "mindspore_sd": ".ckpt",
     "a1111": ".pt",
     "kohya": ".safetensors",
     "clip": ".safetensors",
@@ -23,7 +24,7 @@ SUFFIXES = {
     "diffusers": ".safetensors",
 }
 BOTH_ENCODERS = ("mindspore", "clip", "cog", "roettger", "diffusers")
-CLIP_L_ONLY = ("a1111", "kohya", "diffusers")
+CLIP_L_ONLY = ("a1111", "kohya", "diffusers", "mindspore_sd")
 BOTH_PAIRS = [(a, b) for a in BOTH_ENCODERS for b in BOTH_ENCODERS]
 CLIP_L_PAIRS = [(a, b) for a in CLIP_L_ONLY for b in CLIP_L_ONLY]
 

@@ -124,8 +124,9 @@ def test_mindones_embedding_for_stable_diffusion_is_named(tmp_path: Path) -> Non
     name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.embedding_table"
     entry = {"name": name, "data": Tensor(np.ones((2, 768), np.float32))}
     ms.save_checkpoint([entry], str(tmp_path / "a.ckpt"), append_dict={"placeholder_token": "<a>", "num_vectors": 2})
-    with pytest.raises(UserError, match=r"not an embedding file for SDXL: it seems to be mindone's for Stable Diff"):
+    with pytest.raises(UserError, match=r"lacks the vectors of OpenCLIP bigG.*probably Stable Diffusion 1"):
         embedding_io.load_all(tmp_path / "a.ckpt")
+    assert embedding_io.load(tmp_path / "a.ckpt", "sd1").vectors["clip_l"].shape == (2, 768)
 
 
 def test_checkpoints_whose_pooling_and_details_are_entries_load(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from gm.config import POOLING_RULES, cli
 from gm.embeddings import description, merging, names
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import UNKNOWN_POOLING, file_name, safe_filename
+from gm.embeddings.embedding import NO_POOLING, UNKNOWN_POOLING, file_name, safe_filename
 from gm.embeddings.formats import ENCODERS, FORMATS
 from gm.embeddings.io import EmbeddingFile
 from gm.errors import UserError
@@ -82,7 +82,7 @@ def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str 
         embedding_io.log_remarks(file, source)
         return embedding_io.write_file(file, target, format_, overwrite)
     # These two, the formats of training, need vectors that SDXL can use, and a placeholder token.
-    embeddings = embedding_io.load_all(source)
+    embeddings = embedding_io.load_all(source, family=None)
     if len(embeddings) > 1:
         raise UserError(f"{source} holds several embeddings; --format diffusers writes them to one file")
     embedding_io.check_not_existing([target], overwrite)
@@ -91,8 +91,9 @@ def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str 
     if len(vectors) == len(ENCODERS):
         file = dataclasses.replace(file, vectors={placeholder_token: embeddings[0].vectors})
         return embedding_io.write_file(file, target, format_, overwrite)
-    pooling = file.token_metadata(token)["pooling"]
-    embedding = dataclasses.replace(embeddings[0], placeholder_token=placeholder_token, pooling=pooling)
+    embedding = dataclasses.replace(embeddings[0], placeholder_token=placeholder_token)
+    if embedding.pooling != NO_POOLING:
+        embedding = dataclasses.replace(embedding, pooling=file.token_metadata(token)["pooling"])
     embedding_io.save(embedding, target)
     return [target]
 
@@ -141,7 +142,7 @@ def mix(
     overwrite: bool,
 ) -> list[Path]:
     """Write the weighted sum of the embeddings in `sources` (default: their mean); return the path."""
-    embeddings = [embedding_io.load(source) for source in sources]
+    embeddings = [embedding_io.load(source, family=None) for source in sources]
     embeddings = [
         dataclasses.replace(embedding, pooling=rule or embedding.pooling)
         for embedding, rule in zip(embeddings, rules, strict=True)
@@ -180,7 +181,7 @@ def _read(source: str, rule: str | None) -> EmbeddingFile:
     if rule is None:
         return file
     for token in file.vectors:
-        known = file.token_metadata(token)["pooling"]
+        known = file.token_metadata(token).get("pooling", rule)
         if known not in (rule, UNKNOWN_POOLING):
             log.warning("%s was trained with --pooling %s; the given %s is taken", source, known, rule)
     return file.with_pooling(rule)

@@ -42,6 +42,6 @@ def _placeholder_tokens(path: Path, modified: int, size: int) -> str:
     if size > _MAX_BYTES:
         return ""
     try:
-        return ", ".join(embedding.placeholder_token for embedding in embedding_io.load_all(path))
+        return ", ".join(embedding.placeholder_token for embedding in embedding_io.load_all(path, family=None))
     except UserError:
         return ""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from demo.app.server import uploads
+from gm.config.model import FAMILIES
 from gm.embeddings import io as embedding_io
 from gm.embeddings import names
 from gm.embeddings.diffusers_files import IDENTIFIER
@@ -53,11 +54,12 @@ class _Upload:
         return {array.shape[-1] for vectors in self.file.vectors.values() for array in vectors.values()}
 
 
-def store_embeddings(files: Sequence[tuple[str, bytes]], folder: Path) -> list[Path]:
+def store_embeddings(files: Sequence[tuple[str, bytes]], folder: Path, family: str = "sdxl") -> list[Path]:
     """Store the embedding files, (name, content) of each, in `folder`; return the path of each embedding.
 
-    The name of a file serves as placeholder token where the file holds none, so that the same content under two names
-    is two embeddings. Raises UserError, before anything is stored, if one of the files cannot be used.
+    They must be embeddings of `family`. The name of a file serves as placeholder token where the file holds none, so
+    that the same content under two names is two embeddings. Raises UserError, before anything is stored, if one of the
+    files cannot be used.
     """
     if len(files) > MAX_FILES:
         raise UserError(f"{len(files)} files were uploaded; upload at most {MAX_FILES}")
@@ -75,10 +77,11 @@ def store_embeddings(files: Sequence[tuple[str, bytes]], folder: Path) -> list[P
             parts.append(upload)
     singles = [upload for upload in found if not upload.is_half]
     for upload in singles:
-        _check([upload], None)
+        _check([upload], None, family)
     for pair in pairs.values():
-        _check(pair, identifier)
-    paths = [_store_single(upload, folder) for upload in singles]
+        _check(pair, identifier, family)
+    format_ = "mindspore" if FAMILIES[family].class_embedding else "mindspore_sd"
+    paths = [_store_single(upload, folder, format_) for upload in singles]
     paths += [_store_pair(pair, identifier, folder) for pair in pairs.values()]
     return list(dict.fromkeys(paths))
 
@@ -98,7 +101,7 @@ def _read(name: str, content: bytes) -> _Upload:
             raise UserError(str(error).replace(str(path), name)) from error
 
 
-def _check(parts: Sequence[_Upload], identifier: bytes | None) -> None:
+def _check(parts: Sequence[_Upload], identifier: bytes | None, family: str) -> None:
     """Raise UserError, with the names of the files, if they are not one file's embeddings, complete and usable."""
     file_names = " and ".join(part.name for part in parts)
     if len(parts) > 2 or (len(parts) == 2 and parts[0].widths == parts[1].widths):
@@ -109,22 +112,22 @@ def _check(parts: Sequence[_Upload], identifier: bytes | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = _write_parts(parts, identifier, Path(temporary))
         try:
-            embedding_io.load_all(path)
+            embedding_io.load_all(path, family)
         except UserError as error:
             is_half = len(parts) == 1 and parts[0].is_half
             way_out = "; if it is one of diffusers' two files, upload both together" if is_half else ""
             raise UserError(str(error).replace(str(path), file_names) + way_out) from error
 
 
-def _store_single(upload: _Upload, folder: Path) -> Path:
-    """Store a file that is complete, as it is if it names its placeholder token."""
+def _store_single(upload: _Upload, folder: Path, format_: str) -> Path:
+    """Store a file that is complete, as it is if it names its placeholder token, else in `format_`."""
     if None not in upload.file.vectors or upload.file.metadata.get("placeholder_token"):
         return uploads.store(upload.content, folder, f"{uploads.hash_of(upload.content)}.safetensors")
     token = names.token_from_name(file_name(upload.name))
     vectors: TokenVectors = {each or token: vectors for each, vectors in upload.file.vectors.items()}
     uploads.make_folder(folder)
     path = folder / f"{uploads.hash_of(upload.content, token.encode())}.ckpt"
-    embedding_io.write_file(dataclasses.replace(upload.file, vectors=vectors), path, "mindspore", overwrite=True)
+    embedding_io.write_file(dataclasses.replace(upload.file, vectors=vectors), path, format_, overwrite=True)
     return path
 
 

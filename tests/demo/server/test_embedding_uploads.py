@@ -128,3 +128,22 @@ def test_files_that_are_no_pair_are_refused(tmp_path: Path, files: list[tuple[st
     with pytest.raises(UserError, match=message):
         store_embeddings(files, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("family", "encoder", "width"), [("sd1", "clip_l", 768), ("sd2", "clip_h", 1024)])
+def test_embeddings_of_stable_diffusion_are_stored_for_its_models_alone(
+    tmp_path: Path, family: str, encoder: str, width: int
+) -> None:
+    array = np.ones((2, width), np.float32)
+    uploads = [
+        ("mine.safetensors", safetensors({encoder: array})),
+        ("kohya.safetensors", safetensors({"emb_params": array})),
+        ("learned_embeds.safetensors", safetensors({"<toy>": array})),
+    ]
+    paths = store_embeddings(uploads, tmp_path, family)
+    loaded = [embedding_io.load(path, family) for path in paths]
+    assert [embedding.placeholder_token for embedding in loaded] == ["<mine>", "kohya", "<toy>"]
+    assert all(list(embedding.vectors) == [encoder] for embedding in loaded)
+    for upload in uploads[1:]:  # the first may be one encoder of SDXL
+        with pytest.raises(UserError, match=r"another model|SDXL"):
+            store_embeddings([upload], tmp_path)
