@@ -1,5 +1,9 @@
 """Train a textual inversion embedding from images: see `--help` and docs/training.md."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from gm.config import cli
 
 
@@ -7,6 +11,7 @@ def main() -> None:
     config = cli.parse(
         "Train a textual inversion embedding of SDXL on 3 to 20 images.",
         ("run", "concept", "data", "training", "loss"),
+        config_for=_config_for,
     )
     from gm.training import setup  # after the flags: --help need not wait for MindSpore
 
@@ -19,6 +24,12 @@ def main() -> None:
     if toolkit.backend.is_main_process:
         for concept, path in zip(training_setup.concepts, paths, strict=True):
             print(f"trained {concept.placeholder_token}: {path}")
+
+
+def _config_for(weight: str) -> tuple[str, dict[str, Any]]:
+    from gm.checkpoints import config_choice
+
+    return config_choice.config_for(weight)
 
 
 def entry_point() -> None:

@@ -26,6 +26,16 @@ VERSION2SPECS: dict[str, dict[str, Any]] = {
         "ckpt": "checkpoints/sd_xl_base_1.0_ms.ckpt",
         "textual_inversion_weight": [],
     },
+    "SD-XL-v-prediction": {
+        "H": 1024,
+        "W": 1024,
+        "C": 4,
+        "f": 8,
+        "is_legacy": False,
+        "config": "configs/training/sdxl_v_prediction_finetune_textual_inversion.yaml",
+        "ckpt": "checkpoints/sdxl_v_prediction_ms.ckpt",
+        "textual_inversion_weight": [],
+    },
     "SD-1.5": {
         "H": 512,
         "W": 512,

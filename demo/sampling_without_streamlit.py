@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     description = "Generate images with SDXL and trained embeddings."
-    config = cli.parse(description, ("run", "sampling"), parameters_from=_parameters_from)
+    config = cli.parse(description, ("run", "sampling"), parameters_from=_parameters_from, config_for=_config_for)
     from gm import api  # after the flags: --help need not wait for MindSpore
     from gm.sampling import request, run
 
@@ -28,6 +28,12 @@ def _parameters_from(path: str) -> dict[str, dict[str, Any]]:
     from gm.sampling import metadata
 
     return metadata.config_overrides(path)
+
+
+def _config_for(weight: str) -> tuple[str, dict[str, Any]]:
+    from gm.checkpoints import config_choice
+
+    return config_choice.config_for(weight)
 
 
 def _report(events: Iterable[SamplingProgress | Path]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.checkpoints import loading, networks
+from gm.checkpoints import config_choice, loading, networks, prediction_check
 from gm.checkpoints.networks import WeightFiles
 from gm.config import Config, SamplingConfig
 from gm.embeddings import io as embedding_io
@@ -66,12 +66,20 @@ class Toolkit:
         return Pipeline(self.model, self.backend, self.config.run.pooling)
 
 
-def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
+def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) -> Toolkit:
     """Set up the device and load the model of `config`, a Config or the path of a YAML file.
 
-    `sections` override options of a YAML file: `run={"ms_mode": 1}`. Raises UserError for missing weights, weights that
-    do not fit, and a refiner.
+    `sections` override options of a YAML file: `run={"ms_mode": 1}`. Without a `config` it is the shipped one of the
+    family of `run={"weight": …}`. Raises UserError for missing weights, weights that
+    do not fit, a UNet that does not predict what the config says, and a refiner.
     """
+    if config is None:
+        if "weight" not in sections.get("run", {}):
+            raise UserError(
+                'give the path of a YAML file, or the weights alone: load(run={"weight": "model.safetensors"})'
+            )
+        config, schedule = config_choice.config_for(sections["run"]["weight"])
+        sections = {**schedule, **sections}
     if not isinstance(config, Config):
         config = configuration.load(config, sections)
     elif sections:
@@ -87,6 +95,7 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     model = sdxl.build(config.model, backend.dtype)
     files = WeightFiles(config.run.weight, config.run.networks)
     loading.load_weights(model, files, config.model, backend.keep_half_above)
+    prediction_check.check_prediction(model, str(config.run.unet or config.run.weight))
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     log.info("loaded %s in %.1f s", ", ".join(files.paths), time.perf_counter() - started)

@@ -21,6 +21,7 @@ LABELS = {
     "sampler": "Sampler",
     "schedule": "Schedule",
     "eta": "Eta",
+    "ddim_eta": "Eta for DDIM",
     "s_noise": "Sigma noise",
     "s_churn": "Sigma churn",
     "s_tmin": "Sigma tmin",

@@ -19,6 +19,7 @@ TABS = {  # under "More options"
         "sampler",
         "schedule",
         "eta",
+        "ddim_eta",
         "s_noise",
         "s_churn",
         "s_tmin",

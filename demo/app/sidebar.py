@@ -14,6 +14,7 @@ from demo.app import options
 from demo.app.app_dirs import AppDirs
 from demo.app.server import embedding_list, embedding_uploads
 from gm import config as configuration
+from gm.checkpoints import config_choice
 from gm.config import Config, family_options, paths
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
@@ -25,7 +26,7 @@ _WATCH_SECONDS = 4  # between scans of the folder of runs
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """The model's config, its YAML file, and the selected embedding files with what they hold."""
+    """The model's config, its YAML file ("" if the weights chose it), and the selected embedding files' embeddings."""
 
     config: Config
     config_path: str
@@ -74,7 +75,10 @@ def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
     weight = st.text_input(
         "Checkpoint", spec["ckpt"], key=f"weight of {version}", help="a .ckpt or .safetensors file of the model"
     )
-    config = configuration.load(spec["config"], {"run": {"weight": weight.strip() or spec["ckpt"]}})
+    weight = weight.strip() or spec["ckpt"]
+    config = configuration.load(spec["config"], {"run": {"weight": weight}})
+    if weight != spec["ckpt"]:
+        spec, config = _of_family(spec, config)
     if not Path(config.run.weight).exists():
         st.warning(f"{config.run.weight} is not a file. README.md says how to get and convert the weights.")
     with st.expander("Run options"):
@@ -82,6 +86,23 @@ def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
             config.run, **options.run_options(config.run, family_options.inapplicable(config.model))
         )
     return spec, dataclasses.replace(config, run=run)
+
+
+def _of_family(spec: dict[str, Any], config: Config) -> tuple[dict[str, Any], Config]:
+    """Return the entry and the config, or if the weights are of another family than the config, those of the family."""
+    weight = config.run.weight
+    try:
+        path, sections = config_choice.config_for(weight, spec["config"])
+        model = configuration.load(path, sections).model
+        is_same = (model.family, model.schedule) == (config.model.family, config.model.schedule)
+        if is_same and model.kind == config.model.kind:
+            return spec, config
+        st.caption(f"{Path(weight).name} goes with {path}")
+        family = {"H": model.resolution, "W": model.resolution, "config": "", "textual_inversion_weight": []}
+        return {**spec, **family}, configuration.load(path, {**sections, "run": {"weight": weight}})
+    except UserError as error:
+        st.error(str(error))
+        return spec, config
 
 
 def _embeddings(spec: dict[str, Any], dirs: AppDirs, family: str) -> dict[Path, list[Embedding]]:

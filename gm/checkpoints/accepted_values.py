@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gm.checkpoints.diffusers_format import TEXT_ENCODERS
 from gm.checkpoints.statements import Accepted
 from gm.config.model import ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
@@ -45,10 +46,12 @@ _UNET_EXTENSIONS = (
 
 def accepted_values(config: ModelConfig) -> dict[str, Accepted]:
     """Return the values that fit a model of `config`, by the names of statements."""
-    text_encoders = {"text_encoder_2": _accepted_text_encoder(config.text_encoder_2, "gelu")}
-    text_encoders["text_encoder_2"]["projection_dim"] = (config.text_encoder_2.width,)
-    if not config.is_refiner:
-        text_encoders["text_encoder"] = _accepted_text_encoder(config.text_encoder_1, "quick_gelu")
+    text_encoders = {
+        TEXT_ENCODERS[name]: _accepted_text_encoder(encoder, "quick_gelu" if name == "clip_l" else "gelu")
+        for name, encoder in config.text_encoders.items()
+    }
+    if "clip_g" in config.text_encoders:
+        text_encoders[TEXT_ENCODERS["clip_g"]]["projection_dim"] = (config.text_encoders["clip_g"].width,)
     networks = {
         "scheduler": accepted_scheduler(config.schedule),
         "unet": _accepted_unet(config.unet, config.size_embedding_dim),
@@ -62,8 +65,8 @@ def accepted_scheduler(schedule: ScheduleConfig) -> dict[str, Accepted]:
     """Return the values of a scheduler's config that fit; its other fields are settings of a sampler."""
     return {
         "_class_name": lambda name: bool(_SCHEDULERS.fullmatch(name)),
-        "prediction_type": ("epsilon",),
-        "rescale_betas_zero_snr": (False,),
+        "prediction_type": (schedule.prediction,),
+        "rescale_betas_zero_snr": (schedule.rescale_betas_zero_snr,),
         "num_train_timesteps": (schedule.timesteps,),
         "beta_start": (schedule.beta_start,),
         "beta_end": (schedule.beta_end,),
@@ -78,7 +81,7 @@ def accepted_scheduler(schedule: ScheduleConfig) -> dict[str, Accepted]:
 
 def _accepted_unet(unet: UNetConfig, size_embedding_dim: int) -> dict[str, Accepted]:
     channels = [mult * unet.model_channels for mult in unet.channel_mult]
-    heads = [width // unet.num_head_channels for width in channels]
+    heads = [unet.heads(width) for width in channels]
     return {
         "_class_name": ("UNet2DConditionModel",),
         "in_channels": (unet.in_channels,),
@@ -90,9 +93,9 @@ def _accepted_unet(unet: UNetConfig, size_embedding_dim: int) -> dict[str, Accep
         "attention_head_dim": _at_levels(heads, unet.transformer_depth),
         "num_attention_heads": _at_levels(heads, unet.transformer_depth),
         "cross_attention_dim": (unet.context_dim, [unet.context_dim] * len(channels)),
-        "projection_class_embeddings_input_dim": (unet.adm_in_channels,),
-        "addition_embed_type": ("text_time",),
-        "addition_time_embed_dim": (size_embedding_dim,),
+        "projection_class_embeddings_input_dim": (unet.adm_in_channels,) if unet.adm_in_channels else (),
+        "addition_embed_type": ("text_time",) if unet.adm_in_channels else (),
+        "addition_time_embed_dim": (size_embedding_dim,) if unet.adm_in_channels else (),
         "norm_num_groups": (unet.norm_num_groups,),
         "norm_eps": (1e-5,),
         "act_fn": ("silu", "swish"),
@@ -138,7 +141,7 @@ def _accepted_text_encoder(encoder: TextEncoderConfig, activation: str) -> dict[
         "max_position_embeddings": (encoder.context_length,),
         "num_attention_heads": (encoder.heads,),
         "num_hidden_layers": (encoder.layers,),
-        "projection_dim": lambda width: True,  # of text encoder 1, whose projection SDXL does not use
+        "projection_dim": lambda width: True,  # but for SDXL's text encoder 2 no projection is used
         "quantization_config": (),
         "vocab_size": lambda size: encoder.vocab_size <= size <= 1.1 * encoder.vocab_size,  # with added tokens
     }

@@ -1,10 +1,19 @@
-"""Detection of files of another kind, by their first bytes or by the keys of their tensors, for error messages."""
+"""Detection of a model's family, and of files of another kind, by first bytes, keys and shapes of tensors.
+
+A kind of model is "base" or "refiner" for SDXL, else its family ("sd1", "sd2").
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from gm.config.model import FAMILIES, ModelConfig
+from gm.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 _USE_SAFETENSORS = "use the .safetensors file of the same model"
 _FILE_SIGNATURES = (
@@ -28,9 +37,11 @@ _EMBEDDING = "an embedding file, which goes to --textual_inversion_weight"
 # The first pattern that matches the beginning of a key decides; {use} is replaced by what to use instead.
 _KEY_PATTERNS = (
     (r"lora_|.*\.lora_|.*\.lora\.|.*\.hada_", "a LoRA, which modifies a model but is not one; {use}"),
-    (r"clip_[lg]$|emb_params$|text_encoders_[01]$|emb2?$|string_to_|<", _EMBEDDING),
-    (r"cond_stage_model\.model\.", "Stable Diffusion 2; {use}"),
-    (r"cond_stage_model\.", "Stable Diffusion 1; {use}"),
+    (r"clip_[lgh]$|em[bp]_params$|text_encoders_[01]$|emb2?$|string_to_|<", _EMBEDDING),
+    (r"cond_stage_model\.(roberta|transformation)", "AltDiffusion, whose text encoder is XLM-RoBERTa; {use}"),
+    (r"cond_stage_model\.transformer\.(attn_layers|token_emb)\.", "latent diffusion of 2021 with BERT; {use}"),
+    (r"cond_stage_model\.(model\.visual|visual_projection|mapper)", "a model conditioned on images; {use}"),
+    (r"low_scale_model\.", "an upscaler, whose UNet has 7 input channels; {use}"),
     (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet; {use}"),
     (r"(.*\.)?(double|joint)_blocks\.", "Flux or Stable Diffusion 3; {use}"),
     (
@@ -38,25 +49,60 @@ _KEY_PATTERNS = (
         "one network of a model; give the single file or the whole diffusers folder",
     ),
 )
-# By the kind of model wanted, keys that only the other kind has; an embedding file has the token tables alone.
-_OTHER_KIND = {
-    "base": (r"conditioner\.embedders\.0\.model\.", f"the {REFINER}; {{use}}"),
-    "refiner": (r"conditioner\.embedders\.1\.model\.(?!token_embedding\.)", f"the {BASE}; {{use}}"),
+# By kind of model, keys that only this kind has; an embedding file has the token tables alone.
+_KINDS = {
+    "sd2": (
+        r"cond_stage_model\.model\.",
+        "Stable Diffusion 2; leave out --config, or give configs/training/sd_v2.1_base_textual_inversion.yaml",
+    ),
+    "sd1": (
+        r"cond_stage_model\.transformer\.",
+        "Stable Diffusion 1; leave out --config, or give configs/training/sd_v1.5_textual_inversion.yaml",
+    ),
+    "refiner": (r"conditioner\.embedders\.0\.model\.", f"the {REFINER}; {{use}}"),
+    "base": (r"conditioner\.embedders\.1\.model\.(?!token_embedding\.)", f"the {BASE}; {{use}}"),
 }
-_USE = {"base": "use the SDXL base model", "refiner": "use the SDXL refiner"}
+# Shipped configs of each kind; the first is that of a model that says nothing else.
+SHIPPED_CONFIGS = {
+    "base": (
+        "configs/training/sd_xl_base_finetune_textual_inversion.yaml",
+        "configs/training/sdxl_v_prediction_finetune_textual_inversion.yaml",
+        "configs/training/tiny_textual_inversion.yaml",
+    ),
+    "refiner": ("configs/sampling/sd_xl_refiner.yaml",),
+    "sd1": ("configs/training/sd_v1.5_textual_inversion.yaml",),
+    "sd2": (
+        "configs/training/sd_v2.1_base_textual_inversion.yaml",
+        "configs/training/sd_v2.1_768_v_textual_inversion.yaml",
+    ),
+}
+_USE = {
+    "base": "use the SDXL base model",
+    "refiner": "use the SDXL refiner",
+    "sd1": "use Stable Diffusion 1.4, 1.5 or a fine-tuned one",
+    "sd2": "use Stable Diffusion 2.0, 2.1 or a fine-tuned one",
+}
 
 
 # Changes of the UNet that SDXL's name and most of its tensors survive, by a pattern of the keys that they add.
 _EXTENSIONS = (
     (r"model\.diffusion_model\.time_embed\.cond_proj\.", "an LCM that embeds the guidance scale (cond_proj)"),
     (r".*\.lora_|.*\.lora\.|lora_", "a model with a LoRA that is not merged"),
+    (r"(model\.diffusion_model\.label_emb|noise_augmentor|embedder)\.", "an unCLIP model, conditioned on an image"),
+    (r".*\.(position_net|fuser)\.", "a GLIGEN model, conditioned on boxes"),
+    (r"(depth_model|cc_projection)\b", "a model conditioned on a depth map or a view"),
     (r".*(to_[kv]_ip|image_proj|ip_adapter)\b", "a model with an IP-Adapter"),
     (r"control_model\.|.*\.(zero_convs|input_hint_block)\.", "a model with a ControlNet"),
     (r"conditioner\.embedders\.[2-9]\.", "a model with more than two text encoders"),
     (r".*motion_modules\.", "a model with AnimateDiff's motion modules"),
     (r".*\.(absmax|quant_map|SCB|qweight|qzeros|weight_format|quant_state\..*)$", "a quantized model"),
 )
-_INPUT_CHANNELS = {8: "an instruct-pix2pix model", 9: "an inpainting model"}
+_INPUT_CHANNELS = {
+    5: "a depth-to-image model",
+    7: "an upscaler",
+    8: "an instruct-pix2pix model",
+    9: "an inpainting model",
+}
 _UNET = "model.diffusion_model."
 
 
@@ -68,13 +114,75 @@ def detect_foreign_format(header: bytes) -> str:
     return ""
 
 
+def model_kind(config: ModelConfig) -> str:
+    """Return the kind of model that `config` describes, a key of `_KINDS`."""
+    return config.kind if config.family == "sdxl" else config.family
+
+
+def detect_family(shapes: Shapes) -> str:
+    """Return the kind of model whose single file has tensors of these `shapes` by key; "" if it is none of ours.
+
+    The key prefix of the text encoders tells; else the width of the context, as diffusers and ComfyUI do. Keys may be
+    published, MindSpore's or mindone's.
+    """
+    return family_of_text_encoder(shapes) or _family_of_context(shapes)
+
+
+def family_of_text_encoder(shapes: Shapes) -> str:
+    """Return the kind of model by the keys of its text encoders, "" for a file without them."""
+    keys = [re.sub(r"^(_orig_mod|module)\.", "", key) for key in shapes]
+    # mindone has OpenCLIP's keys for both, with the other prefix; only the UNet's projections differ at any size.
+    if any(key.startswith("cond_stage_model.transformer.transformer_layer.") for key in keys):
+        return family_of_unet(shapes)
+    if any(key.startswith("conditioner.embedders.1.") for key in keys):
+        return "base"
+    if any(key.startswith("conditioner.embedders.0.model.") for key in keys):
+        # SD-Turbo is SD 2 with sgm's prefix; its UNet lacks the refiner's class input.
+        unet = [key for key in keys if key.startswith(_UNET)]
+        return "refiner" if not unet or any(".label_emb." in key for key in unet) else "sd2"
+    if any(key.startswith("cond_stage_model.model.") for key in keys):
+        return "sd2"
+    if any(re.match(r"(cond_stage_model|conditioner\.embedders\.0)\.transformer\.", key) for key in keys):
+        return "sd1"
+    return ""
+
+
+def family_of_unet(shapes: Shapes) -> str:
+    """Return the kind of model by its UNet: the width of the context, else the shape of the projections, else "".
+
+    Those of SD 1 are 1×1 convolutions, those of SD 2 linear layers; diffusers' keys have the same endings.
+    """
+    kind = _family_of_context(shapes)
+    if kind:
+        return kind
+    dimensions = {len(shape) for key, shape in shapes.items() if key.endswith(".proj_in.weight")}
+    return {4: "sd1", 2: "sd2"}.get(dimensions.pop(), "") if len(dimensions) == 1 else ""
+
+
+def _family_of_context(shapes: Shapes) -> str:
+    """Return the kind by the width of the cross-attention's context, "" for another width than the published ones."""
+    widths = {shape[-1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight") and len(shape) == 2}
+    return {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "base"}.get(widths.pop(), "") if len(widths) == 1 else ""
+
+
+def check_family(found: str, config: ModelConfig, source: str | Path) -> None:
+    """Raise UserError if the kind `found` of the model `source` is of another family than that of `config`."""
+    family = {"base": "sdxl", "refiner": "sdxl"}.get(found, found)
+    if found and family != config.family:
+        raise UserError(
+            f"{source} is {FAMILIES[family].title}, but the config describes {config.traits.title} ({config.version}); "
+            f"leave out --config, or give --config {' or '.join(SHIPPED_CONFIGS[found][:2])}"
+        )
+
+
 def detect_other_model(keys: Iterable[str], kind: str) -> str:
     """Return what a file with tensors of these `keys` seems to be where a model of `kind` is wanted, and what to do.
 
     Returns "" if nothing is recognized.
     """
     keys = list(keys)
-    for pattern, description in (*_KEY_PATTERNS, _OTHER_KIND[kind]):
+    others = [patterns for other, patterns in _KINDS.items() if other != kind]
+    for pattern, description in (*_KEY_PATTERNS, *others):
         if any(re.match(pattern, key) for key in keys):
             return description.format(use=_USE[kind])
     dotted = [key for key in keys if "." in key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from gm.errors import UserError
 
 _SCHEDULER = "scheduler_config.json"
 _TOKENIZER = "tokenizer_config.json"
-_PAD_TOKENS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
+_PAD_TOKENS = {"tokenizer": ("<|endoftext|>",), "tokenizer_2": ("!",)}
+_PAD_TOKENS_OF_ONE = {"tokenizer": ("<|endoftext|>", "!")}  # of Stable Diffusion 1, and of 2
 _SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "!")
 # Fields without an effect on results here: names, versions, memory, precision (ours is an option) and training.
 _WITHOUT_EFFECT = re.compile(
@@ -49,10 +50,11 @@ def read(folder: Path, networks: Sequence[str]) -> list[Statement]:
 
     Raises UserError for a config that is not a JSON object.
     """
+    is_sdxl = "text_encoder_2" in networks
     statements = [
-        *_read_pipeline(folder / "model_index.json"),
+        *_read_pipeline(folder / "model_index.json", is_sdxl),
         *_read_scheduler(folder / "scheduler" / _SCHEDULER),
-        *_read_tokenizers(folder),
+        *_read_tokenizers(folder, _PAD_TOKENS if is_sdxl else _PAD_TOKENS_OF_ONE),
     ]
     for network in networks:
         statements += read_network(folder / network, network)
@@ -90,23 +92,29 @@ def _read_scheduler(path: Path) -> Iterator[Statement]:
         yield Statement("scheduler.sampler", f"{', '.join(settings)} (--sampler and --schedule choose)", place)
 
 
-def _read_pipeline(path: Path) -> Iterator[Statement]:
-    """Yield what changes images although the networks are the same."""
+def _read_pipeline(path: Path, is_sdxl: bool) -> Iterator[Statement]:
+    """Yield what changes images although the networks are the same, and the network that checks them."""
     fields = _read_json(path)
-    base = fields.get("requires_aesthetics_score") is not True
+    base = is_sdxl and fields.get("requires_aesthetics_score") is not True
+    safety_checker = fields.get("safety_checker")
+    if isinstance(safety_checker, list) and None not in safety_checker:
+        yield Statement("pipeline.safety_checker", safety_checker[-1], path.name)
     if base and fields.get("force_zeros_for_empty_prompt") is False:
         yield Statement("pipeline.force_zeros_for_empty_prompt", False, path.name)
-    if isinstance(fields.get("_class_name"), str) and "StableDiffusionXL" not in fields["_class_name"]:
-        yield Statement("pipeline._class_name", fields["_class_name"], path.name)
+    class_ = fields.get("_class_name")
+    if isinstance(class_, str) and not re.match(
+        r".*StableDiffusionXL" if is_sdxl else r".*StableDiffusion(?!XL)", class_
+    ):
+        yield Statement("pipeline._class_name", class_, path.name)
 
 
-def _read_tokenizers(folder: Path) -> Iterator[Statement]:
+def _read_tokenizers(folder: Path, pad_tokens: Mapping[str, tuple[str, ...]]) -> Iterator[Statement]:
     """Yield added tokens, whose rows of the token tables are left out, and another padding than the toolkit's."""
-    for tokenizer, pad_token in _PAD_TOKENS.items():
+    for tokenizer, usual in pad_tokens.items():
         fields = _read_json(folder / tokenizer / _TOKENIZER)
         token = fields.get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token not in (None, pad_token):
+        if token not in (None, *usual):
             yield Statement(f"{tokenizer}.pad_token", token, f"{tokenizer}/{_TOKENIZER}")
         added = [each for each in _added_tokens(folder / tokenizer) if each not in _SPECIAL_TOKENS]
         if added:

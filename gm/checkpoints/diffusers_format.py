@@ -1,8 +1,9 @@
-"""Diffusers folder of an SDXL model, read as the published single file.
+"""Diffusers folder of a model, read as the published single file.
 
 Its keys are those of diffusers' UNet2DConditionModel and AutoencoderKL and of transformers' CLIPTextModel and
-CLIPTextModelWithProjection; the config of the model determines how blocks are numbered. A tensor that no rule matches
-keeps its key under the prefix of its network, where the strict check then reports it.
+CLIPTextModelWithProjection; Stable Diffusion 1 and 2 have one text encoder, of 2 only the 23 layers that run. The
+config of the model determines how blocks are numbered. A tensor that no rule matches keeps its key under the prefix of
+its network, where the strict check then reports it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from gm.checkpoints import containers, diffusers_key_mapping
-from gm.checkpoints.detect import BASE, REFINER
-from gm.checkpoints.diffusers_key_mapping import TEXT_ENCODER_2_PREFIXES, KeyMapping
+from gm.checkpoints import containers, detect, diffusers_key_mapping
+from gm.checkpoints.detect import BASE, REFINER, check_family
+from gm.checkpoints.diffusers_key_mapping import KeyMapping
 from gm.checkpoints.key_mapping import IGNORED_SUFFIXES
 from gm.checkpoints.lazy_tensor import LazyTensor, reshaped
 from gm.config.model import ModelConfig
@@ -28,26 +31,30 @@ _SUFFIXES = (".safetensors", ".bin")
 _VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".ema", ".non_ema")
 
 
+# Subfolders of the text encoders by name.
+TEXT_ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "clip_h": "text_encoder"}
+
+
 def networks(config: ModelConfig) -> list[str]:
     """Return the subfolders of the networks of a model of `config`."""
-    return ["unet", *([] if config.is_refiner else ["text_encoder"]), "text_encoder_2", "vae"]
+    return ["unet", *(TEXT_ENCODERS[name] for name in config.text_encoders), "vae"]
 
 
 def read(folder: Path, config: ModelConfig, without: Collection[str] = ()) -> Tensors:
     """Return the tensors of `folder` by their published keys, those of the networks `without` excepted.
 
-    Raises UserError for a network or file that is missing, and for the folder of a model of the other kind.
+    Raises UserError for a network or file that is missing, and for the folder of a model of another family or kind.
     """
+    check_family(detect_family(folder), config, folder)
     converters: dict[str, Callable[[Tensors], Tensors]] = {
         "unet": lambda tensors: convert_unet(tensors, config),
-        "text_encoder": _convert_text_encoder,
-        "text_encoder_2": lambda tensors: diffusers_key_mapping.convert_text_encoder_2(
-            tensors, TEXT_ENCODER_2_PREFIXES[config.kind]
-        ),
         "vae": lambda tensors: convert_vae(tensors, config),
     }
+    for index, name in enumerate(config.text_encoders):
+        prefix = config.traits.text_encoder_prefix.format(index)
+        converters[TEXT_ENCODERS[name]] = partial(_TEXT_CONVERTERS[name], prefix=prefix)
     names = [network for network in networks(config) if network not in without]
-    _check_networks(folder, names)
+    _check_networks(folder, names, config)
     published: Tensors = {}
     for network in names:
         convert = converters[network]
@@ -56,16 +63,46 @@ def read(folder: Path, config: ModelConfig, without: Collection[str] = ()) -> Te
     return published
 
 
-def _check_networks(folder: Path, networks: list[str]) -> None:
+def detect_family(folder: Path) -> str:
+    """Return the kind of model in `folder`, as `detect.detect_family`; "" for a folder of anything else.
+
+    Stable Diffusion 1 and 2 are told apart by the configs: the width of the context, or the activation of the text
+    encoder, which OpenAI's CLIP has as quick GELU and OpenCLIP as GELU; without configs by the tensors.
+    """
+    if not (folder / "unet").is_dir():
+        return ""
+    if (folder / "text_encoder_2").is_dir():
+        return "base" if (folder / "text_encoder").is_dir() else "refiner"
+    unet, text_encoder = (_read_config(folder / network) for network in ("unet", "text_encoder"))
+    if unet.get("addition_embed_type") == "text_time":  # SDXL, of which a text encoder is missing
+        return "base"
+    width = unet.get("cross_attention_dim", text_encoder.get("hidden_size"))
+    known = {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "base"}.get(width if isinstance(width, int) else 0, "")
+    known = known or {"quick_gelu": "sd1", "gelu": "sd2"}.get(str(text_encoder.get("hidden_act")), "")
+    if known or unet:
+        return known
+    return detect.family_of_unet({key: tensor.shape for key, tensor in read_network(folder / "unet").items()})
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of a network, {} if there is none; `diffusers_configs` reports one that cannot be read."""
+    try:
+        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _check_networks(folder: Path, networks: list[str], config: ModelConfig) -> None:
     """Raise UserError if one of `networks` is missing, or if the base's text encoder is there in place of a refiner."""
     missing = [network for network in networks if not (folder / network).is_dir()]
-    if missing == ["text_encoder"]:
+    if missing == ["text_encoder"] and config.family == "sdxl":
         raise UserError(f"{folder} has no text_encoder: it is incomplete, or the {REFINER}")
     if missing in (["unet"], ["vae"]):
         raise UserError(f"{folder} has no {missing[0]}: it is incomplete; --{missing[0]} gives one of another place")
     if missing:
-        raise UserError(f"{folder} is not a diffusers SDXL folder: it has no {', '.join(missing)}")
-    if "text_encoder" not in networks and (folder / "text_encoder").is_dir():
+        raise UserError(f"{folder} is not a diffusers {config.traits.title} folder: it has no {', '.join(missing)}")
+    if config.is_refiner and (folder / "text_encoder").is_dir():
         raise UserError(f"{folder} has a text_encoder: it is the {BASE}; use the SDXL refiner")
 
 
@@ -118,10 +155,26 @@ def convert_unet(tensors: Tensors, config: ModelConfig) -> Tensors:
     return _rename(tensors, "model.diffusion_model.", diffusers_key_mapping.unet_key_mapping(config.unet))
 
 
-def _convert_text_encoder(tensors: Tensors) -> Tensors:
-    """Return text encoder 1; since version 5 transformers leaves `text_model.` out."""
-    prefix = "conditioner.embedders.0.transformer.text_model."
-    return _rename(tensors, prefix, lambda key: key.removeprefix("text_model."))
+def _convert_clip(tensors: Tensors, prefix: str) -> Tensors:
+    """Return OpenAI's CLIP by its published keys; since version 5 transformers leaves `text_model.` out."""
+    return _rename(tensors, f"{prefix}transformer.text_model.", lambda key: key.removeprefix("text_model."))
+
+
+def _convert_openclip(tensors: Tensors, prefix: str) -> Tensors:
+    """Return OpenCLIP by its published keys."""
+    return diffusers_key_mapping.convert_openclip(tensors, f"{prefix}model.")
+
+
+def _convert_openclip_with_projection(tensors: Tensors, prefix: str) -> Tensors:
+    """Return OpenCLIP with the projection of its pooled output by its published keys."""
+    return diffusers_key_mapping.convert_text_encoder_2(tensors, f"{prefix}model.")
+
+
+_TEXT_CONVERTERS = {
+    "clip_l": _convert_clip,
+    "clip_g": _convert_openclip_with_projection,
+    "clip_h": _convert_openclip,
+}
 
 
 def convert_vae(tensors: Tensors, config: ModelConfig) -> Tensors:

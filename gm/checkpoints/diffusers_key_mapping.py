@@ -1,8 +1,9 @@
 """Key mapping of diffusers folders: keys of diffusers and transformers → those of the published single file.
 
 `unet_key_mapping` and `vae_key_mapping` rename the keys of diffusers' UNet2DConditionModel and AutoencoderKL by rule.
-`convert_text_encoder_2` turns transformers' CLIPTextModelWithProjection into OpenCLIP's text tower, which the published
-file holds: as second encoder of a base model, as only one of a refiner.
+`convert_openclip` and `convert_text_encoder_2` turn transformers' CLIPTextModel and CLIPTextModelWithProjection into
+OpenCLIP's text tower, which the published file holds: the latter as second encoder of an SDXL base model, as only one
+of a refiner.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from gm.config.model import UNetConfig, VAEConfig
 KeyMapping = Callable[[str], str]
 _Rule = tuple[str, str | Callable[[re.Match], str]]  # pattern, replacement
 
-TEXT_ENCODER_2_PREFIXES = {"base": "conditioner.embedders.1.model.", "refiner": "conditioner.embedders.0.model."}
 # Scales CLIP's comparison of images with texts, so the folder lacks it; the published file holds ln 100.
 LOGIT_SCALE = 4.6052
 
@@ -120,9 +120,19 @@ def vae_key_mapping(config: VAEConfig) -> KeyMapping:
 
 
 def convert_text_encoder_2(tensors: dict[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
+    """Return OpenCLIP's text tower with its projection, which is transposed, as `convert_openclip` does."""
+    published = convert_openclip(tensors, prefix)
+    projection = f"{prefix}text_projection"
+    if projection in published:
+        published[projection] = transpose(published[projection])
+    published.setdefault(f"{prefix}logit_scale", in_memory(np.array(LOGIT_SCALE, np.float32)))
+    return published
+
+
+def convert_openclip(tensors: dict[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
     """Return the tensors of OpenCLIP's text tower by their published keys, which begin with `prefix`.
 
-    Query, key and value become one matrix, and the projection is transposed.
+    Query, key and value become one matrix.
     """
     rename = _compile(*_OPENCLIP_RULES)
     renamed = {rename(key): tensor for key, tensor in tensors.items()}
@@ -132,9 +142,6 @@ def convert_text_encoder_2(tensors: dict[str, LazyTensor], prefix: str) -> dict[
         parts = [f"{match[1]}.{part}_proj.{match[2]}" for part in "qkv"] if match else []
         if match and all(part in renamed for part in parts):
             published[f"{prefix}{match[1]}.in_proj_{match[2]}"] = _concatenate([renamed.pop(part) for part in parts])
-    if "text_projection" in renamed:
-        renamed["text_projection"] = transpose(renamed["text_projection"])
-    renamed.setdefault("logit_scale", in_memory(np.array(LOGIT_SCALE, np.float32)))
     return published | {prefix + key: tensor for key, tensor in renamed.items()}
 
 

@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn
 
 from gm.checkpoints import containers, networks, reader
 from gm.checkpoints.containers import TensorFile
-from gm.checkpoints.detect import detect_other_model
+from gm.checkpoints.detect import detect_other_model, model_kind
 from gm.checkpoints.key_mapping import ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
 from gm.checkpoints.misfit import Misfit
@@ -35,7 +35,7 @@ _NUMPY_DTYPES = {ms.float16: "float16", ms.float32: "float32", ms.float64: "floa
 def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
     """Raise UserError naming what `source` lacks, what is unexpected and what has another shape.
 
-    `kind` is that of the model with these `shapes`: "base" or "refiner".
+    `kind` is that of the model with these `shapes`, as `detect.model_kind` returns it.
     """
     misfit = Misfit.of(shapes, tensors)
     if not misfit:
@@ -61,11 +61,11 @@ def open_files(
     tensors = networks.without(checkpoint.tensors, without)
     for network, path in files.networks.items():
         tensors |= networks.read(network, path, shapes, config)
-    networks.check_present(tensors, files, shapes, config.kind)
+    networks.check_present(tensors, files, shapes, config)
     for name in shapes:
         if name in tensors:
             check_type(tensors[name], name, files.source(name))
-    check_tensors(shapes, tensors, files.checkpoint, config.kind)
+    check_tensors(shapes, tensors, files.checkpoint, model_kind(config))
     return TensorFile(tensors, checkpoint.metadata)
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gm.checkpoints import containers, diffusers_format, reader, variants
+from gm.checkpoints import containers, detect, diffusers_format, reader, variants
 from gm.checkpoints.containers import TensorFile
 from gm.checkpoints.detect import detect_other_model
 from gm.checkpoints.diffusers_format import Tensors
 from gm.checkpoints.key_mapping import ParameterShapes
 from gm.checkpoints.misfit import Misfit, shorten_keys
-from gm.config.model import ModelConfig
+from gm.config.model import FAMILIES, ModelConfig
 from gm.errors import UserError, did_you_mean
 
 log = logging.getLogger("gm")
@@ -56,7 +56,8 @@ NETWORKS = {
         ("loss.", "model_ema."),  # the discriminator and the averages of a training
     ),
 }
-_TEXT_ENCODERS = "conditioner."
+# Published VAEs; Stable Diffusion 1 and 2 have the same latents.
+_VAES = {"sdxl": "sdxl_vae.safetensors"} | dict.fromkeys(("sd1", "sd2"), "vae-ft-mse-840000-ema-pruned.safetensors")
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,7 @@ def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelC
     path = Path(path)
     file = _read(network, path)
     reader.check_network(network, path, file, config)
-    if any(key.startswith("cond_stage_model.") for key in file.tensors):
-        raise UserError(
-            f"--{network} {path} is Stable Diffusion 1 or 2, whose {kind.title} is another; give that of an SDXL model"
-        )
+    _check_family(network, path, file, config)
     tensors = _without_prefix(kind, file.tensors)
     unused = [key for key in tensors if key.startswith(kind.unused)] if kind.unused else []
     if unused:
@@ -118,14 +116,14 @@ def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelC
     found, left_out = variants.to_published_layout(kind.convert(tensors, config), own_shapes)
     if left_out:
         log.info("%s: not used: %s", path, "; ".join(left_out))
-    _check(network, path, own_shapes, found, config.kind)
+    _check(network, path, own_shapes, found, detect.model_kind(config))
     return found
 
 
-def check_present(tensors: Tensors, files: WeightFiles, shapes: ParameterShapes, kind: str) -> None:
+def check_present(tensors: Tensors, files: WeightFiles, shapes: ParameterShapes, config: ModelConfig) -> None:
     """Raise UserError if the checkpoint is one network alone, or lacks a whole one: the option that gives it is named.
 
-    Other models than SDXL are left to `loading.check_tensors`.
+    Models of another kind than that of `config` are left to `loading.check_tensors`.
     """
     for name, network in NETWORKS.items():
         if any(key.startswith(network.essential) for key in tensors):
@@ -133,17 +131,21 @@ def check_present(tensors: Tensors, files: WeightFiles, shapes: ParameterShapes,
                 f"{files.checkpoint} is a {network.title} alone: give it with --{name}, and a whole checkpoint of the "
                 "model in its place"
             )
-    if detect_other_model(tensors, kind):
+    if detect_other_model(tensors, detect.model_kind(config)):
         return
     # A constant may stand in for logit_scale, which says nothing of the encoders.
     keys = [key for key in tensors if not key.endswith(".logit_scale")]
-    present = {prefix: any(key.startswith(prefix) for key in keys) for prefix in _prefixes(shapes)}
+    text_encoders = config.traits.text_encoder_prefix.partition(".")[0] + "."
+    known = [*(network.prefix for network in NETWORKS.values()), text_encoders]
+    prefixes = [prefix for prefix in known if any(name.startswith(prefix) for name in shapes)]
+    present = {prefix: any(key.startswith(prefix) for key in keys) for prefix in prefixes}
     if not any(present.values()):
         return
     for name, network in NETWORKS.items():
         if not present.get(network.prefix, True):
-            raise UserError(f"{files.checkpoint} has no {network.title}; give one with --{name}{_example(name)}")
-    if not present[_TEXT_ENCODERS]:
+            example = f", such as {_VAES[config.family]}" if name == "vae" else ""
+            raise UserError(f"{files.checkpoint} has no {network.title}; give one with --{name}{example}")
+    if not present[text_encoders]:
         flags = " and ".join(f"--{name}" for name, network in NETWORKS.items() if name not in files.networks)
         raise UserError(
             f"{files.checkpoint} has no text encoders: give it with {flags or 'the option of its network'}, and a "
@@ -151,13 +153,21 @@ def check_present(tensors: Tensors, files: WeightFiles, shapes: ParameterShapes,
         )
 
 
-def _prefixes(shapes: ParameterShapes) -> list[str]:
-    known = [*(network.prefix for network in NETWORKS.values()), _TEXT_ENCODERS]
-    return [prefix for prefix in known if any(name.startswith(prefix) for name in shapes)]
-
-
-def _example(name: str) -> str:
-    return ", such as sdxl_vae.safetensors" if name == "vae" else ""
+def _check_family(network: str, path: Path, file: TensorFile, config: ModelConfig) -> None:
+    """Raise UserError if a whole checkpoint is of a family whose network is another than that of `config`."""
+    kind = detect.family_of_text_encoder({key: tensor.shape for key, tensor in file.tensors.items()})
+    family = {"base": "sdxl", "refiner": "sdxl"}.get(kind, kind)
+    if config.family == "sdxl" and any(key.startswith("cond_stage_model.") for key in file.tensors):
+        raise UserError(
+            f"--{network} {path} is Stable Diffusion 1 or 2, whose {NETWORKS[network].title} is another; give that of "
+            "an SDXL model"
+        )
+    if not family or family == config.family or (network == "vae" and _VAES[family] == _VAES[config.family]):
+        return
+    title, wanted = FAMILIES[family].title, config.traits.title
+    raise UserError(
+        f"--{network} {path} is {title}, whose {NETWORKS[network].title} is another; give that of a model of {wanted}"
+    )
 
 
 def _read(network: str, path: Path) -> TensorFile:

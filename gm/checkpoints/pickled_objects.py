@@ -1,7 +1,8 @@
 """Objects that a pickle of PyTorch may name: recorded, never called.
 
-`find_global` refuses every name but a short list; `rebuild` returns what PyTorch or NumPy would make of its arguments.
-Facts are from torch/_utils.py, torch/_tensor.py and numpy/core/src/multiarray/{scalartypes,descriptor}.c.
+`find_global` knows the names on a short list; `rebuild` returns what PyTorch or NumPy would make of its arguments. Any
+other name is refused, or stands for an `Unknown`, of which nothing is kept. Facts are from torch/_utils.py,
+torch/_tensor.py and numpy/core/src/multiarray/{scalartypes,descriptor}.c.
 """
 
 from __future__ import annotations
@@ -83,6 +84,13 @@ class Global:
     name: str
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """Class or function that is not on the list, or an object made by it: `name` says which."""
+
+    name: str
+
+
 @dataclass
 class Dtype:
     """NumPy's type of a scalar: its name without byte order, as in "i8"."""
@@ -95,15 +103,23 @@ class Module(dict):
     """Object whose state are the items of the dict."""
 
 
-def find_global(module: Any, attribute: Any) -> Global:
+def find_global(module: Any, attribute: Any, skip_unknown: bool = False) -> Global | Unknown:
+    """Return the global of this name; UnsafePickleError for one that is not on the list, unless those are skipped."""
     name = f"{module}.{attribute}"
-    if name not in _ALLOWED_GLOBALS:
-        raise UnsafePickleError(name)
-    return Global(name)
+    if name in _ALLOWED_GLOBALS:
+        return Global(name)
+    if skip_unknown:
+        return Unknown(shorten(name, 100))
+    raise UnsafePickleError(name)
 
 
 def rebuild(function: Any, arguments: Any) -> Any:
-    """Return what calling `function`, a global, would return."""
+    """Return what calling `function`, a global, would return; an Unknown for what is made by or of one."""
+    if isinstance(function, Unknown):
+        return function
+    unknown = [each for each in arguments if isinstance(each, Unknown)] if isinstance(arguments, tuple) else []
+    if unknown:
+        return unknown[0]
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
         raise DamagedFileError("a call of something that is not a function")
     match function.name:
@@ -167,14 +183,16 @@ def _scalar(dtype: Any, content: Any) -> int | float | bool | str:
     return value
 
 
-def persistent_load(identifier: Any) -> Storage | Global:
+def persistent_load(identifier: Any) -> Storage | Global | Unknown:
     """Return the storage that a persistent id describes: ("storage", type, key, device, number of values).
 
     Files before PyTorch 1.6 also name a module's class so, with its source: ("module", class, file, source).
     """
     match identifier:
-        case ("module", Global() as class_, _, _):
+        case ("module", Global() | Unknown() as class_, _, _):
             return class_
+        case ("storage", Unknown() as type_, *_):  # of complex numbers, or quantized
+            return type_
         case ("storage", Global() as type_, str() as key, _, int() as count, *_) if count >= 0:
             return Storage(key, STORAGE_DTYPES[type_.name.removeprefix("torch.")], count)
     raise DamagedFileError("a storage without name and size")

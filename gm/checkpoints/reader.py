@@ -9,6 +9,7 @@ from pathlib import Path
 from gm.checkpoints import (
     accepted_values,
     containers,
+    detect,
     diffusers_configs,
     diffusers_format,
     single_file_statements,
@@ -41,7 +42,8 @@ def read(path: Path, shapes: ParameterShapes, config: ModelConfig, without: Coll
         log.info("%s: not used: %s", path, "; ".join(left_out))
     networks = {key: _network(single_file_statements.METADATA_NAMES.get(key, key)) for key in file.metadata}
     metadata = {key: value for key, value in file.metadata.items() if networks[key] not in without}
-    return TensorFile(tensors, statements.carried_metadata(entries, metadata))
+    carried = statements.carried_metadata(entries, metadata)
+    return TensorFile(tensors, statements.configured_metadata(config) | carried)
 
 
 def check_network(network: str, path: Path, file: TensorFile, config: ModelConfig) -> None:
@@ -74,7 +76,9 @@ def _network(name: str) -> str:
 def _read(path: Path, config: ModelConfig, without: Collection[str]) -> TensorFile:
     if path.is_dir():
         return TensorFile(diffusers_format.read(path, config, without), {})
-    return containers.read_weights(path)
+    file = containers.read_weights(path)
+    detect.check_family(detect.detect_family({key: tensor.shape for key, tensor in file.tensors.items()}), config, path)
+    return file
 
 
 def _read_statements(path: Path, file: TensorFile, config: ModelConfig) -> list[Statement]:

@@ -2,7 +2,8 @@
 
 A pickle is a program for a stack machine that can call any function of Python by its name. This machine knows the
 opcodes of plain values and a short list of globals, none of which it calls: it records the tensors that PyTorch would
-rebuild, and refuses every other name. Facts are from Lib/pickletools.py.
+rebuild. Every other name is refused, or recorded as an `Unknown` whose arguments and state are dropped. Facts are from
+Lib/pickletools.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gm.checkpoints.pickled_objects import (
     Module,
     Storage,
     TensorRecord,
+    Unknown,
     UnsafePickleError,
     byte_order,
     find_global,
@@ -27,7 +29,7 @@ from gm.checkpoints.pickled_objects import (
 )
 from gm.errors import DamagedFileError
 
-__all__ = ["MAX_OPCODES", "STORAGE_DTYPES", "Storage", "TensorRecord", "UnsafePickleError", "load"]
+__all__ = ["MAX_OPCODES", "STORAGE_DTYPES", "Storage", "TensorRecord", "Unknown", "UnsafePickleError", "load"]
 
 MAX_OPCODES = 20_000  # an embedding file has some hundreds
 _CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -45,20 +47,29 @@ _TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _LITERALS = _NUMBERS | _BYTES | _TEXTS
 
 
-def load(stream: IO[bytes], max_opcodes: int = MAX_OPCODES) -> Any:
+def load(
+    stream: IO[bytes],
+    max_opcodes: int = MAX_OPCODES,
+    skip_unknown: bool = False,
+    storages: dict[str, Storage] | None = None,
+) -> Any:
     """Return the value of the pickle at the stream's position, with tensors as TensorRecords, and read to its end.
 
+    With `skip_unknown` an object of another class is an `Unknown`, and an item of a dict with such a key is left out.
+    All storages, also those of tensors that are left out, are added to `storages` by key.
     Raises UnsafePickleError, DamagedFileError, or whatever the standard library raises for bytes that are not a pickle.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickletools warns about damaged texts
-        return _Machine().run(stream, max_opcodes)
+        return _Machine(skip_unknown, {} if storages is None else storages).run(stream, max_opcodes)
 
 
 @dataclass
 class _Machine:
     """Stack machine of a pickle: its stack, the positions of marks, and the memo."""
 
+    skip_unknown: bool
+    storages: dict[str, Storage]
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
@@ -126,12 +137,15 @@ class _Machine:
         stack = self.stack
         match name:
             case "GLOBAL":
-                stack.append(find_global(*argument.split(" ", 1)))
+                module, _, attribute = argument.partition(" ")
+                stack.append(find_global(module, attribute, self.skip_unknown))
             case "STACK_GLOBAL":
                 attribute = stack.pop()
-                stack.append(find_global(stack.pop(), attribute))
+                stack.append(find_global(stack.pop(), attribute, self.skip_unknown))
             case "BINPERSID":
                 stack.append(persistent_load(stack.pop()))
+                if isinstance(stack[-1], Storage):
+                    self.storages[stack[-1].key] = stack[-1]
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
                 stack.append(rebuild(stack.pop(), arguments))
@@ -152,15 +166,21 @@ class _Machine:
         return items
 
     def extend_list(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], Unknown):
+            return
         if not isinstance(self.stack[-1], list):
             raise DamagedFileError("a list is missing")
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         """Put alternating keys and values into the dict on top of the stack."""
+        if isinstance(self.stack[-1], Unknown):
+            return
         if not isinstance(self.stack[-1], dict) or len(items) % 2:
             raise DamagedFileError("a dict is missing")
         for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(key, Unknown):  # Lightning's callbacks are in a dict by class
+                continue
             if not isinstance(key, str | int | bytes):  # hashing nested tuples takes exponential time
                 raise DamagedFileError("a key that is neither a string nor a number")
             self.stack[-1][key] = value

@@ -8,6 +8,7 @@ beside a checkpoint by which AUTOMATIC1111 chooses the model's class.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from gm.checkpoints import detect
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.statements import (
     CARRIED,
@@ -27,7 +29,7 @@ from gm.checkpoints.statements import (
     ZERO_TERMINAL_SNR,
     Statement,
 )
-from gm.config.model import ModelConfig
+from gm.config.model import ModelConfig, ScheduleConfig
 from gm.diffusion.schedule import training_sigmas
 
 _EDM = "EDM (as Playground 2.5)"
@@ -59,7 +61,14 @@ _USES = {
     "modelspec.timestep_range": ("0,999", "0,1000"),
     "modelspec.encoder_layer": ("1", "2", "-2"),
 }
-_ARCHITECTURES = {"base": "stable-diffusion-xl-v1-base", "refiner": "stable-diffusion-xl-v1-refiner"}
+_ARCHITECTURES = {
+    "base": ("stable-diffusion-xl-v1-base",),
+    "refiner": ("stable-diffusion-xl-v1-refiner",),
+    "sd1": ("stable-diffusion-v1",),
+    "sd2": ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
+}
+# Architectures that say what the network predicts, as kohya writes them (library/sai_model_spec.py).
+_PREDICTIONS_OF = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
 # sgm's classes of `denoiser_config.params.scaling_config.target`, by the end of their names.
 _SCALINGS = {
     "EpsScaling": "epsilon",
@@ -75,7 +84,7 @@ def read(
 ) -> list[Statement]:
     """Return what the file at `path`, with these `tensors` and `metadata`, says of its model."""
     return [
-        *_read_metadata(metadata, config.kind),
+        *_read_metadata(metadata, detect.model_kind(config)),
         *_read_markers(tensors),
         *_read_schedule(tensors, config),
         *_read_yaml(path.with_suffix(".yaml")),
@@ -97,7 +106,10 @@ def _read_metadata(metadata: Mapping[str, str], kind: str) -> Iterator[Statement
         if metadata.get(key, "") not in ("", "None", *usual):
             yield Statement(key, metadata[key], "the metadata")
     architecture = metadata.get("modelspec.architecture", "")
-    if architecture not in ("", "None", _ARCHITECTURES[kind]):
+    if architecture in _PREDICTIONS_OF:
+        place = "the metadata modelspec.architecture"
+        yield Statement(PREDICTION_TYPE, _PREDICTIONS_OF[architecture], place)
+    if architecture not in ("", "None", *_ARCHITECTURES[kind]):
         yield Statement("modelspec.architecture", architecture, "the metadata")
 
 
@@ -127,13 +139,22 @@ def _read_schedule(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> It
             alphas = np.sort(np.cumprod(1 - values))
         else:
             alphas = values if key == "alphas_cumprod" else np.sort(1 / (1 + values**2))
-        expected = np.sort(1 / (1 + training_sigmas(config.schedule) ** 2))
-        if alphas.shape == expected.shape and np.allclose(alphas, expected, rtol=0.01, atol=1e-3):
-            continue  # the tolerance is that of bfloat16
-        if alphas[0] < 1e-4:
+        if _is_schedule(alphas, config.schedule):
+            continue
+        has_zero_snr = config.schedule.rescale_betas_zero_snr
+        if has_zero_snr and _is_schedule(alphas, dataclasses.replace(config.schedule, rescale_betas_zero_snr=False)):
+            yield Statement(ZERO_TERMINAL_SNR, False, f"the tensor {key}")
+        elif alphas[0] < 1e-4 and not has_zero_snr:
             yield Statement(ZERO_TERMINAL_SNR, True, f"the tensor {key}")
         else:
             yield Statement(TRAINED_BETAS, "of its own", f"the tensor {key}")
+
+
+def _is_schedule(alphas_cumprod: np.ndarray, schedule: ScheduleConfig) -> bool:
+    """Whether ᾱ, rising, is that of `schedule`, to the precision of bfloat16."""
+    expected = np.sort(1 / (1 + training_sigmas(schedule) ** 2))
+    is_as_long = alphas_cumprod.shape == expected.shape
+    return is_as_long and np.allclose(alphas_cumprod, expected, rtol=0.01, atol=1e-3)
 
 
 def _read_yaml(path: Path) -> Iterator[Statement]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gm.config.model import PREDICTIONS, ModelConfig
 from gm.errors import UserError, shorten
 
 log = logging.getLogger("gm")
@@ -35,19 +36,22 @@ PREDICTION_TYPES = {
     **dict.fromkeys(("sample", "x0", "x"), "sample"),
 }
 _MAX_SHOWN = 4  # in a message
-_USE_EPSILON = "such models are not supported yet; use one that predicts epsilon, the noise"
-_USE_BASE = "use the SDXL base model or one of the same architecture"
+_USE_OTHER = "such models are not supported; use one that predicts epsilon, the noise, or v_prediction, the velocity"
+_USE_SAME = "use a model of the architecture that the config describes"
 _WAYS_OUT = {
-    PREDICTION_TYPE: _USE_EPSILON,
-    ZERO_TERMINAL_SNR: "zero terminal SNR is not supported yet; use a model with SDXL's noise schedule",
-    TRAINED_BETAS: "use a model with SDXL's noise schedule",
-    "scheduler._class_name": _USE_EPSILON,
-    "unet.in_channels": "inpainting models have 9 input channels, instruct-pix2pix models 8; use the SDXL base model",
+    TRAINED_BETAS: "use a model with Stable Diffusion's noise schedule",
+    "scheduler._class_name": _USE_OTHER,
+    "unet.in_channels": "inpainting models have 9 input channels, instruct-pix2pix models 8, upscalers 7, "
+    "depth-to-image models 5; use a text-to-image model",
+    "unet.class_embed_type": "unCLIP models are conditioned on an image; use a text-to-image model",
+    "unet.num_class_embeds": "upscalers have noise levels as classes; use a text-to-image model",
     "unet.time_cond_proj_dim": "an LCM that embeds the guidance scale is not supported; use its LCM-free base model",
     "unet.quantization_config": "quantized models are not supported; use a float16 file",
 }
 # Where the config's model section has the same value: it can describe such a model.
 _CONFIG_FIELDS = {
+    PREDICTION_TYPE: "model.schedule.prediction",
+    ZERO_TERMINAL_SNR: "model.schedule.rescale_betas_zero_snr",
     SCALING_FACTOR: "model.vae.scale_factor",
     "scheduler.num_train_timesteps": "model.schedule.timesteps",
     "scheduler.beta_start": "model.schedule.beta_start",
@@ -56,7 +60,7 @@ _CONFIG_FIELDS = {
 # Hashes of the tensors, which are others in the converted file, and the safetensors library's own entry.
 _STALE_METADATA = ("format", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 # Statements that go into the metadata of a converted file under their own names, and are read there again.
-CARRIED = (ZERO_TERMINAL_SNR, *_CONFIG_FIELDS)
+CARRIED = tuple(name for name in _CONFIG_FIELDS if name != PREDICTION_TYPE)
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,16 @@ def check(statements: Iterable[Statement], accepted: Mapping[str, Accepted], sou
         raise UserError(
             f"{source} is another kind of model than the config describes: {described}; {_way_out(wrong[0])}"
         )
+    names = {s.name for s in statements}
+    if PREDICTION_TYPE in names and ZERO_TERMINAL_SNR not in names and accepted.get(ZERO_TERMINAL_SNR) == (True,):
+        log.warning("%s says nothing of zero terminal SNR, which the config has", source)
     unused = [s for s in statements if s.name not in accepted]
     if unused:
         log.info("%s: not used: %s", source, _describe(unused))
 
 
 def prediction_type(statements: Iterable[Statement]) -> str:
-    """Return what the network predicts, by diffusers' name; a checkpoint that does not say so predicts epsilon.
-
-    `check` accepts epsilon alone so far. This is the place from which a model that predicts something else gets its
-    prediction type, when loaded and when converted.
-    """
+    """Return what the network predicts, by diffusers' name; a checkpoint that does not say so predicts epsilon."""
     return next((str(s.value) for s in statements if s.name == PREDICTION_TYPE), "epsilon")
 
 
@@ -111,6 +114,20 @@ def carried_metadata(statements: Iterable[Statement], metadata: Mapping[str, str
         prediction = prediction_type(statements)
         carried.setdefault("modelspec.prediction_type", {"v_prediction": "v"}.get(prediction, prediction))
     return carried
+
+
+def configured_metadata(config: ModelConfig) -> dict[str, str]:
+    """Return the metadata of a converted file about what no tensor shows, where a reader would guess otherwise.
+
+    A file without a prediction type predicts epsilon, but for Stable Diffusion 2, of which both kinds are published.
+    """
+    schedule = config.schedule
+    metadata = {}
+    if schedule.prediction == "v_prediction" or config.family == "sd2":
+        metadata["modelspec.prediction_type"] = {"v_prediction": "v"}.get(schedule.prediction, schedule.prediction)
+    if schedule.rescale_betas_zero_snr:
+        metadata[ZERO_TERMINAL_SNR] = json.dumps(True)
+    return metadata
 
 
 def _describe(statements: Sequence[Statement], comment: Callable[[Statement], str] = lambda _: "") -> str:
@@ -146,9 +163,16 @@ def _instead_of(accepted: Accepted) -> str:
 
 
 def _way_out(statement: Statement) -> str:
+    if statement.name == PREDICTION_TYPE and statement.value not in PREDICTIONS:
+        return _USE_OTHER
     if statement.name in _CONFIG_FIELDS:
-        return f"if that is right, give a --config with {_CONFIG_FIELDS[statement.name]} {_quote(statement.value)}"
-    return _WAYS_OUT.get(statement.name, _USE_BASE)
+        field = f"{_CONFIG_FIELDS[statement.name]} {_quote(statement.value)}"
+        if statement.name == ZERO_TERMINAL_SNR and statement.value is True:
+            field += f" and {_CONFIG_FIELDS[PREDICTION_TYPE]} v_prediction"
+        if statement.name in (PREDICTION_TYPE, ZERO_TERMINAL_SNR):
+            return f"if that is right, leave out --config, or give one with {field}"
+        return f"if that is right, give a --config with {field}"
+    return _WAYS_OUT.get(statement.name, _USE_SAME)
 
 
 def _quote(value: Any) -> str:

@@ -11,6 +11,7 @@ keys of the storages), then for each key the number of values, 8 bytes, and the 
 from __future__ import annotations
 
 import io
+import logging
 import mmap
 import struct
 import zipfile
@@ -23,9 +24,11 @@ import numpy as np
 
 from gm.checkpoints import narrow_floats, safe_unpickler
 from gm.checkpoints.lazy_tensor import LazyTensor
-from gm.checkpoints.safe_unpickler import STORAGE_DTYPES, Storage, TensorRecord, UnsafePickleError
+from gm.checkpoints.safe_unpickler import STORAGE_DTYPES, Storage, TensorRecord, Unknown, UnsafePickleError
 from gm.errors import DamagedFileError, UserError, shorten
 from gm.runtime import atomic_io
+
+log = logging.getLogger("gm")
 
 _MAX_FILE_SIZE = 256 * 1024 * 1024  # bytes of a file that may still be an embedding
 _MAX_PICKLE_SIZE = 64 * 1024 * 1024  # bytes of the description of a model's tensors; SDXL's has 0.4 MB
@@ -67,7 +70,9 @@ def read(path: str | Path) -> Any:
 def read_weights(path: str | Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Return the tensors of a model's PyTorch file, each read on access, and the strings and numbers beside them.
 
-    A `state_dict` in it stands for the whole, as in the files of PyTorch Lightning. Raises UserError as `read` does.
+    A `state_dict` in it stands for the whole, as in the files of PyTorch Lightning, whose callbacks and optimizer
+    states may be objects of any class: what else the file holds is left out and named in one line. Raises UserError as
+    `read` does; of such objects only for those in the `state_dict`.
     """
     path = Path(path)
     with _errors_of(path, "model"):
@@ -75,13 +80,22 @@ def read_weights(path: str | Path) -> tuple[dict[str, LazyTensor], dict[str, str
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if data[:2] == b"PK":
-            tree = _read_zip(path, zipfile.ZipFile(path), size, _MAX_OPCODES)
+            tree = _read_zip(path, zipfile.ZipFile(path), size, _MAX_OPCODES, skip_unknown=True)
         else:
-            tree = _read_legacy(path, data, _MAX_OPCODES)
+            tree = _read_legacy(path, data, _MAX_OPCODES, skip_unknown=True)
+        if isinstance(tree, Unknown):  # a whole module, as `torch.save(model)` writes
+            raise UnsafePickleError(tree.name)
         if not isinstance(tree, dict):
             raise DamagedFileError("it holds no dict of tensors")
         beside = {str(key): str(value) for key, value in tree.items() if isinstance(value, str | int | float)}
-        tree = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
+        if isinstance(tree.get("state_dict"), dict):
+            rest = [str(key) for key in tree if key != "state_dict" and str(key) not in beside]
+            if rest:
+                log.info("%s: not used: %s beside the weights", path, ", ".join(rest))
+            tree = tree["state_dict"]
+        for value in tree.values():
+            if isinstance(value, Unknown):
+                raise UnsafePickleError(value.name)
         return {str(key): value for key, value in tree.items() if isinstance(value, LazyTensor)}, beside
 
 
@@ -114,7 +128,7 @@ def write(path: str | Path, tree: Any) -> None:
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # a constant date: equal trees, equal bytes
 
 
-def _read_zip(path: Path, archive: zipfile.ZipFile, size: int, max_opcodes: int) -> Any:
+def _read_zip(path: Path, archive: zipfile.ZipFile, size: int, max_opcodes: int, skip_unknown: bool = False) -> Any:
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise DamagedFileError("there is no data.pkl in it, or several")
@@ -131,19 +145,18 @@ def _read_zip(path: Path, archive: zipfile.ZipFile, size: int, max_opcodes: int)
         raise UserError(f"{path} was written on a machine of another byte order; save it again on a usual one")
     if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE_SIZE:
         raise DamagedFileError(f"{pickles[0]} is larger than any model needs")
-    tree = safe_unpickler.load(io.BytesIO(read_entry(pickles[0])), max_opcodes)
+    tree = safe_unpickler.load(io.BytesIO(read_entry(pickles[0])), max_opcodes, skip_unknown)
     return _to_lazy_tensors(tree, path, lambda storage: read_entry(f"{folder}data/{storage.key}"))
 
 
-def _read_legacy(path: Path, data: bytes | mmap.mmap, max_opcodes: int) -> Any:
+def _read_legacy(path: Path, data: bytes | mmap.mmap, max_opcodes: int, skip_unknown: bool = False) -> Any:
     stream = io.BytesIO(data) if isinstance(data, bytes) else cast(IO[bytes], data)
     if safe_unpickler.load(stream, max_opcodes) != _LEGACY_MAGIC:
         raise DamagedFileError("it does not begin as PyTorch's files do")
-    _, system, tree, keys = (safe_unpickler.load(stream, max_opcodes) for _ in range(4))
+    storages: dict[str, Storage] = {}
+    _, system, tree, keys = (safe_unpickler.load(stream, max_opcodes, skip_unknown, storages) for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
         raise DamagedFileError("it was written on a machine of another byte order")
-    storages: dict[str, Storage] = {}
-    _map_tensors(tree, lambda record: storages.update({record.storage.key: record.storage}))
     slices = {}
     position = stream.tell()
     for key in keys:
@@ -179,7 +192,7 @@ def _map_tensors(tree: Any, function: Callable[[TensorRecord], Any]) -> Any:
             return {key: apply(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [apply(item) for item in value]
-        return value if isinstance(value, str | int | float | bool) else None
+        return value if isinstance(value, str | int | float | bool | Unknown) else None
 
     return apply(tree)
 

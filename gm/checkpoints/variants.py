@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from gm.checkpoints import ldm_layout
 from gm.checkpoints.diffusers_key_mapping import LOGIT_SCALE, transpose
 from gm.checkpoints.key_mapping import IGNORED_SUFFIXES, ParameterShapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory, reshaped
@@ -57,9 +58,12 @@ def to_published_layout(tensors: Tensors, shapes: ParameterShapes) -> tuple[Tens
     names = {published_name(name): name for name in shapes}
     tensors = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
     tensors = {_published_attention(key): tensor for key, tensor in tensors.items()}
+    tensors = ldm_layout.rename_text_encoder(ldm_layout.rename_mindone_unet(tensors), shapes)
     # A file with MindSpore's names passes through: where they differ from published keys, they are not among these.
     tensors = {names.get(key, key): tensor for key, tensor in tensors.items() if not key.endswith(IGNORED_SUFFIXES)}
     tensors, notes = _without_averages(tensors, shapes)
+    tensors, unused = ldm_layout.split_unused(tensors, shapes)
+    notes += [_describe(description, keys) for description, keys in unused.items()]
     for description, pattern in _NOT_USED.items():
         left_out = [key for key in tensors if key not in shapes and pattern.fullmatch(key)]
         if left_out and description:

@@ -61,8 +61,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
-    def add_config(self, default: str = DEFAULT_CONFIG, meaning: str = "YAML file of options") -> None:
+    def add_config(self, default: str = DEFAULT_CONFIG, meaning: str = "") -> None:
         """Add the flag --config. A shipped config is found from any folder."""
+        meaning = meaning or "YAML file of options"
         self.add_argument("--config", type=paths.find_shipped, default=default, help=f"{meaning} (default: {default})")
 
     def add_path(self, flag: str, meaning: str, **options: Any) -> None:
@@ -113,12 +114,14 @@ def parse(
     sections: Sequence[str],
     arguments: Sequence[str] | None = None,
     parameters_from: Callable[[str], dict[str, dict[str, Any]]] | None = None,
+    config_for: Callable[[str], tuple[str, dict[str, Any]]] | None = None,
 ) -> Config:
     """Return the config for the command-line `arguments` (default: those of the process).
 
     `sections` names the sections of `Config` whose fields become flags. `parameters_from` adds the flag of that name
     and reads the generation parameters of the image given there; they override the YAML file and are overridden by
-    the other flags. Raises UserError for an unknown flag (with the nearest known one) and as `config.load` does.
+    the other flags. Without --config, `config_for` returns the YAML file for the model in `weight`, and sections that
+    override it. Raises UserError for an unknown flag (with the nearest known one) and as `config.load` does.
     """
     parser = Parser(description)
     if parameters_from:
@@ -128,7 +131,8 @@ def parse(
             type=paths.expand,
             help="image whose generation parameters to use; the other flags override them",
         )
-    parser.add_config()
+    parser.add_config(meaning="YAML file of options; without it, that of the family of --weight" if config_for else "")
+    parser.set_defaults(config=None)
     section_of: dict[str, str] = {}
     for section in sections:
         _add_flags(parser, section, section_of)
@@ -146,7 +150,11 @@ def parse(
         )
     for name, value in values.items():
         overrides.setdefault(section_of[name], {})[name] = value
-    config = configuration.load(path, overrides)
+    weight = overrides.get("run", {}).get("weight")
+    if path is None and weight and config_for:
+        path, sections_of_model = config_for(weight)
+        overrides = {**sections_of_model, **overrides}
+    config = configuration.load(path or DEFAULT_CONFIG, overrides)
     for interval, switch in _SWITCHES.items():
         # Only of flags: a YAML file may hold an interval in case that the switch is on.
         if interval in values and not getattr(config.training, switch):

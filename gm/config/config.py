@@ -53,7 +53,9 @@ class RunConfig(Section):
         "", "memory of the Ascend card that this process may use, such as 30GB; default: all that is free"
     )
     weight: str = option(
-        "checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors", path="shipped"
+        "checkpoints/sd_xl_base_1.0_ms.ckpt",
+        "weights of the model: .ckpt, .safetensors or a diffusers folder",
+        path="shipped",
     )
     vae: str = option(
         "",
@@ -96,6 +98,9 @@ class SamplingConfig(Section):
     sigma_max: float = option(14.61, "highest noise level of the schedule edm", minimum=1e-3)
     rho: float = option(3.0, "spacing of the schedule edm; higher puts more steps at low noise", minimum=0.1)
     eta: float = option(1.0, "share of noise that ancestral and SDE samplers add; 0 is none", minimum=0.0)
+    ddim_eta: float = option(
+        0.0, "share of DDPM's noise that the sampler ddim adds; 0 is none", minimum=0.0, maximum=1.0
+    )
     s_noise: float = option(1.0, "scale of all noise that a sampler adds", minimum=0.0)
     s_churn: float = option(0.0, "noise that euler and heun add, over all steps; 0 is none", minimum=0.0)
     s_tmin: float = option(0.0, "lowest noise level at which s_churn adds noise", minimum=0.0)

@@ -164,3 +164,9 @@ class LossConfig:
     negative_guidance: float = option(
         3.0, "guidance scale at which a negative concept is trained together with the others", minimum=1.0
     )
+    scale_v_pred_loss_like_noise_pred: bool = option(
+        False, "weight the loss of v by SNR / (SNR + 1), as much as the noise that it implies; for v_prediction"
+    )
+    debiased_estimation_loss: bool = option(
+        False, "debiased weights of the timesteps: 1 / SNR^0.5, for v_prediction 1 / (SNR + 1)"
+    )

@@ -26,6 +26,7 @@ class _GuidedUNet(nn.Cell):
         self.unet = model.unet
         self.with_guidance = guider != "none"
         self.with_rescaling = guider == "rescaled"
+        self.prediction = model.config.schedule.prediction
 
     def construct(
         self,
@@ -41,13 +42,13 @@ class _GuidedUNet(nn.Cell):
         if self.with_guidance:
             model_input = ops.concat((model_input, model_input), axis=0)
         timesteps = timestep.broadcast_to((model_input.shape[0],))
-        epsilon = self.unet.forward(model_input, timesteps, context_kv, y)
+        output = self.unet.forward(model_input, timesteps, context_kv, y)
         if self.with_guidance:
-            unconditional, conditional = ops.chunk(epsilon, 2, axis=0)
-            epsilon = guidance.classifier_free_guidance(unconditional, conditional, guidance_scale)
+            unconditional, conditional = ops.chunk(output, 2, axis=0)
+            output = guidance.classifier_free_guidance(unconditional, conditional, guidance_scale)
             if self.with_rescaling:
-                epsilon = guidance.rescale_guidance(epsilon, conditional, guidance_rescale)
-        return denoiser.predict_denoised(x, epsilon, sigma)
+                output = guidance.rescale_guidance(output, conditional, guidance_rescale)
+        return denoiser.predict_denoised(x, output, sigma, self.prediction)
 
 
 class _ContextProjection(nn.Cell):
@@ -123,6 +124,16 @@ class CFGDenoiser:
             denoised = denoised * self._mask + self._protected
         self.denoised = denoised
         return denoised
+
+    def without_noise(self, x: Tensor, sigma: float) -> Tensor:
+        """Return the latents to decode, of `x` at the noise level `sigma` at which the sampler ended, 0 or very low.
+
+        What the mask protects is the initial latents again, as in diffusers' inpainting.
+        """
+        if sigma == 0:
+            return x
+        latents = denoiser.scale_model_input(x, sigma)
+        return latents if self._mask is None else latents * self._mask + self._protected
 
     def _conditioning_of_step(self, step: int) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """Return y and the projected context of what the prompts' schedules use in `step`; each is encoded once."""

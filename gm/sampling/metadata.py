@@ -24,8 +24,14 @@ log = logging.getLogger("gm")
 FILES = "files"  # key of the hashes of all files that went into the image
 _RUN_OPTIONS = ("weight", "vae", "unet", "pooling", "precision", "ms_mode")  # of RunConfig, those that change an image
 _UNUSED_OPTIONS = ("save_path", "num_cols", "num_rows", "preview_interval")  # of SamplingConfig, those that do not
-# AUTOMATIC1111's names of the schedules; it has none for edm.
-_SCHEDULE_TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
+# AUTOMATIC1111's names of the schedules, or of those next to them; it has none for edm.
+_SCHEDULE_TITLES = {
+    "legacy": "Uniform",
+    "karras": "Karras",
+    "edm": "EDM",
+    "leading": "DDIM",
+    "trailing": "SGM Uniform",
+}
 
 
 def generation_parameters(config: Config, grid: PromptGrid, base_model: str) -> list[dict[str, Any]]:
@@ -87,6 +93,8 @@ def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Seque
         "Size": f"{size.width}x{size.height}",
         "Model": Path(parameters["weight"]).stem,
     }
+    if parameters["model"]["schedule"]["rescale_betas_zero_snr"]:
+        fields["Noise Schedule"] = "Zero Terminal SNR"
     for name, title in (("vae", "VAE"), ("unet", "UNet")):
         if parameters.get(name):
             fields[title] = Path(parameters[name]).name

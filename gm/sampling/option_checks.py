@@ -20,7 +20,10 @@ def _sampler(config: Config) -> str:
 def _adds_noise(config: Config) -> bool:
     name = _sampler(config)
     churns = name in _CHURNING and config.sampling.s_churn > 0
-    return name == "lcm" or churns or (name in _STOCHASTIC and config.sampling.eta > 0)
+    samples_noise = (name in _STOCHASTIC and config.sampling.eta > 0) or (
+        name == "ddim" and config.sampling.ddim_eta > 0
+    )
+    return name == "lcm" or churns or samples_noise
 
 
 _RULES = (
@@ -34,6 +37,7 @@ _RULES = (
     Rule(
         "sampling", ("eta",), f"a sampler of {', '.join(_STOCHASTIC)}", lambda config: _sampler(config) in _STOCHASTIC
     ),
+    Rule("sampling", ("ddim_eta",), "--sampler ddim", lambda config: _sampler(config) == "ddim"),
     Rule("sampling", ("s_noise",), "a sampler that adds noise", _adds_noise),
     Rule("sampling", ("s_churn",), f"--sampler {' or '.join(_CHURNING)}", lambda config: _sampler(config) in _CHURNING),
     Rule("sampling", ("s_tmin", "s_tmax"), "--s_churn", lambda config: config.sampling.s_churn > 0),

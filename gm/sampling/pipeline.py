@@ -13,8 +13,8 @@ from mindspore import Tensor
 
 from gm.checkpoints import loading
 from gm.config import SamplingConfig
-from gm.diffusion import samplers, schedule
-from gm.diffusion.samplers import NoiseSampler
+from gm.diffusion import denoiser, samplers, schedule
+from gm.diffusion.sampler_steps import NoiseSampler
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import shorten
 from gm.models import sdxl
@@ -111,13 +111,14 @@ class Pipeline:
             denoise = CFGDenoiser(compiled, requests, embeddings, sampling, start + first)
             noise_sampler = self._noise_sampler(requests, sampling, first)
             steps = sampler(denoise, x, sigmas[first : last + 1], noise_sampler)
-            for x in steps:
-                yield x, denoise.denoised
+            for step, x in enumerate(steps, first + 1):
+                is_last = step == len(sigmas) - 1
+                yield denoise.without_noise(x, float(sigmas[-1])) if is_last else x, denoise.denoised
 
     def _initial_latents(self, requests: list[ImageRequest], sigma: float) -> Tensor:
         """Return the latents at noise level `sigma`: of noise alone, or of the initial latents under noise."""
         noise = np.stack([request.initial_noise(self.model.config.vae) for request in requests])
-        if requests[0].init_latents is None:
+        if requests[0].init_latents is None or sigma >= denoiser.TERMINAL_SIGMA:
             # Noise alone, with the variance of latents and noise together, 1 + σ², as the UNet knows them.
             return Tensor((noise * (sigma**2 + 1.0) ** 0.5).astype(np.float32))
         init_latents = stack([request.init_latents for request in requests])
@@ -130,7 +131,8 @@ class Pipeline:
         def sample(step: int) -> Tensor:
             return Tensor(np.stack([request.step_noise(vae, first + step) for request in requests]))
 
-        return NoiseSampler(sample, sampling.eta, sampling.s_noise, sampling.s_churn, sampling.s_tmin, sampling.s_tmax)
+        eta = sampling.ddim_eta if samplers.resolve_name(sampling.sampler) == "ddim" else sampling.eta
+        return NoiseSampler(sample, eta, sampling.s_noise, sampling.s_churn, sampling.s_tmin, sampling.s_tmax)
 
     def _stages(self, sampling: SamplingConfig, steps: int) -> list[tuple[CompiledModel, int, int]]:
         """Return (model, first step, step after the last) of each part of the `steps` to take."""

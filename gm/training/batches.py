@@ -33,7 +33,7 @@ class BatchLoader:
         self.rank = rank
         self.world = world
         self.sigmas = schedule.training_sigmas(config.model.schedule)
-        self.snr_weights = losses.min_snr_weights(self.sigmas, config.loss.min_snr_gamma)
+        self.timestep_weights = losses.timestep_weights(self.sigmas, config.loss, config.model.schedule.prediction)
         last = config.loss.max_timestep
         self.timestep_range = (config.loss.min_timestep, len(self.sigmas) if last is None else last + 1)
         self.concept_of_image = [k for k, concept in enumerate(setup.concepts) for _ in concept.images]
@@ -82,7 +82,7 @@ class BatchLoader:
         sizes = [self.latents.size_conditioning[sample.image, int(sample.flipped)] for sample in samples]
         return Batch(
             x=Tensor(np.stack([x for x, _ in noised])),
-            noise=Tensor(np.stack([noise for _, noise in noised])),
+            target=Tensor(np.stack([target for _, target in noised])),
             loss_weight=Tensor(np.stack([self._loss_weight(sample, plain) for sample in samples])),
             timesteps=Tensor(np.asarray([sample.timestep for sample in samples], np.float32)),
             sizes=Tensor(np.stack(sizes)),
@@ -98,7 +98,7 @@ class BatchLoader:
 
     def _loss_weight(self, sample: Sample, plain: bool) -> np.ndarray:
         """Return the loss weights, float32 [1, h, w]: those of mask and timestep, with `plain` of the mask alone."""
-        level = 1.0 if plain else self.snr_weights[sample.timestep]
+        level = 1.0 if plain else self.timestep_weights[sample.timestep]
         shape = (1, *self.latents.mean[sample.image].shape[2:])
         if self.latents.loss_weights is None:
             return np.full(shape, level, np.float32)
@@ -106,7 +106,7 @@ class BatchLoader:
         return (level * mask_weights).astype(np.float32).reshape(shape)
 
     def _noised_latents(self, sample: Sample, stream: str, noise_offset: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scaled UNet input and the noise in it, float32 [z, h, w]."""
+        """Return the scaled UNet input and what the UNet is to predict of it, float32 [z, h, w]."""
         seed = self.config.training.seed
         shape = self.latents.mean[sample.image].shape[1:]
         posterior = rng.normal(shape, seed, f"{stream} posterior", sample.index)
@@ -116,7 +116,8 @@ class BatchLoader:
             noise = noise + np.float32(noise_offset) * offset
         sigma = np.float32(self.sigmas[sample.timestep])
         latents = self.latents.sample(sample.image, int(sample.flipped), posterior)
-        return denoiser.scale_model_input(denoiser.add_noise(latents, noise, sigma), sigma), noise
+        target = denoiser.training_target(latents, noise, sigma, self.config.model.schedule.prediction)
+        return denoiser.training_input(latents, noise, sigma), target
 
 
 def _prompts(setup: TrainingSetup) -> tuple[list[str], list[PromptChoice]]:

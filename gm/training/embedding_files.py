@@ -26,6 +26,7 @@ def embeddings(setup: TrainingSetup, vectors: Mapping[str, np.ndarray], base_mod
     metadata = {
         "version": config.model.version,
         "base_model": base_model,
+        "prediction_type": config.model.schedule.prediction,
         "step": step,
         "seed": config.training.seed,
         "recipe": {name: options[name] for name in _SECTIONS},

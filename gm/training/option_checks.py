@@ -33,6 +33,12 @@ _RULES = (
     Rule("loss", ("huber_c",), "--loss_type huber", lambda config: config.loss.loss_type == "huber"),
     Rule(
         "loss",
+        ("scale_v_pred_loss_like_noise_pred",),
+        "a model of prediction v_prediction",
+        lambda config: config.model.schedule.prediction == "v_prediction",
+    ),
+    Rule(
+        "loss",
         ("negative_guidance",),
         "a negative concept",
         lambda config: any(concept.negative for concept in config.concepts),

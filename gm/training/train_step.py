@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """The inputs of one step: B noised images with prompts and size conditioning."""
 
     x: Tensor  # scaled UNet input, float32 [B, z, h, w]
-    noise: Tensor  # target, float32 [B, z, h, w]
+    target: Tensor  # what the UNet is to predict, noise or velocity, float32 [B, z, h, w]
     loss_weight: Tensor  # float32 [B, 1, h, w]
     timesteps: Tensor  # float32 [B]
     sizes: Tensor  # size conditioning, float32 [B, 6]
@@ -68,7 +68,7 @@ class DiffusionLoss(nn.Cell):
             self.negative_ids = tuple(Tensor(ids) for ids in negative.ids)
 
     def construct(self, vectors: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> Tensor:
-        x, noise, loss_weight, timesteps, sizes, pool_position = batch[:6]
+        x, target, loss_weight, timesteps, sizes, pool_position = batch[:6]
         ids = batch[6:]
         if self.has_negative:
             # One pass of twice the batch, the negative prompt first.
@@ -87,7 +87,7 @@ class DiffusionLoss(nn.Cell):
         if self.has_negative:
             uncond, cond = ops.chunk(prediction, 2, axis=0)
             prediction = guidance.classifier_free_guidance(uncond, cond, self.guidance_scale)
-        error = prediction - noise
+        error = prediction - target
         loss = losses.pseudo_huber(error, self.huber_c) if self.use_huber else losses.squared_error(error)
         return (loss * loss_weight).mean()
 

@@ -17,6 +17,7 @@ from gm.errors import UserError
 from tests.checkpoints.published_configs import CONFIGS, SCHEDULER, UNET
 
 BASE = ModelConfig()
+V_PREDICTION = "model.schedule.prediction v_prediction"
 REFINER_YAML = Path(__file__).resolve().parents[2] / "configs" / "sampling" / "sd_xl_refiner.yaml"
 Check = Callable[..., None]
 
@@ -61,10 +62,25 @@ def test_the_published_refiner_fits(check: Check) -> None:
 @pytest.mark.parametrize(
     ("place", "field", "value", "message"),
     [
-        ("scheduler", "prediction_type", "v_prediction", "v_prediction instead of epsilon; such models are not"),
-        ("scheduler", "prediction_type", "sample", "prediction_type sample instead of epsilon"),
+        (
+            "scheduler",
+            "prediction_type",
+            "v_prediction",
+            "v_prediction instead of epsilon; .* model.schedule.prediction v_prediction",
+        ),
+        (
+            "scheduler",
+            "prediction_type",
+            "sample",
+            "prediction_type sample instead of epsilon; such models are not supported; use one",
+        ),
         ("scheduler", "prediction_type", ["v"], "prediction_type"),
-        ("scheduler", "rescale_betas_zero_snr", True, "rescale_betas_zero_snr true instead of false; zero terminal"),
+        (
+            "scheduler",
+            "rescale_betas_zero_snr",
+            True,
+            "rescale_betas_zero_snr true instead of false; .*leave out --config",
+        ),
         ("scheduler", "beta_schedule", "linear", "beta_schedule linear instead of scaled_linear"),
         ("scheduler", "beta_end", 0.014, "beta_end 0.014 instead of 0.012; .*--config with model.schedule.beta_end"),
         ("scheduler", "num_train_timesteps", 4, "num_train_timesteps 4 instead of 1000"),
@@ -73,7 +89,7 @@ def test_the_published_refiner_fits(check: Check) -> None:
         ("scheduler", "timestep_type", "continuous", "timestep_type continuous instead of discrete"),
         ("scheduler", "use_flow_sigmas", True, "use_flow_sigmas"),
         ("scheduler", "_class_name", "EDMDPMSolverMultistepScheduler", "_class_name EDMDPMSolverMultistepScheduler"),
-        ("scheduler", "_class_name", "FlowMatchEulerDiscreteScheduler", "such models are not supported yet"),
+        ("scheduler", "_class_name", "FlowMatchEulerDiscreteScheduler", "such models are not supported; use one"),
         ("scheduler", "_class_name", 7, "_class_name 7"),
         (
             "vae",
@@ -186,7 +202,7 @@ def test_what_is_not_the_networks_own_is_named_first_and_the_rest_is_counted(che
         )
     text = str(caught.value)
     assert "describes: scheduler/scheduler_config.json says prediction_type v_prediction" in text
-    assert text.endswith(" and 2 more; such models are not supported yet; use one that predicts epsilon, the noise")
+    assert text.endswith("and 2 more; if that is right, leave out --config, or give one with " + V_PREDICTION)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "[" * 10**5])

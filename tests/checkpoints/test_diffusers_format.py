@@ -14,7 +14,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from gm.checkpoints import containers, diffusers_format, loading
-from gm.checkpoints.diffusers_key_mapping import TEXT_ENCODER_2_PREFIXES
 from gm.errors import UserError
 from tests.checkpoints.diffusers_folders import assert_published, save_diffusers_folder
 from tests.reference.case import Case
@@ -22,7 +21,7 @@ from tests.reference.networks import load as load_reference
 
 pytestmark = pytest.mark.reference
 
-PREFIX = TEXT_ENCODER_2_PREFIXES["base"]
+PREFIX = "conditioner.embedders.1.model."
 SCALE = "logit_scale"
 
 

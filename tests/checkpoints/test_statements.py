@@ -23,6 +23,7 @@ from tests.checkpoints.files import lazy
 from tests.reference.case import Case
 
 EPSILON = "instead of epsilon"
+LEAVE_OUT = "if that is right, leave out --config, or give one with model.schedule."
 EMPTY = np.zeros(0, np.float32)
 ALPHAS = 1 / (1 + training_sigmas(ScheduleConfig()) ** 2)
 
@@ -59,10 +60,16 @@ def zero_terminal_snr() -> np.ndarray:
         ({"modelspec.prediction_type": "V_prediction"}, "prediction_type v_prediction"),
         ({"modelspec.predict_key": "v"}, f"modelspec.predict_key says prediction_type v_prediction {EPSILON}"),
         ({"modelspec.prediction_type": "sample"}, f"prediction_type sample {EPSILON}"),
-        ({"modelspec.prediction_type": "flow"}, f"prediction_type flow {EPSILON}"),
+        (
+            {"modelspec.prediction_type": "flow"},
+            f"prediction_type flow {EPSILON}; such models are not supported; use one",
+        ),
         ({"prediction_type": "vpred"}, "prediction_type v_prediction"),
         ({"ss_v_parameterization": "True"}, "ss_v_parameterization says prediction_type v_prediction"),
-        ({"ss_zero_terminal_snr": "True"}, "rescale_betas_zero_snr true instead of false; zero terminal SNR is not"),
+        (
+            {"ss_zero_terminal_snr": "True"},
+            f"rescale_betas_zero_snr true instead of false; {LEAVE_OUT}rescale_betas_zero_snr true",
+        ),
         ({"v_pred": "", "ztsnr": ""}, "prediction_type v_prediction"),
         ({"vae.scaling_factor": "0.18215"}, "scaling_factor 0.18215 instead of 0.3; .*model.vae.scale_factor 0.18215"),
         ({"scheduler.beta_end": "0.02"}, r"beta_end 0.02 instead of 0.012; .*model.schedule.beta_end 0.02"),
@@ -110,7 +117,7 @@ def test_v_prediction_names_its_cause_and_the_way_out_once(open_file: Open) -> N
         open_file({"v_pred": EMPTY, "ztsnr": EMPTY}, {"modelspec.predict_key": "v"})
     text = str(caught.value)
     assert text.count(EPSILON) == 1
-    assert text.endswith("such models are not supported yet; use one that predicts epsilon, the noise")
+    assert text.endswith(f"{LEAVE_OUT}prediction v_prediction")
 
 
 @pytest.mark.parametrize(
@@ -261,3 +268,103 @@ def test_metadata_of_a_network_that_another_file_has_is_not_carried(smallest: Ca
         "modelspec.author": "Ada",
         "vae.scaling_factor": "0.3",
     }
+
+
+V = ScheduleConfig(prediction="v_prediction")
+ZERO_SNR = ScheduleConfig(prediction="v_prediction", rescale_betas_zero_snr=True)
+
+
+def model_of(case: Case, schedule: ScheduleConfig) -> ModelConfig:
+    return dataclasses.replace(case.config, schedule=schedule)
+
+
+@pytest.fixture
+def read_as(smallest: Case, tmp_path: Path) -> Open:
+    """Return a function that reads the smallest model, with tensors and metadata added, under a noise schedule."""
+
+    def read(schedule: ScheduleConfig, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+        path = tmp_path / "model.safetensors"
+        containers.write(path, lazy(smallest.weights | tensors), metadata)
+        reader.read(path, {}, model_of(smallest, schedule))
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("schedule", "tensors", "metadata"),
+    [
+        (ZERO_SNR, {"v_pred": EMPTY, "ztsnr": EMPTY}, {}),  # NoobAI-XL V-Pred
+        (ZERO_SNR, {}, {"modelspec.predict_key": "v", "ss_zero_terminal_snr": "True"}),
+        (ZERO_SNR, {}, {}),
+        (ZERO_SNR, {"alphas_cumprod": zero_terminal_snr().astype(np.float16)}, {}),
+        (V, {"v_pred": EMPTY}, {"ss_v_parameterization": "True"}),
+        (V, {"alphas_cumprod": ALPHAS}, {"modelspec.prediction_type": "v"}),
+    ],
+)
+def test_a_config_of_v_prediction_accepts_such_files(
+    read_as: Open,
+    caplog: pytest.LogCaptureFixture,
+    schedule: ScheduleConfig,
+    tensors: dict[str, np.ndarray],
+    metadata: dict[str, str],
+) -> None:
+    read_as(schedule, tensors, metadata)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "tensors", "metadata", "message"),
+    [
+        (
+            ZERO_SNR,
+            {},
+            {"modelspec.prediction_type": "epsilon"},
+            f"prediction_type epsilon instead of v_prediction; {LEAVE_OUT}prediction epsilon",
+        ),
+        (
+            V,
+            {"ztsnr": EMPTY},
+            {},
+            f"rescale_betas_zero_snr true instead of false; {LEAVE_OUT}rescale_betas_zero_snr true and "
+            "model.schedule.prediction v_prediction",
+        ),
+        (
+            ZERO_SNR,
+            {"alphas_cumprod": ALPHAS},
+            {},
+            "the tensor alphas_cumprod says rescale_betas_zero_snr false instead of true; "
+            f"{LEAVE_OUT}rescale_betas_zero_snr false",
+        ),
+        (ZERO_SNR, {"betas": np.linspace(1e-4, 0.02, 1000)}, {}, "trained_betas of its own"),
+        (ZERO_SNR, {"edm_vpred.sigma_max": np.array(120.0)}, {}, "CosXL.*; such models are not supported; use one"),
+        (ZERO_SNR, {}, {"modelspec.prediction_type": "sample"}, "such models are not supported; use one that"),
+    ],
+)
+def test_a_config_of_v_prediction_refuses_others_and_names_the_config_to_use(
+    read_as: Open,
+    schedule: ScheduleConfig,
+    tensors: dict[str, np.ndarray],
+    metadata: dict[str, str],
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_as(schedule, tensors, metadata)
+
+
+def test_a_file_of_v_prediction_without_a_word_of_zero_terminal_snr_is_reported(
+    read_as: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_as(ZERO_SNR, {"v_pred": EMPTY})
+    (message,) = caplog.messages
+    assert message.endswith("model.safetensors says nothing of zero terminal SNR, which the config has")
+
+
+@pytest.mark.parametrize("suffix", containers.SUFFIXES)
+def test_a_converted_file_of_v_prediction_says_so(smallest: Case, tmp_path: Path, suffix: str) -> None:
+    containers.write(tmp_path / "a.safetensors", lazy(smallest.weights | {"v_pred": EMPTY, "ztsnr": EMPTY}))
+    loading.convert(tmp_path / "a.safetensors", tmp_path / f"b{suffix}", model_of(smallest, ZERO_SNR), "float32")
+    reader.read(tmp_path / f"b{suffix}", {}, model_of(smallest, ZERO_SNR))
+    with pytest.raises(UserError, match="prediction_type v_prediction instead of epsilon"):
+        reader.read(tmp_path / f"b{suffix}", {}, smallest.config)
+    with pytest.raises(UserError, match="rescale_betas_zero_snr true instead of false"):
+        reader.read(tmp_path / f"b{suffix}", {}, model_of(smallest, V))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gm.diffusion import denoiser, guidance
+from gm.config.model import ScheduleConfig
+from gm.diffusion import denoiser, guidance, schedule
 from gm.errors import UserError
 from gm.runtime import rng
 
@@ -22,6 +23,46 @@ def test_the_true_noise_gives_the_clean_latents() -> None:
     np.testing.assert_allclose(
         denoiser.predict_denoised(denoiser.add_noise(latents, noise, 3.0), noise, 3.0), latents, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sigma", [1e-3, 0.3, 3.0, 40.0])
+def test_the_target_of_training_gives_the_clean_latents(prediction: str, sigma: float) -> None:
+    latents, noise = rng.normal((1, 4, 3, 3), 2, "x"), rng.normal((1, 4, 3, 3), 2, "n")
+    target = denoiser.training_target(latents, noise, sigma, prediction)
+    x = denoiser.add_noise(latents, noise, sigma)
+    np.testing.assert_allclose(denoiser.predict_denoised(x, target, sigma, prediction), latents, atol=1e-4)
+    np.testing.assert_array_equal(denoiser.training_input(latents, noise, sigma), denoiser.scale_model_input(x, sigma))
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("timestep", [0, 500, 998, 999])
+def test_inputs_and_targets_of_zero_terminal_snr_equal_diffusers(timestep: int) -> None:
+    import torch
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
+    )
+    config = ScheduleConfig(prediction="v_prediction", rescale_betas_zero_snr=True)
+    sigma = np.float32(schedule.training_sigmas(config)[timestep])
+    latents, noise = rng.normal((1, 4, 3, 3), 2, "x"), rng.normal((1, 4, 3, 3), 2, "n")
+    tensors = torch.tensor(latents), torch.tensor(noise), torch.tensor([timestep])
+    np.testing.assert_allclose(
+        denoiser.training_input(latents, noise, sigma), theirs.add_noise(*tensors).numpy(), atol=2e-5
+    )
+    target = denoiser.training_target(latents, noise, sigma, "v_prediction")
+    np.testing.assert_allclose(target, theirs.get_velocity(*tensors).numpy(), atol=2e-5)
+    if timestep == 999:
+        assert denoiser.training_input(latents, noise, sigma) is noise
+        np.testing.assert_array_equal(target, -latents)
+
+
+def test_at_zero_terminal_snr_the_denoised_latents_are_the_velocity_turned_round() -> None:
+    noise, velocity = rng.normal((1, 4, 3, 3), 1, "n"), rng.normal((1, 4, 3, 3), 1, "v")
+    sigma = np.float32(denoiser.TERMINAL_SIGMA)
+    denoised = denoiser.predict_denoised(noise * sigma, velocity, sigma, "v_prediction")
+    np.testing.assert_allclose(denoised, -velocity, atol=2e-3)
 
 
 def test_loss_is_the_mean_square() -> None:

@@ -9,14 +9,23 @@ import pytest
 
 from gm.config import SamplingConfig
 from gm.diffusion import samplers
-from gm.diffusion.samplers import SAMPLERS, NoiseSampler
+from gm.diffusion.sampler_steps import NoiseSampler
+from gm.diffusion.samplers import SAMPLERS
 from gm.errors import UserError
-from tests.diffusion.toy_denoisers import STD, noise_sampler, normal_data, sampling_sigmas
+from tests.diffusion.toy_denoisers import STD, noise_sampler, normal_data, sampling_sigmas, two_modes
 
 
 @pytest.mark.parametrize(
     ("name", "order"),
-    [("euler", 1), ("euler_ancestral", 1), ("heun", 2), ("dpmpp_2s_ancestral", 2), ("dpmpp_2m", 2), ("lms", 2)],
+    [
+        ("euler", 1),
+        ("euler_ancestral", 1),
+        ("heun", 2),
+        ("dpmpp_2s_ancestral", 2),
+        ("dpmpp_2m", 2),
+        ("lms", 2),
+        ("ddim", 1),
+    ],
 )
 def test_without_noise_samplers_converge_at_their_order(name: str, order: int) -> None:
     # On evenly spaced logarithmic levels down to a low one; the last step to 0 has another order.
@@ -32,7 +41,7 @@ def test_without_noise_samplers_converge_at_their_order(name: str, order: int) -
     assert errors[-1] < 0.02
 
 
-@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m_sde", "ddim"])
 def test_noise_keeps_the_standard_deviation_of_the_data(name: str) -> None:
     sigmas = sampling_sigmas(60, "karras")
     start = np.random.default_rng(99).standard_normal(20000) * sigmas[0]
@@ -61,11 +70,58 @@ def test_a_sampler_yields_every_step_and_samples_noise_at_most_once_in_each(name
     assert len(list(SAMPLERS[name](denoise, np.ones(1), sigmas, NoiseSampler(sample, s_churn=2.0)))) == 7
     # The churn of Euler and Heun raises the levels.
     assert set(sigmas[:-1].tolist()) <= set(denoise_sigmas) or name in ("euler", "heun")
-    assert len(denoise_sigmas) == (13 if name in ("heun", "dpmpp_2s_ancestral") else 7)
+    assert len(denoise_sigmas) == (13 if name in ("heun", "dpmpp_2s_ancestral") else 8 if name == "plms" else 7)
     assert denoise_steps == sorted(denoise_steps)
     assert set(denoise_steps) == set(range(7))
     assert noise_steps == sorted(set(noise_steps))
-    assert bool(noise_steps) == (name not in ("dpmpp_2m", "lms"))
+    assert bool(noise_steps) == (name not in ("dpmpp_2m", "lms", "plms"))
+
+
+def test_ddims_eta_is_that_of_the_ancestral_sampler() -> None:
+    sigmas = sampling_sigmas(7)
+    for eta in (0.0, 0.3, 1.0):
+        noise = noise_sampler((3,), eta=eta)
+        *_, ddim = SAMPLERS["ddim"](two_modes, 9 * np.ones(3), sigmas, noise)
+        *_, ancestral = SAMPLERS["euler_ancestral"](two_modes, 9 * np.ones(3), sigmas, noise)
+        np.testing.assert_allclose(ddim, ancestral, rtol=1e-9)
+
+
+def test_one_step_of_plms_is_one_evaluation() -> None:
+    (end,) = SAMPLERS["plms"](normal_data, np.ones(1), np.array([3.0, 1.0]), noise_sampler())
+    (euler,) = SAMPLERS["euler"](normal_data, np.ones(1), np.array([3.0, 1.0]), noise_sampler())
+    assert end == pytest.approx(euler)
+
+
+@pytest.mark.parametrize("schedule_name", ["legacy", "trailing", "karras"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_from_zero_terminal_snr_every_sampler_reaches_the_data(name: str, schedule_name: str) -> None:
+    """In float32, from pure noise: the distribution of the samples is that of the data, and no step amplifies it."""
+    steps = 60
+    sigmas = sampling_sigmas(steps, schedule_name, zero_snr=True)
+    assert sigmas[0] == pytest.approx(4096)
+    start = (np.random.default_rng(5).standard_normal(20000) * (sigmas[0] ** 2 + 1) ** 0.5).astype(np.float32)
+
+    def denoise(x: np.ndarray, sigma: float, step: int) -> np.ndarray:
+        return two_modes(x, np.float32(sigma)).astype(np.float32)
+
+    def sample(step: int) -> np.ndarray:
+        return np.random.default_rng(step).standard_normal(start.shape).astype(np.float32)
+
+    states = list(SAMPLERS[name](denoise, start, sigmas, NoiseSampler(sample)))
+    for x, sigma in zip(states, sigmas[1:], strict=True):
+        assert x.std() == pytest.approx((sigma**2 + 1 + STD**2) ** 0.5, rel=0.25)
+    assert x.mean() == pytest.approx(0.0, abs=0.05)
+    assert np.abs(x).mean() == pytest.approx(1.0, abs=0.1) or name == "lcm"  # which is no solver
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+def test_the_first_step_from_zero_terminal_snr_begins_from_noise_alone(name: str) -> None:
+    """Without added noise it ends at denoised + sigma_next·noise, the limit of all methods for infinite sigma."""
+    noise = np.array([-1.5, 0.5, 2.0])
+    sigmas = sampling_sigmas(20, "trailing", zero_snr=True)
+    x = noise * (sigmas[0] ** 2 + 1) ** 0.5
+    first = next(iter(SAMPLERS[name](lambda x, sigma, step: 0 * x + 0.7, x, sigmas, noise_sampler(eta=0.0))))
+    np.testing.assert_allclose(first, 0.7 + sigmas[1] * noise, atol=0.01)
 
 
 def test_names_and_aliases() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gm import config as configuration
 from gm.config import SamplingConfig
 from gm.config.model import ScheduleConfig
 from gm.diffusion import schedule
@@ -91,3 +92,15 @@ def test_a_fraction_of_the_steps_is_rounded_down_as_it_is_written() -> None:
         100,
         0,
     ]
+
+
+def test_zero_terminal_snr_needs_v_prediction() -> None:
+    with pytest.raises(
+        UserError, match=r"rescale_betas_zero_snr needs model.schedule.prediction v_prediction: at zero"
+    ):
+        ScheduleConfig(rescale_betas_zero_snr=True)
+    with pytest.raises(UserError, match=r"rescale_betas_zero_snr needs at least 2 timesteps"):
+        ScheduleConfig(timesteps=1, prediction="v_prediction", rescale_betas_zero_snr=True)
+    options = {"model": {"schedule": {"prediction": "v"}}}
+    with pytest.raises(UserError, match=r"model.schedule.prediction .*epsilon.*v_prediction"):
+        configuration.load(overrides=options)

@@ -9,7 +9,7 @@ import numpy as np
 from gm.config import SamplingConfig
 from gm.config.model import ScheduleConfig
 from gm.diffusion import schedule
-from gm.diffusion.samplers import NoiseSampler
+from gm.diffusion.sampler_steps import NoiseSampler
 
 STD = 0.5
 TRAINED = schedule.training_sigmas(ScheduleConfig())
@@ -27,8 +27,12 @@ def two_modes(x: np.ndarray, sigma: float, step: int = 0) -> np.ndarray:
     return center + (x - center) * STD**2 / variance
 
 
-def sampling_sigmas(steps: int, name: str = "legacy") -> np.ndarray:
-    return schedule.sampling_sigmas(ScheduleConfig(), SamplingConfig(schedule=name, sample_step=steps))
+ZERO_SNR = ScheduleConfig(prediction="v_prediction", rescale_betas_zero_snr=True)
+
+
+def sampling_sigmas(steps: int, name: str = "legacy", *, zero_snr: bool = False, **options: Any) -> np.ndarray:
+    config = ZERO_SNR if zero_snr else ScheduleConfig()
+    return schedule.sampling_sigmas(config, SamplingConfig(schedule=name, sample_step=steps, **options))
 
 
 def noise_sampler(shape: tuple[int, ...] = (), **options: float) -> NoiseSampler:

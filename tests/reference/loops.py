@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from torch import Tensor
 
@@ -40,16 +40,32 @@ def scheduler(config: ModelConfig) -> EulerDiscreteScheduler:
     )
 
 
+def beta_options(config: ModelConfig) -> dict[str, Any]:
+    """Return what diffusers' schedulers are told of the model: its betas and what it predicts."""
+    schedule = config.schedule
+    options = {
+        "num_train_timesteps": schedule.timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": schedule.prediction,
+    }
+    return options | ({"rescale_betas_zero_snr": True} if schedule.rescale_betas_zero_snr else {})
+
+
 def diffusion_loss(reference: Reference, clip_l: Any, clip_g: Any, batch: Batch) -> Tensor:
-    """Return mean((ε̂ - noise)²) of one batch as a function of the embedding vectors."""
+    """Return the mean squared error of one batch, of the noise or of v, as a function of the embedding vectors."""
     config, prompts = reference.config, batch.prompts
-    alphas = scheduler(config).alphas_cumprod[tensor(batch.timestep).long()].reshape(-1, 1, 1, 1)
+    noise_scheduler, timesteps = DDPMScheduler(**beta_options(config)), tensor(batch.timestep).long()
     deviation = torch.exp(0.5 * tensor(batch.log_variance))
     latents = (tensor(batch.mean) + deviation * tensor(batch.posterior_noise)) * config.vae.scale_factor
     noise = tensor(batch.noise)
-    noisy = alphas.sqrt() * latents + (1.0 - alphas).sqrt() * noise
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    is_v = config.schedule.prediction == "v_prediction"
+    target = noise_scheduler.get_velocity(latents, noise, timesteps) if is_v else noise
     context, pooled = reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, clip_l, clip_g)
-    return torch.nn.functional.mse_loss(reference.epsilon(noisy, batch.timestep, context, pooled, prompts.sizes), noise)
+    output = reference.epsilon(noisy, batch.timestep, context, pooled, prompts.sizes)
+    return torch.nn.functional.mse_loss(output, target)
 
 
 def loss_and_gradient(reference: Reference, batch: Batch) -> tuple[float, np.ndarray, np.ndarray]:
@@ -127,6 +143,26 @@ def torch_euler(
         x = euler.step(unconditional + guidance_scale * (conditional - unconditional), timestep, x).prev_sample
         trace.append(x.numpy().copy())
     return np.stack(trace)
+
+
+@torch.no_grad()
+def torch_sampling(
+    reference: Reference, sampler: Any, noise: np.ndarray, prompts: Prompts, *, guidance_scale: float, rescale: float
+) -> np.ndarray:
+    """Return the latents [N, z, h, w] that diffusers' scheduler `sampler`, its timesteps set, makes of the noise.
+
+    noise [N, z, h, w] is standard normal; the unconditional side is zeros.
+    """
+    context, pooled = _condition(reference, prompts)
+    x = tensor(noise) * sampler.init_noise_sigma
+    for timestep in sampler.timesteps:
+        model_input = sampler.scale_model_input(x, timestep)
+        timesteps = timestep.expand(len(x))
+        conditional = reference.epsilon(model_input, timesteps, context, pooled, prompts.sizes)
+        unconditional = reference.epsilon(model_input, timesteps, 0 * context, 0 * pooled, prompts.sizes)
+        guided = unconditional + guidance_scale * (conditional - unconditional)
+        x = sampler.step(rescale_noise_cfg(guided, conditional, rescale), timestep, x).prev_sample
+    return x.numpy()
 
 
 def torch_denoiser(

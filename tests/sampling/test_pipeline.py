@@ -98,11 +98,14 @@ def of_four_steps(pipeline: Pipeline) -> Any:
 @pytest.mark.parametrize(
     ("base", "changed"),
     [
-        *(({}, {"sampler": name}) for name in samplers.SAMPLERS if name != "euler"),
+        *(({}, {"sampler": name}) for name in samplers.SAMPLERS if name not in ("euler", "ddim")),
         ({}, {"schedule": "karras"}),
         ({}, {"schedule": "edm"}),
+        ({}, {"schedule": "leading"}),
+        ({}, {"schedule": "trailing"}),
         *(({"schedule": "edm"}, {name: 2.0}) for name in ("sigma_min", "sigma_max", "rho")),
         ({"sampler": "euler_ancestral"}, {"eta": 0.5}),
+        ({"sampler": "ddim"}, {"ddim_eta": 0.5}),
         ({"sampler": "dpmpp_2m_sde"}, {"s_noise": 0.9}),
         ({"sampler": "heun"}, {"s_churn": 1.0}),
         ({"sampler": "euler", "s_churn": 1.0}, {"s_tmin": 10.0}),

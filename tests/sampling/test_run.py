@@ -203,7 +203,8 @@ def test_embeddings_trained_otherwise_warn(
         ({"prompt": " "}, "--prompt is empty; give a prompt"),
         ({"prompt": "@empty.txt"}, "is an empty file; write a prompt a line"),
         ({"prompt": "@toy.ckpt"}, "is not a text file of prompts"),
-        ({"sampler": "ddim"}, "unknown sampler 'ddim'; known are euler"),
+        ({"sampler": "dimm"}, "unknown sampler 'dimm'; known are euler"),
+        ({"schedule": "trailing", "sample_step": 1001}, "--schedule trailing has at most 1000 steps of this model"),
         ({"init_latent_path": "@nowhere.npy"}, "--init_latent_path .*nowhere.npy is not a file"),
         ({"init_latent_path": "@toy.ckpt"}, "is not a .npy of numbers"),
         (

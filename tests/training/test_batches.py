@@ -42,10 +42,10 @@ def test_batch_has_sizes_prompts_and_noise(workshop: Workshop) -> None:
     found = batch.ids[1].asnumpy()[np.arange(4), batch.pool_position.asnumpy()]
     assert (found == 49407).all()
     sigma = loader.sigmas[batch.timesteps.asnumpy().astype(int)].reshape(-1, 1, 1, 1)
-    clean = batch.x.asnumpy() * np.sqrt(sigma**2 + 1) - sigma * batch.noise.asnumpy()
+    clean = batch.x.asnumpy() * np.sqrt(sigma**2 + 1) - sigma * batch.target.asnumpy()
     spread = np.exp(0.5 * np.stack(encoded.log_variance)).max() * 0.13025
     assert np.abs(clean).max() < np.abs(np.stack(encoded.mean)).max() * 0.13025 + 6 * spread
-    assert abs(batch.noise.asnumpy().std() - 1) < 0.1
+    assert abs(batch.target.asnumpy().std() - 1) < 0.1
 
 
 def test_masks_and_captions_reach_the_batch(workshop: Workshop, tmp_path: Path) -> None:

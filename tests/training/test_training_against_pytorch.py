@@ -183,8 +183,8 @@ def test_loss_with_every_option_equals_pytorch(smallest, config, loader, graph):
         samples_, "training"
     )
     offsets = [rng.normal((LATENT[0], 1, 1), training.seed, "training noise offset", s.index) for s in samples_]
-    noise = plain.noise.asnumpy() + np.float32(0.2) * np.stack(offsets)
-    np.testing.assert_allclose(shown.noise.asnumpy(), noise, rtol=1e-6)
+    noise = plain.target.asnumpy() + np.float32(0.2) * np.stack(offsets)
+    np.testing.assert_allclose(shown.target.asnumpy(), noise, rtol=1e-6)
     kept = torch.tensor(scheduler(config.model).alphas_cumprod[times].numpy()).reshape(-1, 1, 1, 1)
     shift = (1.0 - kept).sqrt().numpy() * np.float32(0.2) * np.stack(offsets)
     np.testing.assert_allclose(shown.x.asnumpy(), plain.x.asnumpy() + shift, rtol=1e-4, atol=1e-5)
@@ -233,7 +233,7 @@ def test_negative_concept_is_trained_with_the_prediction_of_sampling(smallest, c
     ):
         predictions.append(model.epsilon(shown.x.asnumpy(), times, *model.condition(*ids, *both), sizes))
     away, towards = predictions
-    expected = ((away + 2.5 * (towards - away) - torch.from_numpy(shown.noise.asnumpy())) ** 2).mean()
+    expected = ((away + 2.5 * (towards - away) - torch.from_numpy(shown.target.asnumpy())) ** 2).mean()
     expected.backward()
     assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
     for ours, theirs in zip(state.gradient_sums, both, strict=True):
@@ -271,7 +271,7 @@ def test_prompts_of_several_chunks_equal_pytorch(smallest, config, loader, graph
     times = shown.timesteps.asnumpy().astype(int)
     context = torch.cat((first, second), dim=1)
     epsilon = model.epsilon(shown.x.asnumpy(), times, context, pooled, shown.sizes.asnumpy())
-    expected = ((epsilon - torch.from_numpy(shown.noise.asnumpy())) ** 2).mean()
+    expected = ((epsilon - torch.from_numpy(shown.target.asnumpy())) ** 2).mean()
     expected.backward()
     assert float(found[0]) == pytest.approx(expected.item(), rel=1e-4)
     for ours, theirs in zip(state.gradient_sums, both, strict=True):

@@ -1,4 +1,4 @@
-"""Convert SDXL weights: a single file, a diffusers folder or a .ckpt → .ckpt or .safetensors.
+"""Convert weights of SDXL, Stable Diffusion 1 or 2: a file or diffusers folder → .ckpt or .safetensors.
 
 python tools/convert_weights/convert.py --source sd_xl_base_1.0.safetensors --target sd_xl_base_1.0_ms.ckpt
 """
@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gm import config
-from gm.checkpoints import containers, loading, networks
+from gm.checkpoints import config_choice, containers, loading, networks
 from gm.checkpoints.networks import WeightFiles
 from gm.config import cli
 from gm.errors import UserError, did_you_mean
@@ -28,7 +28,8 @@ def main() -> None:
     source, target = Path(flags["source"]), Path(flags["target"])
     files = WeightFiles(source, {name: flags[name] for name in networks.NETWORKS if flags[name]})
     _check_paths(files, target, flags["overwrite"] == "true")
-    model = config.load(flags["config"]).model
+    path, sections = (flags["config"], {}) if flags["config"] else config_choice.config_for(source)
+    model = config.load(path, sections).model
     # disable=None: no bar unless standard error is a terminal; delay: none for an error at the start.
     with tqdm(unit="B", unit_scale=True, disable=None, delay=0.2) as bar:
 
@@ -44,14 +45,15 @@ def main() -> None:
 
 
 def _parse_flags() -> dict[str, Any]:
-    parser = cli.Parser("Convert SDXL weights into another format.", ("source", "target"))
+    parser = cli.Parser("Convert weights of SDXL, Stable Diffusion 1 or 2 into another format.", ("source", "target"))
     parser.add_path("--source", "single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder")
     parser.add_path(
         "--target", "file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"
     )
     for name, network in networks.NETWORKS.items():
         parser.add_path(f"--{name}", f"{network.title} in place of the source's, or where it has none: file or folder")
-    parser.add_config(meaning="YAML file whose model section describes the weights")
+    parser.add_config(meaning="YAML file whose model section describes the weights; without it, that of their family")
+    parser.set_defaults(config=None)
     parser.add_argument(
         "--dtype", default="float16", choices=("float16", "float32"), help="dtype to write (default: %(default)s)"
     )

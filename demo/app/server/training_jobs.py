@@ -142,7 +142,8 @@ class TrainingJob:
 def start(config: str, root: Path, options: dict[str, Any]) -> TrainingJob:
     """Start training with the YAML file `config` in a new folder of `root`; `options` are command-line options by name.
 
-    Returns at once; UserError if the folder cannot be made. Invalid options make the job fail.
+    A `config` of "" is that of the weights' family. Returns at once; UserError if the folder cannot be made. Invalid
+    options make the job fail.
     """
     if "total_step" not in options or "placeholder_token" not in options:
         raise UserError("a training run needs placeholder_token and total_step")
@@ -175,7 +176,7 @@ def _new_folder(root: Path, stem: str) -> Path:
 def _spawn(folder: Path, config: str, options: dict[str, Any], started: float) -> None:
     """Start the training process and write the job file."""
     flags = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, str(_SCRIPT), "--config", config, *flags]
+    command = [sys.executable, str(_SCRIPT), *(["--config", config] if config else []), *flags]
     with (folder / CONSOLE).open("ab") as console:
         offset = console.tell()
         # A session of its own, so that the server's Ctrl-C and exit do not reach it.
