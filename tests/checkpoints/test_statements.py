@@ -308,6 +308,7 @@ def test_a_config_of_v_prediction_accepts_such_files(
     tensors: dict[str, np.ndarray],
     metadata: dict[str, str],
 ) -> None:
+    caplog.set_level(logging.WARNING)
     read_as(schedule, tensors, metadata)
     assert caplog.messages == []
 
@@ -354,6 +355,7 @@ def test_a_config_of_v_prediction_refuses_others_and_names_the_config_to_use(
 def test_a_file_of_v_prediction_without_a_word_of_zero_terminal_snr_is_reported(
     read_as: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)
     read_as(ZERO_SNR, {"v_pred": EMPTY})
     (message,) = caplog.messages
     assert message.endswith("model.safetensors says nothing of zero terminal SNR, which the config has")

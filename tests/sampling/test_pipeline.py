@@ -102,7 +102,7 @@ def of_four_steps(pipeline: Pipeline) -> Any:
         ({}, {"schedule": "karras"}),
         ({}, {"schedule": "edm"}),
         ({}, {"schedule": "leading"}),
-        ({}, {"schedule": "trailing"}),
+        ({"schedule": "leading"}, {"schedule": "trailing"}),
         *(({"schedule": "edm"}, {name: 2.0}) for name in ("sigma_min", "sigma_max", "rho")),
         ({"sampler": "euler_ancestral"}, {"eta": 0.5}),
         ({"sampler": "ddim"}, {"ddim_eta": 0.5}),
