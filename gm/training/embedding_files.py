@@ -9,6 +9,7 @@ import numpy as np
 
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
+from gm.lora import files as lora_files
 from gm.training import checkpoint
 from gm.training.concept_data import TrainingConcept
 from gm.training.setup import TrainingSetup
@@ -29,6 +30,8 @@ def embeddings(setup: TrainingSetup, vectors: Mapping[str, np.ndarray], base_mod
         "seed": config.training.seed,
         "recipe": {name: options[name] for name in _SECTIONS},
     }
+    if setup.loras:
+        metadata["loras"] = lora_files.as_json(setup.loras)
     return [
         Embedding(
             concept.placeholder_token,
