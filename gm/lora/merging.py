@@ -88,8 +88,9 @@ class LoraChanges(WeightChanges):
     def apply(self, name: str, values: np.ndarray) -> np.ndarray:
         weight = values.astype(np.float32)
         result = weight.copy()
-        for change in self.changes[name]:
-            change.apply(weight, result)
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            for change in self.changes[name]:
+                change.apply(weight, result)
         if not is_finite(result):
             sources = ", ".join(str(source) for source in dict.fromkeys(change.source for change in self.changes[name]))
             raise UserError(f"--lora_weight {sources}: {name} is no longer finite; lower the strength")
@@ -98,8 +99,8 @@ class LoraChanges(WeightChanges):
     def check_source(self, path: str, metadata: Mapping[str, str]) -> None:
         """Raise UserError if one of the LoRAs is merged into the weights already; a line names others that are."""
         merged = _merged(metadata)
-        hashes = {record.hash for record in merged}
-        twice = [record for record in self.records if record.hash in hashes]
+        hashes = {record.hash for record in self.records}
+        twice = [record for record in merged if record.hash in hashes]
         if twice:
             raise UserError(
                 f"{path} has the LoRA {files.describe(twice)} merged already; leave it out of --lora_weight, or give "
@@ -142,12 +143,12 @@ def _changes(lora: LoraFile, by_name: Mapping[str, Target], config: ModelConfig)
     not_used = [each.name for each in content.modules if each.name not in by_name and _NOT_USED.fullmatch(each.name)]
     if not_used:
         log.info("%s: not used: %s, which no image depends on", lora.path, shorten_keys(not_used))
-    modules = [module for module in content.modules if module.name not in not_used]
-    unmatched = [module.name for module in modules if module.name not in by_name] + content.other_keys
+    modules = {module.name: module for module in content.modules if module.name not in not_used}
+    unmatched = [name for name in modules if name not in by_name] + content.other_keys
     if lora.strength == 0:
         log.info("%s: strength 0, not used%s", lora.path, _describe_unmatched(unmatched))
         return []
-    found = [_change(lora, module, by_name[module.name]) for module in modules if module.name in by_name]
+    found = [_change(lora, modules[name], target) for name, target in by_name.items() if name in modules]
     misshapen = [problem for change in found if (problem := _check_shapes(change))]
     if unmatched or misshapen:
         _refuse(lora, content, unmatched, misshapen, config)
@@ -162,7 +163,7 @@ def _change(lora: LoraFile, module: Module, target: Target) -> Change:
     method = methods.find(parts)
     if method is None:
         raise UserError(
-            f"{lora.path}: {module.name} has {', '.join(module.parts)} alone, which is no complete LoRA, LoHa or LoKr; "
+            f"{lora.path}: {module.name} has {', '.join(sorted(module.parts))} alone, which is no complete LoRA, LoHa or LoKr; "
             "download or copy the file again"
         )
     for name, tensor in module.parts.items():
@@ -203,11 +204,14 @@ def _refuse(
 
 
 def _without_duplicates(lora: LoraFile, changes: list[Change]) -> list[Change]:
-    """Return one change a layer: some files have each module twice, by the published and by diffusers' path."""
+    """Return one change a layer: some files have each module twice, by the published and by diffusers' path.
+
+    As in diffusers and ComfyUI, that of diffusers' path is used, which comes last among the names of a layer.
+    """
     by_target = {(change.target.parameter, change.target.first_row): change for change in changes}
     if len(by_target) < len(changes):
         log.info(
-            "%s has %d layers under two names; those that come last are used",
+            "%s has %d layers under two names; those of diffusers' path are used",
             lora.path,
             len(changes) - len(by_target),
         )

@@ -21,7 +21,7 @@ _PARTS = {
     "mid": r"\.lora_mid\.weight",
     "alpha": r"\.alpha",
     "dora_scale": r"\.dora_scale",
-    "magnitude": r"\.lora_magnitude_vector(?:\.\w+)?",
+    "magnitude": r"\.lora_magnitude_vector(?:\.\w+){0,2}",
     **{name: rf"\.{name}" for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{name: rf"\.{name}" for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
     "lokr_t2": r"\.lokr_t2",
