@@ -162,9 +162,10 @@ def _change(lora: LoraFile, module: Module, target: Target) -> Change:
     parts = {name: tensor for name, tensor in module.parts.items() if name not in ("alpha", "dora_scale", "magnitude")}
     method = methods.find(parts)
     if method is None:
+        found = ", ".join(sorted(module.parts))
         raise UserError(
-            f"{lora.path}: {module.name} has {', '.join(sorted(module.parts))} alone, which is no complete LoRA, LoHa or "
-            "LoKr; download or copy the file again"
+            f"{lora.path}: {module.name} has {found} alone, which is no complete LoRA, LoHa or LoKr; download or copy "
+            "the file again"
         )
     for name, tensor in module.parts.items():
         if name != "alpha" and not tensor.dtype.startswith(("float", "bfloat")):
