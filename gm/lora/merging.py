@@ -239,7 +239,8 @@ def _describe(content: LoraContent) -> str:
         "modelspec.trigger_phrase": "trigger phrase",
     }
     said = {title: content.metadata.get(key, "") for key, title in titles.items()}
-    return "".join(f"; {title}: {shorten(value, 80)}" for title, value in said.items() if value not in ("", "None"))
+    usual = ("", "None", "epsilon")
+    return "".join(f"; {title}: {shorten(value, 80)}" for title, value in said.items() if value not in usual)
 
 
 def _merged(metadata: Mapping[str, str]) -> list[LoraRecord]:
