@@ -23,14 +23,15 @@ class Method:
     """A way to write the change of a weight.
 
     required: sets of tensors of which a module has one, with `optional` ones; rank: by the tensors' shapes, None if α
-    has no effect; shape: of the change by the tensors' shapes, None if they do not fit each other; delta: the change
-    without its scale
+    has no effect; factor: the name of a tensor in which the change is linear; shape: of the change by the tensors'
+    shapes, None if they do not fit each other; delta: the change without its scale
     """
 
     title: str
     required: tuple[frozenset[str], ...]
     optional: frozenset[str]
     rank: Callable[[Shapes], int | None]
+    factor: Callable[[Arrays], str]
     shape: Callable[[Shapes], Shape | None]
     delta: Callable[[Arrays], np.ndarray]
 
@@ -110,6 +111,7 @@ METHODS = (
         (frozenset({"down", "up"}),),
         frozenset({"mid"}),
         lambda shapes: shapes["down"][0],
+        lambda parts: "up",
         _low_rank_shape,
         _low_rank,
     ),
@@ -118,6 +120,7 @@ METHODS = (
         (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),),
         frozenset({"hada_t1", "hada_t2"}),
         lambda shapes: shapes["hada_w1_b"][0],
+        lambda parts: "hada_w1_a",
         _hadamard_shape,
         _hadamard,
     ),
@@ -130,6 +133,7 @@ METHODS = (
         ),
         frozenset({"lokr_t2"}),
         _kronecker_rank,
+        lambda parts: "lokr_w1" if "lokr_w1" in parts else "lokr_w1_a",
         _kronecker_shape,
         _kronecker,
     ),
