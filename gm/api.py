@@ -21,11 +21,13 @@ import numpy as np
 
 from gm import config as configuration
 from gm.checkpoints import config_choice, loading, networks, prediction_check
+from gm.checkpoints.key_mapping import parameter_shapes
 from gm.checkpoints.networks import WeightFiles
 from gm.config import Config, SamplingConfig
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, combine
 from gm.errors import UserError
+from gm.lora import merging
 from gm.models import sdxl
 from gm.models.sdxl import SDXL
 from gm.runtime import backend as backend_
@@ -69,8 +71,8 @@ class Toolkit:
 def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) -> Toolkit:
     """Set up the device and load the model of `config`, a Config or the path of a YAML file.
 
-    `sections` override options of a YAML file: `run={"ms_mode": 1}`. Without a `config` it is the shipped one of the
-    family of `run={"weight": …}`. Raises UserError for missing weights, weights that
+    `sections` override options of a YAML file: `run={"lora_weight": ["detail.safetensors:0.8"]}`. Without a `config` it
+    is the shipped one of the family of `run={"weight": …}`. Raises UserError for missing weights, weights or LoRAs that
     do not fit, a UNet that does not predict what the config says, and a refiner.
     """
     if config is None:
@@ -86,6 +88,9 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
         raise UserError("options go into the Config, or give the path of a YAML file and options beside it")
     config.model.require("base")
     if not Path(config.run.weight).exists():
+        weight, *loras = config.run.weight.split(",")
+        if loras and Path(weight).exists():  # mindone's way to give a LoRA
+            raise UserError(f"--weight {config.run.weight} names several files; give --lora_weight {' '.join(loras)}")
         raise UserError(
             f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py converts them"
         )
@@ -94,7 +99,8 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
     files = WeightFiles(config.run.weight, config.run.networks)
-    loading.load_weights(model, files, config.model, backend.keep_half_above)
+    changes = merging.prepare(config.run.lora_weight, parameter_shapes(model), config.model)
+    loading.load_weights(model, files, config.model, backend.keep_half_above, changes=changes)
     prediction_check.check_prediction(model, str(config.run.unet or config.run.weight))
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()

@@ -6,6 +6,7 @@ LABELS = {
     # run
     "vae": "VAE",
     "unet": "UNet",
+    "lora_weight": "LoRA files (one a line)",
     "pooling": "Pooling",
     "ms_mode": "Execution mode",
     "precision": "Precision",

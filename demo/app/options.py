@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ SET_BY_PAGE = {
     "mask",
     "strength",
 }
-RUN = ("vae", "unet", "pooling", "ms_mode", "precision", "low_memory", "device_target")
+RUN = ("vae", "unet", "lora_weight", "pooling", "ms_mode", "precision", "low_memory", "device_target")
 _PROMPT_KEYS = ("prompt", "negative_prompt")  # widgets that the page Generate defines itself
 _TASK_KEYS = ("task", "strength")
 _CHOICES: dict[str, Sequence[Any]] = {
@@ -121,17 +122,20 @@ def widget(section: type, name: str, default: Any) -> Any:
     """Show the widget of option `name` of the config class `section` and return its value."""
     field = next(f for f in dataclasses.fields(section) if f.name == name)
     kind, _ = schema.option_type(section, name)
+    is_list = typing.get_origin(kind) is list
     choices = list(_CHOICES.get(name) or field.metadata["choices"])
     is_text = not choices and kind not in (bool, int, float)
     shared = {
         "label": LABELS[name],
         "help": field.metadata["doc"],
-        "key": persistent_key(name, default or "" if is_text else default),
+        "key": persistent_key(name, _text(default) if is_text else default),
     }
     if choices:
         return st.selectbox(options=choices, format_func=lambda value: _choice_label(name, value), **shared)
     if kind is bool:
         return st.checkbox(**shared)
+    if is_list:
+        return [line.strip() for line in (st.text_area(**shared) or "").splitlines() if line.strip()]
     if is_text:
         return (st.text_input(**shared) or "").strip() or None
     limits = {
@@ -154,7 +158,7 @@ def apply_parameters(parameters: dict[str, Any]) -> None:
     """Set the widgets to an image's generation parameters; must be called before the widgets are shown."""
     for name in (*RUN, *MAIN, *(name for names in TABS.values() for name in names)):
         if name in parameters:
-            value = parameters[name]
+            value = _text(parameters[name]) if isinstance(parameters[name], list) else parameters[name]
             st.session_state[widget_key(name)] = _RESOLVERS[name](value) if name in _RESOLVERS else value
     for name in _PROMPT_KEYS:
         st.session_state[name] = parameters.get(name, "")
@@ -174,6 +178,11 @@ def _in_columns(section: type, names: Sequence[str], defaults: Any, count: int) 
         with columns[number % count]:
             values[name] = widget(section, name, getattr(defaults, name))
     return values
+
+
+def _text(value: Any) -> str:
+    """Return the text of a text field; a list has a line for each element."""
+    return "\n".join(value) if isinstance(value, list) else value or ""
 
 
 def _choice_label(name: str, value: Any) -> str:

@@ -36,7 +36,7 @@ REFINER = (
 _EMBEDDING = "an embedding file, which goes to --textual_inversion_weight"
 # The first pattern that matches the beginning of a key decides; {use} is replaced by what to use instead.
 _KEY_PATTERNS = (
-    (r"lora_|.*\.lora_|.*\.lora\.|.*\.hada_", "a LoRA, which modifies a model but is not one; {use}"),
+    (r"lora_|.*\.lora_|.*\.lora\.|.*\.(hada|lokr)_", "a LoRA, which goes to --lora_weight beside a model; {use}"),
     (r"clip_[lgh]$|em[bp]_params$|text_encoders_[01]$|emb2?$|string_to_|<", _EMBEDDING),
     (r"cond_stage_model\.(roberta|transformation)", "AltDiffusion, whose text encoder is XLM-RoBERTa; {use}"),
     (r"cond_stage_model\.transformer\.(attn_layers|token_emb)\.", "latent diffusion of 2021 with BERT; {use}"),

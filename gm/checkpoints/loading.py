@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from mindspore import Parameter, Tensor, nn
 from gm.checkpoints import containers, networks, reader
 from gm.checkpoints.containers import TensorFile
 from gm.checkpoints.detect import detect_other_model, model_kind
+from gm.checkpoints.diffusers_format import Tensors
 from gm.checkpoints.key_mapping import ParameterShapes, parameter_shapes, published_name
 from gm.checkpoints.lazy_tensor import LazyTensor, cast, cast_values
 from gm.checkpoints.misfit import Misfit
 from gm.checkpoints.narrow_floats import FLOAT8
 from gm.checkpoints.networks import WeightFiles
 from gm.checkpoints.value_checks import check_finite, check_type, checked
+from gm.checkpoints.weight_changes import NO_CHANGES, WeightChanges
 from gm.config.model import ModelConfig
 from gm.errors import UserError
 from gm.models import sdxl
@@ -75,25 +78,32 @@ def load_weights(
     config: ModelConfig,
     keep_half_above: float = math.inf,
     unused: Mapping[str, object] | None = None,
+    changes: WeightChanges = NO_CHANGES,
 ) -> None:
     """Load weights from files or a folder of any kind into `model`; each parameter keeps its dtype.
 
     Exceptions are parameters of at least `keep_half_above` values that the file has in float16 or float8: they are
     float16, and the networks cast them in use. Networks in `unused`, which the model lacks, may be in the file or not.
+    `changes` are applied in float32 to the values of the file; the results are then rounded to the parameter's dtype.
 
     Values that the file holds in the dtype of the model stay memory-mapped: writing to the model does not change the
     file, but the file must not be written over while the model lives (replacing it, as this toolkit does, is safe).
-    Raises UserError as `open_files` does, before anything is changed, and as `check_finite` and `cast_values` do.
+    Raises UserError as `open_files` and `changes.check_source` do, before anything is changed, and as `check_finite`,
+    `cast_values` and `changes.apply` do.
     """
     shapes = parameter_shapes(model)
     files = path if isinstance(path, WeightFiles) else WeightFiles(path)
-    tensors = open_files(files, shapes, config, unused).tensors
+    opened = open_files(files, shapes, config, unused)
+    changes.check_source(str(files.checkpoint), opened.metadata)
+    tensors = opened.tensors
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in shapes]
     for parameter in parameters:
         if tensors[parameter.name].dtype in _HALF and math.prod(parameter.shape) >= keep_half_above:
             parameter.set_dtype(ms.float16)
     upcast = [p for p in parameters if tensors[p.name].dtype in _HALF and p.itemsize == 4]
     _warn_if_too_large(sum(p.itemsize * p.size for p in parameters), sum(2 * p.size for p in upcast))
+    _log_rounding(parameters, changes)
+    tensors = _changed(tensors, files, changes)
 
     def load(parameter: Parameter) -> None:
         _load_parameter(parameter, tensors[parameter.name], files.source(parameter.name))
@@ -114,19 +124,23 @@ def convert(
     config: ModelConfig,
     dtype: str,
     progress: Callable[[int, int], None] = _no_progress,
+    prepare_changes: Callable[[ParameterShapes], WeightChanges] = lambda shapes: NO_CHANGES,
 ) -> None:
     """Write the weights at `source` as `dtype` to `target`, atomically and in the format of its suffix.
 
     A `.ckpt` gets MindSpore's names in the order of the network, a `.safetensors` the published keys; both get the
     metadata of the source and what it says elsewhere (`statements.carried_metadata`). `progress` is called with the
-    bytes written and their total. Raises UserError as `open_files`, `check_finite`, `cast_values` and
-    `containers.write` do.
+    bytes written and their total; `prepare_changes` returns the changes of the weights of a model. Raises UserError as
+    `open_files`, `check_finite`, `cast_values`, `containers.write` and the changes do.
     """
     shapes = parameter_shapes(sdxl.build(config))
+    changes = prepare_changes(shapes)
     files = source if isinstance(source, WeightFiles) else WeightFiles(source)
     opened = open_files(files, shapes, config)
+    changes.check_source(str(files.checkpoint), opened.metadata)
     to_published = Path(target).suffix == ".safetensors"
-    finite = {name: checked(opened.tensors[name], name, files.source(name)) for name in shapes}
+    tensors = _changed(opened.tensors, files, changes)
+    finite = {name: checked(tensors[name], name, files.source(name)) for name in shapes}
     out = {published_name(name) if to_published else name: cast(finite[name], dtype, name) for name in shapes}
     total = sum(tensor.size for tensor in out.values())
     done = 0
@@ -136,8 +150,26 @@ def convert(
         done += size
         progress(done, total)
 
-    metadata = {**opened.metadata, "format": "pt"} if to_published else opened.metadata
+    metadata = {**opened.metadata, **changes.metadata(opened.metadata)}
+    metadata |= {"format": "pt"} if to_published else {}
     containers.write(target, out, metadata, count)
+
+
+def _changed(tensors: Tensors, files: WeightFiles, changes: WeightChanges) -> Tensors:
+    """Return `tensors` with `changes` applied when they are read: those are float32."""
+
+    def change(name: str, tensor: LazyTensor) -> LazyTensor:
+        finite = checked(tensor, name, files.source(name))
+        return dataclasses.replace(tensor, dtype="float32", read=lambda: changes.apply(name, finite.read()))
+
+    return {name: change(name, tensor) if name in changes else tensor for name, tensor in tensors.items()}
+
+
+def _log_rounding(parameters: Sequence[Parameter], changes: WeightChanges) -> None:
+    """Log if weights with changes do not stay in float32."""
+    rounded = [parameter for parameter in parameters if parameter.name in changes and parameter.itemsize < 4]
+    if rounded:
+        log.info("%d weights with LoRAs are summed in float32 and rounded to %s", len(rounded), rounded[0].dtype)
 
 
 def _load_parameter(parameter: Parameter, tensor: LazyTensor, source: str) -> None:

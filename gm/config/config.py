@@ -67,6 +67,9 @@ class RunConfig(Section):
     unet: str = option(
         "", "UNet in place of that of the weights, such as a distilled one: a file, or a diffusers folder", path="path"
     )
+    lora_weight: list[str] = option(
+        [], "LoRA files to merge into the weights, any number, each FILE or FILE:strength", path="path"
+    )
     pooling: str = option(
         "end_of_text",
         "token whose hidden state is the pooled text embedding; argmax is the rule of diffusers and mindone",

@@ -104,7 +104,10 @@ def _read_bundles(bundles: Mapping[str, Tree], content: Tree, metadata: dict[str
     if others := files.keys() - found.keys():
         remarks.append(f"no vectors that are known in the bundled {', '.join(sorted(others))}, not used")
     if rest := nested.without_bundles(content):
-        remarks.append(f"embeddings {', '.join(found)} used, the LoRA ({len(rest)} tensors and its metadata) not used")
+        remarks.append(
+            f"embeddings {', '.join(found)} used, the LoRA ({len(rest)} tensors and its metadata) not used here: "
+            "--lora_weight merges it into a model"
+        )
     first = next(iter(found.values()))
     vectors: TokenVectors = {token: next(iter(file.vectors.values())) for token, file in found.items()}
     unused = tuple(key for file in found.values() for key in file.unused)

@@ -15,6 +15,7 @@ import yaml
 
 from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.hub.export import Publication
+from gm.lora import files as lora_files
 from gm.text.bpe import END
 
 DIFFUSERS_FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # one per text encoder
@@ -42,6 +43,7 @@ def render(publication: Publication, image_names: list[str]) -> str:
         f"{token} is a textual inversion embedding for {_code(model)}, trained on images of one "
         f"{publication.type_of_concept}: {vectors} per text encoder. Use it in any prompt, such as "
         f"{_code(publication.instance_prompt)}." + ("" if publication.license else " No license is given."),
+        *_loras(publication),
         *_images(publication, image_names),
         "## How to use it",
         *_diffusers(publication),
@@ -56,6 +58,15 @@ def render(publication: Publication, image_names: list[str]) -> str:
             _code_block("json", json.dumps(embedding.metadata, indent=1, ensure_ascii=False)),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _loras(publication: Publication) -> list[str]:
+    """Return the LoRAs that were merged into the model in training, with which the embedding goes."""
+    loras = lora_files.from_json(publication.embedding.metadata.get("loras"))
+    if not loras:
+        return []
+    named = ", ".join(f"{_code(lora.name)} (strength {lora.strength:g}, hash {_code(lora.hash)})" for lora in loras)
+    return [f"It was trained with LoRAs merged into the model, and should be used with them: {named}."]
 
 
 def _metadata(publication: Publication, image_names: list[str]) -> str:

@@ -15,6 +15,7 @@ from gm.diffusion import samplers, schedule
 from gm.embeddings import names
 from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
+from gm.lora import files as lora_files
 from gm.sampling import image_files
 from gm.sampling.request import PromptGrid
 from gm.sampling.resolution import Resolution
@@ -22,7 +23,9 @@ from gm.sampling.resolution import Resolution
 log = logging.getLogger("gm")
 
 FILES = "files"  # key of the hashes of all files that went into the image
-_RUN_OPTIONS = ("weight", "vae", "unet", "pooling", "precision", "ms_mode")  # of RunConfig, those that change an image
+LORAS = "loras"  # key of name, strength and hash of each LoRA
+# Those of RunConfig that change an image; low_memory only with LoRAs, whose sums it rounds to float16.
+_RUN_OPTIONS = ("weight", "vae", "unet", "lora_weight", "pooling", "precision", "low_memory", "ms_mode")
 _UNUSED_OPTIONS = ("save_path", "num_cols", "num_rows", "preview_interval")  # of SamplingConfig, those that do not
 # AUTOMATIC1111's names of the schedules, or of those next to them; it has none for edm.
 _SCHEDULE_TITLES = {
@@ -42,12 +45,20 @@ def generation_parameters(config: Config, grid: PromptGrid, base_model: str) -> 
     run = dataclasses.asdict(config.run)
     sampling = dataclasses.asdict(config.sampling) | grid.overrides
     embedding_files = [str(names.split_token(path)[0]) for path in sampling["textual_inversion_weight"]]
-    files = [*embedding_files, *sampling["img"], sampling["mask"], sampling["init_latent_path"]]
+    loras = lora_files.parse_all(run["lora_weight"])
+    files = [
+        *embedding_files,
+        *(str(lora.path) for lora in loras),
+        *sampling["img"],
+        sampling["mask"],
+        sampling["init_latent_path"],
+    ]
     shared = {
         "model": dataclasses.asdict(config.model),
         **{name: run[name] for name in _RUN_OPTIONS if name != "pooling" or config.model.has_class_embedding},
         **{name: value for name, value in sampling.items() if name not in _UNUSED_OPTIONS},
         "base_model": base_model,
+        LORAS: lora_files.as_json(lora_files.records(loras)),
         FILES: {name: _file_hash(name) for name in files if name},
     }
     parameters = []
@@ -81,7 +92,10 @@ def config_overrides(path: str | Path) -> dict[str, dict[str, Any]]:
 
 def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Sequence[Embedding]) -> str:
     """Return the generation parameters as AUTOMATIC1111 writes them under the PNG key `parameters`."""
-    lines = [parameters["prompt"]]
+    # The prompt of AUTOMATIC1111 names the LoRAs and their strengths.
+    loras = parameters.get(LORAS, [])
+    tags = [f"<lora:{lora['name']}:{lora['strength']:g}>" for lora in loras]
+    lines = [" ".join([parameters["prompt"], *tags])]
     if parameters["negative_prompt"]:
         lines.append(f"Negative prompt: {parameters['negative_prompt']}")
     fields: dict[str, Any] = {
@@ -103,6 +117,8 @@ def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Seque
     if parameters["add_pipeline"]:
         fields["Refiner"] = Path(parameters["pipeline_weight"]).stem
         fields["Refiner switch at"] = 1 - parameters["stage2strength"]
+    if loras:
+        fields["Lora hashes"] = ", ".join(f"{lora['name']}: {lora['hash']}" for lora in loras)
     if concepts:
         hashes = (f"{concept.placeholder_token}: {_vectors_hash(concept)}" for concept in concepts)
         fields["TI hashes"] = ", ".join(hashes)

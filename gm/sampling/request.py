@@ -19,6 +19,7 @@ from gm.diffusion import guidance, samplers, schedule
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
 from gm.errors import UserError
+from gm.lora import files as lora_files
 from gm.runtime import atomic_io, rng
 from gm.sampling import embedding_use, init_image, option_checks, prompt_file, resolution, vae_decode
 from gm.sampling.resolution import Resolution
@@ -109,6 +110,7 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     """
     sampling = config.sampling
     atomic_io.check_writable(sampling.save_path, "--save_path")
+    lora_files.parse_all(config.run.lora_weight)
     for sentence in option_checks.ineffective_options(config):
         log.warning("%s", sentence)
     paths, family = sampling.textual_inversion_weight, config.model.family

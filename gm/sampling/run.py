@@ -12,6 +12,7 @@ import numpy as np
 from gm.config import SamplingConfig
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import UserError
+from gm.lora import files as lora_files
 from gm.models import sdxl
 from gm.sampling import image_files, init_image, metadata
 from gm.sampling.pipeline import Pipeline, SamplingProgress
@@ -77,8 +78,16 @@ def generate_grid(
 
 
 def _warn_about_weights(job: SamplingJob, base_model: str) -> None:
+    loaded = lora_files.read_records(job.config.run.lora_weight)
     for concept in job.concepts:
         if concept.metadata.get("base_model", base_model) != base_model:
             log.warning("%s was trained on other weights than these; it may look different", concept.placeholder_token)
+        missing = lora_files.missing(lora_files.from_json(concept.metadata.get("loras")), loaded)
+        if missing:
+            log.warning(
+                "%s was trained with the LoRA %s, which --lora_weight does not name; it may look different",
+                concept.placeholder_token,
+                lora_files.describe(missing),
+            )
     if (job.config.sampling.base_model or base_model) != base_model:
         log.warning("the generation parameters are of other weights than these; the image will differ")

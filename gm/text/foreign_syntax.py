@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from gm.errors import UserError, shorten
 
-_NETWORKS = {"lora": "a LoRA", "lyco": "a LyCORIS", "hypernet": "a hypernetwork"}
+_LORAS = {"lora": "a LoRA", "lyco": "a LyCORIS"}
+_NETWORKS = {"hypernet": "a hypernetwork"}
 _SYNTAX = (
     # AUTOMATIC1111: modules/prompt_parser.py (re_AND), modules/extra_networks.py (re_extra_net).
     ("AND", re.compile(r"\bAND\b")),
-    ("network", re.compile(r"<(?P<kind>[A-Za-z]\w*):[^<>]+>")),
+    ("network", re.compile(r"<(?P<kind>[A-Za-z]\w*):(?P<rest>[^<>]+)>")),
     # compel, which InvokeAI uses: ("a", "b").blend(0.7, 0.3), ("a", "b").and(), a (cat).swap(dog).
     ("compel", re.compile(r"(?<=\))\.(?:blend|and|swap)\(")),
     # ComfyUI and AUTOMATIC1111's extension Dynamic Prompts: one of them at random.
@@ -35,7 +36,15 @@ def _message(name: str, match: re.Match) -> str:
     if name == "AND":
         return 'AND in the prompt combines prompts in AUTOMATIC1111, which is not supported; write "and" for the word'
     if name == "network":
-        network = _NETWORKS.get(match["kind"].lower(), "an extra network")
+        kind = match["kind"].lower()
+        if kind in _LORAS:
+            name, _, strength = match["rest"].partition(":")
+            file = f"{name}.safetensors" + (f":{strength}" if re.fullmatch(r"-?[\d.]+", strength) else "")
+            return (
+                f"{text} in the prompt asks for {_LORAS[kind]}, which no prompt loads, and is no placeholder token; "
+                f"remove it and give --lora_weight {shorten(file, 60)}"
+            )
+        network = _NETWORKS.get(kind, "an extra network")
         return f"{text} in the prompt asks for {network}, which is not supported, and no placeholder token; remove it"
     if name == "compel":
         return (

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from gm.checkpoints import containers
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import Config
 from gm.errors import UserError
+from gm.lora import files as lora_files
+from gm.lora.files import LoraRecord
 
 log = logging.getLogger("gm")
 
@@ -44,7 +47,8 @@ class Checkpoint:
 
     tensors: parameters of `TrainState` by name; base_model: fingerprint of the frozen weights; options: the config as
     nested values; data_fingerprint: hash of the training data; metrics: running loss and skipped steps;
-    callbacks: state of each callback by its class name
+    callbacks: state of each callback by its class name; loras: name, strength and hash of each LoRA in the weights,
+    whose norms, and so the fingerprint, no LoRA changes
     """
 
     step: int
@@ -55,6 +59,7 @@ class Checkpoint:
     data_fingerprint: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
+    loras: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None  # of the file it was read from
 
 
@@ -107,8 +112,10 @@ def find(resume: str | None, save_path: str | Path) -> Checkpoint | None:
     return None
 
 
-def check(state: Checkpoint, config: Config) -> dict[str, str]:
+def check(state: Checkpoint, config: Config, loras: Sequence[LoraRecord] = ()) -> dict[str, str]:
     """Return the options that `config` changes, as "old → new"; UserError for one that cannot change in a run.
+
+    `loras` are those of this run: others than those of the state are refused.
 
     A finished run may be resumed with "latest": a command that is started again and again must come to an end.
     """
@@ -124,6 +131,13 @@ def check(state: Checkpoint, config: Config) -> dict[str, str]:
         for name, change in changed.items():
             if re.match(pattern, name):
                 raise UserError(f"--resume: {name} was {change}; {reason}: keep the old value, or start a new run")
+    before = lora_files.from_json(state.loras)
+    if lora_files.differ(before, loras):
+        old_loras, new_loras = lora_files.describe(before), lora_files.describe(loras)
+        raise UserError(
+            f"--resume: the LoRAs were {old_loras} and are {new_loras}; the vectors were trained with the former: give "
+            "those to --lora_weight, or start a new run"
+        )
     total_step = config.training.total_step
     finished = total_step == state.step and config.training.resume == LATEST
     if total_step <= state.step and not finished:

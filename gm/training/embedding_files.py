@@ -10,6 +10,7 @@ import numpy as np
 from gm.config.model import ModelConfig
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import NO_POOLING, Embedding
+from gm.lora import files as lora_files
 from gm.training import checkpoint
 from gm.training.concept_data import TrainingConcept
 from gm.training.setup import TrainingSetup
@@ -33,6 +34,8 @@ def embeddings(setup: TrainingSetup, vectors: Mapping[str, np.ndarray], base_mod
     }
     if architecture := _architecture(config.model):
         metadata["modelspec.architecture"] = f"{architecture}/textual-inversion"
+    if setup.loras:
+        metadata["loras"] = lora_files.as_json(setup.loras)
     return [
         Embedding(
             concept.placeholder_token,

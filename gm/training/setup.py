@@ -11,6 +11,8 @@ from gm.config import ConceptConfig, Config, SamplingConfig, family_options
 from gm.data import bucketing, templates
 from gm.data.image import CroppedImage
 from gm.errors import UserError
+from gm.lora import files as lora_files
+from gm.lora.files import LoraRecord
 from gm.runtime import atomic_io
 from gm.sampling import prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
@@ -32,6 +34,7 @@ class TrainingSetup:
     data_fingerprint: str = ""  # hash of images, prompts and captions
     resume_from: Checkpoint | None = None
     changed_options: dict[str, str] = field(default_factory=dict)  # since that checkpoint, as "old → new"
+    loras: list[LoraRecord] = field(default_factory=list)  # merged into the frozen weights
 
     @property
     def num_updates(self) -> int:
@@ -58,7 +61,8 @@ def prepare(config: Config) -> TrainingSetup:
     _check_timesteps(config)
     _check_optimizer(config)
     atomic_io.check_writable(config.training.save_path, "--save_path")
-    resume_from, changed_options = _checkpoint(config)
+    loras = lora_files.read_records(config.run.lora_weight)
+    resume_from, changed_options = _checkpoint(config, loras)
     concept_configs = concept_data.concept_configs(config)
     tokenizer = Tokenizer(config.model.context_length)
     for concept in concept_configs:
@@ -73,7 +77,9 @@ def prepare(config: Config) -> TrainingSetup:
     if resume_from and resume_from.data_fingerprint not in ("", fingerprint):
         log.warning("--resume: images, captions or templates have changed")
         changed_options["images, captions or templates"] = f"{resume_from.data_fingerprint} → {fingerprint}"
-    setup = TrainingSetup(config, concepts, sample_requests, tokenizer, fingerprint, resume_from, changed_options)
+    setup = TrainingSetup(
+        config, concepts, sample_requests, tokenizer, fingerprint, resume_from, changed_options, loras
+    )
     _log_ineffective_options(setup)
     if bucket_sizes:
         sizes = Counter("×".join(map(str, image.pixels.shape[1:])) for image in setup.images)
@@ -81,12 +87,12 @@ def prepare(config: Config) -> TrainingSetup:
     return setup
 
 
-def _checkpoint(config: Config) -> tuple[Checkpoint | None, dict[str, str]]:
+def _checkpoint(config: Config, loras: list[LoraRecord]) -> tuple[Checkpoint | None, dict[str, str]]:
     """Return the checkpoint to resume from, if any, and the options that have changed since."""
     resume_from = checkpoint.find(config.training.resume, config.training.save_path)
     if resume_from is None:
         return None, {}
-    changed_options = checkpoint.check(resume_from, config)
+    changed_options = checkpoint.check(resume_from, config, loras)
     for name, change in changed_options.items():
         log.warning("--resume: %s has changed: %s", name, change)
     return resume_from, changed_options

@@ -138,8 +138,8 @@ def test_each_kind_of_model_is_identified_where_the_other_is_wanted(smallest: Ca
     assert "it seems to be the SDXL base model, which goes to --weight and" in text
     assert "with the --config of a base model; use the SDXL refiner; " in text
     lora = {"lora_unet.lora_up.weight": in_memory(np.zeros(1))}
-    assert "a LoRA, which modifies a model but is not one; use the SDXL refiner; " in message(refiner, lora)
-    assert "a LoRA, which modifies a model but is not one; use the SDXL base model; " in message(smallest, lora)
+    assert "a LoRA, which goes to --lora_weight beside a model; use the SDXL refiner; " in message(refiner, lora)
+    assert "a LoRA, which goes to --lora_weight beside a model; use the SDXL base model; " in message(smallest, lora)
     embedding = {"conditioner.embedders.1.model.token_embedding.embedding_table": in_memory(np.zeros(1))}
     assert "an embedding file" in message(refiner, embedding)
 

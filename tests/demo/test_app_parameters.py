@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
 from demo.app import generate, options
@@ -121,3 +123,29 @@ def test_added_embeddings_are_selected_together(app: Callable[[str], AppTest], e
     page.session_state["new embeddings"] = [embedding_file, content]
     page.run()
     assert sorted(page.multiselect(key="embeddings").value) == ["<hat>", "<toy>"]
+
+
+def test_lora_files_are_merged_and_used_again(
+    app: Callable[[str], AppTest], workshop: Workshop, tmp_path: Path
+) -> None:
+    layer = "lora_unet_conv_in"
+    width, channels = workshop.config().model.unet.model_channels, workshop.config().model.unet.in_channels
+    factors = {"lora_down.weight": np.ones((1, channels, 3, 3)), "lora_up.weight": np.ones((width, 1, 1, 1))}
+    save_file(
+        {f"{layer}.{key}": array.astype(np.float32) for key, array in factors.items()}, tmp_path / "a.safetensors"
+    )
+    page = app("generate")
+    page.text_area(key="prompt").set_value("a cat")
+    page.text_area(key=options.widget_key("lora_weight")).set_value(f"\n {tmp_path}/missing.safetensors:0.5\n")
+    button(page, "Generate").click().run()
+    assert "missing.safetensors does not exist" in page.error[0].value
+    page.text_area(key=options.widget_key("lora_weight")).set_value(f"{tmp_path}/a.safetensors:0.5")
+    button(page, "Generate").click().run()
+    page = wait_for(page, generate.TASK_KEY)
+    assert not page.error
+    (image,) = sorted((tmp_path / "out").rglob("image_*.png"))
+    assert image_files.read_parameters(image)["lora_weight"] == [f"{tmp_path}/a.safetensors:0.5"]
+    page.text_area(key=options.widget_key("lora_weight")).set_value("").run()
+    use_parameters_buttons(page)[0].click().run()
+    assert page.text_area(key=options.widget_key("lora_weight")).value == f"{tmp_path}/a.safetensors:0.5"
+    assert not page.exception

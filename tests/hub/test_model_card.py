@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from gm.config import cli
 from gm.embeddings import io as embedding_io
 from gm.hub import export, layout
-from tests.hub.embedding_files import read_card, save_embedding
+from tests.hub.embedding_files import METADATA, read_card, save_embedding
 from tests.project import Call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,3 +109,16 @@ def test_deeply_nested_metadata_is_left_out(tmp_path: Path) -> None:
         layout.write(export.prepare(tmp_path / "b.safetensors"), tmp_path / "out", overwrite=True)
         assert embedding_io.load(tmp_path / "out").metadata["step"] == 7
         assert "secret" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_loras_of_the_training_are_named(embedding_path: Path, tmp_path: Path) -> None:
+    assert "LoRA" not in written_card(embedding_path, tmp_path)
+    lora = {"name": "detail", "strength": 0.5, "hash": "0123456789ab"}
+    save_embedding(embedding_path, metadata=METADATA | {"loras": [lora]})
+    text = written_card(embedding_path, tmp_path)
+    assert "should be used with them: `detail` (strength 0.5, hash `0123456789ab`)." in text
+
+
+def written_card(embedding_path: Path, folder: Path) -> str:
+    layout.write(export.prepare(embedding_path), folder / "out", overwrite=True)
+    return read_card(folder / "out")[1]

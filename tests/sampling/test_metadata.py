@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from gm import config as configuration
 from gm.config import Config, SamplingConfig, cli
@@ -85,6 +87,34 @@ def test_the_files_of_single_networks_are_in_the_parameters(tmp_path: Path) -> N
     text = metadata.a1111_infotext(each, resolution.from_options(original.sampling, original.model), [])
     fields = parse_infotext(text)
     assert (fields["VAE"], fields["UNet"]) == ("sdxl_vae.safetensors", "unet")
+
+
+def test_loras_are_in_the_parameters_with_strength_and_hash(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lora = tmp_path / "detail, fine.safetensors"
+    save_file({"a": np.zeros(3, np.float32)}, lora)
+    digest = hashlib.sha256(np.zeros(3, np.float32).tobytes()).hexdigest()[:12]
+    original = configuration.load(
+        None, {"run": {"lora_weight": [f"{lora}:-0.5"]}, "sampling": {"save_path": str(tmp_path)}}
+    )
+    (each,) = parameters(original)
+    assert each["loras"] == [{"name": "detail, fine", "strength": -0.5, "hash": digest}]
+    text = metadata.a1111_infotext(each, resolution.from_options(original.sampling, original.model), [])
+    fields = parse_infotext(text)
+    assert fields["Prompt"] == f"{PROMPT} <lora:detail, fine:-0.5>"
+    assert fields["Lora hashes"] == f"detail, fine: {digest}"
+    path = saved(original, tmp_path)
+    again = cli.parse("", ("run", "sampling"), ["--parameters_from", str(path)], metadata.config_overrides)
+    assert again.run.lora_weight == [f"{lora}:-0.5"]
+    assert again.sampling.prompt == PROMPT
+    assert caplog.text == ""
+    save_file({"a": np.ones(3, np.float32)}, lora)
+    metadata.config_overrides(path)
+    assert f"{lora} has changed since {path} was generated with it" in caplog.text
+    lora.unlink()
+    with pytest.raises(
+        UserError, match=f"the generation parameters of .* need {lora}, which does not exist; restore it"
+    ):
+        metadata.config_overrides(path)
 
 
 def test_every_option_that_changes_an_image_is_in_its_parameters(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from PIL import Image
 from gm.config import cli
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError
+from gm.lora import files as lora_files
+from gm.lora.files import LoraRecord
 from gm.sampling import image_files, metadata, run
 from gm.sampling.pipeline import Pipeline
 from gm.sampling.request import SamplingJob, prepare
@@ -264,3 +266,21 @@ def test_an_embedding_of_unknown_pooling_is_said_once(
     job(workshop, tmp_path, textual_inversion_weight=[str(tmp_path / "o.safetensors")], prompt="a <other>")
     assert caplog.text.count("the file of <other> does not say with which --pooling it was trained") == 1
     assert "trained with --pooling unknown" not in caplog.text
+
+
+def test_embeddings_trained_with_a_lora_warn_without_it(
+    workshop: Workshop, pipeline: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lora = LoraRecord("detail", 0.5, "0123456789ab")
+    trained = dataclasses.replace(toy(token="<other>"), metadata={"loras": lora_files.as_json([lora])})
+    embedding_io.save(trained, tmp_path / "o.safetensors")
+    other_job = job(workshop, tmp_path, textual_inversion_weight=[str(tmp_path / "o.safetensors")], prompt="a <other>")
+    next(run.run_job(pipeline, other_job))
+    message = "<other> was trained with the LoRA detail:0.5 (0123456789ab), which --lora_weight does not name"
+    assert message in caplog.text
+
+
+def test_a_missing_lora_is_named_before_the_weights_are_read(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(run={"lora_weight": [str(tmp_path / "detail.safetensors:0.8")], "weight": "nowhere"})
+    with pytest.raises(UserError, match=r"--lora_weight .*detail\.safetensors does not exist"):
+        prepare(config)

@@ -15,10 +15,18 @@ from gm.text.tokenizer import Tokenizer
         ("a cat AND a dog", "AND in the prompt combines prompts in AUTOMATIC1111"),
         ("a cat :1.2 AND a dog :0.8", 'write "and" for the word'),
         ("[a AND b|c]", "AND in the prompt"),
-        ("a cat <lora:detail:0.8>", "<lora:detail:0.8> in the prompt asks for a LoRA"),
-        ("<lora:sdxl/my detail:0.8:lbw=1>, cat", "asks for a LoRA, which is not supported.*; remove it"),
-        ("<LoRA:detail>", "asks for a LoRA"),
-        ("(cat <lyco:detail:1>:1.2)", "<lyco:detail:1> in the prompt asks for a LyCORIS"),
+        (
+            "a cat <lora:detail:0.8>",
+            "<lora:detail:0.8> in the prompt asks for a LoRA, which no prompt loads.*; remove it and give "
+            "--lora_weight detail.safetensors:0.8$",
+        ),
+        ("<lora:sdxl/my detail:0.8:lbw=1>, cat", "remove it and give --lora_weight sdxl/my detail.safetensors$"),
+        ("<LoRA:detail>", "asks for a LoRA, .* --lora_weight detail.safetensors$"),
+        ("<lora:detail:-1>", "--lora_weight detail.safetensors:-1$"),
+        (
+            "(cat <lyco:detail:1>:1.2)",
+            "<lyco:detail:1> in the prompt asks for a LyCORIS, .*--lora_weight detail.safetens",
+        ),
         ("<hypernet:anime:0.5>", "<hypernet:anime:0.5> in the prompt asks for a hypernetwork"),
         ("a <segment:face>", "<segment:face> in the prompt asks for an extra network"),
         ('("a cat", "a dog").blend(0.7, 0.3)', "is compel's syntax"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import signal
@@ -17,6 +18,8 @@ import pytest
 from gm.checkpoints import containers
 from gm.config import Config, TrainingConfig
 from gm.errors import UserError
+from gm.lora import files as lora_files
+from gm.lora.files import LoraRecord
 from gm.training import checkpoint
 from gm.training.checkpoint import Checkpoint
 from gm.training.optimizer import create_train_state
@@ -130,6 +133,21 @@ def test_options_that_cannot_change_are_refused(
 
 
 @pytest.mark.e2e
+def test_other_loras_are_refused(tmp_path: Path) -> None:
+    """The fingerprint of the weights is that of their norms, which no LoRA changes."""
+    lora = LoraRecord("detail", 0.5, "0123456789ab")
+    state = dataclasses.replace(create(5), loras=lora_files.as_json([lora]))
+    found = checkpoint.load(checkpoint.save(state, tmp_path, 1))
+    assert checkpoint.check(found, Config(), [dataclasses.replace(lora, name="renamed")]) == {}
+    for others, described in [
+        ([], "are none"),
+        ([dataclasses.replace(lora, strength=0.6)], r"are detail:0\.6 \(0123456789ab\)"),
+        ([lora, dataclasses.replace(lora, hash="f" * 12)], "are detail:0.5 .*, detail:0.5"),
+    ]:
+        with pytest.raises(UserError, match=rf"--resume: the LoRAs were detail:0\.5 \(0123456789ab\) and {described}"):
+            checkpoint.check(found, Config(), others)
+
+
 def test_kill_while_saving_leaves_the_last_complete_checkpoint(tmp_path: Path) -> None:
     """Forty times, at a random moment of a process that does nothing but save."""
     code = """

@@ -18,6 +18,8 @@ from gm.checkpoints import config_choice, containers, loading, networks
 from gm.checkpoints.networks import WeightFiles
 from gm.config import cli
 from gm.errors import UserError, did_you_mean
+from gm.lora import files as lora_files
+from gm.lora import merging
 
 _GIGABYTE = 1e9
 
@@ -28,6 +30,7 @@ def main() -> None:
     source, target = Path(flags["source"]), Path(flags["target"])
     files = WeightFiles(source, {name: flags[name] for name in networks.NETWORKS if flags[name]})
     _check_paths(files, target, flags["overwrite"] == "true")
+    lora_files.parse_all(flags["lora_weight"])
     path, sections = (flags["config"], {}) if flags["config"] else config_choice.config_for(source)
     model = config.load(path, sections).model
     # disable=None: no bar unless standard error is a terminal; delay: none for an error at the start.
@@ -37,7 +40,14 @@ def main() -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        loading.convert(files, target, model, flags["dtype"], show_progress)
+        loading.convert(
+            files,
+            target,
+            model,
+            flags["dtype"],
+            show_progress,
+            lambda shapes: merging.prepare(flags["lora_weight"], shapes, model),
+        )
     print(
         f"wrote {target}: {flags['dtype']}, {target.stat().st_size / _GIGABYTE:.2f} GB "
         f"in {time.monotonic() - start:.0f} s, {_peak_memory() / _GIGABYTE:.1f} GB of memory at most"
@@ -52,6 +62,12 @@ def _parse_flags() -> dict[str, Any]:
     )
     for name, network in networks.NETWORKS.items():
         parser.add_path(f"--{name}", f"{network.title} in place of the source's, or where it has none: file or folder")
+    parser.add_path(
+        "--lora_weight",
+        "LoRA files to merge into the weights, any number, each FILE or FILE:strength",
+        nargs="+",
+        default=[],
+    )
     parser.add_config(meaning="YAML file whose model section describes the weights; without it, that of their family")
     parser.set_defaults(config=None)
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gm.lora import files as lora_files
 from gm.training import checkpoint
 from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write
 from gm.training.checkpoint import Checkpoint
@@ -49,6 +50,7 @@ class StateCheckpoints(Callback):
             options=checkpoint.config_values(config),
             data_fingerprint=trainer.setup.data_fingerprint,
             metrics=trainer.running_loss.state_dict(),
+            loras=lora_files.as_json(trainer.setup.loras),
             callbacks={name: values for name, values in states.items() if values},
         )
         checkpoint.save(state, self.folder, config.training.checkpoints_total_limit)
