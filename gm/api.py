@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.checkpoints import loading, networks
+from gm.checkpoints import converted_cache, loading, networks
 from gm.checkpoints.networks import WeightFiles
 from gm.config import Config, SamplingConfig
 from gm.embeddings import io as embedding_io
@@ -85,7 +85,10 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     backend = backend_.setup(config.run, config.training.is_parallel, config.training.distributed_timeout)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
-    files = WeightFiles(config.run.weight, config.run.networks)
+    weight = config.run.weight
+    if config.run.cache_weights:
+        weight = str(converted_cache.converted(Path(weight), config.model, tuple(config.run.networks)))
+    files = WeightFiles(weight, config.run.networks)
     loading.load_weights(model, files, config.model, backend.keep_half_above)
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()

@@ -53,7 +53,14 @@ class RunConfig(Section):
         "", "memory of the Ascend card that this process may use, such as 30GB; default: all that is free"
     )
     weight: str = option(
-        "checkpoints/sd_xl_base_1.0_ms.ckpt", "weights of the model: .ckpt or .safetensors", path="shipped"
+        "checkpoints/sd_xl_base_1.0_ms.ckpt",
+        "weights of the model: .ckpt or .safetensors, a diffusers folder, or user/name of a model of the Hugging Face Hub",
+        path="shipped",
+    )
+    revision: str | None = option(None, "branch, tag or commit of a model of the Hub; default: main")
+    variant: str | None = option(None, "variant of the files of a model that is fetched from the Hub, such as fp16")
+    cache_weights: bool = option(
+        False, "convert a diffusers folder or a PyTorch file once, into the cache folder, and load the converted file"
     )
     vae: str = option(
         "",
