@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -147,7 +146,18 @@ def _table(translation: Translation) -> list[str]:
             changed.append(f"--{source} {given} → {ours}")
         else:
             same.append(ours)
-    return [*changed, *textwrap.wrap("  ".join(same), _WIDTH, break_long_words=False, break_on_hyphens=False)]
+    return [*changed, *_joined(same)]
+
+
+def _joined(parts: Sequence[str]) -> list[str]:
+    """Return as few lines as possible of the whole `parts`."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) < _WIDTH:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def name_flags(message: str, sources: Mapping[str, str]) -> str:

@@ -25,9 +25,7 @@ DREAM_FLAGS = {
     "outdir": Flag("sampling.save_path", "outputs/img-samples", aliases=("-o",)),
     "iterations": Flag("sampling.num_cols", 1, aliases=("-n",)),
     "sampler": Flag("sampling.sampler", aliases=("-A", "-m"), values={}),
-    "full_precision": Flag(
-        "run.precision", switch=True, aliases=("-F",), values={True: "float32", False: "auto"}
-    ),
+    "full_precision": Flag("run.precision", switch=True, aliases=("-F",), values={True: "float32", False: "auto"}),
     "web": Flag(default=False, switch=True, refused="streamlit run demo/sampling.py is the app"),
     "from_file": Flag(aliases=("--infile",), refused="give the file to --prompt"),
     "grid": Flag(default=False, switch=True, aliases=("-g",), unused="a grid is written beside the images"),
