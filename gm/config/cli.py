@@ -147,7 +147,7 @@ def parse(
     parser.add_config()
     section_of: dict[str, str] = {}
     for section in sections:
-        _add_flags(parser, section, section_of)
+        add_flags(parser, section, section_of)
     values = parser.read(arguments)
     path = values.pop("config")
     image = values.pop("parameters_from", None)
@@ -205,10 +205,13 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(code)
 
 
-def _add_flags(parser: Parser, section: str, section_of: dict[str, str]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, section: str, section_of: dict[str, str], without: Sequence[str] = ()
+) -> None:
+    """Add a flag for each option of a section of `Config` but `without`, and its name to `section_of`."""
     cls = typing.get_type_hints(Config)[section]
     group = parser.add_argument_group(section, cls.__doc__)
-    for f in fields(cls):
+    for f in [f for f in fields(cls) if f.name not in without]:
         kind, optional = schema.option_type(cls, f.name)
         group.add_argument(
             f"--{f.name}",

@@ -54,7 +54,8 @@ class RunConfig(Section):
     )
     weight: str = option(
         "checkpoints/sd_xl_base_1.0_ms.ckpt",
-        "weights of the model: .ckpt or .safetensors, a diffusers folder, or user/name of a model of the Hugging Face Hub",
+        "weights of the model: .ckpt or .safetensors, a diffusers folder, or user/name of a model of the Hugging Face "
+        "Hub",
         path="shipped",
     )
     revision: str | None = option(None, "branch, tag or commit of a model of the Hub; default: main")
@@ -152,6 +153,9 @@ class SamplingConfig(Section):
     vae_tiling: bool = option(False, "decode large images in overlapping tiles: less memory, faint seams")
     vae_tile_size: int = option(1024, "side of a tile in pixels", minimum=64, step=8)
     vae_slicing: bool = option(False, "decode the images of a batch one after the other: less memory")
+    interactive: bool = option(
+        False, "load the model once, then read prompts from the terminal, each with options of its own; ! is help"
+    )
     preview_interval: int = option(0, "steps between previews of unfinished images; 0 is none", minimum=0)
 
 

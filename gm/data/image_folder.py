@@ -29,7 +29,8 @@ def load_images(
 
     With `bucket_resolutions`, each image gets the size of the bucket nearest to its aspect ratio instead. Hidden files
     are skipped; other files that are not images, captions or masks of these images are skipped with a warning. Without
-    `use_masks` no image has a mask. `center_crop` and `interpolation` are as in `image.resize_and_crop`. Raises UserError for a folder that does not exist or has no image, and for an image
+    `use_masks` no image has a mask. `center_crop` and `interpolation` are as in `image.resize_and_crop`. Raises
+    UserError for a folder that does not exist or has no image, and for an image
     or mask that cannot be read.
     """
     folder = _check_folder(data_path)

@@ -23,7 +23,13 @@ log = logging.getLogger("gm")
 
 FILES = "files"  # key of the hashes of all files that went into the image
 _RUN_OPTIONS = ("weight", "vae", "unet", "pooling", "precision", "ms_mode")  # of RunConfig, those that change an image
-_UNUSED_OPTIONS = ("save_path", "num_cols", "num_rows", "preview_interval")  # of SamplingConfig, those that do not
+_UNUSED_OPTIONS = (
+    "save_path",
+    "num_cols",
+    "num_rows",
+    "interactive",
+    "preview_interval",
+)  # of SamplingConfig, those that do not
 # AUTOMATIC1111's names of the schedules; it has none for edm.
 _SCHEDULE_TITLES = {"legacy": "Uniform", "karras": "Karras", "edm": "EDM"}
 

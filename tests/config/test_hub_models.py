@@ -195,7 +195,9 @@ def test_a_model_is_fetched_from_the_endpoint_of_the_environment(
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    code = "import sys; from gm.config import RunConfig, hub_models; print(hub_models.locate(RunConfig(weight=sys.argv[1])))"
+    code = (
+        "import sys; from gm.config import RunConfig, hub_models as h; print(h.locate(RunConfig(weight=sys.argv[1])))"
+    )
     command = [sys.executable, "-c", code]
     result = subprocess.run([*command, NAME], capture_output=True, text=True, cwd=ROOT)
     snapshot = cache / "models--me--tiny-model" / "snapshots" / COMMIT

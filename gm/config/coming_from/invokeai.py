@@ -8,6 +8,17 @@ from __future__ import annotations
 from gm.config.coming_from import diffusers, original
 from gm.config.coming_from.program import Flag, Program, Translation
 
+SAMPLERS = {  # of `dream.py` by the names here; DDIM and PLMS step as Euler does at the same noise levels
+    "ddim": "euler",
+    "plms": "euler",
+    "k_lms": "lms",
+    "k_euler": "euler",
+    "k_euler_a": "euler_ancestral",
+    "k_heun": "heun",
+    "k_dpmpp_2": "dpmpp_2m",
+    "k_dpm_2": "heun",
+    "k_dpm_2_a": "euler_ancestral",
+}
 _FOLDERS = "weights are --model, results are in --output_dir"
 _LOCAL = {name: flag for name, flag in diffusers.FLAGS.items() if name not in ("pretrained_model_name_or_path",)}
 TRAINING_FLAGS = {
@@ -24,7 +35,7 @@ DREAM_FLAGS = {
     "weights": Flag("run.weight"),
     "outdir": Flag("sampling.save_path", "outputs/img-samples", aliases=("-o",)),
     "iterations": Flag("sampling.num_cols", 1, aliases=("-n",)),
-    "sampler": Flag("sampling.sampler", aliases=("-A", "-m"), values={}),
+    "sampler": Flag("sampling.sampler", aliases=("-A", "-m"), values=SAMPLERS),
     "full_precision": Flag("run.precision", switch=True, aliases=("-F",), values={True: "float32", False: "auto"}),
     "web": Flag(default=False, switch=True, refused="streamlit run demo/sampling.py is the app"),
     "from_file": Flag(aliases=("--infile",), refused="give the file to --prompt"),
@@ -50,6 +61,6 @@ DREAM = Program(
     name="InvokeAI's dream.py",
     signatures=(frozenset({"--embedding_path"}),),
     flags=DREAM_FLAGS,
-    fixed={},
+    fixed={"sampling.interactive": True},
     finish=original.finish_embedding,
 )

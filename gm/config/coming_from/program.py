@@ -32,7 +32,7 @@ class Flag:
     default: Any = None
     switch: bool = False
     updates: bool = False
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[Any, Any] = field(default_factory=dict)
     unused: str = ""
     refused: str = ""
     required: bool = False
