@@ -185,6 +185,7 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C ends the script without a traceback, with the exit code 130 of shells. `exit_hooks` are called at the end.
     """
+    _flags_of.clear()
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler(sys.stdout)]
     code = 0
