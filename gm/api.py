@@ -22,7 +22,7 @@ import numpy as np
 from gm import config as configuration
 from gm.checkpoints import converted_cache, loading, networks
 from gm.checkpoints.networks import WeightFiles
-from gm.config import Config, SamplingConfig
+from gm.config import Config, SamplingConfig, hub_models
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, combine
 from gm.errors import UserError
@@ -77,6 +77,11 @@ def load(config: Config | str | Path, **sections: dict[str, Any]) -> Toolkit:
     elif sections:
         raise UserError("options go into the Config, or give the path of a YAML file and options beside it")
     config.model.require("base")
+    if hub_models.is_name(config.run.weight):
+        config = dataclasses.replace(
+            config,
+            run=dataclasses.replace(config.run, weight=hub_models.locate(config.run), revision=None, variant=None),
+        )
     if not Path(config.run.weight).exists():
         raise UserError(
             f"no weights {config.run.weight}; --weight names them, tools/convert_weights/convert.py converts them"

@@ -210,3 +210,12 @@ def test_a_model_is_fetched_from_the_endpoint_of_the_environment(
     assert fetched == []
     failed = subprocess.run([*command, "me/other"], capture_output=True, text=True, cwd=ROOT)
     assert "UserError: --weight me/other cannot be fetched (" in failed.stderr
+
+
+@pytest.mark.usefixtures("no_client")
+def test_a_model_that_a_config_names_is_found_when_it_is_loaded(cache: Path) -> None:
+    from gm import api
+
+    snapshot = fill(cache, WHOLE)
+    with pytest.raises(UserError, match=str(snapshot)):  # of files that hold no weights
+        api.load("configs/training/tiny_textual_inversion.yaml", run={"weight": NAME, "device_target": "CPU"})

@@ -260,7 +260,7 @@ def test_the_command_of_merge_embeddings_merges(embedding: Call, toy: Path, tmp_
     code, out, error = embedding("--manager_ckpts", toy, dog, "--output_path", target, "-sd")
     assert code == 0, error
     written = [line.removeprefix("wrote ") for line in out.splitlines()]
-    assert [embedding_io.load(path).placeholder_token for path in written] == ["both-toy", "both-dog"]
+    assert [embedding_io.load(path).placeholder_token for path in written] == ["<toy>", "<dog>"]
     again = embedding("merge", "--manager_ckpts", toy, dog, "--output_path", tmp_path / "folder")
     assert again[0] == 0, again[2]
     assert {path.name for path in (tmp_path / "folder").iterdir()} == {"toy.safetensors", "dog.safetensors"}

@@ -26,6 +26,8 @@ TRAINING_FLAGS = {
     "model": Flag("run.weight", required=True),
     "placeholder_token": Flag(aliases=("--trigger_term",), required=True),
     "initializer_token": Flag("concept.initializer_token", "*"),
+    "scale_lr": Flag("training.scale_lr", True, switch=True),
+    "lr_warmup_steps": Flag("training.lr_warmup_steps", 0),
     "gui": Flag(default=False, switch=True, aliases=("--front_end",), unused="streamlit run demo/sampling.py trains"),
     "root_dir": Flag(aliases=("--root",), unused=_FOLDERS),
     "only_save_embeds": Flag(default=True, switch=True, unused="the base model is not changed"),
