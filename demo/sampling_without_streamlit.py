@@ -1,4 +1,7 @@
-"""Generate images from prompts and trained embeddings: see `--help` and docs/sampling.md."""
+"""Generate images from prompts and trained embeddings: see `--help` and docs/sampling.md.
+
+It also takes the command lines of the original `txt2img.py` and of InvokeAI's `dream.py`: docs/coming_from.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gm.config import cli
+from gm.config import cli, coming_from
 
 if TYPE_CHECKING:
     from gm.sampling.pipeline import SamplingProgress
@@ -15,10 +18,20 @@ if TYPE_CHECKING:
 
 def main() -> None:
     description = "Generate images with SDXL and trained embeddings."
-    config = cli.parse(description, ("run", "sampling"), parameters_from=_parameters_from, config_for=_config_for)
+    config = cli.parse(
+        description,
+        ("run", "sampling"),
+        parameters_from=_parameters_from,
+        config_for=_config_for,
+        programs=coming_from.SAMPLING,
+    )
     from gm import api  # after the flags: --help need not wait for MindSpore
-    from gm.sampling import request, run
+    from gm.sampling import interactive, request, run
 
+    if config.sampling.interactive:
+        session = interactive.Session(config)
+        session.run(api.load(config).pipeline, _report)
+        return
     job = request.prepare(config)
     toolkit = api.load(config)
     _report(run.run_job(toolkit.pipeline, job))

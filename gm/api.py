@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from gm import config as configuration
-from gm.checkpoints import config_choice, loading, networks, prediction_check
+from gm.checkpoints import config_choice, converted_cache, loading, networks, prediction_check
 from gm.checkpoints.key_mapping import parameter_shapes
 from gm.checkpoints.networks import WeightFiles
-from gm.config import Config, SamplingConfig
+from gm.config import Config, SamplingConfig, hub_models
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, combine
 from gm.errors import UserError
@@ -87,6 +87,11 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
     elif sections:
         raise UserError("options go into the Config, or give the path of a YAML file and options beside it")
     config.model.require("base")
+    if hub_models.is_name(config.run.weight):
+        config = dataclasses.replace(
+            config,
+            run=dataclasses.replace(config.run, weight=hub_models.locate(config.run), revision=None, variant=None),
+        )
     if not Path(config.run.weight).exists():
         weight, *loras = config.run.weight.split(",")
         if loras and Path(weight).exists():  # mindone's way to give a LoRA
@@ -98,7 +103,10 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
     backend = backend_.setup(config.run, config.training.is_parallel, config.training.distributed_timeout)
     started = time.perf_counter()
     model = sdxl.build(config.model, backend.dtype)
-    files = WeightFiles(config.run.weight, config.run.networks)
+    weight = config.run.weight
+    if config.run.cache_weights:
+        weight = str(converted_cache.converted(Path(weight), config.model, tuple(config.run.networks)))
+    files = WeightFiles(weight, config.run.networks)
     changes = merging.prepare(config.run.lora_weight, parameter_shapes(model), config.model)
     loading.load_weights(model, files, config.model, backend.keep_half_above, changes=changes)
     prediction_check.check_prediction(model, str(config.run.unet or config.run.weight))

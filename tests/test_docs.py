@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm.config import cli
+from gm.config import cli, coming_from, hub_models
 from gm.sampling import image_files
 from gm.sampling.prompt_file import LETTERS
 from tests.project import Workshop
@@ -73,6 +73,11 @@ SCRIPTS = (
 )
 
 
+def flags_of_other_programs() -> set[str]:
+    programs = (*coming_from.TRAINING, *coming_from.SAMPLING)
+    return {f"--{name}" for program in programs for name in program.flags}
+
+
 def known_flags() -> set[str]:
     return {flag for script in SCRIPTS for flag in help_of(sys.executable, str(ROOT / script))}
 
@@ -104,11 +109,12 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if line.startswith("msrun"):
         taken = help_of(str(Path(sys.executable).with_name("msrun")))
         assert set(re.findall(r"--\w+", start[0])) <= taken
+    monkeypatch.setattr(hub_models, "locate", lambda run: run.weight)  # nothing is fetched
     script, *arguments = shlex.split(re.sub(r" > \S+ 2>&1$", "", line[start.end() :]), comments=True)
     if script == "train_textual_inversion.py":
-        cli.parse("", TRAINING, [a for a in arguments if a != "--help"])
+        cli.parse("", TRAINING, [a for a in arguments if a != "--help"], programs=coming_from.TRAINING)
     elif script == "demo/sampling_without_streamlit.py":
-        cli.parse("", SAMPLING, arguments, lambda image: {})
+        cli.parse("", SAMPLING, arguments, lambda image: {}, coming_from.SAMPLING)
     elif script == "tools/convert_weights/convert.py":
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         convert._parse_flags()
@@ -151,6 +157,13 @@ def test_readme_commands_from_weights_to_images_run(
         importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
     assert scripts == list(added)
     assert len(list((tmp_path / "out").glob("image_*.png"))) == 4
+
+
+def test_every_flag_of_diffusers_scripts_is_in_its_table() -> None:
+    page = (ROOT / "docs" / "coming_from.md").read_text()
+    table = page[page.index("## diffusers") : page.index("## kohya")]
+    listed = {flag for line in table.splitlines() if line.startswith("|") for flag in re.findall(r"--(\w+)", line)}
+    assert set(coming_from.diffusers.FLAGS) <= listed
 
 
 def test_every_code_block_is_covered_by_a_test() -> None:
@@ -197,6 +210,8 @@ def test_links_and_options_exist_and_no_local_path_is_named(doc: Path) -> None:
         assert not anchor or anchor in anchors(file), target
     outside_bash = re.sub(r"```bash\n.*?```", "", text, flags=re.DOTALL)
     known = known_flags() | help_of(str(Path(sys.executable).with_name("msrun")))
+    if doc.name == "coming_from.md":
+        known |= flags_of_other_programs() | {"--num_processes", "--trigger_term", "--init_img", "--key"}
     unknown = set(re.findall(r"--[a-z][\w.-]+", outside_bash)) - known - OTHER_FLAGS
     assert unknown == set()
     folders = "gm|demo|tools|examples|benchmarks|configs|docs|tests"

@@ -66,6 +66,7 @@ SET_BY_PAGE = {
     "prompt",
     "negative_prompt",
     "save_path",
+    "interactive",
     "base_model",
     "img",
     "mask",

@@ -12,7 +12,8 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
 from gm import config as configuration
-from gm.config import Config, paths, schema
+from gm.config import Config, RunConfig, coming_from, hub_models, paths, schema
+from gm.config.coming_from.program import Program
 from gm.errors import UserError, did_you_mean
 
 DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
@@ -22,6 +23,7 @@ _SWITCHES = {"infer_interval": "infer_during_train", "validation_loss_interval":
 log = logging.getLogger("gm")
 
 exit_hooks: list[Callable[[int], None]] = []  # called by `run` with the exit code
+_flags_of: dict[str, str] = {}  # by option, the flags of another program that the user gave, for error messages
 
 # Flags of diffusers', kohya's and OneTrainer's commands, with the one that they correspond to here.
 _FOREIGN_FLAGS = {
@@ -52,7 +54,6 @@ _FOREIGN_FLAGS = {
     "--lora_path": "LoRA files are --lora_weight FILE:strength",
     "--validation_prompt": "prompts of sample images are --validation_prompts",
     "--validation_steps": "the interval of sample images is --infer_interval, with --infer_during_train",
-    "--center_crop": "images are always cropped around their center; leave it out",
 }
 
 
@@ -62,6 +63,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, required: Sequence[str] = ()) -> None:
         super().__init__(description=description, allow_abbrev=False)
         self.required = required
+        self.other_flags: Sequence[str] = ()  # of the program whose command this is, to be suggested, too
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
@@ -99,7 +101,9 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].split("=")[0]
-            hint = self._foreign_flag_hint(flag) or did_you_mean(flag, self._option_string_actions)
+            hint = self._foreign_flag_hint(flag) or did_you_mean(
+                flag, [*self._option_string_actions, *self.other_flags]
+            )
             raise UserError(f"unknown argument {flag}{hint}")
         flags = vars(known)
         for name in self.required:
@@ -120,15 +124,27 @@ def parse(
     arguments: Sequence[str] | None = None,
     parameters_from: Callable[[str], dict[str, dict[str, Any]]] | None = None,
     config_for: Callable[[str], tuple[str, dict[str, Any]]] | None = None,
+    programs: Sequence[Program] = (),
 ) -> Config:
     """Return the config for the command-line `arguments` (default: those of the process).
 
     `sections` names the sections of `Config` whose fields become flags. `parameters_from` adds the flag of that name
     and reads the generation parameters of the image given there; they override the YAML file and are overridden by
-    the other flags. Without --config, `config_for` returns the YAML file for the model in `weight`, and sections that
-    override it. Raises UserError for an unknown flag (with the nearest known one) and as `config.load` does.
+    the other flags. A command line of one of `programs` is translated: its options, and its defaults for those that it
+    leaves out, override the YAML file; our flags may be mixed in. A `weight` that names a model of the Hub is replaced
+    by its folder or file (`hub_models.locate`). Without --config, `config_for` returns the YAML file for the model in
+    `weight`, and sections that override it. Raises UserError for an unknown flag (with the nearest known one), for an
+    option that both kinds of flags set, and as `config.load` does.
     """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    program = coming_from.recognize(arguments, programs)
+    translated = coming_from.translate(program, arguments) if program else None
+    _flags_of.clear()
+    _flags_of.update(translated.sources if translated else {})
     parser = Parser(description)
+    if translated:
+        arguments = translated.remaining
+        parser.other_flags = [f"--{name}" for name in translated.program.flags]
     if parameters_from:
         parser.add_argument(
             "--parameters_from",
@@ -140,13 +156,18 @@ def parse(
     parser.set_defaults(config=None)
     section_of: dict[str, str] = {}
     for section in sections:
-        _add_flags(parser, section, section_of)
+        add_flags(parser, section, section_of)
     values = parser.read(arguments)
     path = values.pop("config")
     image = values.pop("parameters_from", None)
     overrides: dict[str, Any] = parameters_from(image) if parameters_from and image else {}
     if "concepts" in values:
         overrides["concepts"] = values.pop("concepts")
+    if translated:
+        coming_from.check_conflicts(translated, {f"{section_of[name]}.{name}": f"--{name}" for name in values})
+        for option, value in translated.options.items():
+            section, name = option.split(".")
+            overrides.setdefault(section, {})[name] = value
     rate = values.get("learning_rate", "")
     if re.fullmatch(r"[^:,]+:\s*\d+\s*(,.*)?", rate):
         raise UserError(
@@ -155,11 +176,15 @@ def parse(
         )
     for name, value in values.items():
         overrides.setdefault(section_of[name], {})[name] = value
-    weight = overrides.get("run", {}).get("weight")
-    if path is None and weight and config_for:
-        path, sections_of_model = config_for(weight)
-        overrides = {**sections_of_model, **overrides}
+    if "weight" in overrides.get("run", {}):
+        run = schema.merge(RunConfig, {"command line": overrides["run"]}, "run.")
+        overrides["run"]["weight"] = hub_models.locate(run)
+        if path is None and config_for:
+            path, sections_of_model = config_for(overrides["run"]["weight"])
+            overrides = {**sections_of_model, **overrides}
     config = configuration.load(path or DEFAULT_CONFIG, overrides)
+    for line in translated.notes if translated else ():
+        log.info("%s", line)
     for interval, switch in _SWITCHES.items():
         # Only of flags: a YAML file may hold an interval in case that the switch is on.
         if interval in values and not getattr(config.training, switch):
@@ -172,13 +197,14 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C ends the script without a traceback, with the exit code 130 of shells. `exit_hooks` are called at the end.
     """
+    _flags_of.clear()
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler(sys.stdout)]
     code = 0
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {coming_from.name_flags(str(error), _flags_of)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -192,10 +218,13 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(code)
 
 
-def _add_flags(parser: Parser, section: str, section_of: dict[str, str]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, section: str, section_of: dict[str, str], without: Sequence[str] = ()
+) -> None:
+    """Add a flag for each option of a section of `Config` but `without`, and its name to `section_of`."""
     cls = typing.get_type_hints(Config)[section]
     group = parser.add_argument_group(section, cls.__doc__)
-    for f in fields(cls):
+    for f in [f for f in fields(cls) if f.name not in without]:
         kind, optional = schema.option_type(cls, f.name)
         group.add_argument(
             f"--{f.name}",

@@ -54,8 +54,14 @@ class RunConfig(Section):
     )
     weight: str = option(
         "checkpoints/sd_xl_base_1.0_ms.ckpt",
-        "weights of the model: .ckpt, .safetensors or a diffusers folder",
+        "weights of the model: .ckpt or .safetensors, a diffusers folder, or user/name of a model of the Hugging Face "
+        "Hub",
         path="shipped",
+    )
+    revision: str | None = option(None, "branch, tag or commit of a model of the Hub; default: main")
+    variant: str | None = option(None, "variant of the files of a model that is fetched from the Hub, such as fp16")
+    cache_weights: bool = option(
+        False, "convert a diffusers folder or a PyTorch file once, into the cache folder, and load the converted file"
     )
     vae: str = option(
         "",
@@ -153,6 +159,9 @@ class SamplingConfig(Section):
     vae_tiling: bool = option(False, "decode large images in overlapping tiles: less memory, faint seams")
     vae_tile_size: int = option(1024, "side of a tile in pixels", minimum=64, step=8)
     vae_slicing: bool = option(False, "decode the images of a batch one after the other: less memory")
+    interactive: bool = option(
+        False, "load the model once, then read prompts from the terminal, each with options of its own; ! is help"
+    )
     preview_interval: int = option(0, "steps between previews of unfinished images; 0 is none", minimum=0)
 
 

@@ -39,6 +39,12 @@ class DataConfig:
     resolution: int | None = option(
         None, "side of the training images in pixels; default: that of the model", minimum=8, step=8
     )
+    center_crop: bool = option(
+        True, "crop images to their center square or bucket; False squashes them to it, as diffusers' script does"
+    )
+    image_interpolation_mode: str = option(
+        "lanczos", "filter that images are resized with", choices=("lanczos", "bicubic", "bilinear", "nearest", "box")
+    )
     enable_bucket: bool = option(
         False, "aspect ratio bucketing: images keep about their shape; compiles one graph per size"
     )
@@ -115,11 +121,26 @@ class TrainingConfig(Section):
         None, "resume from a training state: latest (the newest in --save_path, if any) or a path", path="path"
     )
     checkpointing_steps: int = option(50, "steps between training states; one is also saved at the end", minimum=1)
-    checkpoints_total_limit: int = option(2, "number of newest training states to keep", minimum=1)
+    checkpoints_total_limit: int = option(2, "number of newest training states to keep; 0 keeps all", minimum=0)
     max_skipped_steps: int = option(
         25, "consecutive steps without a finite loss and gradient after which training stops", minimum=1
     )
     save_ckpt_interval: int = option(500, "steps between embedding files; one is also saved at the end", minimum=1)
+    learned_embeds: str = option(
+        "",
+        "also write diffusers' files: learned_embeds and learned_embeds-steps-<updates> of this suffix, "
+        "checkpoint-<updates>, token_identifier.txt, type_of_concept.txt",
+        choices=("", "safetensors", "bin"),
+    )
+    output_name: str | None = option(
+        None, "also write the last embedding as this file in save_path, in kohya's format: cat.safetensors or cat.pt"
+    )
+    push_to_hub: bool = option(
+        False, "after training, publish the embedding on the Hugging Face Hub (needs huggingface_hub and a login)"
+    )
+    hub_model_id: str | None = option(
+        None, "repository for --push_to_hub; default: the name of save_path, under the user who is logged in"
+    )
     num_validation_samples: int = option(
         0, "fixed samples for the validation loss; the best embedding is then saved too; 0 disables it", minimum=0
     )

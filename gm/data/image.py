@@ -12,7 +12,7 @@ from gm.data.bucketing import Size
 
 @dataclass(frozen=True, eq=False)
 class CroppedImage:
-    """An image that was resized to cover H × W, a square or a bucket, and center-cropped to that.
+    """An image that was resized to cover H × W, a square or a bucket, and center-cropped to that, or squashed to it.
 
     name: file name, without the folder
     pixels: float32 [3, H, W], RGB, -1 (black) to 1 (white)
@@ -20,6 +20,7 @@ class CroppedImage:
     crop_top_left: (top, left) corner of the crop in pixels of the resized image, for SDXL's size conditioning
         (Podell et al., 2023, section 2.2)
     mask: float32 [H, W], 1 where the image is trained on or inpainted and 0 elsewhere; None is 1 everywhere
+    squashed: it was resized to H × W whatever its shape, without a crop
     """
 
     name: str
@@ -27,6 +28,7 @@ class CroppedImage:
     original_size: tuple[int, int]
     crop_top_left: tuple[int, int]
     mask: np.ndarray | None = None
+    squashed: bool = False
 
     @property
     def size(self) -> Size:
@@ -35,11 +37,22 @@ class CroppedImage:
         return height, width
 
 
-def resize_and_crop(image: Image.Image, mask: Image.Image | None, name: str, size: Size) -> CroppedImage:
-    """Return `image` (RGB), resized to cover `size` and center-cropped, with its `mask` (grayscale, of any size)."""
+def resize_and_crop(
+    image: Image.Image,
+    mask: Image.Image | None,
+    name: str,
+    size: Size,
+    center_crop: bool = True,
+    interpolation: str = "lanczos",
+) -> CroppedImage:
+    """Return `image` (RGB), resized to cover `size` and center-cropped, with its `mask` (grayscale, of any size).
+
+    Without `center_crop` it is resized to `size` itself. `interpolation` names one of Pillow's filters.
+    """
     original_size = (image.height, image.width)
-    resized = _covering_size(original_size, size)
-    pixels = np.asarray(_center_crop(image, resized, size, Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
+    resized = _covering_size(original_size, size) if center_crop else size
+    resampling = Image.Resampling[interpolation.upper()]
+    pixels = np.asarray(_center_crop(image, resized, size, resampling), np.float32) / 127.5 - 1
     cropped_mask = None
     if mask is not None:
         cropped_mask = np.asarray(_center_crop(mask, resized, size, Image.Resampling.BOX), np.float32) / 255
@@ -49,17 +62,20 @@ def resize_and_crop(image: Image.Image, mask: Image.Image | None, name: str, siz
         original_size=original_size,
         crop_top_left=_crop_top_left(resized, size),
         mask=cropped_mask,
+        squashed=not center_crop,
     )
 
 
 def was_upscaled(image: CroppedImage) -> bool:
     """Return whether `image` is larger than in its file."""
+    if image.squashed:
+        return image.size[0] > image.original_size[0] or image.size[1] > image.original_size[1]
     return _covering_size(image.original_size, image.size)[0] > image.original_size[0]
 
 
 def flip_horizontal(image: CroppedImage) -> CroppedImage:
     """Return `image` flipped left to right; its crop then starts where the right margin was."""
-    _, resized_width = _covering_size(image.original_size, image.size)
+    _, resized_width = image.size if image.squashed else _covering_size(image.original_size, image.size)
     top, left = image.crop_top_left
     return replace(
         image,

@@ -22,12 +22,15 @@ def load_images(
     resolution: int,
     use_masks: bool = True,
     bucket_resolutions: Sequence[Size] | None = None,
+    center_crop: bool = True,
+    interpolation: str = "lanczos",
 ) -> list[CroppedImage]:
     """Return the images in the folder `data_path` as squares of `resolution` pixels, in the order of their names.
 
     With `bucket_resolutions`, each image gets the size of the bucket nearest to its aspect ratio instead. Hidden files
     are skipped; other files that are not images, captions or masks of these images are skipped with a warning. Without
-    `use_masks` no image has a mask. Raises UserError for a folder that does not exist or has no image, and for an image
+    `use_masks` no image has a mask. `center_crop` and `interpolation` are as in `image.resize_and_crop`. Raises
+    UserError for a folder that does not exist or has no image, and for an image
     or mask that cannot be read.
     """
     folder = _check_folder(data_path)
@@ -46,7 +49,8 @@ def load_images(
     for path in paths:
         image = read_image(path)
         mask = masks.load_mask(masks_by_stem.get(path.stem), image) if use_masks else None
-        images.append(_crop(image.rgb, mask, path.name, resolution, bucket_resolutions))
+        size = _size(image.rgb, resolution, bucket_resolutions)
+        images.append(_crop(image.rgb, mask, path.name, size, center_crop, interpolation))
     small = ", ".join(image.name for image in images if was_upscaled(image))
     if small:
         log.warning("upscaled to %d pixels, larger originals would have more detail: %s", resolution, small)
@@ -86,17 +90,16 @@ def _check_folder(data_path: str | Path) -> Path:
     return folder
 
 
-def _crop(
-    image: Image.Image,
-    mask: Image.Image | None,
-    name: str,
-    resolution: int,
-    bucket_resolutions: Sequence[Size] | None,
-) -> CroppedImage:
-    size = (resolution, resolution)
+def _size(image: Image.Image, resolution: int, bucket_resolutions: Sequence[Size] | None) -> Size:
     if bucket_resolutions:
-        size = bucketing.select_bucket((image.height, image.width), bucket_resolutions)
-    cropped = resize_and_crop(image, mask, name, size)
+        return bucketing.select_bucket((image.height, image.width), bucket_resolutions)
+    return (resolution, resolution)
+
+
+def _crop(
+    image: Image.Image, mask: Image.Image | None, name: str, size: Size, center_crop: bool, interpolation: str
+) -> CroppedImage:
+    cropped = resize_and_crop(image, mask, name, size, center_crop, interpolation)
     if cropped.mask is not None and not cropped.mask.any():
         raise UserError(f"the center crop of {name} is masked as a whole; crop the image around its unmasked part")
     return cropped

@@ -41,6 +41,23 @@ def push_folder(folder: str | Path, names: list[str], repo: str, private: bool) 
     return str(address)
 
 
+def logged_in() -> bool:
+    """Return whether there is a token for the Hub; whether it is valid only the Hub knows."""
+    return bool(_client().get_token())
+
+
+def user_name(folder: str | Path) -> str:
+    """Return the name of the user who is logged in; UserError, naming the complete `folder`, if nobody is."""
+    client = _client()
+    try:
+        return str(client.whoami()["name"])
+    except Exception as error:  # of the client or its HTTP library
+        raise UserError(
+            f"the Hub does not say who is logged in ({shorten(error, 300)}); hf auth login, then tools/push_to_hub.py "
+            f"--push_to_hub user/name; {folder} is complete"
+        ) from error
+
+
 def _client() -> ModuleType:
     try:
         import huggingface_hub

@@ -26,7 +26,8 @@ FILES = "files"  # key of the hashes of all files that went into the image
 LORAS = "loras"  # key of name, strength and hash of each LoRA
 # Those of RunConfig that change an image; low_memory only with LoRAs, whose sums it rounds to float16.
 _RUN_OPTIONS = ("weight", "vae", "unet", "lora_weight", "pooling", "precision", "low_memory", "ms_mode")
-_UNUSED_OPTIONS = ("save_path", "num_cols", "num_rows", "preview_interval")  # of SamplingConfig, those that do not
+# Those of SamplingConfig that do not.
+_UNUSED_OPTIONS = ("save_path", "num_cols", "num_rows", "interactive", "preview_interval")
 # AUTOMATIC1111's names of the schedules, or of those next to them; it has none for edm.
 _SCHEDULE_TITLES = {
     "legacy": "Uniform",

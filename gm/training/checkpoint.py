@@ -28,6 +28,7 @@ from gm.lora.files import LoraRecord
 log = logging.getLogger("gm")
 
 PATTERN = "state_*.ckpt"
+SUBFOLDER = "checkpoint-"  # of a checkpoint in the layout of diffusers' script; its number of updates follows
 LATEST = "latest"
 # Options that cannot change in a run, and why.
 _FIXED_OPTIONS = {
@@ -62,6 +63,14 @@ class Checkpoint:
     loras: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None  # of the file it was read from
 
+    @property
+    def run_folder(self) -> Path | None:
+        """The output folder of its run, None if it was not read from a file."""
+        if self.path is None:
+            return None
+        folder = self.path.parent
+        return folder.parent if folder.name.startswith(SUBFOLDER) else folder
+
 
 _METADATA = [each.name for each in dataclasses.fields(Checkpoint) if each.name not in ("tensors", "path")]
 
@@ -69,20 +78,39 @@ _METADATA = [each.name for each in dataclasses.fields(Checkpoint) if each.name n
 def save(state: Checkpoint, folder: Path, keep: int) -> Path:
     """Write `state` into `folder` atomically; return its path.
 
-    Then removes all but the newest `keep` checkpoints up to its step.
+    Then removes all but the newest `keep` checkpoints up to its step; 0 keeps all.
     """
     metadata = {name: getattr(state, name) for name in _METADATA}
     path = folder / f"state_{state.step}.ckpt"
     tensors = {name: in_memory(np.atleast_1d(value)) for name, value in state.tensors.items()}
     containers.write(path, tensors, {"state": json.dumps(metadata)})
-    for old in [path for step, path in _checkpoints_in(folder) if step <= state.step][keep:]:
+    if keep:
+        for old in [path for step, path in _checkpoints_in(folder) if step <= state.step][keep:]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+    return path
+
+
+def save_in_subfolder(state: Checkpoint, folder: Path, keep: int) -> Path:
+    """Write `state` as `checkpoint-<updates>/state_<step>.ckpt`, the layout of diffusers' script; return its path.
+
+    Then removes the states in all but the newest `keep` of these folders, and the folders that are empty then.
+    """
+    subfolder = folder / f"{SUBFOLDER}{state.updates}"
+    subfolder.mkdir(exist_ok=True)
+    path = save(state, subfolder, 1)
+    older = [path for updates, path in _subfolders_in(folder) if updates <= state.updates]
+    for old in older[keep:] if keep else ():
         with contextlib.suppress(OSError):
-            old.unlink()
+            for file in old.glob(PATTERN):
+                file.unlink()
+            old.rmdir()
     return path
 
 
 def load(path: str | Path) -> Checkpoint:
     """Return the checkpoint at `path`; UserError if the file is damaged or not a checkpoint of this version."""
+    path = _file_in(Path(path))
     contents = containers.read(path)
     try:
         metadata = json.loads(contents.metadata["state"])
@@ -92,6 +120,21 @@ def load(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{path} is not a training state of this version; training writes {PATTERN} into --save_path"
         ) from error
+
+
+def _file_in(path: Path) -> Path:
+    """Return the newest checkpoint of a folder, or a file itself."""
+    if not path.is_dir():
+        return path
+    found = _checkpoints_in(path)
+    if found:
+        return found[0][1]
+    if (path / "random_states_0.pkl").exists() or (path / "optimizer.bin").exists():
+        raise UserError(
+            f"{path} is a checkpoint of PyTorch's accelerate, which cannot be continued here; --initializer_file "
+            "starts from the learned_embeds file beside it"
+        )
+    raise UserError(f"{path} is a folder without {PATTERN}; training writes them into --save_path")
 
 
 def find(resume: str | None, save_path: str | Path) -> Checkpoint | None:
@@ -158,6 +201,12 @@ def _checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints in `folder` with their steps, newest first."""
     numbered = [(path.stem.removeprefix("state_"), path) for path in folder.glob(PATTERN)]
     return sorted(((int(step), path) for step, path in numbered if step.isdigit()), reverse=True)
+
+
+def _subfolders_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return (updates, path) of the subfolders with checkpoints, the newest first."""
+    numbers = [(path.name.removeprefix(SUBFOLDER), path) for path in folder.glob(f"{SUBFOLDER}*") if path.is_dir()]
+    return sorted(((int(number), path) for number, path in numbers if number.isdigit()), reverse=True)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -87,7 +87,14 @@ def read(
     lines = templates.load(concept.learnable_property, concept.template_file)
     prompts = tuple(templates.fill(line, token) for line in lines)
     resolution = config.data.resolution or config.model.resolution
-    images = image_folder.load_images(concept.data_path, resolution, config.data.masks, bucket_sizes)
+    images = image_folder.load_images(
+        concept.data_path,
+        resolution,
+        config.data.masks,
+        bucket_sizes,
+        config.data.center_crop,
+        config.data.image_interpolation_mode,
+    )
     image_captions = _captions(concept, images, tokenizer) if config.data.captions else ()
     return dataclasses.replace(training_concept, images=images, prompts=prompts, captions=image_captions)
 

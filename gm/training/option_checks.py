@@ -29,6 +29,7 @@ _RULES = (
         "--infer_during_train",
         lambda config: config.training.infer_during_train,
     ),
+    Rule("training", ("hub_model_id",), "--push_to_hub", lambda config: config.training.push_to_hub),
     Rule("training", ("distributed_timeout",), "--is_parallel", lambda config: config.training.is_parallel),
     Rule("loss", ("huber_c",), "--loss_type huber", lambda config: config.loss.loss_type == "huber"),
     Rule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import json
 import logging
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 from gm import config as configuration
 from gm.errors import UserError
 from gm.runtime import atomic_io
-from gm.training import checkpoint
+from gm.training import checkpoint, learned_embeds
 from gm.training.setup import TrainingSetup
 
 log = logging.getLogger("gm")
@@ -24,7 +25,9 @@ CONFIG = "config.yaml"
 PREVIEWS = "previews"
 TENSORBOARD = "tensorboard"
 REPORT = "report.html"
-_RESULTS = ("*_ti.ckpt", "*_ti.safetensors", checkpoint.PATTERN, LOG, CONFIG, PREVIEWS, TENSORBOARD, REPORT)
+PUBLISHED = "published"
+_DIFFUSERS = (*learned_embeds.PATTERNS, f"{checkpoint.SUBFOLDER}[0-9]*")
+_RESULTS = ("*_ti.ckpt", "*_ti.safetensors", checkpoint.PATTERN, LOG, CONFIG, PREVIEWS, TENSORBOARD, REPORT, PUBLISHED)
 _LOCK = ".lock"
 
 
@@ -58,11 +61,14 @@ def acquire(setup: TrainingSetup) -> Iterator[Path]:
 
 def _prepare(folder: Path, setup: TrainingSetup) -> None:
     resume_from = setup.resume_from
-    if resume_from is None or resume_from.path is None or resume_from.path.parent.resolve() != folder.resolve():
-        _move_aside([path for pattern in _RESULTS for path in folder.glob(pattern)], folder)
+    name = setup.config.training.output_name
+    results = (*_RESULTS, *_DIFFUSERS, *([glob.escape(name)] if name else []))
+    if resume_from is None or resume_from.run_folder is None or resume_from.run_folder.resolve() != folder.resolve():
+        _move_aside([path for pattern in results for path in folder.glob(pattern)], folder)
         return
     patterns = (*_RESULTS, f"{PREVIEWS}/*.png")
     later = [path for pattern in patterns for path in folder.glob(pattern) if _step(path) > resume_from.step]
+    later += [path for pattern in _DIFFUSERS for path in folder.glob(pattern) if _updates(path) > resume_from.updates]
     if setup.changed_options or any(path.match(checkpoint.PATTERN) for path in later):
         _move_aside(later, folder)  # another continuation than before
     _truncate_log(folder / LOG, resume_from.step)
@@ -84,6 +90,12 @@ def _step(path: Path) -> int:
     """Return the step in a file name, -1 if there is none: `SD-XL-base-1.0_3000_ti.ckpt`, `state_50.ckpt`."""
     numbers = [part for part in path.stem.removesuffix("_ti").split("_")[-1:] if part.isdigit()]
     return int(numbers[0]) if numbers else -1
+
+
+def _updates(path: Path) -> int:
+    """Return the updates in a file name of diffusers' script: `learned_embeds-steps-500.bin`, `checkpoint-500`."""
+    number = path.stem.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def _truncate_log(path: Path, step: int) -> None:

@@ -16,7 +16,7 @@ from gm.lora.files import LoraRecord
 from gm.runtime import atomic_io
 from gm.sampling import prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
-from gm.training import checkpoint, concept_data, option_checks
+from gm.training import checkpoint, concept_data, learned_embeds, option_checks
 from gm.training.checkpoint import Checkpoint
 from gm.training.concept_data import TrainingConcept
 
@@ -61,6 +61,7 @@ def prepare(config: Config) -> TrainingSetup:
     _check_timesteps(config)
     _check_optimizer(config)
     atomic_io.check_writable(config.training.save_path, "--save_path")
+    learned_embeds.check_output_name(config.training.output_name)
     loras = lora_files.read_records(config.run.lora_weight)
     resume_from, changed_options = _checkpoint(config, loras)
     concept_configs = concept_data.concept_configs(config)

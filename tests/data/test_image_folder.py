@@ -160,3 +160,39 @@ def test_flip_horizontal(tmp_path, height, width):
 def test_loading_twice_gives_the_same(tmp_path):
     save(tmp_path / "a.jpg", noise(50, 70))
     np.testing.assert_array_equal(one(tmp_path, 24).pixels, one(tmp_path, 24).pixels)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (64, 32), (8, 20)])
+def test_squashed_images_are_resized_whole(tmp_path, height, width):
+    image = quarters(32)
+    Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST).save(tmp_path / "a.png")
+    (squashed,) = image_folder.load_images(str(tmp_path), 16, center_crop=False)
+    assert squashed.size == (16, 16)
+    assert (squashed.original_size, squashed.crop_top_left) == ((height, width), (0, 0))
+    np.testing.assert_array_equal(corners(squashed.pixels).round(), corners(one_quarters(16)))
+    flipped = flip_horizontal(squashed)
+    assert flipped.crop_top_left == (0, 0)
+    np.testing.assert_array_equal(flipped.pixels, squashed.pixels[:, :, ::-1])
+
+
+def one_quarters(side):
+    return quarters(side // 2).transpose(2, 0, 1) / 127.5 - 1
+
+
+def test_squashing_with_a_filter_is_that_of_pillow(tmp_path, caplog):
+    array = noise(21, 33)
+    save(tmp_path / "a.png", array)
+    (image,) = image_folder.load_images(str(tmp_path), 16, center_crop=False, interpolation="bicubic")
+    expected = np.asarray(Image.fromarray(array).resize((16, 16), Image.Resampling.BICUBIC), np.float32)
+    np.testing.assert_allclose((image.pixels.transpose(1, 2, 0) + 1) * 127.5, expected, atol=1e-3)
+    assert caplog.messages == []
+    image_folder.load_images(str(tmp_path), 24, center_crop=False)  # higher, and narrower
+    assert caplog.messages == ["upscaled to 24 pixels, larger originals would have more detail: a.png"]
+
+
+def test_masks_are_squashed_with_their_images(tmp_path):
+    array = np.zeros((16, 32, 4), np.uint8)
+    array[:, 16:, 3] = 255
+    save(tmp_path / "a.png", array)
+    (image,) = image_folder.load_images(str(tmp_path), 16, center_crop=False)
+    np.testing.assert_array_equal(image.mask, np.repeat([[0.0] * 8 + [1.0] * 8], 16, 0))

@@ -253,3 +253,14 @@ def test_a_mistake_is_reported_in_one_line(embedding: Call, toy: Path, arguments
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_command_of_merge_embeddings_merges(embedding: Call, toy: Path, tmp_path: Path) -> None:
+    dog, target = save_dog(tmp_path), tmp_path / "both.safetensors"
+    code, out, error = embedding("--manager_ckpts", toy, dog, "--output_path", target, "-sd")
+    assert code == 0, error
+    written = [line.removeprefix("wrote ") for line in out.splitlines()]
+    assert [embedding_io.load(path).placeholder_token for path in written] == ["<toy>", "<dog>"]
+    again = embedding("merge", "--manager_ckpts", toy, dog, "--output_path", tmp_path / "folder")
+    assert again[0] == 0, again[2]
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"toy.safetensors", "dog.safetensors"}

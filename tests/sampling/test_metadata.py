@@ -120,7 +120,7 @@ def test_loras_are_in_the_parameters_with_strength_and_hash(tmp_path: Path, capl
 def test_every_option_that_changes_an_image_is_in_its_parameters(tmp_path: Path) -> None:
     (found,) = parameters(config(tmp_path))
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
-    assert names - set(found) == {"save_path", "num_cols", "num_rows", "preview_interval"}
+    assert names - set(found) == {"save_path", "num_cols", "num_rows", "interactive", "preview_interval"}
     json.dumps(found)
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gm.config import POOLING_RULES, cli
+from gm.config import POOLING_RULES, cli, paths
 from gm.embeddings import description, merging, names
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import NO_POOLING, UNKNOWN_POOLING, file_name, safe_filename
@@ -217,9 +218,20 @@ def _check_flags(command: str, flags: Mapping[str, Any]) -> None:
 def _parse_flags() -> dict[str, Any]:
     parser = cli.Parser("Convert, inspect, merge or mix embedding files.", ("source",))
     parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
-    parser.add_path("--source", "embedding file of any program, or folder that diffusers wrote", nargs="+")
+    parser.add_argument(
+        "--source",
+        "--manager_ckpts",
+        type=paths.expand,
+        nargs="+",
+        help="embedding file of any program, or folder that diffusers wrote",
+    )
     suffixes = ", ".join(embedding_io.SUFFIXES)
-    parser.add_path("--target", f"file to write, ending in {suffixes}; for merge also a folder")
+    parser.add_argument(
+        "--target",
+        "--output_path",
+        type=paths.expand,
+        help=f"file to write, ending in {suffixes}; for merge also a folder",
+    )
     programs = "; ".join(f"{name}: {format_.program}" for name, format_ in FORMATS.items())
     parser.add_argument(
         "--format",
@@ -238,7 +250,19 @@ def _parse_flags() -> dict[str, Any]:
     parser.add_argument("--weights", nargs="+", type=float, help="weight of each --source in mix (default: their mean)")
     parser.add_path("--weight", "SDXL weights, .safetensors or .ckpt, whose tokens inspect compares the vectors with")
     parser.add_overwrite()
-    return parser.read()
+    return parser.read(_merge_command(sys.argv[1:]))
+
+
+def _merge_command(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments, with `merge` where they are those of the original `merge_embeddings.py`.
+
+    It writes all embeddings to one file, and has the switch `-sd` for Stable Diffusion.
+    """
+    if not any(argument.split("=")[0] == "--manager_ckpts" for argument in arguments):
+        return list(arguments)
+    known = [argument for argument in arguments if argument not in ("-sd", "--stable_diffusion")]
+    is_named = known[:1] in (["merge"], ["convert"], ["inspect"], ["mix"])
+    return known if is_named else ["merge", *known]
 
 
 def entry_point() -> None:

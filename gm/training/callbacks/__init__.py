@@ -8,7 +8,7 @@ from pathlib import Path
 from gm.training import output_dir
 from gm.training.callbacks.base import Callback
 from gm.training.callbacks.console import ConsoleProgress
-from gm.training.callbacks.embedding_checkpoints import EmbeddingCheckpoints
+from gm.training.callbacks.embedding_checkpoints import EmbeddingCheckpoints, LearnedEmbeds, OutputFile
 from gm.training.callbacks.embedding_summary import EmbeddingSummary
 from gm.training.callbacks.json_lines import JsonLinesLogger
 from gm.training.callbacks.report import HtmlReport
@@ -33,6 +33,10 @@ def default_callbacks(setup: TrainingSetup, folder: Path, more: Sequence[Callbac
         callbacks.append(TensorBoardLogger(folder / output_dir.TENSORBOARD, step))
     callbacks += more
     callbacks += [EmbeddingCheckpoints(folder), EmbeddingSummary()]
+    if training.learned_embeds:
+        callbacks.append(LearnedEmbeds(folder))
+    if training.output_name:
+        callbacks.append(OutputFile(folder / training.output_name))
     if training.num_validation_samples:
         callbacks.append(Validation(folder))
     if training.infer_during_train:

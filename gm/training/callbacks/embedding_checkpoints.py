@@ -4,9 +4,58 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gm.training import embedding_files
+from gm.training import embedding_files, learned_embeds
 from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write
 from gm.training.step_result import StepResult
+
+
+class LearnedEmbeds(Callback):
+    """Writes the files of diffusers' script every `save_ckpt_interval` steps and at the last."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, trainer: TrainerView) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, result: StepResult) -> None:
+        if not is_due(self.trainer, result):
+            return
+        trainer = self.trainer
+        trained = embedding_files.embeddings(
+            trainer.setup, trainer.state.vector_arrays(), trainer.base_model, result.step
+        )
+        suffix = trainer.setup.config.training.learned_embeds
+        with skip_failed_write("learned_embeds", required=result.is_last):
+            if in_interval(trainer, result.step):
+                learned_embeds.save(self.folder, trained, suffix, result.update)
+            if result.is_last:
+                learned_embeds.save(self.folder, trained, suffix)
+                learned_embeds.save_concept(self.folder, trainer.setup.concepts)
+
+    def needs_state(self, step: int) -> bool:
+        return in_interval(self.trainer, step)
+
+
+class OutputFile(Callback):
+    """Writes the last embedding as `output_name`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, trainer: TrainerView) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, result: StepResult) -> None:
+        if result.is_last:
+            trainer = self.trainer
+            trained = embedding_files.embeddings(
+                trainer.setup, trainer.state.vector_arrays(), trainer.base_model, result.step
+            )
+            learned_embeds.save_as(self.path, trained)
+
+    def needs_state(self, step: int) -> bool:
+        return False
 
 
 class EmbeddingCheckpoints(Callback):

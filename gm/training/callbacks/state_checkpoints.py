@@ -12,7 +12,10 @@ from gm.training.step_result import DIVERGED, StepResult
 
 
 class StateCheckpoints(Callback):
-    """Saves `state_<step>.ckpt` every `checkpointing_steps` steps and at the last, but not after divergence."""
+    """Saves `state_<step>.ckpt` every `checkpointing_steps` steps and at the last, but not after divergence.
+
+    With `learned_embeds`, `checkpoint-<updates>/` holds another copy.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,4 +56,7 @@ class StateCheckpoints(Callback):
             loras=lora_files.as_json(trainer.setup.loras),
             callbacks={name: values for name, values in states.items() if values},
         )
-        checkpoint.save(state, self.folder, config.training.checkpoints_total_limit)
+        keep = config.training.checkpoints_total_limit
+        checkpoint.save(state, self.folder, keep)
+        if config.training.learned_embeds and result.gradient_norm is not None:  # its name counts whole updates
+            checkpoint.save_in_subfolder(state, self.folder, keep)
