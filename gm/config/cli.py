@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
@@ -163,33 +163,56 @@ def parse(
     overrides: dict[str, Any] = parameters_from(image) if parameters_from and image else {}
     if "concepts" in values:
         overrides["concepts"] = values.pop("concepts")
+    options = {f"{section_of[name]}.{name}": value for name, value in values.items()}
     if translated:
-        coming_from.check_conflicts(translated, {f"{section_of[name]}.{name}": f"--{name}" for name in values})
-        for option, value in translated.options.items():
-            section, name = option.split(".")
-            overrides.setdefault(section, {})[name] = value
-    rate = values.get("learning_rate", "")
+        coming_from.check_conflicts(translated, {option: f"--{option.split('.')[-1]}" for option in options})
+        options = {**translated.options, **options}
+    _check_rate(str(options.get("training.learning_rate", "")))
+    for option, value in options.items():
+        _set(overrides, option, value)
+    if "weight" in overrides.get("run", {}):
+        run = schema.merge(RunConfig, {"command line": overrides["run"]}, "run.")
+        overrides["run"]["weight"] = hub_models.locate(run)
+        if path is None and config_for:
+            path, of_weight = config_for(overrides["run"]["weight"])
+            overrides = _merged(of_weight, overrides)
+    config = configuration.load(path or DEFAULT_CONFIG, overrides)
+    for line in translated.notes if translated else ():
+        log.info("%s", line)
+    _check_intervals(values, config)
+    return config
+
+
+def _set(sections: dict[str, Any], option: str, value: Any) -> None:
+    """Set `section.name`, or `section.section.name`, in nested sections."""
+    *path, name = option.split(".")
+    for section in path:
+        sections = sections.setdefault(section, {})
+    sections[name] = value
+
+
+def _merged(sections: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `sections` with what `overrides` has in place of theirs, option by option."""
+    merged = {**sections, **overrides}
+    for name in sections.keys() & overrides.keys():
+        if isinstance(sections[name], Mapping) and isinstance(overrides[name], Mapping):
+            merged[name] = _merged(sections[name], overrides[name])
+    return merged
+
+
+def _check_rate(rate: str) -> None:
     if re.fullmatch(r"[^:,]+:\s*\d+\s*(,.*)?", rate):
         raise UserError(
             f"--learning_rate {rate!r} is a schedule as AUTOMATIC1111 writes it; give its first rate, and "
             "--lr_scheduler for its course"
         )
-    for name, value in values.items():
-        overrides.setdefault(section_of[name], {})[name] = value
-    if "weight" in overrides.get("run", {}):
-        run = schema.merge(RunConfig, {"command line": overrides["run"]}, "run.")
-        overrides["run"]["weight"] = hub_models.locate(run)
-        if path is None and config_for:
-            path, sections_of_model = config_for(overrides["run"]["weight"])
-            overrides = {**sections_of_model, **overrides}
-    config = configuration.load(path or DEFAULT_CONFIG, overrides)
-    for line in translated.notes if translated else ():
-        log.info("%s", line)
+
+
+def _check_intervals(flags: Mapping[str, Any], config: Config) -> None:
+    """Warn of an interval without its switch. Only of flags: a YAML file may hold one in case that the switch is on."""
     for interval, switch in _SWITCHES.items():
-        # Only of flags: a YAML file may hold an interval in case that the switch is on.
-        if interval in values and not getattr(config.training, switch):
-            log.warning("--%s %s has no effect without --%s", interval, values[interval], switch)
-    return config
+        if interval in flags and not getattr(config.training, switch):
+            log.warning("--%s %s has no effect without --%s", interval, flags[interval], switch)
 
 
 def run(main: Callable[[], None]) -> None:

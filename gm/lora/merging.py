@@ -21,7 +21,7 @@ from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.misfit import shorten_keys
 from gm.checkpoints.value_checks import is_finite
 from gm.checkpoints.weight_changes import WeightChanges
-from gm.config.model import ModelConfig
+from gm.config.model import PREDICTIONS, ModelConfig
 from gm.errors import UserError, shorten
 from gm.lora import detection, files, methods, reading
 from gm.lora.files import LoraFile, LoraRecord
@@ -161,7 +161,22 @@ def _changes(lora: LoraFile, by_name: Mapping[str, Target], config: ModelConfig)
         _refuse(lora, content, unmatched, misshapen, config)
     found = _without_duplicates(lora, found)
     log.info("merging %s into %d layers%s", lora, len(found), _describe(content))
+    _check_prediction(lora, content, config)
     return found
+
+
+def _check_prediction(lora: LoraFile, content: LoraContent, config: ModelConfig) -> None:
+    """Warn of a LoRA that was trained on a model of the other kind of prediction, by its ModelSpec metadata."""
+    said = content.metadata.get("modelspec.prediction_type", "")
+    said = "v_prediction" if said == "v" else said  # kohya's name
+    if said in PREDICTIONS and said != config.schedule.prediction:
+        log.warning(
+            "%s was trained on a model that predicts %s, and this one predicts %s: images may be spoiled; use it with "
+            "a model of its kind",
+            lora.path,
+            said,
+            config.schedule.prediction,
+        )
 
 
 def _change(lora: LoraFile, module: Module, target: Target) -> Change:
@@ -242,7 +257,6 @@ def _describe(content: LoraContent) -> str:
     """Return what the file says of itself that its user should know."""
     titles = {
         "ss_sd_model_name": "trained on",
-        "modelspec.prediction_type": "prediction",
         "modelspec.trigger_phrase": "trigger phrase",
     }
     said = {title: content.metadata.get(key, "") for key, title in titles.items()}

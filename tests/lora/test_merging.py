@@ -157,6 +157,16 @@ def test_what_the_file_says_is_logged(
     assert f"merging {path}:0.8 into 2 layers; {said}" in caplog.text
 
 
+@pytest.mark.parametrize(("said", "warned"), [("v", True), ("v_prediction", True), ("epsilon", False)])
+def test_a_lora_of_the_other_kind_of_prediction_is_named(
+    workshop: Workshop, write_lora: WriteLora, caplog: pytest.LogCaptureFixture, said: str, warned: bool
+) -> None:
+    path = write_lora(metadata={"modelspec.prediction_type": said})
+    merging.prepare([str(path)], parameter_shapes(workshop.model), workshop.config().model)
+    warning = f"{path} was trained on a model that predicts v_prediction, and this one predicts epsilon"
+    assert (warning in caplog.text) == warned
+
+
 OTHER_MODELS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "SD1": ({"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (16, 768)}, "Stable Diffusion 1"),
     "SD2": ({"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v": (16, 1024)}, "Stable Diffusion 2"),

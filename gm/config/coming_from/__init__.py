@@ -140,7 +140,7 @@ def _table(translation: Translation) -> list[str]:
         name = option.split(".")[-1]
         source = translation.sources.get(option, "")
         shown = shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else shlex.quote(str(value))
-        ours = f"{option}: {shown}" if option.startswith("sampling.") else f"--{name} {shown}"
+        ours = f"{option}: {shown}" if option.startswith(("sampling.", "model.")) else f"--{name} {shown}"
         given = str(translation.given[source]) if source else ""
         if source and (source != name or shlex.quote(given) != shown):
             changed.append(f"--{source} {given} → {ours}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from gm.config.coming_from import diffusers, original
 from gm.config.coming_from.program import Flag, Program, Translation
 
-SAMPLERS = {  # of `dream.py` by the names here; DDIM and PLMS step as Euler does at the same noise levels
-    "ddim": "euler",
-    "plms": "euler",
+SAMPLERS = {  # of `dream.py` by the names here
+    "ddim": "ddim",
+    "plms": "plms",
     "k_lms": "lms",
     "k_euler": "euler",
     "k_euler_a": "euler_ancestral",

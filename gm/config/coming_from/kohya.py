@@ -19,8 +19,8 @@ _OPTIMIZERS = {
 _OPTIMIZER_ARGUMENTS = {"weight_decay": "training.weight_decay", "eps": "training.adam_epsilon"}
 _DECAY = {"adamw": 1e-2, "prodigy": 0.0}  # PyTorch's and prodigyopt's default
 _SAMPLERS = {
-    "ddim": "euler",  # at the same noise levels the same steps
-    "pndm": "euler",
+    "ddim": "ddim",
+    "pndm": "plms",
     "lms": "lms",
     "euler": "euler",
     "euler_a": "euler_ancestral",
@@ -53,7 +53,9 @@ FLAGS = {
     # model
     "pretrained_model_name_or_path": Flag("run.weight", required=True),
     "v2": Flag(default=False, switch=True, unused="the family of a model is that of its config and weights"),
-    "v_parameterization": Flag(switch=True, default=False, unused="what a model predicts is in its config"),
+    "v_parameterization": Flag(
+        "model.schedule.prediction", switch=True, values={True: "v_prediction", False: "epsilon"}
+    ),
     "vae": Flag("run.vae"),
     **_unused("tokenizer_cache_dir", "CLIP's vocabulary is built in"),
     # concept
@@ -150,11 +152,10 @@ FLAGS = {
     "min_snr_gamma": Flag("loss.min_snr_gamma", 0.0),
     **_refused("huber_schedule ip_noise_gamma multires_noise_iterations multires_noise_discount", "leave it out"),
     **_refused("adaptive_noise_scale v_pred_like_loss", "leave it out"),
-    **_refused("noise_offset_random_strength scale_v_pred_loss_like_noise_pred", "leave it out", switch=True),
-    **_refused("debiased_estimation_loss", "--min_snr_gamma weights the loss", switch=True),
-    "zero_terminal_snr": Flag(
-        default=False, switch=True, refused="the noise schedule is in the model section of --config"
-    ),
+    **_refused("noise_offset_random_strength", "leave it out", switch=True),
+    "scale_v_pred_loss_like_noise_pred": Flag("loss.scale_v_pred_loss_like_noise_pred", False, switch=True),
+    "debiased_estimation_loss": Flag("loss.debiased_estimation_loss", False, switch=True),
+    "zero_terminal_snr": Flag("model.schedule.rescale_betas_zero_snr", switch=True),
     # sample images
     "sample_prompts": Flag(),
     "sample_every_n_steps": Flag("training.infer_interval", updates=True),

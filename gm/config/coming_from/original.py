@@ -74,7 +74,7 @@ SAMPLING_FLAGS = {
     "config": Flag(unused="the model section of --config is in other words here"),
     "outdir": Flag("sampling.save_path", "outputs/txt2img-samples"),
     "ddim_steps": Flag("sampling.sample_step", 50),
-    "ddim_eta": Flag("sampling.eta", 0.0),
+    "ddim_eta": Flag("sampling.ddim_eta", 0.0),
     "plms": Flag(default=False, switch=True),
     "n_samples": Flag("sampling.num_cols", 4),
     "n_iter": Flag("sampling.num_rows", 1),
@@ -137,14 +137,7 @@ def _finish_sampling(translation: Translation) -> None:
     finish_embedding(translation)
     if translation.values["from-file"]:
         translation.set("sampling.prompt", translation.values["from-file"], "from-file")
-    translation.set("sampling.sampler", "euler", "plms")  # DDIM with eta 0 is Euler at the same noise levels
-    if translation.values["plms"]:
-        translation.notes.append("--plms: sampled with euler")
-    if str(translation.values["ddim_eta"]) not in ("0", "0.0"):
-        translation.set("sampling.sampler", "euler_ancestral", "ddim_eta")
-    else:
-        translation.options.pop("sampling.eta")
-        translation.sources.pop("sampling.eta", None)
+    translation.set("sampling.sampler", "plms" if translation.values["plms"] else "ddim", "plms")
 
 
 TEXTUAL_INVERSION = Program(
@@ -158,6 +151,6 @@ TXT2IMG = Program(
     name="txt2img.py of the original code",
     signatures=(frozenset({"--embedding_path", "--ddim_steps"}), frozenset({"--embedding_path", "--ddim_eta"})),
     flags=SAMPLING_FLAGS,
-    fixed={"sampling.schedule": "legacy"},
+    fixed={"sampling.schedule": "leading"},
     finish=_finish_sampling,
 )

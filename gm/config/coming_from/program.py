@@ -16,7 +16,7 @@ FALSE = ("false", "no", "n", "f", "0")
 class Flag:
     """A flag of another program.
 
-    option: the option here, `section.name`; "" has none
+    option: the option here, `section.name` or `model.schedule.name`; "" has none
     default: the value there, None if it has none
     switch: a bare flag means true
     updates: it counts optimizer updates, of which each is `gradient_accumulation_steps` of the steps here

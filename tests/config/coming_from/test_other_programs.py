@@ -24,8 +24,10 @@ def sampled(command: str) -> Config:
 
 
 def value(config: Config, option: str) -> Any:
-    section, name = option.split(".")
-    return getattr(getattr(config, section), name)
+    found: Any = config
+    for name in option.split("."):
+        found = getattr(found, name)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,15 @@ def value(config: Config, option: str) -> Any:
         (f"{KOHYA} --resolution 768,512 --enable_bucket", {"data.resolution": 624, "data.enable_bucket": True}),
         (f"{KOHYA} --max_timestep 900 --min_timestep 10", {"loss.max_timestep": 899, "loss.min_timestep": 10}),
         (f"{KOHYA} --masked_loss", {"data.masks": True}),
+        (
+            f"{KOHYA} --v_parameterization --zero_terminal_snr --scale_v_pred_loss_like_noise_pred",
+            {
+                "model.schedule.prediction": "v_prediction",
+                "model.schedule.rescale_betas_zero_snr": True,
+                "loss.scale_v_pred_loss_like_noise_pred": True,
+            },
+        ),
+        (f"{KOHYA} --debiased_estimation_loss", {"loss.debiased_estimation_loss": True}),
         (
             MINDONE,
             {
@@ -217,7 +228,9 @@ def test_the_original_sampling_script() -> None:
         ["logs/gs-5049.pt=<*>"],
     )
     assert (sampling.num_cols, sampling.num_rows, sampling.sample_step) == (8, 2, 50)
-    assert (sampling.guidance_scale, sampling.sampler, sampling.eta) == (10.0, "euler", 1.0)
+    assert (sampling.guidance_scale, sampling.sampler, sampling.ddim_eta) == (10.0, "ddim", 0.0)
+    assert sampling.schedule == "leading"
+    assert sampled("--plms --ddim_steps 50 --embedding_path e.pt").sampling.sampler == "plms"
     assert (config.run.weight, sampling.height, sampling.interactive) == ("models/model.ckpt", 512, False)
 
 
