@@ -1,4 +1,4 @@
-"""Second part of the training: UNet and both text encoders together, on latents of scenes and their captions.
+"""Second part of the training: UNet and text encoders together, on latents of scenes and their captions.
 
 The embeddings of the captions' tokens are trained as separate vectors, as in textual inversion, and written into the
 token tables at the end. The other token embeddings are not trained.
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from examples.tiny_sdxl import captions, world
 from gm.config.model import ModelConfig
 from gm.diffusion import denoiser, schedule
 from gm.models.sdxl import SDXL
 from gm.runtime import rng
-from gm.text.tokenizer import END, START, VOCAB_SIZE, Tokenizer, pool_positions
+from gm.text.tokenizer import END, PADDING_IDS, START, VOCAB_SIZE, Tokenizer, pool_positions
 
 _UNUSED_STD = 0.05  # of the embeddings of tokens that no caption has, so that they have little effect
 _USED_STD = 1.0
@@ -31,7 +31,8 @@ class Loss(nn.Cell):
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
         self.unet = model.unet
-        self.clip_l, self.clip_g = embeddings
+        self.embeddings = ParameterTuple(embeddings)
+        self.zero_unconditional = model.config.zero_unconditional  # else a sample without a caption has the text ""
         pooled = model.config.text_encoder_2.width
         self.is_pooled = Tensor((np.arange(model.config.unet.adm_in_channels) < pooled).astype(np.float32))
 
@@ -40,16 +41,19 @@ class Loss(nn.Cell):
         x: Tensor,
         noise: Tensor,
         timestep: Tensor,
-        ids_1: Tensor,
-        ids_2: Tensor,
         pool_position: Tensor,
         sizes: Tensor,
         has_caption: Tensor,
+        *ids: Tensor,
     ) -> Tensor:
-        clip_l, clip_g = _EMBEDDING_LR_SCALE * self.clip_l, _EMBEDDING_LR_SCALE * self.clip_g
-        context, vector = self.conditioner((ids_1, ids_2), (clip_l, clip_g), pool_position, sizes)
-        # SDXL's unconditional input is zero in the context and in the pooled part of y.
-        context, vector = context * has_caption.expand_dims(-1), vector * (1.0 - self.is_pooled * (1.0 - has_caption))
+        vectors: tuple[Tensor, ...] = ()
+        for embedding in self.embeddings:
+            vectors = (*vectors, _EMBEDDING_LR_SCALE * embedding)
+        context, vector = self.conditioner(ids, vectors, pool_position, sizes)
+        if self.zero_unconditional:
+            # SDXL's unconditional input is zero in the context and in the pooled part of y.
+            context = context * has_caption.expand_dims(-1)
+            vector = vector * (1.0 - self.is_pooled * (1.0 - has_caption))
         return denoiser.loss(self.unet(x, timestep, context, vector), noise)
 
 
@@ -60,7 +64,8 @@ class Batches:
         self.latents = latents
         self.seed = seed
         self.side = config.resolution
-        self.tokenizer = Tokenizer(config.text_encoder_1.context_length)
+        self.encoders = tuple(config.text_encoders)
+        self.tokenizer = Tokenizer(config.context_length)
         self.sigmas = schedule.training_sigmas(config.schedule)
         known = {START, END, 0}.union(*(self.tokenizer.encode(text) for text in captions.every_word()))
         self.known = np.array(sorted(known))
@@ -77,16 +82,15 @@ class Batches:
         timestep = np.array([self._timestep(n) for n in samples])
         noise = np.stack([rng.normal(self.latents.shape[1:], self.seed, "noise", n) for n in samples])
         sigma = self.sigmas[timestep].astype(np.float32)[:, None, None, None]
-        ids_1, ids_2 = self.tokenizer(texts, padding=END), self.tokenizer(texts, padding=0)
+        ids = [self.tokenizer(texts, padding=PADDING_IDS[name]) for name in self.encoders]
         return (
             Tensor(denoiser.scale_model_input(denoiser.add_noise(self.latents[scenes], noise, sigma), sigma)),
             Tensor(noise),
             Tensor(timestep.astype(np.float32)),
-            Tensor(self.vector_id[ids_1]),
-            Tensor(self.vector_id[ids_2]),
-            Tensor(pool_positions(ids_2, "end_of_text")),
+            Tensor(pool_positions(ids[-1], "end_of_text")),
             Tensor(np.stack([self._sizes(n) for n in samples])),
             Tensor(np.array([[text is not None] for text in scene_captions], np.float32)),
+            *(Tensor(self.vector_id[each]) for each in ids),
         )
 
     def _timestep(self, sample: int) -> int:
@@ -104,8 +108,8 @@ class Batches:
 
 
 def embedding_parameters(known: int, config: ModelConfig, seed: int) -> list[Parameter]:
-    """Return initial embeddings of the captions' tokens for both encoders, divided by `_EMBEDDING_LR_SCALE`."""
-    widths = (config.text_encoder_1.width, config.text_encoder_2.width)
+    """Return initial embeddings of the captions' tokens for each encoder, divided by `_EMBEDDING_LR_SCALE`."""
+    widths = [encoder.width for encoder in config.text_encoders.values()]
     std = _USED_STD / _EMBEDDING_LR_SCALE
     values = [std * rng.normal((known, w), seed, "known words", k) for k, w in enumerate(widths)]
     return [Parameter(Tensor(value), name=f"embedding_{k}") for k, value in enumerate(values, 1)]
@@ -119,14 +123,11 @@ def trainable_parameters(model: SDXL) -> list[Parameter]:
 
 def fill_token_tables(model: SDXL, known: np.ndarray, trained: Sequence[Parameter], seed: int) -> None:
     """Write the trained embeddings at the ids `known`; every other token gets a small random embedding."""
-    tables = (
-        model.conditioner.embedders[0].transformer.text_model.embeddings.token_embedding.embedding_table,
-        model.conditioner.embedders[1].model.token_embedding.embedding_table,
-    )
-    for encoder, (table, vectors) in enumerate(zip(tables, trained, strict=True)):
+    tables = model.conditioner.token_embeddings().values()
+    for encoder, (table, vectors) in enumerate(zip([each.embedding_table for each in tables], trained, strict=True)):
         values = _UNUSED_STD * rng.normal(table.shape, seed, "unknown words", encoder)
         values[known] = _EMBEDDING_LR_SCALE * vectors.asnumpy()
         table.set_data(Tensor(values))
-    model.conditioner.embedders[1].model.logit_scale.set_data(
-        Tensor(np.float32(np.log(100.0)))
-    )  # published, but unused
+    for p in model.conditioner.get_parameters():
+        if p.name.endswith("logit_scale"):
+            p.set_data(Tensor(np.float32(np.log(100.0))))  # published, but unused

@@ -1,6 +1,9 @@
-"""Train the tiny model from scratch on two cores, and write a checkpoint in the published format.
+"""Train a tiny model from scratch on two cores, and write a checkpoint in the published format.
 
     mpirun -n 2 --bind-to core python examples/tiny_sdxl/train.py --is_parallel True
+    mpirun -n 2 --bind-to core python examples/tiny_sdxl/train.py --is_parallel True \
+        --config configs/training/tiny_sd1_textual_inversion.yaml --state runs/tiny_sd1 \
+        --autoencoder checkpoints/tiny_sd_xl_base.safetensors --target checkpoints/tiny_sd_v1.safetensors
 
 It can be stopped at any time: the same command resumes from the folder `--state`.
 """
@@ -14,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per rank
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
+from mindspore import Tensor
 
 from examples.tiny_sdxl import diffusion, trainer, vae
 from examples.tiny_sdxl.trainer import Hyperparameters, Trainer
@@ -50,9 +54,21 @@ def train_autoencoder(
         log,
     )
     autoencoder.use_average()
-    sample = vae.images(range(256), seed + 1, config.resolution)
-    vae.standardize(network, config.vae.scale_factor, sample)
+    standardize(model, seed)
     return autoencoder.curve
+
+
+def read_autoencoder(model: SDXL, source: Path, seed: int) -> None:
+    """Take the autoencoder of another checkpoint, and standardize its latents for this model's scale factor."""
+    tensors = containers.read_weights(source).tensors
+    for p in model.first_stage_model.get_parameters():
+        p.set_data(Tensor(tensors[key_mapping.published_name(p.name)].read().astype(np.float32).reshape(p.shape)))
+    standardize(model, seed)
+
+
+def standardize(model: SDXL, seed: int) -> None:
+    sample = vae.images(range(256), seed + 1, model.config.resolution)
+    vae.standardize(model.first_stage_model, model.config.vae.scale_factor, sample)
 
 
 def train_diffusion(
@@ -105,6 +121,7 @@ def main() -> None:
     parser = cli.Parser("Train the tiny model from scratch on two cores, resuming where it was stopped.")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--state", "folder of the state to resume from (default: %(default)s)", default="runs/tiny_model")
+    parser.add_path("--autoencoder", "take the autoencoder of this checkpoint and do not train one", default="")
     parser.add_path("--target", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument(
@@ -126,7 +143,11 @@ def main() -> None:
     state.mkdir(parents=True, exist_ok=True)
     first = dataclasses.replace(AUTOENCODER, updates=flags["autoencoder_updates"])
     second = dataclasses.replace(DIFFUSION, updates=flags["updates"])
-    curves = {"autoencoder": train_autoencoder(model, device, state, seed, first)}
+    curves = {}
+    if flags["autoencoder"]:
+        read_autoencoder(model, Path(flags["autoencoder"]), seed)
+    else:
+        curves["autoencoder"] = train_autoencoder(model, device, state, seed, first)
     latents = vae.encode(model, device, state / "latents.npy", seed, flags["scenes"])
     curves["diffusion"] = train_diffusion(model, latents, device, state, seed, second)
     if device.is_main_process:

@@ -70,7 +70,10 @@ SHIPPED_CONFIGS = {
         "configs/training/tiny_textual_inversion.yaml",
     ),
     "refiner": ("configs/sampling/sd_xl_refiner.yaml",),
-    "sd1": ("configs/training/sd_v1.5_textual_inversion.yaml",),
+    "sd1": (
+        "configs/training/sd_v1.5_textual_inversion.yaml",
+        "configs/training/tiny_sd1_textual_inversion.yaml",
+    ),
     "sd2": (
         "configs/training/sd_v2.1_base_textual_inversion.yaml",
         "configs/training/sd_v2.1_768_v_textual_inversion.yaml",
