@@ -28,8 +28,8 @@ from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, combine
 from gm.errors import UserError
 from gm.lora import merging
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import backend as backend_
 from gm.runtime.backend import Backend
 from gm.sampling import request, run
@@ -59,7 +59,7 @@ class Toolkit:
     """A loaded model with its config and backend."""
 
     config: Config
-    model: SDXL
+    model: StableDiffusion
     backend: Backend
 
     @cached_property
@@ -102,7 +102,7 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
     networks.check_paths(config.run.networks)
     backend = backend_.setup(config.run, config.training.is_parallel, config.training.distributed_timeout)
     started = time.perf_counter()
-    model = sdxl.build(config.model, backend.dtype)
+    model = stable_diffusion.build(config.model, backend.dtype)
     weight = config.run.weight
     if config.run.cache_weights:
         weight = str(converted_cache.converted(Path(weight), config.model, tuple(config.run.networks)))

@@ -20,7 +20,7 @@ from tests.reference.configs import ALL, CONFIGS, STABLE_DIFFUSION
 if TYPE_CHECKING:
     from examples.tiny_sdxl.concepts import UnseenConcept
     from gm.api import Embedding, Toolkit
-    from gm.models.sdxl import SDXL
+    from gm.models.stable_diffusion import StableDiffusion
     from tests.project import Call, Once, Workshop
     from tests.reference.case import Case
 
@@ -125,7 +125,7 @@ def toolkit(device: None) -> Toolkit:
 
 
 @pytest.fixture(scope="session")
-def tiny(toolkit: Toolkit) -> SDXL:
+def tiny(toolkit: Toolkit) -> StableDiffusion:
     """Return the shipped tiny model alone."""
     return toolkit.model
 

@@ -17,7 +17,7 @@ from gm import config as configuration
 from gm.checkpoints import containers, key_mapping, loading
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import Config
-from gm.models.sdxl import SDXL, build
+from gm.models.stable_diffusion import StableDiffusion, build
 from gm.runtime import rng
 from gm.runtime.backend import Backend
 from gm.training import setup, trainer
@@ -57,7 +57,7 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         self.folder, self.yaml = folder, folder / "config.yaml"
         self.yaml.write_text(YAML % {"folder": folder})
-        self.model: SDXL = build(self.config().model)
+        self.model: StableDiffusion = build(self.config().model)
         _write_weights(self.model, folder / "weights.ckpt", 5)
         configuration.save(Config(model=REFINER), folder / "refiner.yaml")
         _write_weights(build(REFINER), folder / "refiner.ckpt", 6)
@@ -71,19 +71,19 @@ class Workshop:
         return configuration.load(self.yaml, sections)
 
 
-def _write_weights(model: SDXL, path: Path, seed: int) -> None:
+def _write_weights(model: StableDiffusion, path: Path, seed: int) -> None:
     layout = key_mapping.parameter_shapes(model)
     weights = {name: values(key_mapping.published_name(name), shape, seed) for name, shape in layout.items()}
     containers.write(path, {name: in_memory(w.astype(np.float32)) for name, w in weights.items()})
 
 
-def whole_run(config: Config, spoil: Callable[[SDXL], None] = lambda model: None) -> Path:
+def whole_run(config: Config, spoil: Callable[[StableDiffusion], None] = lambda model: None) -> Path:
     """Train as the script does, in PyNative mode, on a model of its own that `spoil` may damage first."""
     return whole_runs(config, spoil)[0]
 
 
 def whole_runs(
-    config: Config, spoil: Callable[[SDXL], None] = lambda model: None, callbacks: Sequence[Callback] = ()
+    config: Config, spoil: Callable[[StableDiffusion], None] = lambda model: None, callbacks: Sequence[Callback] = ()
 ) -> list[Path]:
     """Do as `whole_run` and return the file of every concept."""
     model = build(config.model)  # a run may give the autoencoder away

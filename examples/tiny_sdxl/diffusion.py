@@ -15,7 +15,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from examples.tiny_sdxl import captions, world
 from gm.config.model import ModelConfig
 from gm.diffusion import denoiser, schedule
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import rng
 from gm.text.tokenizer import END, PADDING_IDS, START, VOCAB_SIZE, Tokenizer, pool_positions
 
@@ -27,7 +27,7 @@ _EMBEDDING_LR_SCALE = 30.0  # learning rate of embeddings relative to weights: m
 class Loss(nn.Cell):
     """Diffusion loss with all weights trainable; `has_caption` [N, 1] is 0 for samples without a caption."""
 
-    def __init__(self, model: SDXL, embeddings: Sequence[Parameter]) -> None:
+    def __init__(self, model: StableDiffusion, embeddings: Sequence[Parameter]) -> None:
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
         self.unet = model.unet
@@ -115,13 +115,13 @@ def embedding_parameters(known: int, config: ModelConfig, seed: int) -> list[Par
     return [Parameter(Tensor(value), name=f"embedding_{k}") for k, value in enumerate(values, 1)]
 
 
-def trainable_parameters(model: SDXL) -> list[Parameter]:
+def trainable_parameters(model: StableDiffusion) -> list[Parameter]:
     """Return the parameters of UNet and encoders without the token tables, which `fill_token_tables` fills."""
     parts = [*model.unet.get_parameters(), *model.conditioner.get_parameters()]
     return [p for p in parts if "token_embedding" not in p.name and p.dtype == ms.float32 and p.shape]
 
 
-def fill_token_tables(model: SDXL, known: np.ndarray, trained: Sequence[Parameter], seed: int) -> None:
+def fill_token_tables(model: StableDiffusion, known: np.ndarray, trained: Sequence[Parameter], seed: int) -> None:
     """Write the trained embeddings at the ids `known`; every other token gets a small random embedding."""
     tables = model.conditioner.token_embeddings().values()
     for encoder, (table, vectors) in enumerate(zip([each.embedding_table for each in tables], trained, strict=True)):

@@ -14,7 +14,7 @@ from gm import config as configuration
 from gm.checkpoints import containers, key_mapping
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.config import cli
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.runtime import rng
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_path("--target", "(default: %(default)s)", default="checkpoints/random.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     flags = parser.read()
-    model = sdxl.build(configuration.load(flags["config"]).model)
+    model = stable_diffusion.build(configuration.load(flags["config"]).model)
     shapes = {key_mapping.published_name(name): shape for name, shape in key_mapping.parameter_shapes(model).items()}
     # Sampled lazily, one at a time, while writing: at full size all weights are 7 GB.
     tensors = {

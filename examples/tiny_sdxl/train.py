@@ -26,8 +26,8 @@ from gm.checkpoints import containers, key_mapping
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import RunConfig, cli
 from gm.errors import UserError
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import backend
 from gm.runtime.backend import Backend
 
@@ -39,7 +39,7 @@ _ZERO_INITIALIZED = ("conv2.weight", "out_layers.3.weight", "proj_out.weight", "
 
 
 def train_autoencoder(
-    model: SDXL, device: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
+    model: StableDiffusion, device: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
 ) -> list[float]:
     """Train the autoencoder, resuming from `state`, and standardize its latents; return the losses."""
     config, network = model.config, model.first_stage_model
@@ -58,7 +58,7 @@ def train_autoencoder(
     return autoencoder.curve
 
 
-def read_autoencoder(model: SDXL, source: Path, seed: int) -> None:
+def read_autoencoder(model: StableDiffusion, source: Path, seed: int) -> None:
     """Take the autoencoder of another checkpoint, and standardize its latents for this model's scale factor."""
     tensors = containers.read_weights(source).tensors
     for p in model.first_stage_model.get_parameters():
@@ -66,13 +66,18 @@ def read_autoencoder(model: SDXL, source: Path, seed: int) -> None:
     standardize(model, seed)
 
 
-def standardize(model: SDXL, seed: int) -> None:
+def standardize(model: StableDiffusion, seed: int) -> None:
     sample = vae.images(range(256), seed + 1, model.config.resolution)
     vae.standardize(model.first_stage_model, model.config.vae.scale_factor, sample)
 
 
 def train_diffusion(
-    model: SDXL, latents: np.ndarray, device: Backend, state: Path, seed: int, hyperparameters: Hyperparameters
+    model: StableDiffusion,
+    latents: np.ndarray,
+    device: Backend,
+    state: Path,
+    seed: int,
+    hyperparameters: Hyperparameters,
 ) -> list[float]:
     """Train UNet and text encoders, resuming from `state`, and fill the token tables; return the losses."""
     batches = diffusion.Batches(latents, seed, model.config)
@@ -100,7 +105,7 @@ def log(text: str) -> None:
     print(text, flush=True)
 
 
-def write(model: SDXL, target: Path) -> None:
+def write(model: StableDiffusion, target: Path) -> None:
     """Write the model under its published names, in float16."""
     tensors = {
         key_mapping.published_name(p.name): in_memory(p.asnumpy().astype(np.float16)) for p in model.get_parameters()
@@ -138,7 +143,7 @@ def main() -> None:
             raise UserError(
                 f"{device.world_size} ranks cannot share batches of {hyperparameters.batch}; start 1, 2, 4 or 8"
             )
-    model = sdxl.build(configuration.load(flags["config"]).model)
+    model = stable_diffusion.build(configuration.load(flags["config"]).model)
     state, seed = Path(flags["state"]), flags["seed"]
     state.mkdir(parents=True, exist_ok=True)
     first = dataclasses.replace(AUTOENCODER, updates=flags["autoencoder_updates"])

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from examples.tiny_sdxl import rendering, world
 from gm.config.model import ModelConfig
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.models.vae import AutoencoderKL
 from gm.runtime import atomic_io, backend, rng
 from gm.runtime.backend import Backend
@@ -69,7 +69,7 @@ def latent_shape(config: ModelConfig) -> tuple[int, int, int]:
     return config.vae.latent_channels, side, side
 
 
-def encode(model: SDXL, device: Backend, path: Path, seed: int, scenes: int) -> np.ndarray:
+def encode(model: StableDiffusion, device: Backend, path: Path, seed: int, scenes: int) -> np.ndarray:
     """Return scaled latents of the first `scenes` of the world, [scenes, z, h, w], cached at `path`.
 
     Each rank encodes its part of every 64 scenes and adds zeros for the others.

@@ -27,7 +27,7 @@ from gm.checkpoints.value_checks import check_finite, check_type, checked
 from gm.checkpoints.weight_changes import NO_CHANGES, WeightChanges
 from gm.config.model import ModelConfig
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 
 log = logging.getLogger("gm")
 
@@ -133,7 +133,7 @@ def convert(
     bytes written and their total; `prepare_changes` returns the changes of the weights of a model. Raises UserError as
     `open_files`, `check_finite`, `cast_values`, `containers.write` and the changes do.
     """
-    shapes = parameter_shapes(sdxl.build(config))
+    shapes = parameter_shapes(stable_diffusion.build(config))
     changes = prepare_changes(shapes)
     files = source if isinstance(source, WeightFiles) else WeightFiles(source)
     opened = open_files(files, shapes, config)

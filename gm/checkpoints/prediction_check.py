@@ -17,7 +17,7 @@ from mindspore import Tensor
 from gm.config.model import ModelConfig
 from gm.diffusion import schedule
 from gm.errors import UserError
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import rng
 
 log = logging.getLogger("gm")
@@ -27,7 +27,7 @@ _CORRELATED = 0.7  # of the output with the noise at σ ≈ 1; less has a UNet t
 _HIGH, _LOW = 0.6, 0.3  # shares of the noise in the output at the last timestep: 1 for ε, 0.068 or less for v
 
 
-def check_prediction(model: SDXL, source: str) -> None:
+def check_prediction(model: StableDiffusion, source: str) -> None:
     """Raise UserError if the UNet of `model`, loaded from `source`, does not predict what its config says.
 
     It runs the UNet once, in PyNative mode, on two small latents. A UNet whose outputs fit neither kind, such as one
@@ -47,7 +47,7 @@ def check_prediction(model: SDXL, source: str) -> None:
     )
 
 
-def detect_prediction(model: SDXL) -> str:
+def detect_prediction(model: StableDiffusion) -> str:
     """Return "epsilon" or "v_prediction", or "" if the outputs of the UNet fit neither."""
     share, correlation = noise_in_output(model)
     log.debug(
@@ -60,7 +60,7 @@ def detect_prediction(model: SDXL) -> str:
     return "v_prediction" if share < _LOW else ""
 
 
-def noise_in_output(model: SDXL) -> tuple[float, float]:
+def noise_in_output(model: StableDiffusion) -> tuple[float, float]:
     """Return the share of its noise in the UNet's output at the last timestep, and their correlation at σ ≈ 1.
 
     The share is the slope of the regression of the output on the noise.
@@ -79,7 +79,7 @@ def noise_in_output(model: SDXL) -> tuple[float, float]:
         return share, float(np.corrcoef(output[1].ravel(), noise[1].ravel())[0, 1])
 
 
-def _class_embedding(model: SDXL) -> Tensor | None:
+def _class_embedding(model: StableDiffusion) -> Tensor | None:
     """Return y [2, V] of an empty text and an uncropped image, None for a UNet without class input."""
     config = model.config
     embed = model.conditioner.vector_embedding if config.has_class_embedding else None

@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 from gm.config import SamplingConfig
 from gm.diffusion import denoiser, guidance, schedule
 from gm.embeddings.embedding import LoadedEmbeddings
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend, compile_cell
 from gm.sampling.conditioning import PromptEncoder
 from gm.sampling.request import ImageRequest
@@ -21,7 +21,7 @@ from gm.text.chunks import TokenChunks, pad_chunks
 class _GuidedUNet(nn.Cell):
     """UNet and guider (`gm.diffusion.guidance`) → denoised latents; y and context have the unconditional half first."""
 
-    def __init__(self, model: SDXL, guider: str) -> None:
+    def __init__(self, model: StableDiffusion, guider: str) -> None:
         super().__init__(auto_prefix=False)
         self.unet = model.unet
         self.with_guidance = guider != "none"
@@ -54,7 +54,7 @@ class _GuidedUNet(nn.Cell):
 class _ContextProjection(nn.Cell):
     """Keys and values of a context in all cross-attention layers, the same in every step of one prompt."""
 
-    def __init__(self, model: SDXL) -> None:
+    def __init__(self, model: StableDiffusion) -> None:
         super().__init__(auto_prefix=False)
         self.unet = model.unet
 
@@ -65,7 +65,7 @@ class _ContextProjection(nn.Cell):
 class CompiledModel:
     """A base model or refiner with the graphs that sampling runs, compiled on first use and kept between batches."""
 
-    def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
+    def __init__(self, model: StableDiffusion, backend: Backend, pooling: str) -> None:
         self.model = model
         self.training_sigmas = schedule.training_sigmas(model.config.schedule)
         self.prompt_encoder = PromptEncoder(model, backend, pooling)

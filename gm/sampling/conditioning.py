@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gm.embeddings.embedding import LoadedEmbeddings
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend, compile_cell
 from gm.text import chunks
 from gm.text.chunks import Chunk, TokenChunks
@@ -23,7 +23,7 @@ SizeConditioning = Sequence[float] | Sequence[Sequence[float]]
 class _Conditioner(nn.Cell):
     """The model's conditioner as a graph of its own; in training it is part of a larger one."""
 
-    def __init__(self, model: SDXL) -> None:
+    def __init__(self, model: StableDiffusion) -> None:
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
 
@@ -38,7 +38,7 @@ class _Conditioner(nn.Cell):
 class PromptEncoder:
     """A model's text encoders; their graph is compiled once for each number of texts."""
 
-    def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
+    def __init__(self, model: StableDiffusion, backend: Backend, pooling: str) -> None:
         self.model = model
         self.pooling = pooling
         self.conditioner = compile_cell(_Conditioner(model), backend.graph, "the text encoders")

@@ -18,7 +18,7 @@ from gm.data.bucketing import Size
 from gm.data.image import CroppedImage, resize_and_crop
 from gm.data.image_reader import read_image, read_mask
 from gm.errors import UserError
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.sampling import resolution
 from gm.sampling.resolution import Resolution
 
@@ -139,7 +139,7 @@ def latent_mask(image: CroppedImage, reduction: int) -> np.ndarray:
     return masks.downscale(image.mask[None], reduction)[0]
 
 
-def encode(model: SDXL, images: Sequence[CroppedImage]) -> np.ndarray:
+def encode(model: StableDiffusion, images: Sequence[CroppedImage]) -> np.ndarray:
     """Return the scaled latents [N, z, h, w] of images of one size: the means of their posteriors.
 
     One at a time, so that they do not depend on the others, and in PyNative mode: one image is not worth a graph.

@@ -41,7 +41,7 @@ _SCHEDULE_TITLES = {
 def generation_parameters(config: Config, grid: PromptGrid, base_model: str) -> list[dict[str, Any]]:
     """Return the options that repeat each image of `grid`, as JSON holds them.
 
-    `base_model` is the fingerprint of the weights (`gm.models.sdxl.fingerprint`).
+    `base_model` is the fingerprint of the weights (`gm.models.stable_diffusion.fingerprint`).
     """
     run = dataclasses.asdict(config.run)
     sampling = dataclasses.asdict(config.sampling) | grid.overrides

@@ -17,8 +17,8 @@ from gm.diffusion import denoiser, samplers, schedule
 from gm.diffusion.sampler_steps import NoiseSampler
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import shorten
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.sampling import finite
 from gm.sampling.cfg_denoiser import CFGDenoiser, CompiledModel, guider_name, stack
@@ -52,7 +52,7 @@ class Pipeline:
     It keeps its compiled graphs, and the refiner if one was used, between calls of `generate`.
     """
 
-    def __init__(self, model: SDXL, backend: Backend, pooling: str) -> None:
+    def __init__(self, model: StableDiffusion, backend: Backend, pooling: str) -> None:
         self.model = model
         self.backend = backend
         self.pooling = pooling
@@ -150,10 +150,10 @@ class Pipeline:
             self.refiners[paths] = CompiledModel(self._load_refiner(sampling), self.backend, self.pooling)
         return self.refiners[paths]
 
-    def _load_refiner(self, sampling: SamplingConfig) -> SDXL:
+    def _load_refiner(self, sampling: SamplingConfig) -> StableDiffusion:
         """Return the refiner without its VAE, which is the base model's."""
         config = check_refiner(self.model.config, sampling)
-        model = sdxl.build(config, self.backend.dtype)
+        model = stable_diffusion.build(config, self.backend.dtype)
         model.release_vae()
         loading.load_weights(
             model, sampling.pipeline_weight, config, self.backend.keep_half_above, unused={"vae": None}

@@ -13,7 +13,7 @@ from gm.config import SamplingConfig
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.errors import UserError
 from gm.lora import files as lora_files
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.sampling import image_files, init_image, metadata
 from gm.sampling.pipeline import Pipeline, SamplingProgress
 from gm.sampling.request import PromptGrid, SamplingJob
@@ -34,7 +34,7 @@ def run_job(pipeline: Pipeline, job: SamplingJob) -> Iterator[SamplingProgress |
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save_path {folder} is not writable: {error.strerror}; choose another folder") from error
-    base_model = sdxl.fingerprint(pipeline.model)
+    base_model = stable_diffusion.fingerprint(pipeline.model)
     _warn_about_weights(job, base_model)
     for grid in job.grids:
         parameters = metadata.generation_parameters(job.config, grid, base_model)

@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from gm.config import SamplingConfig
 from gm.config.model import VAEConfig
 from gm.errors import UserError
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import rng
 from gm.runtime.backend import Backend, compile_cell
 from gm.sampling import finite
@@ -95,7 +95,7 @@ def _to_uint8(levels: np.ndarray) -> np.ndarray:
 class _Decode(nn.Cell):
     """Scaled latents → levels [N, 3, H, W], 0 black and 255 white; the network may exceed both."""
 
-    def __init__(self, model: SDXL) -> None:
+    def __init__(self, model: StableDiffusion) -> None:
         super().__init__(auto_prefix=False)
         self.vae = model.first_stage_model
         self.scale = model.config.vae.scale_factor
@@ -110,7 +110,7 @@ class VAEDecoder:
     It holds the VAE: a model that has released it cannot be given.
     """
 
-    def __init__(self, model: SDXL, backend: Backend) -> None:
+    def __init__(self, model: StableDiffusion, backend: Backend) -> None:
         self.vae = model.first_stage_model
         self.config = model.config.vae
         self.decode_levels = compile_cell(_Decode(model), backend.graph, "the decoder")

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import float_status
 from gm.runtime.backend import Backend
 from gm.training.step_result import StepResult
@@ -46,7 +46,7 @@ class DivergenceGuard:
         return True
 
 
-def cause(model: SDXL, state: TrainState, result: StepResult, backend: Backend) -> str:
+def cause(model: StableDiffusion, state: TrainState, result: StepResult, backend: Backend) -> str:
     """Return why loss or gradient are not finite, and the way out, to follow "without"/"with" in a sentence."""
     if not all(np.isfinite(vectors).all() for vectors in state.vector_arrays().values()):
         return "without a finite gradient: the embedding vectors are not finite; look at --adam_epsilon"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gm.embeddings import init
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.training.concept_data import TrainingConcept
 from gm.training.setup import TrainingSetup
 from gm.training.train_state import Vectors
@@ -13,7 +13,7 @@ from gm.training.train_state import Vectors
 _NOISE_STREAM = {"clip_l": 1, "clip_g": 2, "clip_h": 3}  # number of a text encoder in the stream of random vectors
 
 
-def initial_vectors(model: SDXL, setup: TrainingSetup) -> Vectors:
+def initial_vectors(model: StableDiffusion, setup: TrainingSetup) -> Vectors:
     """Return the initial vectors of all concepts by text encoder, in the order of the model's text encoders."""
     seed = setup.config.training.seed
     return {

@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from gm.config import LossConfig
 from gm.diffusion import guidance, losses
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import float_status
 from gm.training.train_state import TrainState
 
@@ -55,7 +55,7 @@ class DiffusionLoss(nn.Cell):
     both concepts are trained together (Dong et al., 2022, "DreamArtist").
     """
 
-    def __init__(self, model: SDXL, config: LossConfig, negative: NegativePrompt | None = None) -> None:
+    def __init__(self, model: StableDiffusion, config: LossConfig, negative: NegativePrompt | None = None) -> None:
         super().__init__(auto_prefix=False)
         self.conditioner = model.conditioner
         self.unet = model.unet
@@ -102,7 +102,7 @@ class TrainStep(nn.Cell):
 
     def __init__(
         self,
-        model: SDXL,
+        model: StableDiffusion,
         state: TrainState,
         half: bool = False,
         config: LossConfig | None = None,

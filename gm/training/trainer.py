@@ -15,8 +15,8 @@ import mindspore as ms
 
 from gm.data import latent_cache
 from gm.errors import UserError
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.training import divergence, embedding_files, optimizer, output_dir, prefetch
 from gm.training.batches import BatchLoader
@@ -40,7 +40,7 @@ class Trainer:
     `base_model` is the fingerprint of its weights. Training starts after the checkpoint that the setup resumes from.
     """
 
-    model: SDXL
+    model: StableDiffusion
     setup: TrainingSetup
     backend: Backend
     state: TrainState
@@ -154,7 +154,7 @@ class Trainer:
         self.signals.ready = True
 
 
-def prepare(model: SDXL, setup: TrainingSetup, backend: Backend) -> Trainer:
+def prepare(model: StableDiffusion, setup: TrainingSetup, backend: Backend) -> Trainer:
     """Encode the images, and initialize the embedding vectors or restore the checkpoint to resume from."""
     config = setup.config
     latents = latent_cache.encode_images(
@@ -169,10 +169,12 @@ def prepare(model: SDXL, setup: TrainingSetup, backend: Backend) -> Trainer:
     if setup.resume_from:
         state.restore(setup.resume_from.tensors)
     batches = BatchLoader(setup, latents, backend.rank, backend.world_size)
-    return Trainer(model, setup, backend, state, batches, sdxl.fingerprint(model))
+    return Trainer(model, setup, backend, state, batches, stable_diffusion.fingerprint(model))
 
 
-def run(model: SDXL, setup: TrainingSetup, backend: Backend, callbacks: Sequence[Callback] = ()) -> list[Path]:
+def run(
+    model: StableDiffusion, setup: TrainingSetup, backend: Backend, callbacks: Sequence[Callback] = ()
+) -> list[Path]:
     """Train with all outputs that the config asks for; return the path of the last embedding file of each concept.
 
     `callbacks` come after the loggers and before the checkpoints. Only the first rank writes files and has callbacks.
@@ -213,10 +215,10 @@ def _finish(trainer: Trainer, result: StepResult) -> list[Path]:
     return paths
 
 
-def _check_resume(model: SDXL, setup: TrainingSetup, backend: Backend) -> None:
+def _check_resume(model: StableDiffusion, setup: TrainingSetup, backend: Backend) -> None:
     """Raise UserError if the checkpoint to resume from is of other weights, or not the same on all ranks."""
     resume_from = setup.resume_from
-    if resume_from and resume_from.base_model != sdxl.fingerprint(model):
+    if resume_from and resume_from.base_model != stable_diffusion.fingerprint(model):
         raise UserError(
             f"--resume: {resume_from.path} was saved with other weights than {setup.config.run.weight}; give those to "
             "--weight"

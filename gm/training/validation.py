@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from gm.config import LossConfig
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend, compile_cell
 from gm.training.batch_sampler import Sample
 from gm.training.batches import BatchLoader
@@ -26,7 +26,7 @@ class ValidationLoss:
     `concept_of_sample` is the index of the concept of each.
     """
 
-    def __init__(self, model: SDXL, batches: BatchLoader, num_samples: int, backend: Backend) -> None:
+    def __init__(self, model: StableDiffusion, batches: BatchLoader, num_samples: int, backend: Backend) -> None:
         network = _PlainLoss(model, batches)
         self.network = compile_cell(network, backend.graph, "the graph of the validation loss")
         timesteps = (np.arange(num_samples) + 0.5) / num_samples * len(batches.sigmas)
@@ -93,7 +93,7 @@ def change(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
 class _PlainLoss(nn.Cell):
     """Loss of the `inputs` of a batch, which follow the vectors of each text encoder."""
 
-    def __init__(self, model: SDXL, batches: BatchLoader) -> None:
+    def __init__(self, model: StableDiffusion, batches: BatchLoader) -> None:
         super().__init__(auto_prefix=False)
         config = LossConfig(negative_guidance=batches.config.loss.negative_guidance)
         self.loss = DiffusionLoss(model, config, batches.negative)

@@ -17,7 +17,7 @@ from gm.checkpoints.networks import WeightFiles
 from gm.config.model import ModelConfig, ScheduleConfig
 from gm.diffusion.schedule import training_sigmas
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.checkpoints.files import lazy
 from tests.checkpoints.test_statements import zero_terminal_snr
 from tests.project import Call
@@ -99,7 +99,7 @@ def test_a_config_of_another_family_is_named(cases: Callable[[str], Case], small
             if name == other:
                 continue
             with pytest.raises(UserError) as caught:
-                loading.load_weights(sdxl.build(cases(other).config), cases(name).path, cases(other).config)
+                loading.load_weights(stable_diffusion.build(cases(other).config), cases(name).path, cases(other).config)
             assert f"is {title}, but the config describes {wanted} ({other}); leave out --config, or " in str(
                 caught.value
             )

@@ -12,7 +12,7 @@ from gm import config
 from gm.checkpoints import key_mapping
 from gm.checkpoints.key_mapping import ParameterShapes
 from gm.config.model import ModelConfig
-from gm.models import sdxl
+from gm.models import stable_diffusion
 
 # Of the sorted lines "name<TAB>sizes,joined,by,commas\n" of sd_xl_base_1.0.safetensors (huggingface.co/stabilityai/
 # stable-diffusion-xl-base-1.0), position_ids left out.
@@ -31,7 +31,7 @@ REFINER_YAML = Path(__file__).resolve().parents[2] / "configs" / "sampling" / "s
 
 @pytest.fixture(scope="module")
 def full_size() -> ParameterShapes:
-    return key_mapping.parameter_shapes(sdxl.build(ModelConfig()))
+    return key_mapping.parameter_shapes(stable_diffusion.build(ModelConfig()))
 
 
 def digest(shapes: ParameterShapes) -> str:
@@ -47,7 +47,7 @@ def test_the_full_size_model_has_the_published_keys_and_shapes(full_size: Parame
 
 
 def test_the_full_size_refiner_has_the_published_keys_and_shapes() -> None:
-    shapes = key_mapping.parameter_shapes(sdxl.build(config.load(REFINER_YAML).model))
+    shapes = key_mapping.parameter_shapes(stable_diffusion.build(config.load(REFINER_YAML).model))
     assert len(shapes) == 1858
     assert digest(shapes) == REFINER_SHA256
     unet = [shape for name, shape in shapes.items() if name.startswith("model.")]
@@ -66,7 +66,7 @@ def test_full_size_stable_diffusion_has_the_published_keys_and_shapes(
     name: str, sha256: str, count: int, parameters: int
 ) -> None:
     yaml = REFINER_YAML.parents[1] / "training" / f"{name}_textual_inversion.yaml"
-    shapes = key_mapping.parameter_shapes(sdxl.build(config.load(yaml).model))
+    shapes = key_mapping.parameter_shapes(stable_diffusion.build(config.load(yaml).model))
     assert len(shapes) == count
     assert digest(shapes) == sha256
     assert sum(map(math.prod, shapes.values())) == parameters

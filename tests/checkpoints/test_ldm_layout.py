@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from gm.checkpoints import containers, key_mapping, ldm_layout, loading, variants
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
 from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.checkpoints.files import lazy
 from tests.reference.case import Case
 
@@ -74,7 +74,7 @@ def extras(config: ModelConfig, weights: Weights) -> Weights:
 def test_the_full_size_file_has_the_published_keys_and_shapes(family: str, count: int) -> None:
     """In both directions: what is published is read, and nothing else is wanted."""
     config = full_size(family)
-    shapes = key_mapping.parameter_shapes(sdxl.build(config))
+    shapes = key_mapping.parameter_shapes(stable_diffusion.build(config))
     empty = {key_mapping.published_name(name): np.empty(shape, np.float16) for name, shape in shapes.items()}
     file = empty | extras(config, empty) | {name: np.empty(1000) for name in BUFFERS}
     lines = sorted(f"{name}\t{','.join(map(str, array.shape))}\n" for name, array in file.items())

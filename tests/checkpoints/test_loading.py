@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 from gm.checkpoints import containers, key_mapping, loading
 from gm.errors import UserError
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from tests.checkpoints.files import lazy
 from tests.reference.case import Case
 
 
-def assert_filled(model: SDXL, weights: dict[str, np.ndarray], half: bool = False) -> None:
+def assert_filled(model: StableDiffusion, weights: dict[str, np.ndarray], half: bool = False) -> None:
     """Assert that every parameter has the published values, with `half` rounded to float16."""
     for parameter in model.get_parameters():
         expected = weights[key_mapping.published_name(parameter.name)]
@@ -48,7 +48,7 @@ def test_mindspore_loads_a_converted_checkpoint(smallest: Case, tmp_path: Path) 
     loading.convert(smallest.path, tmp_path / "a.ckpt", smallest.config, "float32")
     parameters = ms.load_checkpoint(str(tmp_path / "a.ckpt"))
     assert list(parameters) == list(key_mapping.parameter_shapes(smallest.model))
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     assert ms.load_param_into_net(model, parameters, strict_load=True) == ([], [])
     assert_filled(model, smallest.weights)
 
@@ -73,7 +73,7 @@ def test_tensors_that_are_not_weights_are_left_out(smallest: Case, tmp_path: Pat
 @pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
 def test_loading_keeps_the_dtypes_of_the_model(smallest: Case, tmp_path: Path, suffix: str, dtype: ms.Type) -> None:
     loading.convert(smallest.path, tmp_path / f"a{suffix}", smallest.config, "float16")
-    model = sdxl.build(smallest.config, dtype)
+    model = stable_diffusion.build(smallest.config, dtype)
     types = {parameter.name: parameter.dtype for parameter in model.get_parameters()}
     loading.load_weights(model, tmp_path / f"a{suffix}", smallest.config)
     model.init_parameters_data()  # as MindSpore does before it runs a network; must not undo the loading
@@ -86,7 +86,7 @@ def test_loading_keeps_the_dtypes_of_the_model(smallest: Case, tmp_path: Path, s
 def test_a_loaded_model_outlives_its_file(smallest: Case, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     loading.convert(smallest.path, path, smallest.config, "float32")
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     loading.load_weights(model, path, smallest.config)
     zeros = {name: np.zeros_like(array) for name, array in smallest.weights.items()}
     containers.write(path, lazy(zeros))  # written to a temporary file, then renamed
@@ -96,7 +96,7 @@ def test_a_loaded_model_outlives_its_file(smallest: Case, tmp_path: Path) -> Non
 
 
 def test_a_loaded_model_computes(smallest: Case) -> None:
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     loading.load_weights(model, smallest.path, smallest.config)
     latents = Tensor(np.random.default_rng(1).standard_normal((1, 8, 4, 4), dtype=np.float32))
     ours, expected = (m.first_stage_model.decode(latents).asnumpy() for m in (model, smallest.model))
@@ -116,7 +116,7 @@ def test_bfloat16_loads_and_converts(smallest: Case, tmp_path: Path) -> None:
     loading.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", smallest.config, "float32")
     converted = load_file(tmp_path / "b.safetensors")
     assert all(np.array_equal(converted[name], array) for name, array in rounded.items())
-    model = sdxl.build(smallest.config, ms.bfloat16)
+    model = stable_diffusion.build(smallest.config, ms.bfloat16)
     loading.load_weights(model, smallest.path, smallest.config)
     for parameter in model.get_parameters():
         values = rounded if parameter.dtype == ms.bfloat16 else smallest.weights
@@ -156,7 +156,7 @@ def test_a_killed_conversion_leaves_no_target_and_the_next_one_cleans_up(smalles
 def test_values_that_need_no_cast_stay_memory_mapped(smallest: Case, tmp_path: Path) -> None:
     containers.write(tmp_path / "a.safetensors", lazy(smallest.weights))
     before = (tmp_path / "a.safetensors").read_bytes()
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     loading.load_weights(model, tmp_path / "a.safetensors", smallest.config)
     mapped = Path("/proc/self/smaps").read_text().partition(str(tmp_path / "a.safetensors"))[2]
     assert int(mapped.partition("Private_Dirty:")[2].split()[0]) == 0
@@ -169,7 +169,7 @@ def test_values_that_need_no_cast_stay_memory_mapped(smallest: Case, tmp_path: P
 
 def test_a_cast_releases_the_pages_of_the_file(smallest: Case, tmp_path: Path) -> None:
     loading.convert(smallest.path, tmp_path / "half.safetensors", smallest.config, "float16")
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     loading.load_weights(model, tmp_path / "half.safetensors", smallest.config)
     float32 = [p for p in model.get_parameters() if p.dtype == ms.float32]
     for parameter in float32:
@@ -181,11 +181,11 @@ def test_a_cast_releases_the_pages_of_the_file(smallest: Case, tmp_path: Path) -
 def test_large_weights_stay_float16_as_in_their_file(smallest: Case, tmp_path: Path) -> None:
     """Only those that are large and float16 there: the rest has the dtype of the model."""
     loading.convert(smallest.path, tmp_path / "half.safetensors", smallest.config, "float16")
-    shapes = key_mapping.parameter_shapes(sdxl.build(smallest.config))
+    shapes = key_mapping.parameter_shapes(stable_diffusion.build(smallest.config))
     large = {name for name, shape in shapes.items() if np.prod(shape) >= 1000}
     assert 0 < len(large) < len(shapes)
     for source, narrow in ((tmp_path / "half.safetensors", large), (smallest.path, set())):
-        model = sdxl.build(smallest.config)
+        model = stable_diffusion.build(smallest.config)
         loading.load_weights(model, source, smallest.config, keep_half_above=1000)
         assert {p.name for p in model.get_parameters() if p.dtype == ms.float16} == narrow
         assert {p.dtype for p in model.get_parameters()} <= {ms.float16, ms.float32}
@@ -199,10 +199,10 @@ def test_a_warning_precedes_weights_larger_than_the_free_memory(
     def warnings(path: Path, free: int, keep_half_above: float = math.inf) -> list[str]:
         caplog.clear()
         monkeypatch.setattr(loading, "memory_available", lambda: free)
-        loading.load_weights(sdxl.build(smallest.config), path, smallest.config, keep_half_above)
+        loading.load_weights(stable_diffusion.build(smallest.config), path, smallest.config, keep_half_above)
         return caplog.messages
 
-    size = sum(parameter.size * 4 for parameter in sdxl.build(smallest.config).get_parameters())
+    size = sum(parameter.size * 4 for parameter in stable_diffusion.build(smallest.config).get_parameters())
     half = tmp_path / "half.ckpt"
     loading.convert(smallest.path, half, smallest.config, "float16")
     assert warnings(half, size) == []

@@ -13,7 +13,7 @@ from gm import config as configuration
 from gm.checkpoints import containers, detect, key_mapping, loading
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.checkpoints.files import lazy
 from tests.project import Workshop
 from tests.reference.case import Case
@@ -147,12 +147,12 @@ def test_each_kind_of_model_is_identified_where_the_other_is_wanted(smallest: Ca
 def test_a_refiner_of_other_sizes_points_to_the_config(refiner: Case) -> None:
     other = dataclasses.replace(refiner.config, unet=dataclasses.replace(refiner.config.unet, model_channels=32))
     with pytest.raises(UserError, match="config's model section describes another model"):
-        loading.load_weights(sdxl.build(other), refiner.path, other)
+        loading.load_weights(stable_diffusion.build(other), refiner.path, other)
 
 
 def test_the_refiner_of_the_workshop_loads(workshop: Workshop) -> None:
     config = configuration.load(workshop.folder / "refiner.yaml").model
-    model = sdxl.build(config)
+    model = stable_diffusion.build(config)
     loading.load_weights(model, workshop.folder / "refiner.ckpt", config)
     assert model.config.kind == "refiner"
     base = workshop.config().model
@@ -164,7 +164,7 @@ def test_the_refiner_of_the_workshop_loads(workshop: Workshop) -> None:
 
 def test_a_model_of_other_sizes_points_to_the_config(smallest: Case) -> None:
     with pytest.raises(UserError, match="config's model section describes another model"):
-        loading.load_weights(sdxl.build(DEEP), smallest.path, DEEP)
+        loading.load_weights(stable_diffusion.build(DEEP), smallest.path, DEEP)
 
 
 def test_nothing_is_converted_that_does_not_fit(smallest: Case, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_nothing_is_loaded_from_a_file_that_does_not_fit(smallest: Case, tmp_pat
     tensors = dict(smallest.weights)
     tensors.popitem()
     containers.write(tmp_path / "a.safetensors", lazy(tensors))
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     with pytest.raises(UserError, match="1 missing"):
         loading.load_weights(model, tmp_path / "a.safetensors", smallest.config)
     assert all(parameter.has_init for parameter in model.get_parameters())

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from gm.checkpoints import containers, loading
 from gm.checkpoints.networks import NETWORKS, WeightFiles, check_paths
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.checkpoints.diffusers_folders import save_diffusers_folder
 from tests.checkpoints.files import lazy
 from tests.reference.case import Case
@@ -43,7 +43,7 @@ def assert_converts(files: WeightFiles, expected: Weights, case: Case, folder: P
     assert set(converted) == set(expected)
     for name, array in expected.items():
         assert np.array_equal(converted[name], array), name
-    model = sdxl.build(case.config)
+    model = stable_diffusion.build(case.config)
     loading.load_weights(model, files, case.config)
     for parameter in model.get_parameters():
         assert np.array_equal(parameter.asnumpy(), expected[loading.published_name(parameter.name)]), parameter.name
@@ -53,7 +53,7 @@ def refusal(files: WeightFiles | Path, case: Case, folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         loading.convert(files, folder / "out.ckpt", case.config, "float32")
     with pytest.raises(UserError, match=re.escape(str(caught.value))):
-        loading.load_weights(sdxl.build(case.config), files, case.config)
+        loading.load_weights(stable_diffusion.build(case.config), files, case.config)
     assert not (folder / "out.ckpt").exists()
     return str(caught.value)
 
@@ -255,7 +255,7 @@ def test_values_of_a_network_are_checked_under_the_name_of_its_file(
 def test_a_refiner_without_its_vae_loads_where_it_uses_another(refiner: Case, tmp_path: Path) -> None:
     for name, weights in {"no": without(refiner.weights, VAE), "bad": spoilt(refiner, "vae")}.items():
         save_file(weights, tmp_path / f"{name}.safetensors")
-        model = sdxl.build(refiner.config)
+        model = stable_diffusion.build(refiner.config)
         model.release_vae()
         loading.load_weights(model, tmp_path / f"{name}.safetensors", refiner.config, unused={"vae": None})
         for parameter in model.get_parameters():

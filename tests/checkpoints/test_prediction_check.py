@@ -20,7 +20,7 @@ from gm.checkpoints.prediction_check import check_prediction, detect_prediction
 from gm.config.model import ModelConfig, ScheduleConfig
 from gm.diffusion.schedule import training_sigmas
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.checkpoints.files import lazy
 from tests.reference.case import Case
 
@@ -132,6 +132,6 @@ def test_networks_trained_for_a_moment_are_told_apart(
     containers.write(tmp_path / "a.safetensors", lazy(case.weights))
     files = loading.WeightFiles(tmp_path / "a.safetensors", {"unet": tmp_path / "unet"})
     for schedule in (EPSILON, V_PREDICTION):
-        model = sdxl.build(dataclasses.replace(case.config, schedule=schedule), ms.float32)
+        model = stable_diffusion.build(dataclasses.replace(case.config, schedule=schedule), ms.float32)
         loading.load_weights(model, files, model.config)
         assert detect_prediction(model) == predicts

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from gm.checkpoints import containers, loading
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.reference.case import Case
 
 Weights = dict[str, torch.Tensor]
@@ -66,7 +66,7 @@ def test_plain_float8_is_read_exactly(smallest: Case, tmp_path: Path, dtype: str
     assert_equal(converted(smallest, tensors, tmp_path), tensors)
     tensor = next(iter(containers.read(tmp_path / "in.safetensors").tensors.values()))
     assert (tensor.dtype, tensor.itemsize) == (dtype, 1)
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     loading.load_weights(model, tmp_path / "in.safetensors", smallest.config, keep_half_above=1000)
     assert {p.dtype for p in model.get_parameters() if p.size >= 1000} == {ms.float16}
     for parameter in model.get_parameters():

@@ -18,7 +18,7 @@ from gm.checkpoints.statements import Statement
 from gm.config.model import ModelConfig, ScheduleConfig
 from gm.diffusion.schedule import training_sigmas
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.checkpoints.files import lazy
 from tests.reference.case import Case
 
@@ -192,7 +192,7 @@ def test_what_nothing_uses_is_logged_in_one_line(open_file: Open, caplog: pytest
 
 def test_loading_refuses_before_anything_is_changed(smallest: Case, tmp_path: Path) -> None:
     containers.write(tmp_path / "a.safetensors", lazy(smallest.weights | {"v_pred": EMPTY}))
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     with pytest.raises(UserError, match="v_prediction"):
         loading.load_weights(model, tmp_path / "a.safetensors", smallest.config)
     assert all(parameter.has_init for parameter in model.get_parameters())
@@ -220,7 +220,7 @@ def test_a_checkpoint_for_mindspore_says_v_prediction_like_any_file(smallest: Ca
 def test_mindspore_loads_a_checkpoint_that_carries_metadata(smallest: Case, tmp_path: Path) -> None:
     containers.write(tmp_path / "a.safetensors", lazy(smallest.weights), {"modelspec.prediction_type": "epsilon"})
     loading.convert(tmp_path / "a.safetensors", tmp_path / "a.ckpt", smallest.config, "float32")
-    model = sdxl.build(smallest.config)
+    model = stable_diffusion.build(smallest.config)
     parameters = ms.load_checkpoint(str(tmp_path / "a.ckpt"))
     assert ms.load_param_into_net(model, parameters, strict_load=True)[0] == []
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from gm.checkpoints import loading, value_checks
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from tests.reference.case import Case
 
 
@@ -59,7 +59,7 @@ def test_weights_that_are_not_finite_are_neither_converted_nor_loaded(
             with pytest.raises(UserError, match=rf"nan\.safetensors: {name.rpartition('.')[0]}\.\w+ holds 1 NaN of"):
                 loading.convert(source, tmp_path / target, smallest.config, target_dtype)
     with pytest.raises(UserError, match=rf"nan\.safetensors: {name.rpartition('.')[0]}\.\w+ holds 1 NaN of"):
-        loading.load_weights(sdxl.build(smallest.config), source, smallest.config)
+        loading.load_weights(stable_diffusion.build(smallest.config), source, smallest.config)
     assert [path.name for path in tmp_path.iterdir()] == ["nan.safetensors"]
 
 
@@ -71,7 +71,7 @@ def test_integers_are_refused_by_name(smallest: Case, tmp_path: Path, dtype: str
     with pytest.raises(UserError, match=message):
         loading.convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt", smallest.config, "float16")
     with pytest.raises(UserError, match=message):
-        loading.load_weights(sdxl.build(smallest.config), tmp_path / "a.safetensors", smallest.config)
+        loading.load_weights(stable_diffusion.build(smallest.config), tmp_path / "a.safetensors", smallest.config)
 
 
 def test_packed_integers_are_refused_as_what_they_are(smallest: Case, tmp_path: Path) -> None:

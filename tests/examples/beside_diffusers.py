@@ -18,8 +18,8 @@ from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import SamplingConfig, cli
 from gm.embeddings.embedding import Embedding, combine
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import rng
 from gm.runtime.backend import Backend
 from gm.sampling import request
@@ -49,7 +49,11 @@ def diffusers_pipeline(folder: Path) -> StableDiffusionXLPipeline:
 
 
 def generate(
-    model: SDXL, prompts: Sequence[str], noise: np.ndarray, sampling: SamplingConfig, concepts: Sequence[Embedding] = ()
+    model: StableDiffusion,
+    prompts: Sequence[str],
+    noise: np.ndarray,
+    sampling: SamplingConfig,
+    concepts: Sequence[Embedding] = (),
 ) -> SamplingProgress:
     """Return the last step of our pipeline from `noise`, in PyNative mode, with the images and latents."""
     ours = Pipeline(model, Backend("CPU", graph=False, dtype=ms.float32), "end_of_text")
@@ -66,7 +70,7 @@ def main() -> None:
     parser = cli.Parser("Generate images of the same prompts from the same noise here and with diffusers.")
     parser.add_argument("--target", default="docs/images/beside_diffusers.png", help="(default: %(default)s)")
     flags = parser.read()
-    model = sdxl.build(CONFIG.model)
+    model = stable_diffusion.build(CONFIG.model)
     loading.load_weights(model, WEIGHTS, CONFIG.model)
     start, sampling = noise(len(PROMPTS)), CONFIG.sampling
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from examples.tiny_sdxl import random_weights
 from gm import config as configuration
 from gm.checkpoints import loading
-from gm.models import sdxl
+from gm.models import stable_diffusion
 
 TINY = "configs/training/tiny_textual_inversion.yaml"
 
@@ -31,6 +31,6 @@ def test_random_checkpoint_is_repeatable_has_published_names_and_loads(
     assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
     assert "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight" in tensors
     model = configuration.load(TINY).model
-    built = sdxl.build(model)
+    built = stable_diffusion.build(model)
     loading.load_weights(built, tmp_path / "a.safetensors", model)
     assert len(list(built.get_parameters())) == len(tensors)

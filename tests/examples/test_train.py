@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from examples.tiny_sdxl import diffusion, loss_curves, train, trainer, vae
 from examples.tiny_sdxl.trainer import Hyperparameters, Trainer
 from gm.checkpoints import loading
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.models.layers import Linear
 from gm.runtime.backend import Backend
 from gm.text.tokenizer import VOCAB_SIZE
@@ -112,7 +112,7 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
 
 
 def test_standardized_latents_decode_to_the_same_images(workshop: Workshop) -> None:
-    model = sdxl.build(workshop.config().model)
+    model = stable_diffusion.build(workshop.config().model)
     loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     network, factor = model.first_stage_model, workshop.config().model.vae.scale_factor
     images = vae.images(range(40), 0, 16)
@@ -128,7 +128,7 @@ def test_standardized_latents_decode_to_the_same_images(workshop: Workshop) -> N
 
 
 def test_sample_without_caption_does_not_depend_on_its_ids(workshop: Workshop) -> None:
-    model = sdxl.build(workshop.config().model)
+    model = stable_diffusion.build(workshop.config().model)
     loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     batches = diffusion.Batches(np.zeros((3, 4, 8, 8), np.float32), 0, model.config)
     embeddings = diffusion.embedding_parameters(len(batches.known), model.config, 0)
@@ -142,7 +142,7 @@ def test_sample_without_caption_does_not_depend_on_its_ids(workshop: Workshop) -
 
 
 def test_trained_embeddings_are_written_into_the_token_tables(workshop: Workshop) -> None:
-    model = sdxl.build(workshop.config().model)
+    model = stable_diffusion.build(workshop.config().model)
     loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     batches = diffusion.Batches(
         np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config
@@ -180,7 +180,7 @@ def train_miniature(workshop: Workshop, state: Path, ms_mode: int, *launcher: st
 
 def test_whole_training_resumes_and_is_the_same_in_graph_mode_on_two_ranks(workshop: Workshop, tmp_path: Path) -> None:
     whole = train_miniature(workshop, tmp_path / "whole", 1)
-    model = sdxl.build(workshop.config().model)
+    model = stable_diffusion.build(workshop.config().model)
     loading.load_weights(model, tmp_path / "whole" / "model.safetensors", workshop.config().model)
     shared = train_miniature(workshop, tmp_path / "shared", 0, *MPIRUN)
     assert list(shared) == list(whole)
@@ -204,7 +204,7 @@ def test_loss_curves_are_written_and_plotted(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_used_weight_has_a_gradient(workshop: Workshop) -> None:
-    model = sdxl.build(workshop.config().model)
+    model = stable_diffusion.build(workshop.config().model)
     loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.config().model)
     batches = diffusion.Batches(
         np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32), 0, model.config

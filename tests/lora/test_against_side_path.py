@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from gm.checkpoints import loading
 from gm.checkpoints.key_mapping import parameter_shapes
 from gm.lora import merging
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from tests.lora import side_path
 from tests.lora.side_path import Factors, Layer
 from tests.reference import inputs
@@ -30,14 +30,14 @@ Layout = Callable[[dict[Layer, Factors], Case], Factors]
 Method = Callable[[Layer, Callable[..., torch.Tensor]], Factors]
 
 
-def merged(case: Case, *loras: str) -> SDXL:
-    model = sdxl.build(case.config)
+def merged(case: Case, *loras: str) -> StableDiffusion:
+    model = stable_diffusion.build(case.config)
     changes = merging.prepare(loras, parameter_shapes(model), case.config)
     loading.load_weights(model, case.path, case.config, changes=changes)
     return model
 
 
-def outputs(case: Case, model: SDXL | None) -> dict[str, np.ndarray]:
+def outputs(case: Case, model: StableDiffusion | None) -> dict[str, np.ndarray]:
     """Return context, pooled vector and ε of our model, of PyTorch's without one."""
     prompts = inputs.prompts(case.config, 3, count=2)
     x = normal(5, 2, case.config.unet.in_channels, 8, 8)

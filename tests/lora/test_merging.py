@@ -17,8 +17,8 @@ from gm.checkpoints.key_mapping import parameter_shapes
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.errors import UserError
 from gm.lora import files, merging
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import DType
 from tests.lora.conftest import TEXT_LAYER, UNET_LAYER, WriteLora, delta, factors
 from tests.project import Workshop
@@ -27,15 +27,17 @@ UNET_WEIGHT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2
 QKV = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"
 
 
-def merged(workshop: Workshop, *loras: str | Path, dtype: DType = ms.float32, weights: Path | None = None) -> SDXL:
+def merged(
+    workshop: Workshop, *loras: str | Path, dtype: DType = ms.float32, weights: Path | None = None
+) -> StableDiffusion:
     config = workshop.config().model
-    model = sdxl.build(config, dtype)
+    model = stable_diffusion.build(config, dtype)
     changes = merging.prepare(list(map(str, loras)), parameter_shapes(model), config)
     loading.load_weights(model, weights or workshop.folder / "weights.ckpt", config, changes=changes)
     return model
 
 
-def values(model: SDXL, name: str) -> np.ndarray:
+def values(model: StableDiffusion, name: str) -> np.ndarray:
     return next(p for p in model.get_parameters() if p.name == name).asnumpy()
 
 
@@ -80,7 +82,7 @@ def test_float16_weights_are_summed_in_float32_and_rounded_once(
         assert np.array_equal(values(model, name), values(single, name).astype(np.float16)), name
     # The same where --low_memory keeps the file's float16 weights in a float32 model.
     config = workshop.config().model
-    low_memory = sdxl.build(config)
+    low_memory = stable_diffusion.build(config)
     changes = merging.prepare([str(path)], parameter_shapes(low_memory), config)
     loading.load_weights(low_memory, tmp_path / "half.ckpt", config, keep_half_above=1, changes=changes)
     assert np.array_equal(values(low_memory, UNET_WEIGHT), values(model, UNET_WEIGHT))
@@ -99,7 +101,7 @@ def test_strength_0_changes_no_bit_and_minus_takes_back(workshop: Workshop, writ
 
 
 def test_norms_and_so_the_fingerprint_stay(workshop: Workshop, write_lora: WriteLora) -> None:
-    assert sdxl.fingerprint(merged(workshop, write_lora())) == sdxl.fingerprint(workshop.model)
+    assert stable_diffusion.fingerprint(merged(workshop, write_lora())) == stable_diffusion.fingerprint(workshop.model)
 
 
 def test_pytorch_and_mindspore_files_are_read(workshop: Workshop, write_lora: WriteLora, tmp_path: Path) -> None:

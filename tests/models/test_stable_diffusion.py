@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from gm.diffusion import denoiser, schedule
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.runtime import backend
 from tests.reference import inputs
 from tests.reference.case import filled
@@ -156,7 +156,7 @@ def test_token_tables_have_the_name_of_the_only_encoder(sd_case):
 def test_fingerprint_changes_with_the_text_encoder(cases):
     case = cases("small-sd1")
     model = filled(case.config, case.weights, ms.float32)
-    assert sdxl.fingerprint(model) == sdxl.fingerprint(case.model)
+    assert stable_diffusion.fingerprint(model) == stable_diffusion.fingerprint(case.model)
     norm = model.conditioner.embedders[0].transformer.text_model.final_layer_norm.gamma
     norm.set_data(norm * 1.01)
-    assert sdxl.fingerprint(model) != sdxl.fingerprint(case.model)
+    assert stable_diffusion.fingerprint(model) != stable_diffusion.fingerprint(case.model)

@@ -11,8 +11,8 @@ import numpy as np
 from mindspore import Tensor
 
 from gm.config.model import ModelConfig
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import DType
 from tests.reference.configs import ALL, SEEDS, STABLE_DIFFUSION
 from tests.reference.published import published_name, write_published
@@ -35,7 +35,7 @@ class Case:
         self.weights = write_published(self.config, self.path, SEEDS[name])
 
     @cached_property
-    def model(self) -> SDXL:
+    def model(self) -> StableDiffusion:
         return filled(self.config, self.weights, ms.float32)
 
     @cached_property
@@ -45,9 +45,9 @@ class Case:
         return networks.load(self.config, self.path, self.folder)
 
 
-def filled(config: ModelConfig, weights: dict[str, np.ndarray], dtype: DType) -> SDXL:
+def filled(config: ModelConfig, weights: dict[str, np.ndarray], dtype: DType) -> StableDiffusion:
     """Return our model with `weights` by published name, set without `gm.checkpoints.loading`."""
-    model = sdxl.build(config, dtype)
+    model = stable_diffusion.build(config, dtype)
     for parameter in model.get_parameters():
         parameter.set_data(Tensor(weights[published_name(parameter.name)], parameter.dtype))
     return model

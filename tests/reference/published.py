@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gm.config.model import ModelConfig
-from gm.models import sdxl
+from gm.models import stable_diffusion
 
 # Layers that write to a residual stream. Their weights are small, so that the variance of a normalisation's input is
 # near its epsilon and a wrong epsilon shows.
@@ -42,7 +42,7 @@ def write_published(config: ModelConfig, path: Path, seed: int) -> dict[str, np.
     """
     random = np.random.default_rng(seed)
     tensors = {}
-    for parameter in sdxl.build(config).get_parameters():
+    for parameter in stable_diffusion.build(config).get_parameters():
         values = random.standard_normal(parameter.shape, dtype=np.float32)
         tensors[published_name(parameter.name)] = np.asarray(_scaled(parameter.name, values), np.float32)
     assert not any(name.endswith("position_ids") for name in tensors)

@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 
 from gm.config import TrainingConfig
 from gm.config.model import ModelConfig
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.runtime import compile_cache
 from gm.training.optimizer import create_optimizer, create_train_state
 from gm.training.train_step import TrainStep
@@ -22,7 +22,7 @@ from tests.reference.configs import LIKE_BASE
 
 def step(config: ModelConfig, half: bool = False) -> TrainStep:
     vectors = {name: np.zeros((2, encoder.width), np.float32) for name, encoder in config.text_encoders.items()}
-    return TrainStep(sdxl.build(config), create_train_state(vectors, half=half), half)
+    return TrainStep(stable_diffusion.build(config), create_train_state(vectors, half=half), half)
 
 
 def test_everything_that_a_graph_depends_on_changes_its_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from mindspore import Tensor
 from gm import api
 from gm.config import SamplingConfig
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.runtime.backend import Backend
 from gm.sampling import finite, init_image, request
 from gm.sampling.cfg_denoiser import CFGDenoiser
@@ -88,7 +88,7 @@ def test_decoding_without_names_counts(workshop: Workshop, monkeypatch: pytest.M
 
 
 def test_an_initial_image_that_the_vae_encodes_to_nan_is_named(workshop: Workshop) -> None:
-    model = sdxl.build(workshop.config().model)
+    model = stable_diffusion.build(workshop.config().model)
     for parameter in model.first_stage_model.get_parameters():
         parameter.set_data(Tensor(np.full(parameter.shape, np.nan, np.float32)))
     sampling = SamplingConfig(task="img2img", img=[str(workshop.folder / "images" / "1.png")])

@@ -15,7 +15,7 @@ from gm.checkpoints import loading
 from gm.config import SamplingConfig
 from gm.diffusion import samplers
 from gm.embeddings.embedding import combine
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.runtime.backend import Backend
 from gm.sampling.pipeline import Pipeline
 from tests.project import Workshop
@@ -39,7 +39,7 @@ def test_half_precision_weights_in_memory_give_the_same_image(workshop: Workshop
     config, latents = workshop.config(), []
     loading.convert(config.run.weight, tmp_path / "half.safetensors", config.model, "float16")
     for keep_half_above in (math.inf, 300):
-        model = sdxl.build(config.model)
+        model = stable_diffusion.build(config.model)
         loading.load_weights(model, tmp_path / "half.safetensors", config.model, keep_half_above)
         latents.append(generate(Pipeline(model, PYNATIVE, "end_of_text"), ("a <toy>", 7)).latents)
     assert model.unet.time_embed[0].weight.dtype == ms.float16

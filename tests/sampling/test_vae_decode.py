@@ -15,7 +15,7 @@ from gm.config import SamplingConfig
 from gm.config.model import VAEConfig
 from gm.data import image_folder, latent_cache
 from gm.errors import UserError
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.sampling import vae_decode
 from gm.sampling.vae_decode import VAEDecoder
@@ -168,7 +168,7 @@ def test_a_tile_size_that_is_not_a_multiple_of_the_reduction_is_refused() -> Non
 
 
 @pytest.fixture(scope="module")
-def shipped(tiny: SDXL) -> tuple[VAEDecoder, Callable[..., np.ndarray]]:
+def shipped(tiny: StableDiffusion) -> tuple[VAEDecoder, Callable[..., np.ndarray]]:
     """Return the shipped model's decoder, and a function from pixels a side to the scaled latents of its images."""
 
     def encoded(side: int) -> np.ndarray:

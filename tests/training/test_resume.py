@@ -21,7 +21,7 @@ from mindspore import Tensor
 
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.training import checkpoint, output_dir, setup, trainer
 from tests.project import Workshop, whole_run
@@ -209,7 +209,7 @@ def test_resume_refuses_other_weights(workshop: Workshop, tmp_path: Path) -> Non
     options = {"total_step": 2, "save_path": str(tmp_path / "run")}
     whole_run(workshop.config(training=options))
 
-    def spoil(model: SDXL) -> None:
+    def spoil(model: StableDiffusion) -> None:
         norm = next(p for p in model.unet.get_parameters() if p.name.endswith("gamma"))
         norm.set_data(Tensor(norm.asnumpy() + 1))
 

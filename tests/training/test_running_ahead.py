@@ -15,8 +15,8 @@ import pytest
 from mindspore import Tensor
 
 from gm.checkpoints import loading
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.training import prefetch, setup, trainer
 from gm.training.batches import BatchLoader
@@ -36,10 +36,10 @@ def prepare(workshop: Workshop, backend: Backend = AHEAD, **training: Any) -> Tr
     return trainer.prepare(workshop.model, setup.prepare(workshop.config(training=training)), backend)
 
 
-def fresh_model(workshop: Workshop) -> SDXL:
+def fresh_model(workshop: Workshop) -> StableDiffusion:
     """Return a model whose autoencoder a run may give away."""
     config = workshop.config()
-    model = sdxl.build(config.model)
+    model = stable_diffusion.build(config.model)
     loading.load_weights(model, config.run.weight, config.model)
     return model
 

@@ -13,7 +13,7 @@ from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import Config
 from gm.embeddings import io as embedding_io
-from gm.models.sdxl import build
+from gm.models.stable_diffusion import build
 from gm.runtime.backend import Backend
 from gm.sampling import image_files, request, run
 from gm.sampling.pipeline import Pipeline

@@ -21,8 +21,8 @@ from gm.config import Config
 from gm.embeddings import io as embedding_io
 from gm.embeddings.nearest_tokens import nearest_tokens
 from gm.errors import UserError
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.sampling.image_files import read_parameters
 from gm.training import divergence, output_dir, setup, trainer
@@ -36,7 +36,7 @@ GRAPH = Backend("CPU", graph=True, dtype=ms.float32)
 
 
 def train(
-    workshop: Workshop, config: Config, backend: Backend = EAGER, model: SDXL | None = None
+    workshop: Workshop, config: Config, backend: Backend = EAGER, model: StableDiffusion | None = None
 ) -> tuple[list[float], np.ndarray]:
     run = trainer.prepare(model or workshop.model, setup.prepare(config), backend)
     return [result.loss for result in run.steps()], flat(run)
@@ -64,7 +64,7 @@ def test_graph_and_pynative_train_the_same_and_runs_are_repeatable(workshop: Wor
 @pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
 def test_float16_trains_about_the_same(workshop: Workshop, graph: bool) -> None:
     config = workshop.config(training={"total_step": 2})
-    model = sdxl.build(config.model, ms.float16)
+    model = stable_diffusion.build(config.model, ms.float16)
     loading.load_weights(model, config.run.weight, config.model)
     run = trainer.prepare(model, setup.prepare(config), Backend("CPU", graph, ms.float16))
     start = flat(run)
@@ -80,7 +80,7 @@ def test_float16_trains_about_the_same(workshop: Workshop, graph: bool) -> None:
 def test_numpy_computes_from_bfloat16_weights_as_from_the_same_values_in_float32(workshop: Workshop) -> None:
     """The CPU cannot train in bfloat16; what NumPy computes before, during and after training does not depend on it."""
     training_setup = setup.prepare(workshop.config(concept={"num_vectors": 3}))
-    models = [sdxl.build(workshop.model.config, dtype) for dtype in (ms.bfloat16, ms.float32)]
+    models = [stable_diffusion.build(workshop.model.config, dtype) for dtype in (ms.bfloat16, ms.float32)]
     for model in models:
         loading.load_weights(model, training_setup.config.run.weight, model.config)
     for rounded, same in zip(*(model.get_parameters() for model in models), strict=True):
@@ -109,7 +109,7 @@ def test_weights_kept_in_float16_train_the_same(workshop: Workshop, tmp_path: Pa
     loading.convert(config.run.weight, tmp_path / "half.ckpt", config.model, "float16")
     found = []
     for keep_half_above in (math.inf, 300):
-        model = sdxl.build(config.model)
+        model = stable_diffusion.build(config.model)
         loading.load_weights(model, tmp_path / "half.ckpt", config.model, keep_half_above)
         narrow = [p for p in model.get_parameters() if p.dtype == ms.float16]
         assert len(narrow) == 0 if keep_half_above == math.inf else len(narrow) > 100
@@ -180,7 +180,7 @@ def test_run_writes_its_files(workshop: Workshop, tmp_path: Path, capsys: pytest
     twin = embedding_io.load(last.with_suffix(".safetensors"))
     assert np.array_equal(twin.vectors["clip_g"], concept.vectors["clip_g"])
     assert twin.metadata == concept.metadata
-    assert concept.metadata["base_model"] == sdxl.fingerprint(workshop.model)
+    assert concept.metadata["base_model"] == stable_diffusion.fingerprint(workshop.model)
     assert concept.metadata["recipe"]["training"]["total_step"] == 7
     out = capsys.readouterr().out
     assert "step 7/7  update 4/4  loss " in out

@@ -16,7 +16,7 @@ from gm.config.model import ScheduleConfig
 from gm.data.latent_cache import LatentCache
 from gm.diffusion import losses
 from gm.embeddings.embedding import Embedding, combine
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.runtime.backend import Backend
 from gm.sampling.pipeline import Pipeline
 from gm.text.tokenizer import END, Tokenizer, pool_positions
@@ -49,7 +49,7 @@ MODES = {False: PYNATIVE, True: Backend("CPU", True, ms.float32)}
 class VCase:
     """The smallest model as one that predicts v: our `model`, loaded from the converted file, and the `reference`."""
 
-    model: sdxl.SDXL
+    model: stable_diffusion.StableDiffusion
     reference: Any
 
     @property
@@ -64,7 +64,7 @@ def case(smallest: Case, tmp_path_factory: pytest.TempPathFactory) -> VCase:
     save_file(load_file(smallest.path) | markers, folder / "v.safetensors")
     config = dataclasses.replace(smallest.config, schedule=SCHEDULE)
     loading.convert(folder / "v.safetensors", folder / "v.ckpt", config, "float32")
-    model = sdxl.build(config)
+    model = stable_diffusion.build(config)
     loading.load_weights(model, folder / "v.ckpt", config)
     return VCase(model, dataclasses.replace(smallest.reference, config=config))
 

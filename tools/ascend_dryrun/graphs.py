@@ -11,9 +11,9 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from gm.config import Config
-from gm.models import sdxl
-from gm.models.sdxl import SDXL
+from gm.models import stable_diffusion
 from gm.models.spatial_transformer import SpatialTransformer
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.sampling.cfg_denoiser import _ContextProjection, _GuidedUNet, guider_name
 from gm.sampling.conditioning import _Conditioner
@@ -34,7 +34,7 @@ class Graph:
 class _Encode(nn.Cell):
     """The VAE's encoder, which training runs once for each image."""
 
-    def __init__(self, model: SDXL) -> None:
+    def __init__(self, model: StableDiffusion) -> None:
         super().__init__(auto_prefix=False)
         self.vae = model.first_stage_model
 
@@ -52,7 +52,7 @@ class Graphs:
         self.config = config
         self.backend = backend
         self.num_chunks = num_chunks
-        self.model = sdxl.build(config.model, backend.dtype)
+        self.model = stable_diffusion.build(config.model, backend.dtype)
         if config.training.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.num_vectors = config.concept.num_vectors
@@ -162,7 +162,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any = ms.float32) -> Tensor:
     return Tensor(np.zeros(shape), dtype)
 
 
-def _context_kv_shapes(model: SDXL, n: int, tokens: int) -> list[tuple[int, int, int]]:
+def _context_kv_shapes(model: StableDiffusion, n: int, tokens: int) -> list[tuple[int, int, int]]:
     """Return the shapes of what `UNet.project_context` returns: key and value of each cross-attention."""
     unet = model.unet
     blocks = [*unet.input_blocks, unet.middle_block, *unet.output_blocks]

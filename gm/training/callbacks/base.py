@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gm.errors import UserError
-from gm.models.sdxl import SDXL
+from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
 from gm.training.batches import BatchLoader
 from gm.training.setup import TrainingSetup
@@ -22,7 +22,7 @@ from gm.training.train_state import TrainState, Vectors
 class TrainerView(Protocol):
     """What a callback may use of `gm.training.trainer.Trainer`, whose attributes these are."""
 
-    model: SDXL
+    model: StableDiffusion
     setup: TrainingSetup
     backend: Backend
     state: TrainState

@@ -32,7 +32,7 @@ class _DiffusionWrapper(nn.Cell):
         self.diffusion_model = UNet(config.unet, dtype)
 
 
-class SDXL(nn.Cell):
+class StableDiffusion(nn.Cell):
     """UNet (`unet`), conditioner (`conditioner`) and autoencoder (`first_stage_model`) of a base model or a refiner."""
 
     def __init__(self, config: ModelConfig, dtype: DType) -> None:
@@ -85,7 +85,7 @@ class SDXL(nn.Cell):
         del self.first_stage_model
 
 
-def build(config: ModelConfig, dtype: DType = ms.float32) -> SDXL:
+def build(config: ModelConfig, dtype: DType = ms.float32) -> StableDiffusion:
     """Return the model without weights, which takes neither time nor memory; `gm.checkpoints.loading.load` loads them.
 
     `dtype` is that of the weights of UNet and text encoders; normalisations and the autoencoder are float32. Raises
@@ -94,7 +94,7 @@ def build(config: ModelConfig, dtype: DType = ms.float32) -> SDXL:
     if backend.flash_attention() == "on":
         _check_heads(config)
     with no_init_parameters():
-        model = SDXL(config, dtype)
+        model = StableDiffusion(config, dtype)
     return model.set_train(False)
 
 
@@ -111,7 +111,7 @@ def _check_heads(config: ModelConfig) -> None:
             )
 
 
-def fingerprint(model: SDXL) -> str:
+def fingerprint(model: StableDiffusion) -> str:
     """Return a hash of the model's weights, computed from those of all norms, as float16.
 
     Norms are small, every fine-tuning changes some of them, and a model of any precision has them in float32 or (group

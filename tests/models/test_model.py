@@ -1,4 +1,4 @@
-"""gm/models/sdxl.py: fingerprint and token tables."""
+"""gm/models/stable_diffusion.py: fingerprint and token tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspore import Tensor
 from gm.checkpoints import loading
 from gm.config.model import TextEncoderConfig, UNetConfig
 from gm.errors import UserError
-from gm.models import sdxl
+from gm.models import stable_diffusion
 from gm.runtime import backend
 from tests.project import Workshop
 from tests.reference.case import Case
@@ -21,27 +21,27 @@ from tests.reference.case import Case
 def test_fingerprint_depends_on_weights_but_not_on_precision(workshop: Workshop) -> None:
     config, path = workshop.model.config, workshop.folder / "weights.ckpt"
     loading.convert(path, workshop.folder / "half.safetensors", config, "float16")
-    fingerprints = [sdxl.fingerprint(workshop.model)]
+    fingerprints = [stable_diffusion.fingerprint(workshop.model)]
     for file, dtype in ((path, ms.float16), (workshop.folder / "half.safetensors", ms.float32)):
-        model = sdxl.build(config, dtype)
+        model = stable_diffusion.build(config, dtype)
         loading.load_weights(model, file, config)
-        fingerprints.append(sdxl.fingerprint(model))
+        fingerprints.append(stable_diffusion.fingerprint(model))
     assert fingerprints == [fingerprints[0]] * 3
     norm = model.unet.middle_block[0].in_layers[0].gamma
     norm.set_data(Tensor(norm.asnumpy() * np.float32(1.01)))
-    assert sdxl.fingerprint(model) != fingerprints[0]
+    assert stable_diffusion.fingerprint(model) != fingerprints[0]
 
 
 @pytest.mark.parametrize("dtype", [ms.float16, ms.bfloat16, ms.float32])
 def test_fingerprint_is_the_same_on_ascend(dtype: object, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where group normalisation has float16 weights in a float16 network."""
     monkeypatch.setattr(backend, "_on_ascend", True)
-    model = sdxl.build(workshop.model.config, dtype)
+    model = stable_diffusion.build(workshop.model.config, dtype)
     loading.load_weights(model, workshop.folder / "weights.ckpt", workshop.model.config)
     norm = ms.float16 if dtype == ms.float16 else ms.float32
     assert model.unet.out[0].gamma.dtype == norm
     assert model.first_stage_model.encoder.norm_out.gamma.dtype == ms.float32
-    assert sdxl.fingerprint(model) == sdxl.fingerprint(workshop.model)
+    assert stable_diffusion.fingerprint(model) == stable_diffusion.fingerprint(workshop.model)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_flash_attention_everywhere_needs_heads_that_the_kernel_takes(
         text_encoder_2=TextEncoderConfig(32, 2, 2),
     )
     monkeypatch.setattr(backend, "_flash_attention", "auto")
-    sdxl.build(config, ms.float16)
+    stable_diffusion.build(config, ms.float16)
     monkeypatch.setattr(backend, "_flash_attention", "on")
     if not refused:
-        sdxl.build(config, ms.float16)
+        stable_diffusion.build(config, ms.float16)
         return
     message = "--flash_attention on needs attention heads whose width is a multiple of 16 and at most 512; "
     with pytest.raises(UserError) as raised:
-        sdxl.build(config, ms.float16)
+        stable_diffusion.build(config, ms.float16)
     assert str(raised.value) == f"{message}{refused}: use auto"
 
 
