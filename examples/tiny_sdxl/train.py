@@ -2,7 +2,7 @@
 
     mpirun -n 2 --bind-to core python examples/tiny_sdxl/train.py --is_parallel True
     mpirun -n 2 --bind-to core python examples/tiny_sdxl/train.py --is_parallel True \
-        --config configs/training/tiny_sd1_textual_inversion.yaml --state runs/tiny_sd1 \
+        --config configs/training/tiny_sd1_textual_inversion.yaml --state runs/tiny_sd1 --batch 24 --updates 7000 \
         --autoencoder checkpoints/tiny_sd_xl_base.safetensors --target checkpoints/tiny_sd_v1.safetensors
 
 It can be stopped at any time: the same command resumes from the folder `--state`.
@@ -133,12 +133,18 @@ def main() -> None:
         "--is_parallel", choices=("True", "False"), default="False", help="whether mpirun started several processes"
     )
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
-    for name, default in (("autoencoder_updates", AUTOENCODER.updates), ("updates", DIFFUSION.updates)):
+    for name, default in (
+        ("autoencoder_updates", AUTOENCODER.updates),
+        ("updates", DIFFUSION.updates),
+        ("batch", DIFFUSION.batch),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=SCENES, help="number of scenes (default: %(default)s)")
     flags = parser.read()
     device = backend.setup(RunConfig(device_target="CPU", ms_mode=flags["ms_mode"]), flags["is_parallel"] == "True")
-    for hyperparameters in (AUTOENCODER, DIFFUSION):
+    first = dataclasses.replace(AUTOENCODER, updates=flags["autoencoder_updates"])
+    second = dataclasses.replace(DIFFUSION, updates=flags["updates"], batch=flags["batch"])
+    for hyperparameters in (first, second):
         if hyperparameters.batch % device.world_size:
             raise UserError(
                 f"{device.world_size} ranks cannot share batches of {hyperparameters.batch}; start 1, 2, 4 or 8"
@@ -146,8 +152,6 @@ def main() -> None:
     model = stable_diffusion.build(configuration.load(flags["config"]).model)
     state, seed = Path(flags["state"]), flags["seed"]
     state.mkdir(parents=True, exist_ok=True)
-    first = dataclasses.replace(AUTOENCODER, updates=flags["autoencoder_updates"])
-    second = dataclasses.replace(DIFFUSION, updates=flags["updates"])
     curves = {}
     if flags["autoencoder"]:
         read_autoencoder(model, Path(flags["autoencoder"]), seed)
