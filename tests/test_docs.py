@@ -114,7 +114,7 @@ def test_every_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if script == "train_textual_inversion.py":
         cli.parse("", TRAINING, [a for a in arguments if a != "--help"], programs=coming_from.TRAINING)
     elif script == "demo/sampling_without_streamlit.py":
-        cli.parse("", SAMPLING, arguments, lambda image: {}, coming_from.SAMPLING)
+        cli.parse("", SAMPLING, arguments, lambda image: {}, programs=coming_from.SAMPLING)
     elif script == "tools/convert_weights/convert.py":
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         convert._parse_flags()
