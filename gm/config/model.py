@@ -40,7 +40,7 @@ class UNetConfig:
         True, "linear projections around the transformer blocks; False: 1×1 convolutions, the same with other shapes"
     )
     upcast_attention: bool = option(
-        False, "attention scores in float32, as flash attention has them; those of Stable Diffusion 2.1 overflow float16"
+        False, "attention scores in float32, as in flash attention; those of Stable Diffusion 2.1 overflow float16"
     )
 
     @property
