@@ -47,7 +47,8 @@ FLASH = {
 # Of the tiny Stable Diffusion 1 in float16, with heads of 28, 42 and 14 channels: all kernels, transposes and casts at
 # most, and the attentions.
 SD1 = {"train_step": (1059, 131, 73, 17), "denoiser": (447, 56, 31, 14)}
-# A small Stable Diffusion 2 that predicts v, with heads of 16 channels: all kernels and casts at most, flash attentions.
+# A small Stable Diffusion 2 that predicts v, with heads of 16 channels: all kernels and casts at most, and the flash
+# attentions.
 SD2 = {
     "train_step": (626, 7, 16),
     "conditioner": (34, 1, 2),
