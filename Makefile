@@ -76,6 +76,7 @@ ascend-dryrun: $(VENV)/installed
 	$(DRYRUN) $(CONFIG) --precision float16 --graphs update --variants
 	$(DRYRUN) $(CONFIG) --precision float16 --graphs train_step denoiser --card ascend910
 	$(DRYRUN) --precision float16 --graphs train_step
+	$(DRYRUN) --config configs/training/sd_v1.5_textual_inversion.yaml --precision float16 --graphs train_step
 
 clean:
 	rm -rf $(VENV) runs/demo runs/demo-style outputs/demo outputs/demo-style $(TINY).ckpt

@@ -39,6 +39,9 @@ class UNetConfig:
     use_linear_in_transformer: bool = option(
         True, "linear projections around the transformer blocks; False: 1×1 convolutions, the same with other shapes"
     )
+    upcast_attention: bool = option(
+        False, "attention scores in float32, as in flash attention; those of Stable Diffusion 2.1 overflow float16"
+    )
 
     @property
     def middle_depth(self) -> int:

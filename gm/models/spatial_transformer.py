@@ -19,13 +19,13 @@ from gm.runtime.backend import DType
 class _CrossAttention(nn.Cell):
     """Multi-head attention (Vaswani et al., 2017) of a sequence to a context of width `context_dim`."""
 
-    def __init__(self, width: int, context_dim: int, heads: int, dtype: DType) -> None:
+    def __init__(self, width: int, context_dim: int, heads: int, upcast: bool, dtype: DType) -> None:
         super().__init__()
         self.to_q = Projection(width, width, dtype, bias=False)
         self.to_k = Projection(context_dim, width, dtype, bias=False)
         self.to_v = Projection(context_dim, width, dtype, bias=False)
         self.to_out = nn.SequentialCell(Projection(width, width, dtype))
-        self.attend = gm_ops.attention(heads)
+        self.attend = gm_ops.attention(heads, upcast=upcast)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of the context."""
@@ -61,11 +61,11 @@ class _FeedForward(nn.Cell):
 class _BasicTransformerBlock(nn.Cell):
     """Pre-norm self-attention, cross-attention and feed-forward, each added to its input."""
 
-    def __init__(self, width: int, context_dim: int, heads: int, dtype: DType) -> None:
+    def __init__(self, width: int, context_dim: int, heads: int, upcast: bool, dtype: DType) -> None:
         super().__init__()
-        self.attn1 = _CrossAttention(width, width, heads, dtype)
+        self.attn1 = _CrossAttention(width, width, heads, upcast, dtype)
         self.ff = _FeedForward(width, dtype)
-        self.attn2 = _CrossAttention(width, context_dim, heads, dtype)
+        self.attn2 = _CrossAttention(width, context_dim, heads, upcast, dtype)
         self.norm1 = LayerNorm(width)
         self.norm2 = LayerNorm(width)
         self.norm3 = LayerNorm(width)
@@ -93,7 +93,10 @@ class SpatialTransformer(nn.Cell):
         self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6, dtype)
         self.proj_in = ProjectionFromImage(channels, channels, dtype, linear)
         self.transformer_blocks = nn.CellList(
-            [_BasicTransformerBlock(channels, config.context_dim, heads, dtype) for _ in range(depth)]
+            [
+                _BasicTransformerBlock(channels, config.context_dim, heads, config.upcast_attention, dtype)
+                for _ in range(depth)
+            ]
         )
         self.proj_out = ProjectionToImage(channels, channels, dtype, linear)
 

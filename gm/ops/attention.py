@@ -15,20 +15,23 @@ from gm.runtime import backend
 _MAX_SCORES = 2**26  # attention scores in memory at once, in float32: 256 MiB
 
 
-def attention(heads: int, causal: bool = False) -> nn.Cell:
+def attention(heads: int, causal: bool = False, upcast: bool = False) -> nn.Cell:
     """Return the Cell softmax(QKᵀ/√d)V: sequences of L queries, S keys and S values → a sequence of L tokens.
 
     `causal` masks later positions. Ascend's flash attention kernel computes it where `--flash_attention` and the card
-    allow it, in half precision, for heads of a width that it takes.
+    allow it, in half precision, for heads of a width that it takes. Elsewhere `upcast` computes QKᵀ in float32, as the
+    kernel does, for networks whose scores overflow float16.
     """
-    return shared_cell(_Attention, heads, causal, backend.on_ascend(), backend.flash_attention() != "off")
+    flash = backend.flash_attention() != "off"
+    return shared_cell(_Attention, heads, causal, upcast, backend.on_ascend(), flash)
 
 
 class _Attention(nn.Cell):
-    def __init__(self, heads: int, causal: bool, on_ascend: bool, flash: bool) -> None:
+    def __init__(self, heads: int, causal: bool, upcast: bool, on_ascend: bool, flash: bool) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
+        self.upcast = upcast
         self.on_ascend = on_ascend
         self.flash = flash
         self.softmax = softmax()
@@ -49,6 +52,8 @@ class _Attention(nn.Cell):
         return ops.concat(chunks, axis=3)
 
     def _attend_chunk(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.upcast:
+            query, key = ops.cast(query, ms.float32), ops.cast(key, ms.float32)
         scores = ops.BatchMatMul(transpose_a=True)(query * (1.0 / math.sqrt(query.shape[2])), key)
         scores = ops.cast(scores, ms.float32)
         if self.causal:

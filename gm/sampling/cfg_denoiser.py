@@ -18,7 +18,7 @@ from gm.sampling.request import ImageRequest
 from gm.text.chunks import TokenChunks, pad_chunks
 
 
-class _GuidedUNet(nn.Cell):
+class GuidedUNet(nn.Cell):
     """UNet and guider (`gm.diffusion.guidance`) → denoised latents; y and context have the unconditional half first."""
 
     def __init__(self, model: StableDiffusion, guider: str) -> None:
@@ -51,7 +51,7 @@ class _GuidedUNet(nn.Cell):
         return denoiser.predict_denoised(x, output, sigma, self.prediction)
 
 
-class _ContextProjection(nn.Cell):
+class ContextProjection(nn.Cell):
     """Keys and values of a context in all cross-attention layers, the same in every step of one prompt."""
 
     def __init__(self, model: StableDiffusion) -> None:
@@ -69,10 +69,10 @@ class CompiledModel:
         self.model = model
         self.training_sigmas = schedule.training_sigmas(model.config.schedule)
         self.prompt_encoder = PromptEncoder(model, backend, pooling)
-        self.project_context = compile_cell(_ContextProjection(model), backend.graph)
+        self.project_context = compile_cell(ContextProjection(model), backend.graph)
         name = "the sampling graph, with the first step"
         self.guided_unets = {
-            guider: compile_cell(_GuidedUNet(model, guider), backend.graph, name) for guider in guidance.GUIDERS
+            guider: compile_cell(GuidedUNet(model, guider), backend.graph, name) for guider in guidance.GUIDERS
         }
 
 

@@ -20,7 +20,7 @@ from gm.text.tokenizer import pool_positions
 SizeConditioning = Sequence[float] | Sequence[Sequence[float]]
 
 
-class _Conditioner(nn.Cell):
+class PromptConditioner(nn.Cell):
     """The model's conditioner as a graph of its own; in training it is part of a larger one."""
 
     def __init__(self, model: StableDiffusion) -> None:
@@ -41,7 +41,7 @@ class PromptEncoder:
     def __init__(self, model: StableDiffusion, backend: Backend, pooling: str) -> None:
         self.model = model
         self.pooling = pooling
-        self.conditioner = compile_cell(_Conditioner(model), backend.graph, "the text encoders")
+        self.conditioner = compile_cell(PromptConditioner(model), backend.graph, "the text encoders")
 
     def encode(
         self, texts: Sequence[TokenChunks], embeddings: LoadedEmbeddings, size_conditioning: SizeConditioning

@@ -92,7 +92,7 @@ def _to_uint8(levels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(np.rint(np.clip(levels, 0.0, 255.0)).astype(np.uint8), -3, -1))
 
 
-class _Decode(nn.Cell):
+class DecodeLevels(nn.Cell):
     """Scaled latents → levels [N, 3, H, W], 0 black and 255 white; the network may exceed both."""
 
     def __init__(self, model: StableDiffusion) -> None:
@@ -113,7 +113,7 @@ class VAEDecoder:
     def __init__(self, model: StableDiffusion, backend: Backend) -> None:
         self.vae = model.first_stage_model
         self.config = model.config.vae
-        self.decode_levels = compile_cell(_Decode(model), backend.graph, "the decoder")
+        self.decode_levels = compile_cell(DecodeLevels(model), backend.graph, "the decoder")
 
     def decode(self, latents: np.ndarray | Tensor, sampling: SamplingConfig, names: Sequence[str] = ()) -> np.ndarray:
         """Return the images uint8 [N, H, W, 3] of scaled `latents` [N, z, h, w].

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ascend_dryrun.tool import ROOT, TINY, run_tool
+from tests.ascend_dryrun.tool import ROOT, TINY, TINY_SD1, run_tool
 from tools.ascend_dryrun import dryrun, stand_ins
 
 GRAPHS = {
@@ -44,6 +44,31 @@ FLASH = {
     "bfloat16": {"train_step": (915, 19), "conditioner": (92, 5), "denoiser": (386, 14)},
 }
 
+# Of the tiny Stable Diffusion 1 in float16, with heads of 28, 42 and 14 channels: all kernels, transposes and casts at
+# most, and the attentions.
+SD1 = {"train_step": (1059, 131, 73, 17), "denoiser": (447, 56, 31, 14)}
+# A small Stable Diffusion 2 that predicts v, with heads of 16 channels: all kernels and casts at most, and the flash
+# attentions.
+SD2 = {
+    "train_step": (626, 7, 16),
+    "conditioner": (34, 1, 2),
+    "denoiser": (303, 3, 14),
+    "update_of_8_ranks": (53, 1, 0),
+}
+SD2_YAML = """
+model:
+  family: sd2
+  version: small-SD-2-v
+  resolution: 32
+  unet: {model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1, transformer_depth: [1, 1], num_head_channels: 16,
+    context_dim: 32, adm_in_channels: 0, norm_num_groups: 4, upcast_attention: true}
+  text_encoder_1: {width: 32, layers: 2, heads: 2}
+  vae: {channels: 8, channel_mult: [1, 2], num_res_blocks: 1, norm_num_groups: 4, scale_factor: 0.18215}
+  schedule: {prediction: v_prediction, rescale_betas_zero_snr: true}
+training: {train_batch_size: 2}
+sampling: {sampler: ddim, schedule: trailing, guider: rescaled, guidance_rescale: 0.7, guidance_scale: 5.0}
+"""
+
 
 @pytest.mark.parametrize("precision", EXPECTED)
 def test_the_graphs_of_the_tiny_model_compile_in_every_precision(precision: str, tmp_path: Path) -> None:
@@ -73,6 +98,33 @@ def test_flash_attention_needs_no_transpose(precision: str, tmp_path: Path) -> N
         assert kernels["FlashAttentionScore"] == attentions, name
         assert "Softmax" not in kernels, name
         assert "Transpose" not in kernels, name
+
+
+def test_the_projections_of_stable_diffusion_1_need_no_transpose(tmp_path: Path) -> None:
+    flags = ("--precision", "float16", "--graphs", *SD1)
+    counts = run_tool(tmp_path / "counts.json", *flags, config=TINY_SD1)["float16"]
+    for name, (most, transposes, casts, attentions) in SD1.items():
+        kernels = counts[name]["kernels"]
+        assert sum(kernels.values()) <= most, name
+        assert kernels["Transpose"] <= transposes, name
+        assert kernels["Cast"] <= casts, name
+        assert kernels["Softmax"] == counts[name]["summary"]["attentions"] == attentions, name
+    # Three before a composed attention and one behind it: none at the 1×1 convolutions around the transformer blocks.
+    assert counts["denoiser"]["kernels"]["Transpose"] == 4 * counts["denoiser"]["kernels"]["Softmax"]
+
+
+def test_stable_diffusion_2_with_v_prediction_compiles(tmp_path: Path) -> None:
+    config = tmp_path / "sd2.yaml"
+    config.write_text(SD2_YAML, encoding="utf-8")
+    flags = ("--precision", "float16", "--graphs", *SD2)
+    counts = run_tool(tmp_path / "counts.json", *flags, config=str(config))["float16"]
+    for name, (most, casts, attentions) in SD2.items():
+        kernels = counts[name]["kernels"]
+        assert sum(kernels.values()) <= most, name
+        assert kernels["Cast"] <= casts, name
+        assert kernels.get("FlashAttentionScore", 0) == attentions, name
+        assert not {"Softmax", "Transpose"} & set(kernels), name
+    assert counts["update_of_8_ranks"]["kernels"]["AllReduce"] == 2  # of one encoder's gradient and its number
 
 
 def test_the_options_that_change_graphs_compile(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.project import ALL_CORES
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "configs/training/tiny_textual_inversion.yaml"
+TINY_SD1 = "configs/training/tiny_sd1_textual_inversion.yaml"
 
 
 def run_tool(json_file: Path, *flags: str, config: str = TINY) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def test_the_families_as_published() -> None:
     assert {model.vae.scale_factor for model in (SD1, SD2_BASE, SD2_V)} == {0.18215}
     assert [model.schedule.prediction for model in (SD1, SD2_BASE, SD2_V)] == ["epsilon", "epsilon", "v_prediction"]
     assert [SD1.unet.heads(c) for c in SD1.unet.attention_channels] == [8, 8, 8, 8]
+    assert [model.unet.upcast_attention for model in (SD1, SD2_BASE, SD2_V)] == [False, True, True]
     assert [SD2_V.unet.heads(c) for c in SD2_V.unet.attention_channels] == [5, 10, 20, 20]
     for model in (SD1, SD2_BASE, SD2_V):
         assert (model.has_class_embedding, model.zero_unconditional, model.size_embedding_dim) == (False, False, 0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config.model import TextEncoderConfig, UNetConfig
 from gm.errors import UserError
@@ -16,6 +17,7 @@ from gm.models import stable_diffusion
 from gm.runtime import backend
 from tests.project import Workshop
 from tests.reference.case import Case
+from tests.reference.configs import SMALL_SD1
 
 
 def test_fingerprint_depends_on_weights_but_not_on_precision(workshop: Workshop) -> None:
@@ -67,6 +69,23 @@ def test_flash_attention_everywhere_needs_heads_that_the_kernel_takes(
     with pytest.raises(UserError) as raised:
         stable_diffusion.build(config, ms.float16)
     assert str(raised.value) == f"{message}{refused}: use auto"
+
+
+def test_flash_attention_everywhere_is_refused_for_stable_diffusion_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_flash_attention", "on")
+    config = configuration.load("configs/training/sd_v1.5_textual_inversion.yaml").model
+    with pytest.raises(UserError, match="the UNet has heads of 40: use auto"):
+        stable_diffusion.build(config, ms.float16)
+
+
+def test_attention_of_the_unet_alone_is_upcast() -> None:
+    config = dataclasses.replace(SMALL_SD1, unet=dataclasses.replace(SMALL_SD1.unet, upcast_attention=True))
+    for each, upcast in ((SMALL_SD1, False), (config, True)):
+        model = stable_diffusion.build(each)
+        block = model.unet.middle_block[1].transformer_blocks[0]
+        assert (block.attn1.attend.upcast, block.attn2.attend.upcast) == (upcast, upcast)
+        encoder = model.conditioner.embedders[0].transformer.text_model.encoder
+        assert not encoder.layers[0].self_attn.attend.upcast
 
 
 def test_token_tables_by_encoder(workshop: Workshop) -> None:

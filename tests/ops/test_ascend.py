@@ -17,7 +17,11 @@ pytestmark = pytest.mark.reference
 
 
 @pytest.mark.parametrize(
-    ("width", "taken"), [(16, True), (64, True), (512, True), (20, False), (8, False), (528, False)]
+    ("width", "taken"),
+    [
+        *((16, True), (64, True), (512, True), (20, False), (8, False), (528, False)),
+        *((40, False), (80, True), (160, True)),  # the levels of Stable Diffusion 1
+    ],
 )
 def test_the_flash_attention_kernel_takes_multiples_of_16_up_to_512(width: int, taken: bool) -> None:
     assert ascend.takes_heads(width) == taken

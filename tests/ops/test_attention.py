@@ -28,9 +28,9 @@ pytestmark = pytest.mark.reference
 class Attention(nn.Cell):
     """Attention over tokens [N, L, C]."""
 
-    def __init__(self, causal: bool) -> None:
+    def __init__(self, causal: bool, upcast: bool = False) -> None:
         super().__init__()
-        self.attention = gm_ops.attention(HEADS, causal)
+        self.attention = gm_ops.attention(HEADS, causal, upcast)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return layout.to_tokens(self.attention(*[layout.from_tokens(x) for x in (query, key, value)]))
@@ -81,6 +81,8 @@ def test_chunks_of_queries_give_the_same_result(graph: bool, monkeypatch: pytest
         ("on", 64, ms.float16, True),
         ("auto", 16, ms.float32, False),
         ("auto", 12, ms.float16, False),
+        ("auto", 40, ms.float16, False),
+        ("auto", 80, ms.float16, True),
         ("auto", 528, ms.float16, False),
         ("off", 16, ms.float16, False),
     ],
@@ -102,3 +104,16 @@ def test_flash_attention_is_used_where_the_kernel_and_the_option_allow_it(
     expected = torch_attention(*map(torch.from_numpy, inputs), causal=causal).numpy()
     np.testing.assert_allclose(out.astype(np.float32), expected, atol=2e-2 if dtype == ms.float16 else 1e-5)
     assert stand_ins.calls == (["flash_attention_score"] if flash and layout_of == "Ascend" else [])
+
+
+@pytest.mark.parametrize("dtype", [ms.float16, ms.float32])
+def test_upcast_scores_do_not_overflow(dtype: object, layout_of: str) -> None:
+    query, key, value = query_key_value(2, 7, 5)
+    inputs = [Tensor(x, dtype) for x in (300 * query, 300 * key, value)]
+    exact = [torch.from_numpy(x.asnumpy().astype(np.float32)) for x in inputs]
+    expected = torch_attention(*exact, causal=False).numpy()
+    out = Attention(False, upcast=True)(*inputs)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out.asnumpy(), expected, atol=2e-3 if dtype == ms.float16 else 1e-5)
+    plain = Attention(False)(*inputs).asnumpy()
+    assert np.isfinite(plain).all() == (dtype == ms.float32)

@@ -15,9 +15,9 @@ from gm.models import stable_diffusion
 from gm.models.spatial_transformer import SpatialTransformer
 from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
-from gm.sampling.cfg_denoiser import _ContextProjection, _GuidedUNet, guider_name
-from gm.sampling.conditioning import _Conditioner
-from gm.sampling.vae_decode import _Decode
+from gm.sampling.cfg_denoiser import ContextProjection, GuidedUNet, guider_name
+from gm.sampling.conditioning import PromptConditioner
+from gm.sampling.vae_decode import DecodeLevels
 from gm.training import optimizer
 from gm.training.train_state import TrainState
 from gm.training.train_step import NegativePrompt, TrainStep
@@ -86,23 +86,24 @@ class Graphs:
         n = self.config.sampling.batch_size
         vectors = tuple(_zeros((self.num_vectors, width)) for width in self.widths.values())
         ids = tuple(_zeros((n, self._tokens), ms.int32) for _ in self.widths)  # sampling encodes chunk by chunk
-        return Graph(_Conditioner(self.model), (_zeros((n,), ms.int32), self._sizes(n), *ids, *vectors))
+        return Graph(PromptConditioner(self.model), (_zeros((n,), ms.int32), self._sizes(n), *ids, *vectors))
 
     def project_context(self) -> Graph:
         shape = (self._guided_batch, self.num_chunks * self._tokens, self.config.model.unet.context_dim)
-        return Graph(_ContextProjection(self.model), (_zeros(shape, self.backend.dtype),))
+        return Graph(ContextProjection(self.model), (_zeros(shape, self.backend.dtype),))
 
     def denoiser(self) -> Graph:
         n, both = self.config.sampling.batch_size, self._guided_batch
         shapes = _context_kv_shapes(self.model, both, self.num_chunks * self._tokens)
         context_kv = tuple(_zeros(shape, self.backend.dtype) for shape in shapes)
-        y = _zeros((both, self.config.model.unet.adm_in_channels))
+        model = self.config.model
+        y = _zeros((both, model.unet.adm_in_channels)) if model.has_class_embedding else None
         sigma, timestep, scale, rescale = _zeros(()), _zeros((1,)), _zeros(()), _zeros(())
         inputs = (self._latents(n), sigma, timestep, scale, rescale, y, *context_kv)
-        return Graph(_GuidedUNet(self.model, self._guider), inputs)
+        return Graph(GuidedUNet(self.model, self._guider), inputs)
 
     def vae_decode(self) -> Graph:
-        return Graph(_Decode(self.model), (self._latents(self.config.sampling.batch_size),))
+        return Graph(DecodeLevels(self.model), (self._latents(self.config.sampling.batch_size),))
 
     def vae_encode(self) -> Graph:
         side = self.config.model.resolution
