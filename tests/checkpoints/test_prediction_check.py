@@ -86,6 +86,16 @@ def test_networks_that_are_not_trained_pass(cases: Callable[[str], Case], name: 
     check_prediction(constant, "a.ckpt")  # type: ignore[arg-type]
 
 
+def test_a_device_that_cannot_run_the_check_ends_nothing(
+    cases: Callable[[str], Case], caplog: pytest.LogCaptureFixture
+) -> None:
+    def unet(*_: Any) -> Tensor:
+        raise RuntimeError("Launch kernel failed\n- C++ Call Stack")
+
+    check_prediction(SimpleNamespace(config=cases("like-sd1").config, unet=unet), "a.ckpt")
+    assert "what a.ckpt predicts was not checked: Launch kernel failed - C++ Call Stack" in caplog.text
+
+
 def test_loading_the_tiny_model_as_one_that_predicts_v_is_refused(tmp_path: Path) -> None:
     weight = "checkpoints/tiny_sd_xl_base.safetensors"
     model = {"schedule": {"prediction": "v_prediction"}}
