@@ -1,4 +1,4 @@
-"""The three sizes of model that are measured with their weights, and a case as it travels on a command line."""
+"""The sizes of model that are measured, with their weights, and a case as it travels on a command line."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Size:
     warm_ups: int  # pieces of work before the measured ones
     rounds: int
     pieces: int  # of work a round, by each side
+    image_rounds: int  # where a piece of work is an image, which is many steps
     published: str = ""  # existing checkpoint; default: random weights
 
     @property
@@ -63,6 +64,7 @@ SIZES = {
         warm_ups=40,
         rounds=40,
         pieces=1,
+        image_rounds=10,
         published="checkpoints/tiny_sd_xl_base.safetensors",
     ),
     "small": Size(
@@ -74,6 +76,7 @@ SIZES = {
         warm_ups=40,
         rounds=20,
         pieces=1,
+        image_rounds=5,
     ),
     "full": Size(
         "full",
@@ -84,6 +87,18 @@ SIZES = {
         warm_ups=3,
         rounds=2,
         pieces=5,
+        image_rounds=2,
+    ),
+    "sd1.5": Size(
+        "sd1.5",
+        "configs/training/sd_v1.5_textual_inversion.yaml",
+        pixels=512,
+        images="datasets/cat_toy",
+        together=False,
+        warm_ups=3,
+        rounds=2,
+        pieces=5,
+        image_rounds=2,
     ),
 }
 
@@ -127,6 +142,8 @@ class Case:
             sampling={
                 "height": self.resolution,
                 "width": self.resolution,
+                "sampler": "euler",
+                "schedule": "legacy",
                 "sample_step": self.steps,
                 "guidance_scale": self.guidance,
                 "prompt": PROMPT,
@@ -151,7 +168,7 @@ def between(ticks: list[float]) -> list[float]:
 
 
 def prepare(size: Size) -> None:
-    """Create missing weights; full size takes minutes and 14 GB of disk. UserError if that fails."""
+    """Create missing weights; those of SDXL take minutes and 14 GB of disk. UserError if that fails."""
     if not size.source.exists():
         _run("examples/tiny_sdxl/random_weights.py", "--config", size.yaml, "--target", str(size.source))
     if not size.weight.exists() or size.weight.stat().st_mtime < size.source.stat().st_mtime:

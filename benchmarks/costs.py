@@ -1,6 +1,6 @@
 """Cost of a training step and a sampling step: FLOPs, and bytes of weights, of saved activations and moved.
 
-A training step is both text encoders and the UNet, forward and backward to the embedding vectors; the images are
+A training step is the text encoders and the UNet, forward and backward to the embedding vectors; the images are
 encoded before. A sampling step is the UNet for the prompt and the negative prompt at once.
 """
 
@@ -49,11 +49,9 @@ def training(
     counted in the backward pass.
     """
     side = (pixels // config.vae.downsample_factor,) * 2
-    tokens = config.text_encoder_1.context_length
     blocks = {
-        "encoder 1": networks.text_encoder_1(config.text_encoder_1, batch, flash),
-        "encoder 2": networks.text_encoder_2(config.text_encoder_2, batch, flash),
-        "UNet": networks.unet(config.unet, batch, side, tokens, flash),
+        **networks.text_encoders(config, batch, flash),
+        "UNet": networks.unet(config.unet, batch, side, config.context_length, flash),
     }
     return {name: _cost(each, precision, True, recompute) for name, each in blocks.items()}
 
@@ -61,12 +59,10 @@ def training(
 def sampling(config: ModelConfig, pixels: int, batch: int, precision: str, flash: bool = False) -> dict[str, Cost]:
     """Return the cost of a sampling step with guidance ("UNet"), and of encoders and decoder once per image."""
     side = (pixels // config.vae.downsample_factor,) * 2
-    tokens = config.text_encoder_1.context_length
     blocks = {
-        "UNet": networks.unet(config.unet, 2 * batch, side, tokens, flash),
+        "UNet": networks.unet(config.unet, 2 * batch, side, config.context_length, flash),
         # Each encoder runs for the prompt and for the negative prompt.
-        "encoder 1": networks.text_encoder_1(config.text_encoder_1, 2 * batch, flash),
-        "encoder 2": networks.text_encoder_2(config.text_encoder_2, 2 * batch, flash),
+        **networks.text_encoders(config, 2 * batch, flash),
     }
     costs = {name: _cost(each, precision, False, False) for name, each in blocks.items()}
     decoder = networks.vae_decoder(config.vae, batch, side)

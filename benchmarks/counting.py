@@ -1,4 +1,4 @@
-"""FLOPs, weights and saved activations of the operators of SDXL's networks, from the config alone.
+"""FLOPs, weights and saved activations of the operators of the networks, from the config alone.
 
 Counted are convolutions, projections and the two products of attention; a multiplication and an addition are two
 FLOPs. Normalisations, activations, sums and sinusoids have no FLOPs here, below one in a hundred of the whole; they
@@ -60,8 +60,13 @@ def projection(inputs: int, outputs: int, tokens: int, bias: bool = True) -> Par
     return Part(flops, flops, weights=inputs * outputs + bias * outputs, moved=(inputs + outputs) * tokens)
 
 
-def attention(width: int, heads: int, queries: int, keys: int, batch: int, flash: bool) -> Part:
-    """Count softmax(QKᵀ/√d)V of `queries` and `keys` tokens an image, with all scores, also those a mask hides."""
+def attention(
+    width: int, heads: int, queries: int, keys: int, batch: int, flash: bool, query_gradient: bool = True
+) -> Part:
+    """Count softmax(QKᵀ/√d)V of `queries` and `keys` tokens an image, with all scores, also those a mask hides.
+
+    The gradient of Q is one of the four products of the backward pass; the flash kernel always computes it.
+    """
     flops = 2 * 2 * width * queries * keys * batch
     inputs, output = (queries + 2 * keys) * width * batch, queries * width * batch
     if flash:  # the backward pass computes the scores again: five products instead of four
@@ -69,7 +74,8 @@ def attention(width: int, heads: int, queries: int, keys: int, batch: int, flash
         return Part(flops, flops * 5 // 2, moved=inputs + output, saved=inputs + output, saved_float32=statistics)
     scores = heads * queries * keys * batch
     moved = inputs + output + 2 * scores
-    return Part(flops, 2 * flops, moved=moved, saved=inputs, saved_float32=scores, saved_if_half=scores)
+    backward = flops * (4 if query_gradient else 3) // 2
+    return Part(flops, backward, moved=moved, saved=inputs, saved_float32=scores, saved_if_half=scores)
 
 
 def norm(channels: int, positions: int) -> Part:

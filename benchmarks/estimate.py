@@ -39,7 +39,8 @@ def main() -> None:
     sampling = costs.sampling(model, pixels, batch, precision)
     training["training step"] = costs.total(training)
     once = {"decoder": sampling.pop("decoder"), "encode an image": costs.encoding(model, pixels)}
-    sampling["encoders, once an image"] = costs.total({n: sampling.pop(n) for n in ("encoder 1", "encoder 2")})
+    encoders = [name for name in sampling if name.startswith("encoder")]
+    sampling["encoders, once an image"] = costs.total({name: sampling.pop(name) for name in encoders})
     sampling["sampling step (UNet)"] = sampling.pop("UNet")
     estimates = estimate(model, pixels, batch)
     text = "\n\n".join(

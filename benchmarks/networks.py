@@ -1,4 +1,4 @@
-"""The networks of SDXL as lists of counted blocks."""
+"""The networks of SDXL and of Stable Diffusion 1 and 2 as lists of counted blocks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,15 @@ from benchmarks.counting import (
     unused,
     without_gradient,
 )
-from gm.config.model import TextEncoderConfig, UNetConfig, VAEConfig
+from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Side = tuple[int, int]  # height and width
 
 
-def text_encoder_1(config: TextEncoderConfig, batch: int, flash: bool = False) -> list[Block]:
-    """Count CLIP-L up to the layer before the last, whose output SDXL uses; the rest is only loaded."""
-    blocks = [_embeddings(config)]
-    blocks += [_text_layer(config, batch, flash, gate_copies=2) for _ in range(config.layers - 1)]
-    rest = (*_text_layer(config, batch, flash, 2).parts, norm(config.width, 0))
-    return [*blocks, Block("never computed", 0, unused(rest))]
-
-
-def text_encoder_2(config: TextEncoderConfig, batch: int, flash: bool = False) -> list[Block]:
-    """Count bigG with all its layers; the last norm and the projection see one token a prompt."""
-    width = config.width
-    blocks = [_text_layer(config, batch, flash, gate_copies=1) for _ in range(config.layers)]
-    pooled = Block("pooled", 0, (norm(width, batch), projection(width, width, batch, bias=False)))
-    return [_embeddings(config), *blocks, pooled]
+def text_encoders(config: ModelConfig, batch: int, flash: bool = False) -> dict[str, list[Block]]:
+    """Count the text encoders in their order, "encoder 1" and, of SDXL, "encoder 2"."""
+    encoders = enumerate(config.text_encoders.items(), 1)
+    return {f"encoder {k}": _text_encoder(config, name, sizes, batch, flash) for k, (name, sizes) in encoders}
 
 
 def unet(config: UNetConfig, batch: int, side: Side, tokens: int, flash: bool = False) -> list[Block]:
@@ -41,20 +31,19 @@ def unet(config: UNetConfig, batch: int, side: Side, tokens: int, flash: bool = 
     blocks, skips = [count.vector()], []
     channels = config.model_channels
     blocks.append(
-        Block("input", 0, without_gradient([convolution(config.in_channels, channels, 3, _area(side, batch))]))
+        Block("input", 0, count.of_features(convolution(config.in_channels, channels, 3, _area(side, batch))))
     )
     skips.append((channels, side))
     for level, mult in enumerate(config.channel_mult):
-        for index in range(config.num_res_blocks):
+        for _ in range(config.num_res_blocks):
             outputs = mult * config.model_channels
-            # In the very first block only what follows the time embedding depends on the embedding vectors.
-            blocks += count.level(channels, outputs, level, side, first=level == index == 0)
+            blocks += count.level(channels, outputs, level, side)
             channels = outputs
             skips.append((channels, side))
         if level < len(config.channel_mult) - 1:
             before, side = side, (-(-side[0] // 2), -(-side[1] // 2))
             halved = convolution(channels, channels, 3, _area(side, batch), _area(before, batch))
-            blocks.append(Block("halve", 0, (halved,)))
+            blocks.append(Block("halve", 0, count.of_features(halved)))
             skips.append((channels, side))
     blocks.append(count.residual(channels, channels, side))
     blocks += count.transformer(channels, config.middle_depth, side)
@@ -109,51 +98,77 @@ def vae_decoder(config: VAEConfig, batch: int, side: Side) -> list[Block]:
 
 
 class _UNet:
-    """Repeated blocks of a UNet."""
+    """Repeated blocks of a UNet, which are counted in their order."""
 
     def __init__(self, config: UNetConfig, batch: int, tokens: int, flash: bool) -> None:
         self.config, self.batch, self.tokens, self.flash = config, batch, tokens, flash
         self.time_width = 4 * config.model_channels
+        self.has_y = config.adm_in_channels > 0
+        self.depends = False  # whether the features depend on the embedding vectors: once a block has read y or text
+
+    def of_features(self, *parts: Part) -> tuple[Part, ...]:
+        """Return `parts` that read the features alone."""
+        return parts if self.depends else without_gradient(parts)
 
     def vector(self) -> Block:
-        """Count two projections each of the timestep, which needs no gradient, and of y, which does."""
+        """Count two projections each of the timestep, which needs no gradient, and of y if there is one, which does."""
         n, width = self.batch, self.time_width
         time = without_gradient([projection(self.config.model_channels, width, n), projection(width, width, n)])
-        label = [projection(self.config.adm_in_channels, width, n), projection(width, width, n)]
-        return Block("vector", 0, (*time, *label, activation(2 * n * width)))
+        label = (projection(self.config.adm_in_channels, width, n), projection(width, width, n))
+        return Block("vector", 0, (*time, *label, activation(2 * n * width)) if self.has_y else time)
 
-    def level(self, inputs: int, outputs: int, level: int, side: Side, first: bool = False) -> list[Block]:
+    def level(self, inputs: int, outputs: int, level: int, side: Side) -> list[Block]:
         depth = self.config.transformer_depth[level]
-        blocks = [self.residual(inputs, outputs, side, first)]
+        blocks = [self.residual(inputs, outputs, side)]
         return blocks + (self.transformer(outputs, depth, side) if depth else [])
 
-    def residual(self, inputs: int, outputs: int, side: Side, first: bool = False) -> Block:
-        area = _area(side, self.batch)
+    def residual(self, inputs: int, outputs: int, side: Side) -> Block:
+        area, saved = _area(side, self.batch), inputs * _area(side, self.batch) if self.depends else 0
         before = [norm(inputs, area), activation(inputs * area), convolution(inputs, outputs, 3, area)]
         if inputs != outputs:
             before.append(projection(inputs, outputs, area))
-        injected = projection(self.time_width, outputs, self.batch)
-        after = [norm(outputs, area), activation(outputs * area), convolution(outputs, outputs, 3, area)]
-        parts = (*(without_gradient(before) if first else before), injected, *after)
-        return Block("residual", 0 if first else inputs * area, parts)
+        parts = self.of_features(*before)
+        self.depends = self.depends or self.has_y
+        injected = [projection(self.time_width, outputs, self.batch)]
+        parts += tuple(injected) if self.has_y else without_gradient(injected)
+        after = (norm(outputs, area), activation(outputs * area), convolution(outputs, outputs, 3, area))
+        return Block("residual", saved, parts + self.of_features(*after))
 
     def transformer(self, channels: int, depth: int, side: Side) -> list[Block]:
+        """Count `depth` blocks and the projections around them: 1×1 convolutions cost as much as linear ones."""
         area = _area(side, self.batch)
-        around = (norm(channels, area), projection(channels, channels, area), projection(channels, channels, area))
-        block = self._transformer_block(channels, side)
-        return [Block("transformer projections", 0, around), *[block] * depth]
+        inwards = self.of_features(norm(channels, area), projection(channels, channels, area))
+        blocks = [self._transformer_block(channels, side) for _ in range(depth)]
+        outwards = self.of_features(projection(channels, channels, area))
+        return [Block("transformer projections", 0, inwards + outwards), *blocks]
 
     def _transformer_block(self, c: int, side: Side) -> Block:
-        pixels, area, heads = side[0] * side[1], _area(side, self.batch), c // self.config.num_head_channels
+        pixels, area, heads = side[0] * side[1], _area(side, self.batch), self.config.heads(c)
         to_itself = projection(c, c, area, bias=False)
         from_text = projection(self.config.context_dim, c, self.tokens * self.batch, bias=False)
-        parts = [norm(c, area), to_itself, to_itself, to_itself]
-        parts += [attention(c, heads, pixels, pixels, self.batch, self.flash), projection(c, c, area)]
-        parts += [norm(c, area), to_itself, from_text, from_text]
-        parts += [attention(c, heads, pixels, self.tokens, self.batch, self.flash), projection(c, c, area)]
+        to_pixels = attention(c, heads, pixels, pixels, self.batch, self.flash)
+        parts = self.of_features(norm(c, area), to_itself, to_itself, to_itself, to_pixels, projection(c, c, area))
+        parts += self.of_features(norm(c, area), to_itself)
+        to_text = attention(c, heads, pixels, self.tokens, self.batch, self.flash, query_gradient=self.depends)
+        self.depends = True
+        parts += (from_text, from_text, to_text, projection(c, c, area))
         # GEGLU saves both halves and the activated one.
-        parts += [norm(c, area), projection(c, 8 * c, area), activation(4 * c * area, 3), projection(4 * c, c, area)]
-        return Block("transformer", c * area, tuple(parts))
+        parts += (norm(c, area), projection(c, 8 * c, area), activation(4 * c * area, 3), projection(4 * c, c, area))
+        return Block("transformer", c * area, parts)
+
+
+def _text_encoder(config: ModelConfig, name: str, sizes: TextEncoderConfig, batch: int, flash: bool) -> list[Block]:
+    """Count a text encoder: all layers, except that SDXL only loads CLIP-L's last one, whose input it reads."""
+    width, tokens = sizes.width, sizes.context_length * batch
+    # CLIP-L's quick GELU saves its input and its gate.
+    layer = _text_layer(sizes, batch, flash, gate_copies=2 if name == "clip_l" else 1)
+    if config.traits.final_hidden_state:
+        last = [layer, Block("final norm", 0, (norm(width, tokens),))]
+    elif name == "clip_g":  # the last norm and the projection see one token a prompt
+        last = [layer, Block("pooled", 0, (norm(width, batch), projection(width, width, batch, bias=False)))]
+    else:
+        last = [Block("never computed", 0, unused((*layer.parts, norm(width, 0))))]
+    return [_embeddings(sizes), *[layer] * (sizes.layers - 1), *last]
 
 
 def _embeddings(config: TextEncoderConfig) -> Block:

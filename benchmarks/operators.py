@@ -49,15 +49,15 @@ class Shape:
 
 
 def shapes(config: ModelConfig, pixels: int) -> list[Shape]:
-    """Return the operators of every level of the UNet and of the second text encoder."""
-    unet, text = config.unet, config.text_encoder_2
+    """Return the operators of every level of the UNet and of the last text encoder."""
+    unet, text = config.unet, list(config.text_encoders.values())[-1]
     side = pixels // config.vae.downsample_factor
     operators: list[Shape] = []
     for mult, depth in zip(unet.channel_mult, unet.transformer_depth, strict=True):
         width, tokens = mult * unet.model_channels, side * side
         operators.append(Shape("group_norm", width, tokens, height=side, groups=unet.norm_num_groups))
         if depth:
-            operators += _sequence(width, tokens, width // unet.num_head_channels, text.context_length)
+            operators += _sequence(width, tokens, unet.heads(width), text.context_length)
         side = -(-side // 2)
     operators += _sequence(text.width, text.context_length, text.heads, 0)
     order = ("layer_norm", "group_norm", "softmax", "gelu", "project", "attention")

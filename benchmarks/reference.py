@@ -1,7 +1,8 @@
 """Workers that run PyTorch and diffusers: python -m benchmarks.reference step|sampling CASE.
 
-The training step follows diffusers' textual-inversion example for SDXL: it encodes the images in every step, trains
-both token tables whole with AdamW, and restores the embeddings of all other tokens afterwards.
+The training step follows diffusers' textual-inversion examples for SDXL and for Stable Diffusion: it encodes the images
+in every step, trains the whole token table of each text encoder with AdamW, and restores the embeddings of all other
+tokens afterwards.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.workers import Work, serve
+from gm.config.model import ModelConfig
 from gm.data import image_folder, templates
 from gm.runtime import rng
-from gm.text.tokenizer import END, VOCAB_SIZE, Tokenizer
+from gm.text.tokenizer import PADDING_IDS, VOCAB_SIZE, Tokenizer
 from tests.reference import loops, networks
 from tests.reference.networks import Reference
 
@@ -58,7 +61,7 @@ class _Trainer:
 
     def __init__(self, case: Case, reference: Reference) -> None:
         self.case, self.reference = case, reference
-        self.encoders = (reference.text_encoder_1, reference.text_encoder_2)
+        self.encoders = [each for each in (reference.text_encoder_1, reference.text_encoder_2) if each is not None]
         tables = []
         for encoder in self.encoders:
             encoder.resize_token_embeddings(VOCAB_SIZE + case.vectors, mean_resizing=False)
@@ -69,12 +72,12 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(tables, lr=1e-3)
         self.originals = [table.detach().clone() for table in tables]
         self.is_published = torch.arange(VOCAB_SIZE + case.vectors) < VOCAB_SIZE
-        self.alphas_cumprod = loops.scheduler(reference.config).alphas_cumprod
+        self.noise_scheduler = DDPMScheduler(**loops.beta_options(reference.config))
         images = image_folder.load_images(case.model.images, case.resolution)
         self.images = torch.from_numpy(np.stack([image.pixels for image in images]))
         six = [[*p.original_size, *p.crop_top_left, case.resolution, case.resolution] for p in images]
         self.sizes = torch.tensor(six, dtype=torch.float32)
-        self.ids = _prompts(case)
+        self.ids = _prompts(case, reference.config)
         self.samples = count()
 
     def update(self) -> float:
@@ -96,14 +99,22 @@ class _Trainer:
         vae = self.reference.vae
         latents = vae.encode(self.images[images]).latent_dist.sample().detach() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, len(self.alphas_cumprod), (self.case.batch,))
-        alpha = self.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * latents + (1.0 - alpha).sqrt() * noise
-        first = self.encoders[0](self.ids[0][prompts], output_hidden_states=True)
-        second = self.encoders[1](self.ids[1][prompts], output_hidden_states=True)
-        context = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
-        epsilon = self.reference.epsilon(noisy, timesteps, context, second.text_embeds, self.sizes[images])
-        return torch.nn.functional.mse_loss(epsilon, noise)
+        timesteps = torch.randint(0, self.reference.config.schedule.timesteps, (self.case.batch,))
+        noisy, target = loops.noised(self.noise_scheduler, latents, noise, timesteps)
+        context, pooled = self._condition(prompts)
+        prediction = self.reference.epsilon(noisy, timesteps, context, pooled, self.sizes[images])
+        return torch.nn.functional.mse_loss(prediction, target)
+
+    def _condition(self, prompts: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the context and, of SDXL, the pooled output of the prompts with these numbers."""
+        traits = self.reference.config.traits
+        inner = not traits.final_hidden_state
+        outputs = [
+            encoder(ids[prompts], output_hidden_states=inner)
+            for encoder, ids in zip(self.encoders, self.ids, strict=True)
+        ]
+        context = torch.cat([out.hidden_states[-2] if inner else out.last_hidden_state for out in outputs], dim=-1)
+        return context, outputs[-1].text_embeds if traits.class_embedding else None
 
 
 def sampling(case: Case) -> tuple[dict[str, Any], Work]:
@@ -148,13 +159,12 @@ def _start(case: Case) -> tuple[dict[str, Any], Reference]:
         return facts, networks.load(case.config().model, case.model.source, Path(configs))
 
 
-def _prompts(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids of every template with the placeholder, for both encoders."""
+def _prompts(case: Case, config: ModelConfig) -> list[torch.Tensor]:
+    """Return the ids of every template with the placeholder, for each encoder."""
     tokenizer = Tokenizer()
     tokenizer.add_placeholder(cases.PLACEHOLDER, case.vectors)
     prompts = [templates.fill(line, cases.PLACEHOLDER) for line in templates.load("object", None)]
-    one, two = tokenizer(prompts, padding=END), tokenizer(prompts, padding=0)
-    return torch.from_numpy(one).long(), torch.from_numpy(two).long()
+    return [torch.from_numpy(tokenizer(prompts, PADDING_IDS[name])).long() for name in config.text_encoders]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Generating an image with this toolkit and with diffusers' SDXL pipeline, in turns: Euler, guidance, float32.
+"""Generating an image with this toolkit and with diffusers' pipeline, in turns: Euler, guidance, float32.
 
 python benchmarks/sampling.py --size tiny --steps 20
 """
@@ -13,8 +13,6 @@ from benchmarks.cases import SIZES, Case, prepare
 from benchmarks.workers import Measurement, alternate, worker
 from gm.config import cli
 from gm.errors import UserError
-
-_ROUNDS = {"tiny": 10, "small": 5, "full": 2}
 
 
 def main() -> None:
@@ -41,8 +39,7 @@ def main() -> None:
         steps=flags["steps"],
         guidance=flags["guidance"],
     )
-    # An image is many steps, so fewer rounds are enough.
-    turns = report.turns(flags, size, rounds=_ROUNDS[size.name], pieces=1, warm_ups=1)
+    turns = report.turns(flags, size, rounds=size.image_rounds, pieces=1, warm_ups=1)
     prepare(size)
     report.choose_graphs(flags)
     sides = {name: worker(f"benchmarks.{name}", "sampling", case.to_json()) for name in ("ours", "reference")}

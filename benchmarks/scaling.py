@@ -30,27 +30,29 @@ _BASE = "base"
 
 def main() -> None:
     parser = report.parser("Time a training step of this toolkit at other sizes, or on several ranks.")
+    parser.add_argument("--resolution", type=int, help="pixels a side of the base (default: the size's)")
     parser.add_argument("--ranks", type=int, default=1, help="compare 1 with this many ranks instead of cases")
     parser.add_argument("--steps", type=int, default=60, help="training steps with --ranks (default: %(default)s)")
     report.add_turns(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
+    pixels = flags["resolution"] or size.pixels
     if flags["ranks"] > 1:
-        compare_ranks(size, flags["ranks"], flags["steps"], flags["json"])
+        compare_ranks(size, pixels, flags["ranks"], flags["steps"], flags["json"])
         return
     turns = report.turns(flags, size)
     prepare(size)
-    cases = scaled_cases(size)
+    cases = scaled_cases(size, pixels)
     sides = {name: worker("benchmarks.ours", "step", case.to_json()) for name, case in cases.items()}
     show(cases, alternate(sides, **turns, together=size.together), flags["json"])
 
 
-def scaled_cases(size: Size) -> dict[str, Case]:
+def scaled_cases(size: Size, pixels: int) -> dict[str, Case]:
     """Return the case that the others are compared with, first, and those that differ from it in one thing."""
-    base = Case(size.name, size.pixels)
+    base = Case(size.name, pixels)
     changes: dict[str, dict[str, Any]] = {
-        f"{size.pixels * 3 // 2} px": {"resolution": size.pixels * 3 // 2},
-        f"{size.pixels * 2} px": {"resolution": size.pixels * 2},
+        f"{pixels * 3 // 2} px": {"resolution": pixels * 3 // 2},
+        f"{pixels * 2} px": {"resolution": pixels * 2},
         "batch 2": {"batch": 2},
         "batch 4": {"batch": 4},
         "1 vector": {"vectors": 1},
@@ -85,7 +87,7 @@ def _flops(case: Case) -> float:
     return costs.total(costs.training(case.config().model, case.resolution, case.batch, "float32")).flops
 
 
-def compare_ranks(size: Size, ranks: int, steps: int, path: str | None) -> None:
+def compare_ranks(size: Size, pixels: int, ranks: int, steps: int, path: str | None) -> None:
     """Print the seconds of a step of one process with one core and of `ranks` ranks with one core each."""
     cores = sorted(os.sched_getaffinity(0))
     if ranks > len(cores):
@@ -93,7 +95,7 @@ def compare_ranks(size: Size, ranks: int, steps: int, path: str | None) -> None:
     if steps < 4:
         raise UserError(f"--steps is {steps}; it must be at least 4: the first half is not counted")
     prepare(size)
-    seconds = {count: step_seconds(size, count, steps, cores[:count]) for count in (1, ranks)}
+    seconds = {count: step_seconds(size, pixels, count, steps, cores[:count]) for count in (1, ranks)}
     efficiency = seconds[1] / seconds[ranks]
     rows = [
         [str(count), report.seconds(each), f"{count / each:.3g}", f"{count * seconds[1] / each:.2f}"]
@@ -101,11 +103,11 @@ def compare_ranks(size: Size, ranks: int, steps: int, path: str | None) -> None:
     ]
     text = report.table(["ranks", "seconds a step", "images a second", "speed-up"], rows)
     text += f"\n\nefficiency: {efficiency:.2f}"
-    title = f"Ranks with one core each: {size.name}, {size.pixels} px, batch 1 a rank, 4 vectors, graph mode"
+    title = f"Ranks with one core each: {size.name}, {pixels} px, batch 1 a rank, 4 vectors, graph mode"
     report.answer(path, title, text, {"seconds": seconds, "efficiency": efficiency})
 
 
-def step_seconds(size: Size, ranks: int, steps: int, cores: list[int]) -> float:
+def step_seconds(size: Size, pixels: int, ranks: int, steps: int, cores: list[int]) -> float:
     """Return the median seconds of the second half of a run's steps. UserError with its output if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         options = {
@@ -113,7 +115,7 @@ def step_seconds(size: Size, ranks: int, steps: int, cores: list[int]) -> float:
             "weight": size.weight,
             "data_path": size.images,
             "placeholder_token": PLACEHOLDER,
-            "resolution": size.pixels,
+            "resolution": pixels,
             "save_path": folder,
             "train_batch_size": 1,
             "gradient_accumulation_steps": 1,

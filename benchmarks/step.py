@@ -1,4 +1,4 @@
-"""A training step of this toolkit and one of diffusers' textual inversion for SDXL, in turns.
+"""A training step of this toolkit and one of diffusers' textual inversion for SDXL or Stable Diffusion, in turns.
 
 python benchmarks/step.py --size tiny --mode graph
 """

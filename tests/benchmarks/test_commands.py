@@ -28,7 +28,7 @@ def run(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_common_flags(name: str) -> None:
     result = run(name, "--help")
     assert result.returncode == 0, result.stderr
-    assert "--size {tiny,small,full}" in result.stdout
+    assert "--size {tiny,small,full,sd1.5}" in result.stdout
     assert "--json" in result.stdout
 
 
@@ -57,6 +57,19 @@ def test_estimate_counts_and_estimates(tmp_path: Path) -> None:
     assert len(counted["estimated_on_ascend"]) == 4
 
 
+def test_estimate_counts_the_one_text_encoder_of_stable_diffusion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "counted.json"
+    monkeypatch.setattr(sys, "argv", ["estimate.py", "--size", "sd1.5", "--json", str(path)])
+    estimate.main()
+    counted = json.loads(path.read_text())
+    assert counted["case"] == {"version": "SD-1.5", "pixels": 512, "batch": 1, "precision": "float16"}
+    assert list(counted["training"]) == ["encoder 1", "UNet", "training step"]
+    encoder, twice = counted["training"]["encoder 1"], counted["sampling"]["encoders, once an image"]
+    assert twice["forward"] == 2 * encoder["forward"]
+
+
 def test_faster_card_is_bound_by_memory_bandwidth() -> None:
     (row, *_) = estimate.estimate(ModelConfig(), 256, 1)
     assert row["milliseconds"]["376 TFLOP/s at 55%"] == pytest.approx(row["milliseconds_of_bandwidth"])
@@ -73,8 +86,15 @@ def test_operator_shapes_are_those_of_full_size() -> None:
     )
 
 
+def test_operator_shapes_are_those_of_stable_diffusion() -> None:
+    size = SIZES["sd1.5"]
+    names = [str(shape) for shape in operators.shapes(size.config().model, size.pixels)]
+    assert "attention 320 × 4096, 8 heads, 77 keys" in names
+    assert "attention 768 × 77, 12 heads, causal" in names
+
+
 def test_scaling_shows_multiples_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = scaling.scaled_cases(SIZES["tiny"])
+    cases = scaling.scaled_cases(SIZES["tiny"], 64)
     measured = {name: Measurement([{"seconds": 3.0}] * 2, peak=30) for name in cases}
     measured["base"] = Measurement([{"seconds": 2.0}] * 2, peak=20)
     scaling.show(cases, measured, str(tmp_path / "scaling.json"))

@@ -56,16 +56,20 @@ def beta_options(config: ModelConfig) -> dict[str, Any]:
 def diffusion_loss(reference: Reference, clip_l: Any, clip_g: Any, batch: Batch) -> Tensor:
     """Return the mean squared error of one batch, of the noise or of v, as a function of the embedding vectors."""
     config, prompts = reference.config, batch.prompts
-    noise_scheduler, timesteps = DDPMScheduler(**beta_options(config)), tensor(batch.timestep).long()
+    noise_scheduler = DDPMScheduler(**beta_options(config))
     deviation = torch.exp(0.5 * tensor(batch.log_variance))
     latents = (tensor(batch.mean) + deviation * tensor(batch.posterior_noise)) * config.vae.scale_factor
-    noise = tensor(batch.noise)
-    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-    is_v = config.schedule.prediction == "v_prediction"
-    target = noise_scheduler.get_velocity(latents, noise, timesteps) if is_v else noise
+    noisy, target = noised(noise_scheduler, latents, tensor(batch.noise), tensor(batch.timestep).long())
     context, pooled = reference.condition(prompts.ids_1, prompts.ids_2, prompts.pool_position, clip_l, clip_g)
     output = reference.epsilon(noisy, batch.timestep, context, pooled, prompts.sizes)
     return torch.nn.functional.mse_loss(output, target)
+
+
+def noised(noise_scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the noisy latents of a training step, and the target: the noise or v."""
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    is_v = noise_scheduler.config.prediction_type == "v_prediction"
+    return noisy, noise_scheduler.get_velocity(latents, noise, timesteps) if is_v else noise
 
 
 def loss_and_gradient(reference: Reference, batch: Batch) -> tuple[float, np.ndarray, np.ndarray]:

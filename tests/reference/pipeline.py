@@ -1,4 +1,4 @@
-"""diffusers' whole SDXL pipeline on one of our models: its tokenizers, its scheduler, its textual inversion loader."""
+"""diffusers' whole pipeline on one of our models: its tokenizers, its scheduler, its textual inversion loader."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import (
     EulerDiscreteScheduler,
+    StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
@@ -25,22 +26,24 @@ from gm.text.bpe import END, START
 from tests.reference import loops
 from tests.reference.networks import Reference, tensor
 
+# What the tokenizers pad with, by encoder.
+_PADDING = {"clip_l": "<|endoftext|>", "clip_g": "!", "clip_h": "!"}
+_SDXL = {"force_zeros_for_empty_prompt": True, "add_watermarker": False}
+_STABLE_DIFFUSION = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
-def diffusers_pipeline(reference: Reference, folder: Path) -> StableDiffusionXLPipeline:
+
+def diffusers_pipeline(reference: Reference, folder: Path) -> StableDiffusionXLPipeline | StableDiffusionPipeline:
     """Return the pipeline, pooling at the end of the text; `folder` is for the tokenizers' files."""
-    for encoder in (reference.text_encoder_1, reference.text_encoder_2):
+    components = {"vae": reference.vae, "unet": reference.unet, "scheduler": loops.scheduler(reference.config)}
+    for name, encoder, suffix in zip(
+        reference.config.text_encoders, (reference.text_encoder_1, reference.text_encoder_2), ("", "_2"), strict=False
+    ):
         getattr(encoder, "text_model", encoder).eos_token_id = END
-    pipe = StableDiffusionXLPipeline(
-        vae=reference.vae,
-        text_encoder=reference.text_encoder_1,
-        text_encoder_2=reference.text_encoder_2,
-        tokenizer=_tokenizer(folder / "tokenizer", "<|endoftext|>"),
-        tokenizer_2=_tokenizer(folder / "tokenizer_2", "!"),
-        unet=reference.unet,
-        scheduler=loops.scheduler(reference.config),
-        force_zeros_for_empty_prompt=True,
-        add_watermarker=False,
-    )
+        components[f"text_encoder{suffix}"] = encoder
+        components[f"tokenizer{suffix}"] = _tokenizer(folder / f"tokenizer{suffix}", _PADDING[name])
+    is_sdxl = reference.text_encoder_2 is not None
+    kind, options = (StableDiffusionXLPipeline, _SDXL) if is_sdxl else (StableDiffusionPipeline, _STABLE_DIFFUSION)
+    pipe = kind(**components, **options)
     pipe.set_progress_bar_config(disable=True)
     assert isinstance(pipe.scheduler, EulerDiscreteScheduler)
     return pipe

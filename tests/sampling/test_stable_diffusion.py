@@ -44,24 +44,10 @@ def generate(case, backend, **options):
 def generate_by_diffusers(case, folder, *, steps, guidance_scale, negative_prompt):
     """Return the latents of diffusers' pipeline, which loads the embedding from the file that we write."""
     import torch
-    from diffusers import StableDiffusionPipeline
 
-    from tests.reference import loops
     from tests.reference import pipeline as reference_pipeline
 
-    reference = case.reference
-    padding = "!" if case.config.family == "sd2" else "<|endoftext|>"
-    pipe = StableDiffusionPipeline(
-        vae=reference.vae,
-        text_encoder=reference.text_encoder_1,
-        tokenizer=reference_pipeline._tokenizer(folder / "tokenizer", padding),
-        unet=reference.unet,
-        scheduler=loops.scheduler(case.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = reference_pipeline.diffusers_pipeline(case.reference, folder)
     table = pipe.text_encoder.get_input_embeddings().weight
     embedding_io.save(embedding_of(case.config), folder / "cat.safetensors")
     pipe.load_textual_inversion(str(folder / "cat.safetensors"), token="<cat>")
