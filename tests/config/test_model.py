@@ -74,3 +74,10 @@ def test_contradictions_are_named(model: ModelConfig, changes: dict[str, object]
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(UserError, match=r"model.family is 'sd3'; it may be 'sdxl', 'sd1', 'sd2'"):
         configuration.load(None, {"model": {"family": "sd3"}})
+
+
+@pytest.mark.parametrize(("family", "rule"), [("sdxl", "argmax"), ("sd1", "end_of_text")])
+def test_only_sdxl_has_a_pooling_rule(family: str, rule: str) -> None:
+    unet = {"context_dim": 768, "adm_in_channels": 0} if family == "sd1" else {}
+    sections = {"model": {"family": family, "unet": unet}, "run": {"pooling": "argmax"}}
+    assert configuration.load(None, sections).run.pooling == rule
