@@ -2,7 +2,7 @@
 
     python examples/tiny_sdxl/random_weights.py --target checkpoints/random.safetensors
 
-Its images are noise, but it is a model of SDXL's family of any size that a config describes, for tests and benchmarks
+Its images are noise, but it is a model of any family and size that a config describes, for tests and benchmarks
 of conversion, training and sampling.
 """
 

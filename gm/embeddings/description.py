@@ -64,8 +64,8 @@ def _read_tables(path: Path) -> dict[str, np.ndarray]:
         if found and (keys is MindoneSDFormat.keys or len(found) == len(keys)):
             return found
     raise UserError(
-        f"--weight {path} is not an SDXL model: its token embeddings are missing, and so are those of Stable Diffusion "
-        "1 and 2"
+        f"--weight {path} is no model of SDXL, Stable Diffusion 1 or 2: it lacks the token embeddings of their text "
+        "encoders"
     )
 
 
