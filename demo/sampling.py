@@ -89,7 +89,7 @@ class App:
 
     def show(self) -> None:
         """Show the sidebar and the current page."""
-        st.set_page_config("SDXL textual inversion", "🔤", layout="wide")
+        st.set_page_config("Textual inversion", "🔤", layout="wide")
         options.persist_widgets()
         page = st.navigation(
             [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    description = "Generate images with SDXL and trained embeddings."
+    description = "Generate images with SDXL, Stable Diffusion 1 or 2 and trained embeddings."
     config = cli.parse(
         description,
         ("run", "sampling"),

@@ -1,4 +1,4 @@
-"""SDXL textual inversion on MindSpore."""
+"""Textual inversion for SDXL and Stable Diffusion on MindSpore."""
 
 from gm.runtime import environment
 

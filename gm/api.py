@@ -23,7 +23,7 @@ from gm import config as configuration
 from gm.checkpoints import config_choice, converted_cache, loading, networks, prediction_check
 from gm.checkpoints.key_mapping import parameter_shapes
 from gm.checkpoints.networks import WeightFiles
-from gm.config import Config, SamplingConfig, hub_models
+from gm.config import Config, RunConfig, SamplingConfig, cli, hub_models, schema
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding, combine
 from gm.errors import UserError
@@ -76,12 +76,7 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
     do not fit, a UNet that does not predict what the config says, and a refiner.
     """
     if config is None:
-        if "weight" not in sections.get("run", {}):
-            raise UserError(
-                'give the path of a YAML file, or the weights alone: load(run={"weight": "model.safetensors"})'
-            )
-        config, schedule = config_choice.config_for(sections["run"]["weight"])
-        sections = {**schedule, **sections}
+        config, sections = _chosen_config(sections)
     if not isinstance(config, Config):
         config = configuration.load(config, sections)
     elif sections:
@@ -114,6 +109,17 @@ def load(config: Config | str | Path | None = None, **sections: dict[str, Any]) 
         model.enable_gradient_checkpointing()
     log.info("loaded %s in %.1f s", ", ".join(files.paths), time.perf_counter() - started)
     return Toolkit(config, model, backend)
+
+
+def _chosen_config(sections: dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Return the shipped config of the weights in `sections`, which are found on the Hub first, and the options."""
+    run = sections.get("run", {})
+    if "weight" not in run:
+        raise UserError('give the path of a YAML file, or the weights alone: load(run={"weight": "model.safetensors"})')
+    weight = hub_models.locate(schema.merge(RunConfig, {"load": run}, "run."))
+    config, of_weight = config_choice.config_for(weight)
+    located = {"run": {**run, "weight": weight, "revision": None, "variant": None}}
+    return config, cli.merge_sections(of_weight, {**sections, **located})
 
 
 def train(

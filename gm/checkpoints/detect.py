@@ -174,8 +174,13 @@ def check_family(found: str, config: ModelConfig, source: str | Path) -> None:
     if found and family != config.family:
         raise UserError(
             f"{source} is {FAMILIES[family].title}, but the config describes {config.traits.title} ({config.version}); "
-            f"leave out --config, or give --config {' or '.join(SHIPPED_CONFIGS[found][:2])}"
+            f"leave out --config, or give --config {' or '.join(_published(found))}"
         )
+
+
+def _published(kind: str) -> list[str]:
+    """Return the shipped configs of a kind of model, without that of the tiny one."""
+    return [path for path in SHIPPED_CONFIGS[kind] if not Path(path).name.startswith("tiny_")]
 
 
 def detect_other_model(keys: Iterable[str], kind: str) -> str:
@@ -216,7 +221,8 @@ def explain_misfit(
             return f"its UNet has fewer transformer blocks, as distilled models such as SSD-1B and Vega have; {use}"
         return "it is incomplete or changed; take a fresh copy"
     if mismatched:
-        return f"it is a model of other sizes than the config's model section describes; {use}"
+        sizes = "it is a model of other sizes than the config's model section describes"
+        return f"{sizes}; {use}, or give a --config with its sizes"
     if missing:
         return f"its tensors have other names or belong to another model; {use}"
     return f"it holds tensors that this model does not have; {use}"

@@ -32,6 +32,10 @@ from gm.models import stable_diffusion
 log = logging.getLogger("gm")
 
 _HALF = ("float16", *FLOAT8)  # types in a file whose values float16 holds
+_OTHER_SIZES = (
+    "the config's model section describes another model; give a --config that describes this one: family, channels, "
+    "depths and text encoders"
+)
 _NUMPY_DTYPES = {ms.float16: "float16", ms.float32: "float32", ms.float64: "float64"}
 
 
@@ -47,7 +51,7 @@ def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], so
         hint = misfit.explain(kind)
     else:
         other = detect_other_model(tensors, kind)
-        hint = f"it seems to be {other}" if other else "the config's model section describes another model"
+        hint = f"it seems to be {other}" if other else _OTHER_SIZES
     raise UserError(f"{source} does not fit the model of {len(shapes)} tensors: {hint}; {misfit.counts()}")
 
 

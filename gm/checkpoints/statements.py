@@ -37,7 +37,7 @@ PREDICTION_TYPES = {
 }
 _MAX_SHOWN = 4  # in a message
 _USE_OTHER = "such models are not supported; use one that predicts epsilon, the noise, or v_prediction, the velocity"
-_USE_SAME = "use a model of the architecture that the config describes"
+_USE_SAME = "use a model of the architecture that the config describes, or give a --config that describes this one"
 _WAYS_OUT = {
     TRAINED_BETAS: "use a model with Stable Diffusion's noise schedule",
     "scheduler._class_name": _USE_OTHER,

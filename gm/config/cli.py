@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from gm import config as configuration
 from gm.config import Config, RunConfig, coming_from, hub_models, paths, schema
 from gm.config.coming_from.program import Program
+from gm.config.model import TextEncoderConfig
 from gm.errors import UserError, did_you_mean
 
 DEFAULT_CONFIG = "configs/training/sd_xl_base_finetune_textual_inversion.yaml"
@@ -157,6 +158,7 @@ def parse(
     section_of: dict[str, str] = {}
     for section in sections:
         add_flags(parser, section, section_of)
+    _add_clip_skip(parser, section_of)
     values = parser.read(arguments)
     path = values.pop("config")
     image = values.pop("parameters_from", None)
@@ -175,7 +177,7 @@ def parse(
         overrides["run"]["weight"] = hub_models.locate(run)
         if path is None and config_for:
             path, of_weight = config_for(overrides["run"]["weight"])
-            overrides = _merged(of_weight, overrides)
+            overrides = merge_sections(of_weight, overrides)
     config = configuration.load(path or DEFAULT_CONFIG, overrides)
     for line in translated.notes if translated else ():
         log.info("%s", line)
@@ -191,12 +193,12 @@ def _set(sections: dict[str, Any], option: str, value: Any) -> None:
     sections[name] = value
 
 
-def _merged(sections: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merge_sections(sections: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return `sections` with what `overrides` has in place of theirs, option by option."""
     merged = {**sections, **overrides}
     for name in sections.keys() & overrides.keys():
         if isinstance(sections[name], Mapping) and isinstance(overrides[name], Mapping):
-            merged[name] = _merged(sections[name], overrides[name])
+            merged[name] = merge_sections(sections[name], overrides[name])
     return merged
 
 
@@ -261,6 +263,13 @@ def add_flags(
     if section == "concept":
         doc = Config.__dataclass_fields__["concepts"].metadata["doc"]
         group.add_argument("--concepts", nargs="+", default=argparse.SUPPRESS, metavar="YAML", help=doc)
+
+
+def _add_clip_skip(parser: argparse.ArgumentParser, section_of: dict[str, str]) -> None:
+    """Add the flag of the only option of a model that is a matter of how it is used: no file says it."""
+    clip_skip = TextEncoderConfig.__dataclass_fields__["clip_skip"]
+    parser.add_argument("--clip_skip", default=argparse.SUPPRESS, metavar="INT", help=_help(clip_skip, False))
+    section_of["clip_skip"] = "model.text_encoder_1"
 
 
 def _argument_type(kind: Any) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class RunConfig(Section):
     )
     pooling: str = option(
         "end_of_text",
-        "token whose hidden state is the pooled text embedding; argmax is the rule of diffusers and mindone",
+        "token whose hidden state is SDXL's pooled text embedding; argmax is the rule of diffusers and mindone",
         choices=POOLING_RULES,
     )
 
@@ -97,7 +97,9 @@ class SamplingConfig(Section):
         [], "embedding files to use, any number; file=<token> chooses another placeholder token", path="path"
     )
     prompt: str = option("", "prompt, or a text file with a prompt a line")
-    negative_prompt: str = option("", "negative prompt; empty zeroes the unconditional conditioning")
+    negative_prompt: str = option(
+        "", "negative prompt; empty is zeros for SDXL's base model, and the encoding of no text for others"
+    )
     prompt_weights: bool = option(
         True, "parse (word:1.3), [word], [a|b] and BREAK in prompts; False takes brackets literally"
     )
@@ -197,6 +199,9 @@ def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = N
     sections = dict(overrides or {})
     concepts = sections.pop("concepts", concepts)
     config = schema.merge(Config, {**layers, "command line": sections})
+    if not config.model.has_class_embedding:
+        # Only SDXL has a pooled text embedding: the rule of a translated command, say, is not that of a run.
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, pooling=POOLING_RULES[0]))
     if isinstance(concepts, str):
         concepts = [concepts]
     if concepts and not isinstance(concepts, Sequence):

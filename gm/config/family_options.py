@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from gm.config import SamplingConfig, TrainingConfig
 from gm.config.model import FAMILIES, ModelConfig
-from gm.config.unused import Rule
 from gm.errors import UserError
 
 _OF_CLASS_EMBEDDING = {
@@ -18,9 +17,6 @@ _OF_CLASS_EMBEDDING = {
     "add_pipeline": "it has no refiner: leave it out",
 }
 _OF_REFINER = ("pipeline_config", "pipeline_weight", "stage2strength", "aesthetic_score", "negative_aesthetic_score")
-POOLING_RULE = Rule(
-    "run", ("pooling",), "SDXL's pooled text embedding", lambda config: config.model.has_class_embedding
-)
 
 
 def inapplicable(model: ModelConfig) -> set[str]:

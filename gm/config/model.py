@@ -68,6 +68,17 @@ class TextEncoderConfig:
     heads: int = option(12, "attention heads", minimum=1)
     vocab_size: int = option(49408, "tokens of the vocabulary, without placeholder tokens", minimum=1)
     context_length: int = option(77, "tokens of a prompt, start and end included", minimum=3)
+    clip_skip: int = option(
+        1,
+        "for Stable Diffusion 1 and 2: layer, counted from the last one as 1, whose output after the final norm is the "
+        "context; anime models of Stable Diffusion 1 need 2 (AUTOMATIC1111's Clip skip)",
+        minimum=1,
+    )
+
+    @property
+    def layers_run(self) -> int:
+        """Number of layers that the context of Stable Diffusion 1 and 2 needs."""
+        return self.layers - self.clip_skip + 1
 
 
 @dataclass(frozen=True)
@@ -248,6 +259,14 @@ def _check_family(model: ModelConfig) -> None:
         raise UserError(f"model.kind is refiner, but {title} has none; leave it out, or give model.family sdxl")
     if len(model.text_encoders) == 1 and not model.is_refiner and model.text_encoder_2 != _TEXT_ENCODER_2:
         raise UserError(f"{title} has one text encoder, model.text_encoder_1; leave out model.text_encoder_2")
+    for number, encoder in enumerate((model.text_encoder_1, model.text_encoder_2), 1):
+        name = f"--clip_skip (model.text_encoder_{number}.clip_skip)"
+        if model.traits.final_hidden_state and encoder.layers_run < 1:
+            raise UserError(f"{name} is {encoder.clip_skip}; it must be at most {encoder.layers}, the encoder's layers")
+        if not model.traits.final_hidden_state and encoder.clip_skip > 1:
+            raise UserError(
+                f"{name} is {encoder.clip_skip}, but {title} always takes the layer before the last; leave it out"
+            )
     if not model.has_class_embedding and model.unet.adm_in_channels:
         raise UserError(
             f"model.unet.adm_in_channels is {model.unet.adm_in_channels}, but the UNet of {title} has no class input; "

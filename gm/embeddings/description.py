@@ -26,7 +26,7 @@ _TABLE_ENDING = "embeddings.token_embedding.weight"  # of transformers' key
 
 def describe(file: EmbeddingFile, tables: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Return the contents of an embedding file for JSON; with token `tables` by encoder also the nearest tokens."""
-    rules = {token or "": file.token_metadata(token).get("pooling", NO_POOLING) for token in file.vectors}
+    rules = {token or "": _pooling(file, token) for token in file.vectors}
     pooling = rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
     remarks = {"remarks": list(file.remarks)} if file.remarks else {}
     return {
@@ -37,6 +37,12 @@ def describe(file: EmbeddingFile, tables: Mapping[str, np.ndarray] | None = None
         "metadata": {key: _parse_json(value) for key, value in file.metadata.items()},
         **remarks,
     }
+
+
+def _pooling(file: EmbeddingFile, token: str | None) -> str:
+    if file.is_of_sd(file.vectors[token]):
+        return NO_POOLING  # whatever the program pools of SDXL
+    return file.token_metadata(token).get("pooling", NO_POOLING)
 
 
 def read_token_tables(weight: str | Path) -> dict[str, np.ndarray]:
@@ -58,8 +64,8 @@ def _read_tables(path: Path) -> dict[str, np.ndarray]:
         if found and (keys is MindoneSDFormat.keys or len(found) == len(keys)):
             return found
     raise UserError(
-        f"--weight {path} is not an SDXL model: its token embeddings are missing, and so are those of Stable Diffusion "
-        "1 and 2"
+        f"--weight {path} is no model of SDXL, Stable Diffusion 1 or 2: it lacks the token embeddings of their text "
+        "encoders"
     )
 
 

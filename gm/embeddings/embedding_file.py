@@ -6,8 +6,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from gm.embeddings.embedding import NO_POOLING
+from gm.embeddings.encoders import CLIP_H, EncoderVectors
 from gm.embeddings.formats import FORMATS, TokenVectors
 from gm.embeddings.metadata import merge_metadata, other_metadata, token_metadata
+
+_SDXL = "stable-diffusion-xl"  # how the modelspec names of SDXL begin
+_SDXL_FORMATS = ("mindspore", "clip", "cog")  # whose vectors of one text encoder were trained on SDXL
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,25 @@ class EmbeddingFile:
     unused: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
+    def is_of_sd(self, vectors: EncoderVectors) -> bool:
+        """Return whether `vectors` are those of Stable Diffusion 1 or 2, and not of SDXL's text encoder 1 alone."""
+        return list(vectors) == [CLIP_H] or (list(vectors) == ["clip_l"] and not self.is_of_sdxl(vectors))
+
+    def is_of_sdxl(self, vectors: EncoderVectors) -> bool:
+        """Return whether the file says that `vectors` were trained on SDXL, or has them in a format of SDXL alone."""
+        architecture = str(self.metadata.get("modelspec.architecture", ""))
+        if architecture:
+            return architecture.startswith(_SDXL)
+        return self.format in _SDXL_FORMATS or "clip_g" in vectors
+
     def token_metadata(self, token: str | None) -> dict[str, str]:
-        """Return the metadata of one placeholder token: "pooling", and "details" if there are any."""
-        return token_metadata(self.metadata, token, self.default_pooling or FORMATS[self.format].pooling)
+        """Return the metadata of one placeholder token: "pooling", and "details" if there are any.
+
+        Without an entry the pooling rule is that of the program; vectors of Stable Diffusion 2 have none.
+        """
+        default = self.default_pooling or FORMATS[self.format].pooling
+        is_of_sd2 = list(self.vectors.get(token, ())) == [CLIP_H]
+        return token_metadata(self.metadata, token, NO_POOLING if is_of_sd2 else default)
 
     def other_metadata(self, token: str | None) -> dict[str, Any]:
         """Return the entries of other programs for one placeholder token, such as `modelspec.author`."""

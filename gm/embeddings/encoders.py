@@ -103,7 +103,5 @@ def missing_encoder(vectors: EncoderVectors) -> str:
 
 
 def _foreign_width(width: int) -> str:
-    return (
-        f"vectors of {width} values, an embedding of another model ({_OTHER_MODELS[width]}); train the embedding on "
-        "SDXL"
-    )
+    owner = _OTHER_MODELS.get(width, "clip_h names the text encoder of Stable Diffusion 2")
+    return f"vectors of {width} values, an embedding of another model ({owner}); train the embedding on SDXL"

@@ -48,9 +48,6 @@ __all__ = [
 
 log = logging.getLogger("gm")
 
-_SDXL = "stable-diffusion-xl"  # how the modelspec names of SDXL begin
-_SDXL_FORMATS = ("mindspore", "clip", "cog")  # whose vectors of one text encoder were trained on SDXL
-
 
 def load(path: str | Path, family: str | None = "sdxl") -> Embedding:
     """Read an embedding file of one placeholder token for all text encoders of `family`.
@@ -187,15 +184,7 @@ def _is_of_sd(file: EmbeddingFile, vectors: EncoderVectors, family: str | None) 
     """Return whether `vectors` are to be used as those of Stable Diffusion 1 or 2."""
     if family is not None:
         return not FAMILIES[family].class_embedding
-    return list(vectors) == [encoders.CLIP_H] or (list(vectors) == ["clip_l"] and not _is_of_sdxl(file, vectors))
-
-
-def _is_of_sdxl(file: EmbeddingFile, vectors: EncoderVectors) -> bool:
-    """Return whether the file says that its vectors were trained on SDXL, or has them in a format of SDXL alone."""
-    architecture = str(file.metadata.get("modelspec.architecture", ""))
-    if architecture:
-        return architecture.startswith(_SDXL)
-    return file.format in _SDXL_FORMATS or "clip_g" in vectors
+    return file.is_of_sd(vectors)
 
 
 def _check_model(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> None:
@@ -206,7 +195,7 @@ def _check_model(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> No
         raise UserError(f"{path} holds {error}") from error
     missing = encoders.missing_encoder(vectors)
     architecture = str(file.metadata.get("modelspec.architecture", "")).partition("/")[0]
-    is_sdxl = _is_of_sdxl(file, vectors)
+    is_sdxl = file.is_of_sdxl(vectors)
     if not missing:
         if architecture and not is_sdxl:
             log.warning("%s says that it was trained on %s; expect little of it here", path, architecture)

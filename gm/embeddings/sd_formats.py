@@ -88,5 +88,7 @@ class KohyaFormat(Format):
 def _only_encoder(vectors: EncoderVectors, program: str) -> np.ndarray:
     """Return the vectors of Stable Diffusion's text encoder; UserError if there are none, or others would be lost."""
     if len(vectors) != 1 or next(iter(vectors)) not in encoders.SD_ENCODERS:
-        raise UserError(f"{program} holds vectors of CLIP-L alone, as Stable Diffusion 1.5 has them; choose another")
+        raise UserError(
+            f"{program} holds vectors of one text encoder, that of Stable Diffusion 1 or 2; choose another --format"
+        )
     return next(iter(vectors.values()))

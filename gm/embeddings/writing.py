@@ -25,6 +25,7 @@ log = logging.getLogger("gm")
 SAVE_FORMATS = {".ckpt": MindoneFormat, ".safetensors": ComfyUIFormat}
 SUFFIXES = (".ckpt", ".safetensors", ".pti", ".pt", ".bin")
 _TORCH_SUFFIXES = (".pt", ".bin")
+_SD1 = "stable-diffusion-v1/textual-inversion"  # ModelSpec's name
 
 
 def save(embedding: Embedding, path: str | Path) -> None:
@@ -81,7 +82,7 @@ def _write_torch(path: Path, tree: Mapping[str, Any], metadata: Mapping[str, str
         torch_format.write(path, {**tree, **{key: value for key, value in metadata.items() if key not in tree}})
         return
     torch_format.write(path, tree)
-    if metadata.get("pooling") != format_.pooling:
+    if metadata.get("pooling", format_.pooling) != format_.pooling:
         log.warning(
             "%s cannot hold the pooling rule of its embeddings and will be read as %s; write it as .safetensors",
             path,
@@ -115,4 +116,6 @@ def _file_metadata(file: EmbeddingFile) -> tuple[dict[str, str | int], dict[str,
 def _metadata_entry(embedding: Embedding) -> dict[str, str]:
     details, others = split_details(embedding.metadata)
     pooling = {} if embedding.pooling == NO_POOLING else {"pooling": embedding.pooling}
+    if not pooling and "clip_l" in embedding.vectors:  # else it would be read as of SDXL's text encoder 1
+        others.setdefault("modelspec.architecture", _SD1)
     return {**pooling, "details": json.dumps(details), **others}

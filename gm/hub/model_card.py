@@ -35,13 +35,14 @@ def render(publication: Publication, image_names: list[str]) -> str:
     embedding = publication.embedding
     token = _code(embedding.placeholder_token)
     vectors = "one vector" if embedding.num_vectors == 1 else f"{embedding.num_vectors} vectors"
-    model = publication.base_model or str(embedding.metadata.get("version", "a model of SDXL's architecture"))
+    vectors += " per text encoder" if len(embedding.vectors) > 1 else ""
+    model = publication.base_model or str(embedding.metadata.get("version", _unnamed_model(embedding)))
     file_name = f"{publication.name}.safetensors"
     parts = [
         f"---\n{_metadata(publication, image_names)}---",
         f"# {publication.name}",
         f"{token} is a textual inversion embedding for {_code(model)}, trained on images of one "
-        f"{publication.type_of_concept}: {vectors} per text encoder. Use it in any prompt, such as "
+        f"{publication.type_of_concept}: {vectors}. Use it in any prompt, such as "
         f"{_code(publication.instance_prompt)}." + ("" if publication.license else " No license is given."),
         *_loras(publication),
         *_images(publication, image_names),
@@ -85,6 +86,13 @@ def _metadata(publication: Publication, image_names: list[str]) -> str:
     if widgets:
         metadata["widget"] = widgets
     return str(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=_LINE_WIDTH))
+
+
+def _unnamed_model(embedding: Embedding) -> str:
+    """Return the model of an embedding whose file does not name it, by its text encoders."""
+    if embedding.pooling != NO_POOLING:
+        return "a model of SDXL's architecture"
+    return "Stable Diffusion 2" if "clip_h" in embedding.vectors else "Stable Diffusion 1"
 
 
 def _tags(publication: Publication) -> list[str]:
@@ -139,6 +147,8 @@ def _diffusers(publication: Publication) -> list[str]:
 def _command(publication: Publication) -> str:
     pooling = publication.embedding.pooling
     flag = " --pooling argmax" if pooling == "argmax" else ""  # the default otherwise, also if it is unknown
+    if pooling == NO_POOLING:  # the config's default weights are SDXL's
+        flag = f" --weight {shlex.quote(publication.base_model or 'MODEL')}"
     return (
         "python demo/sampling_without_streamlit.py --textual_inversion_weight embedding \\\n"
         f"    --prompt {shlex.quote(publication.instance_prompt)}{flag}"

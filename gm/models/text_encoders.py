@@ -83,7 +83,7 @@ class _CLIPTextModel(nn.Cell):
     def __init__(self, config: TextEncoderConfig, dtype: DType, final: bool) -> None:
         super().__init__()
         self.final = final
-        self.num_run = config.layers if final else config.layers - 1
+        self.num_run = config.layers_run if final else config.layers - 1
         self.embeddings = _CLIPTextEmbeddings(config, dtype)
         self.encoder = _CLIPEncoder(config, dtype)
         self.final_layer_norm = LayerNorm(config.width)
@@ -102,7 +102,7 @@ class CLIPTextEncoder(nn.Cell):
     """Text encoder of OpenAI's CLIP (Radford et al., 2021); `clip_l` is that of ViT-L/14.
 
     token_ids [N, 77] int32 and embedding_vectors [n, width] float32 → hidden states [N, 77, width]: those before the
-    last layer, or with `final` the last layer's after the final norm.
+    last layer, or with `final` those of layer `layers_run`, by default the last, after the final norm.
     """
 
     def __init__(self, config: TextEncoderConfig, dtype: DType, final: bool = False) -> None:
@@ -186,16 +186,16 @@ class _OpenCLIPText(nn.Cell):
 class OpenCLIPFinalTextEncoder(_OpenCLIPText):
     """OpenCLIP's text encoder without a pooled output; `clip_h` of Stable Diffusion 2 is that of ViT-H/14.
 
-    token_ids [N, 77] int32 and embedding_vectors [n, width] float32 → the last layer's hidden states after the final
-    norm [N, 77, width].
+    token_ids [N, 77] int32 and embedding_vectors [n, width] float32 → the hidden states of layer `layers_run`, by
+    default the last, after the final norm [N, 77, width].
     """
 
     def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
         super().__init__(config, dtype)
-        self.layers = config.layers
+        self.num_run = config.layers_run
 
     def construct(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
-        return layout.to_tokens(self.ln_final(self.run_layers(token_ids, embedding_vectors, self.layers)))
+        return layout.to_tokens(self.ln_final(self.run_layers(token_ids, embedding_vectors, self.num_run)))
 
 
 class OpenCLIPTextEncoder(_OpenCLIPText):

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from gm.config import Config, SamplingConfig, cli, schema
+from gm.config import Config, SamplingConfig, cli, family_options, schema
+from gm.config.coming_from import invokeai
 from gm.config.coming_from.original import replace_star
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError, did_you_mean
@@ -70,7 +71,8 @@ class Session:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        concepts = [each for path in config.sampling.textual_inversion_weight for each in embedding_io.load_all(path)]
+        files, family = config.sampling.textual_inversion_weight, config.model.family
+        concepts = [each for path in files for each in embedding_io.load_all(path, family)]
         self.tokens = [concept.placeholder_token for concept in concepts]
         self.seed = config.sampling.seed
         self.lines: list[str] = []
@@ -110,6 +112,8 @@ class Session:
             prompt = replace_star(prompt, self.tokens[0])
         values["prompt"] = prompt
         values.setdefault("seed", self.seed)
+        if "sampler" in values:
+            values["sampler"] = invokeai.SAMPLERS.get(values["sampler"], values["sampler"])
         if "task" not in values and ("img" in values or "mask" in values):
             values["task"] = "inpaint" if values.get("mask") or self.config.sampling.mask else "img2img"
         base = dataclasses.asdict(self.config.sampling)
@@ -118,7 +122,8 @@ class Session:
     def _answer(self, line: str, pipeline: Pipeline, show: Show) -> None:
         """Do what a line says: a command that begins with `!`, or a prompt."""
         if line == "!":
-            names = [f"--{f.name}" for f in dataclasses.fields(SamplingConfig) if f.name not in _SESSION_OPTIONS]
+            without = {*_SESSION_OPTIONS, *family_options.inapplicable(self.config.model)}
+            names = [f"--{f.name}" for f in dataclasses.fields(SamplingConfig) if f.name not in without]
             print(_HELP % " ".join(names))
             return
         if line == "!history":

@@ -108,6 +108,9 @@ def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Seque
         "Size": f"{size.width}x{size.height}",
         "Model": Path(parameters["weight"]).stem,
     }
+    clip_skip = parameters["model"].get("text_encoder_1", {}).get("clip_skip", 1)
+    if clip_skip > 1:
+        fields["Clip skip"] = clip_skip
     if parameters["model"]["schedule"]["rescale_betas_zero_snr"]:
         fields["Noise Schedule"] = "Zero Terminal SNR"
     for name, title in (("vae", "VAE"), ("unet", "UNet")):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gm.config import Config, SamplingConfig
-from gm.config.family_options import POOLING_RULE
 from gm.config.unused import Rule, messages
 from gm.diffusion import guidance, samplers, schedule
 
@@ -27,7 +26,6 @@ def _adds_noise(config: Config) -> bool:
 
 
 _RULES = (
-    POOLING_RULE,
     Rule(
         "sampling",
         ("sigma_min", "sigma_max", "rho"),

@@ -47,7 +47,7 @@ class SamplingProgress:
 
 
 class Pipeline:
-    """A loaded SDXL model as a text-to-image, img2img and inpainting pipeline.
+    """A loaded model as a text-to-image, img2img and inpainting pipeline.
 
     It keeps its compiled graphs, and the refiner if one was used, between calls of `generate`.
     """

@@ -32,6 +32,8 @@ def embeddings(setup: TrainingSetup, vectors: Mapping[str, np.ndarray], base_mod
         "seed": config.training.seed,
         "recipe": {name: options[name] for name in _SECTIONS},
     }
+    if config.model.text_encoder_1.clip_skip > 1:
+        metadata["clip_skip"] = config.model.text_encoder_1.clip_skip
     if architecture := _architecture(config.model):
         metadata["modelspec.architecture"] = f"{architecture}/textual-inversion"
     if setup.loras:

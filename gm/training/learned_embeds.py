@@ -13,7 +13,7 @@ from pathlib import Path
 from gm.embeddings import io as embedding_io
 from gm.embeddings import merging
 from gm.embeddings.diffusers_files import IDENTIFIER
-from gm.embeddings.embedding import Embedding
+from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.embeddings.embedding_file import EmbeddingFile
 from gm.errors import UserError
 from gm.runtime import atomic_io
@@ -21,7 +21,7 @@ from gm.training.concept_data import TrainingConcept
 
 _STEM = "learned_embeds"
 _TYPE_OF_CONCEPT = "type_of_concept.txt"
-_KOHYA_FORMATS = {".pt": "clip", ".safetensors": "clip"}
+_KOHYA_SUFFIXES = (".pt", ".safetensors")
 PATTERNS = (f"{_STEM}*.safetensors", f"{_STEM}*.bin", IDENTIFIER, _TYPE_OF_CONCEPT)
 
 
@@ -45,15 +45,22 @@ def save_concept(folder: Path, concepts: Sequence[TrainingConcept]) -> None:
 
 
 def save_as(path: Path, trained: Sequence[Embedding]) -> None:
-    """Write the embeddings to `path` as kohya's script does; UserError for another suffix than its."""
+    """Write the embeddings to `path` as kohya's scripts do: `sdxl_train_textual_inversion.py` by text encoder, that of
+    Stable Diffusion 1 and 2 as `emb_params`. UserError for another suffix than theirs.
+    """
     check_output_name(path.name)
-    embedding_io.write_file(_joined(trained), path, _KOHYA_FORMATS[path.suffix], overwrite=True)
+    format_ = "kohya" if trained[0].pooling == NO_POOLING else "clip"
+    embedding_io.write_file(_joined(trained), path, format_, overwrite=True)
 
 
-def check_output_name(name: str | None) -> None:
-    """Raise UserError for a name that `save_as` could not write."""
-    if name is not None and (Path(name).suffix not in _KOHYA_FORMATS or Path(name).name != name):
-        raise UserError(f"--output_name {name} must be the name of a file that ends in {' or '.join(_KOHYA_FORMATS)}")
+def check_output_name(name: str | None, num_concepts: int = 1) -> None:
+    """Raise UserError for a name that `save_as` could not write, and for more concepts than its format holds."""
+    if name is not None and num_concepts > 1:
+        raise UserError(
+            f"--output_name {name} holds one embedding, and there are {num_concepts} concepts; leave it out"
+        )
+    if name is not None and (Path(name).suffix not in _KOHYA_SUFFIXES or Path(name).name != name):
+        raise UserError(f"--output_name {name} must be the name of a file that ends in {' or '.join(_KOHYA_SUFFIXES)}")
 
 
 def _joined(trained: Sequence[Embedding]) -> EmbeddingFile:

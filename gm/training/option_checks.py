@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gm.config import ConceptConfig, Config, TrainingConfig
-from gm.config.family_options import POOLING_RULE
 from gm.config.unused import Rule, messages
 from gm.training import lr_schedule
 
 _RULES = (
-    POOLING_RULE,
     Rule(
         "training",
         ("lr_num_cycles",),

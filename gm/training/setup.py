@@ -61,10 +61,10 @@ def prepare(config: Config) -> TrainingSetup:
     _check_timesteps(config)
     _check_optimizer(config)
     atomic_io.check_writable(config.training.save_path, "--save_path")
-    learned_embeds.check_output_name(config.training.output_name)
     loras = lora_files.read_records(config.run.lora_weight)
     resume_from, changed_options = _checkpoint(config, loras)
     concept_configs = concept_data.concept_configs(config)
+    learned_embeds.check_output_name(config.training.output_name, len(concept_configs))
     tokenizer = Tokenizer(config.model.context_length)
     for concept in concept_configs:
         tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)

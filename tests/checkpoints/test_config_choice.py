@@ -186,3 +186,8 @@ def test_the_command_line_takes_the_config_of_the_weights_unless_one_is_given(
     assert parse("--weight", path, "--config", cli.DEFAULT_CONFIG).model == ModelConfig()
     assert parse().model == ModelConfig()
     assert parse("--weight", tmp_path / "none.ckpt").model == ModelConfig()
+
+
+def test_a_config_of_the_wrong_family_names_those_of_full_size() -> None:
+    with pytest.raises(UserError, match=r"give --config configs/training/sd_v1\.5_textual_inversion\.yaml$"):
+        detect.check_family("sd1", ModelConfig(), "a.safetensors")

@@ -219,3 +219,17 @@ def test_a_model_that_a_config_names_is_found_when_it_is_loaded(cache: Path) -> 
     snapshot = fill(cache, WHOLE)
     with pytest.raises(UserError, match=str(snapshot)):  # of files that hold no weights
         api.load("configs/training/tiny_textual_inversion.yaml", run={"weight": NAME, "device_target": "CPU"})
+
+
+@pytest.mark.usefixtures("no_client")
+def test_a_model_of_the_hub_chooses_its_config_in_the_api(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gm import api
+
+    snapshot = fill(cache, WHOLE)
+    chosen = {"model": {"schedule": {"prediction": "v_prediction"}}}
+    monkeypatch.setattr("gm.checkpoints.config_choice.config_for", lambda weight: (f"{weight}.yaml", chosen))
+    options = {"run": {"weight": NAME, "ms_mode": 1}, "model": {"schedule": {"timesteps": 5}}}
+    path, sections = api._chosen_config(options)
+    assert path == f"{snapshot}.yaml"
+    assert (sections["run"]["weight"], sections["run"]["ms_mode"]) == (str(snapshot), 1)
+    assert sections["model"]["schedule"] == {"prediction": "v_prediction", "timesteps": 5}

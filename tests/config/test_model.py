@@ -7,8 +7,11 @@ import dataclasses
 import pytest
 
 from gm import config as configuration
+from gm.config import cli
 from gm.config.model import ModelConfig, TextEncoderConfig
 from gm.errors import UserError
+
+CONFIG = "configs/training/sd_v1.5_textual_inversion.yaml"
 
 SD1, SD2_BASE, SD2_V = (
     configuration.load(f"configs/training/{name}_textual_inversion.yaml").model
@@ -75,3 +78,32 @@ def test_contradictions_are_named(model: ModelConfig, changes: dict[str, object]
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(UserError, match=r"model.family is 'sd3'; it may be 'sdxl', 'sd1', 'sd2'"):
         configuration.load(None, {"model": {"family": "sd3"}})
+
+
+@pytest.mark.parametrize(("family", "rule"), [("sdxl", "argmax"), ("sd1", "end_of_text")])
+def test_only_sdxl_has_a_pooling_rule(family: str, rule: str) -> None:
+    unet = {"context_dim": 768, "adm_in_channels": 0} if family == "sd1" else {}
+    sections = {"model": {"family": family, "unet": unet}, "run": {"pooling": "argmax"}}
+    assert configuration.load(None, sections).run.pooling == rule
+
+
+def test_clip_skip_is_an_option_of_stable_diffusion() -> None:
+    sd1 = {"family": "sd1", "unet": {"context_dim": 768, "adm_in_channels": 0}}
+    for clip_skip, layers in ((1, 12), (2, 11), (12, 1)):
+        model = configuration.load(None, {"model": {**sd1, "text_encoder_1": {"clip_skip": clip_skip}}}).model
+        assert model.text_encoder_1.layers_run == layers
+    with pytest.raises(
+        UserError, match=r"text_encoder_1.clip_skip\) is 13; it must be at most 12, the encoder's layers"
+    ):
+        configuration.load(None, {"model": {**sd1, "text_encoder_1": {"clip_skip": 13}}})
+    with pytest.raises(UserError, match=r"clip_skip\) is 2, but SDXL always takes the layer before"):
+        configuration.load(None, {"model": {"text_encoder_1": {"clip_skip": 2}}})
+
+
+@pytest.mark.parametrize("sections", [("run", "sampling"), ("run", "concept", "training")])
+def test_clip_skip_has_a_flag(sections: tuple[str, ...]) -> None:
+    config = cli.parse("", sections, ["--config", CONFIG, "--clip_skip", "2"])
+    assert config.model.text_encoder_1.clip_skip == 2
+    chosen = CONFIG, {"model": {"schedule": {"beta_end": 0.013}}}
+    config = cli.parse("", sections, ["--weight", "a.ckpt", "--clip_skip", "2"], config_for=lambda weight: chosen)
+    assert (config.model.text_encoder_1.clip_skip, config.model.schedule.beta_end) == (2, 0.013)

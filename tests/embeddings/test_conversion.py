@@ -63,8 +63,8 @@ def test_converting_to_any_format_and_back_loses_nothing(tmp_path: Path, first: 
 @pytest.mark.parametrize(
     ("format_", "vectors", "message"),
     [
-        ("a1111", {"<a>": random_vectors()}, "holds vectors of CLIP-L alone"),
-        ("kohya", {"<a>": random_vectors()}, "holds vectors of CLIP-L alone"),
+        ("a1111", {"<a>": random_vectors()}, "holds vectors of one text encoder, that of Stable Diffusion 1 or 2"),
+        ("kohya", {"<a>": random_vectors()}, "holds vectors of one text encoder, that of Stable Diffusion 1 or 2"),
         (
             "clip",
             {"<a>": random_vectors(encoders=("clip_l",))},

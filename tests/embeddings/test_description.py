@@ -39,7 +39,7 @@ def test_token_tables_of_a_published_file(tables: dict[str, np.ndarray], tmp_pat
     save_file({key: tables[name] for name, key in keys.items()}, path)
     assert_read(path, tables)
     save_file({keys["l"]: tables["l"]}, path)
-    with pytest.raises(UserError, match="is not an SDXL model: its token embeddings are missing"):
+    with pytest.raises(UserError, match="is no model of SDXL, Stable Diffusion 1 or 2: it lacks the token embeddings"):
         description.read_token_tables(path)
 
 

@@ -223,7 +223,10 @@ def test_embeddings_that_cannot_be_mixed_are_refused(
         (["convert"], "--source is missing"),
         (["convert", "--source", "@toy"], "--target is missing"),
         (["convert", "--source", "@toy", "--target", "@a.txt"], "must end in .ckpt"),
-        (["convert", "--source", "@toy", "--target", "@a.pt"], "holds vectors of CLIP-L alone"),
+        (
+            ["convert", "--source", "@toy", "--target", "@a.pt"],
+            "holds vectors of one text encoder, that of Stable",
+        ),
         (["convert", "--source", "@toy", "--target", "@a.pti", "--format", "pti"], "invalid choice: 'pti'"),
         (["inspect", "--source", "@nowhere"], "is not a file"),
         (["inspect", "--source", "@toy", "--weight", "@toy2"], "is not a file"),

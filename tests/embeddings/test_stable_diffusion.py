@@ -186,3 +186,25 @@ def test_a_published_folder_is_that_of_one_encoder(tmp_path: Path) -> None:
     assert "text_encoder_2" not in card
     assert "- stable-diffusion\n" in card
     assert embedding_io.load(tmp_path / "published", "sd1").dims == {"clip_l": 768}
+
+
+@pytest.mark.parametrize("format_", ["a1111", "kohya", "diffusers"])
+@FAMILIES
+def test_no_pooling_rule_is_described(tmp_path: Path, family: str, encoder: str, format_: str) -> None:
+    file = EmbeddingFile("a1111", {"<toy>": {encoder: rows(WIDTHS[encoder])}})
+    name = "a.pt" if format_ == "a1111" else "learned_embeds.safetensors"
+    (path,) = embedding_io.write_file(file, tmp_path / name, format_)
+    assert "pooling" not in description.describe(embedding_io.read_file(path))
+    if encoder == "clip_h":
+        assert "pooling" not in embedding_io.read_file(path).metadata
+
+
+def test_a_converted_file_is_still_of_stable_diffusion_1(tmp_path: Path) -> None:
+    """Vectors of CLIP-L alone in ComfyUI's format could be of SDXL, trained in one text encoder."""
+    (path,) = embedding_io.write_file(
+        EmbeddingFile("a1111", {"<toy>": {"clip_l": rows(768)}}), tmp_path / "a.pt", "a1111"
+    )
+    embedding_io.save(embedding_io.load(path, None), tmp_path / "b.safetensors")
+    assert embedding_io.load(tmp_path / "b.safetensors", None).pooling == NO_POOLING
+    with pytest.raises(UserError, match=r"the embedding was trained on another model .*stable-diffusion-v1"):
+        embedding_io.load(tmp_path / "b.safetensors")

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from gm.config import cli
 from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.hub import export, layout
 from tests.hub.embedding_files import METADATA, read_card, save_embedding
 from tests.project import Call
@@ -122,3 +123,23 @@ def test_loras_of_the_training_are_named(embedding_path: Path, tmp_path: Path) -
 def written_card(embedding_path: Path, folder: Path) -> str:
     layout.write(export.prepare(embedding_path), folder / "out", overwrite=True)
     return read_card(folder / "out")[1]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "base_model", "title", "weight"),
+    [
+        ("clip_l", None, "Stable Diffusion 1", "MODEL"),
+        ("clip_h", None, "Stable Diffusion 2", "MODEL"),
+        ("clip_l", "user/model", "user/model", "user/model"),
+    ],
+)
+def test_the_card_of_one_text_encoder_names_its_weights(
+    tmp_path: Path, encoder: str, base_model: str | None, title: str, weight: str
+) -> None:
+    embedding = Embedding("<toy>", {encoder: np.ones((2, 3), np.float32)}, NO_POOLING)
+    embedding_io.save(embedding, tmp_path / "toy.ckpt")
+    layout.write(export.prepare(tmp_path / "toy.ckpt", base_model=base_model), tmp_path / "out")
+    text = read_card(tmp_path / "out")[1]
+    assert f"an embedding for `{title}`, trained on" in text.replace("a textual inversion", "an")
+    assert ": 2 vectors. Use it" in text
+    assert f"--prompt 'a photo of <toy>' --weight {weight}\n" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -34,6 +36,18 @@ def test_hidden_states(sd_case, count, num_vectors, no_grad):
     context, y = sd_case.model.conditioner((Tensor(own_ids(sd_case, p)),), (Tensor(p.clip_l),), POSITION, SIZES)
     assert y is None
     assert relative_error(context.asnumpy(), expected_context(sd_case, p).numpy()) < 2e-5  # measured: 5e-7
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_clip_skip_takes_an_earlier_layer_and_the_final_norm(sd_case, clip_skip, no_grad):
+    """The rule of kohya's `--clip_skip` and of AUTOMATIC1111, whose numbers are these, too."""
+    encoder = dataclasses.replace(sd_case.config.text_encoder_1, clip_skip=clip_skip)
+    model = filled(dataclasses.replace(sd_case.config, text_encoder_1=encoder), sd_case.weights, ms.float32)
+    p = inputs.prompts(sd_case.config, 117, count=2)
+    context, _ = model.conditioner((Tensor(own_ids(sd_case, p)),), (Tensor(p.clip_l),), POSITION, SIZES)
+    states = sd_case.reference._run("text_encoder_1", "embeddings.", own_ids(sd_case, p), p.clip_l).hidden_states
+    expected = sd_case.reference.text_encoder_1.final_layer_norm(states[-clip_skip])
+    assert relative_error(context.asnumpy(), expected.detach().numpy()) < 2e-5
 
 
 def test_chunks_of_a_text_are_encoded_alone(sd_case, no_grad):

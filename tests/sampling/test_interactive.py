@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gm.embeddings import io as embedding_io
+from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.errors import UserError
 from gm.sampling import interactive, run
 from gm.sampling.interactive import Session
 from gm.sampling.pipeline import Pipeline, SamplingProgress
 from tests.project import Workshop
 from tests.sampling.generation import toy
+from tests.training.test_stable_diffusion_runs import config_of
 
 
 @pytest.fixture
@@ -174,3 +177,30 @@ def test_lines_are_kept_for_the_next_session(tmp_path: Path, monkeypatch: pytest
     with interactive._history(tmp_path / "other", False):
         pass
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("family", "encoder"), [("sd1", "clip_l"), ("sd2", "clip_h")])
+def test_embeddings_are_those_of_the_models_family(
+    workshop: Workshop, tmp_path: Path, family: str, encoder: str
+) -> None:
+    embedding_io.save(Embedding("<cat>", {encoder: np.ones((1, 16), np.float32)}, NO_POOLING), tmp_path / "cat.ckpt")
+    sampling = {"textual_inversion_weight": [str(tmp_path / "cat.ckpt")]}
+    config = config_of(workshop, tmp_path, family, sampling=sampling)
+    assert Session(config).options("a *").prompt == "a <cat>"
+    with pytest.raises(UserError, match="SDXL"):
+        Session(workshop.config(sampling=sampling))
+
+
+def test_samplers_have_dream_pys_names_too(session: Session) -> None:
+    assert session.options("a -A k_lms").sampler == "lms"
+    assert session.options("a -A heun").sampler == "heun"
+
+
+def test_the_help_leaves_out_what_the_family_does_not_have(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_prompt = {"sampling": {"prompt": ""}}
+    stable_diffusion_1 = config_of(workshop, tmp_path, "sd1", **no_prompt)
+    for config, has_sizes in ((workshop.config(**no_prompt), True), (stable_diffusion_1, False)):
+        Session(config).run(None, show, typed("!"))  # type: ignore[arg-type]
+        assert ("--orig_height" in capsys.readouterr().out) is has_sizes

@@ -230,3 +230,12 @@ def test_a_chosen_placeholder_token_is_repeated_and_its_file_compared(
     embedding_io.save(embedding(0.0), embedding_file)
     metadata.config_overrides(path)
     assert f"{embedding_file} has changed since" in caplog.text
+
+
+def test_clip_skip_is_in_the_infotext_where_it_is_not_1(tmp_path: Path) -> None:
+    original = config(tmp_path)
+    (each,) = parameters(original)
+    size = resolution.from_options(original.sampling, original.model)
+    assert "Clip skip" not in metadata.a1111_infotext(each, size, [])
+    each["model"]["text_encoder_1"]["clip_skip"] = 2
+    assert parse_infotext(metadata.a1111_infotext(each, size, []))["Clip skip"] == "2"

@@ -13,12 +13,12 @@ from gm.config import ConceptConfig, Config, DataConfig, RunConfig, TrainingConf
 from gm.config.model import ModelConfig
 from gm.data.latent_cache import LatentCache
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import NO_POOLING, combine
+from gm.embeddings.embedding import NO_POOLING, Embedding, combine
 from gm.errors import UserError
 from gm.runtime import rng
 from gm.runtime.backend import Backend
 from gm.text.tokenizer import END, Tokenizer
-from gm.training import concept_data, embedding_files, lr_schedule, option_checks
+from gm.training import concept_data, embedding_files, learned_embeds, lr_schedule, option_checks
 from gm.training.batch_sampler import PromptChoice, samples
 from gm.training.batches import BatchLoader
 from gm.training.concept_data import TrainingConcept
@@ -160,13 +160,10 @@ def test_the_learning_rate_of_the_only_encoder_replaces_the_general_one() -> Non
     assert "--learning_rate 0.002 has no effect: --learning_rate_clip_h replaces it" in sentences
 
 
-def test_a_pooling_rule_has_no_effect_and_says_so() -> None:
-    config = dataclasses.replace(config_of(LIKE_SD1), run=RunConfig(pooling="argmax"))
-    assert "--pooling argmax has no effect without SDXL's pooled text embedding" in list(
-        option_checks.ineffective_options(config, UPDATES)
-    )
-    default = list(option_checks.ineffective_options(config_of(LIKE_SD1), UPDATES))
-    assert not any("pooling" in sentence for sentence in default)
+@pytest.mark.parametrize("rule", ["end_of_text", "argmax"])
+def test_a_pooling_rule_is_not_spoken_of(rule: str) -> None:
+    config = dataclasses.replace(config_of(LIKE_SD1), run=RunConfig(pooling=rule))
+    assert not any("pooling" in sentence for sentence in option_checks.ineffective_options(config, UPDATES))
 
 
 @pytest.mark.parametrize(
@@ -199,3 +196,23 @@ def test_the_embedding_files_of_a_run_load_in_their_family(
         np.testing.assert_array_equal(combine([again], model).vectors[encoder], vectors[encoder])
         with pytest.raises(UserError, match="was trained on another model"):
             combine([embedding_io.load(path, None)], LIKE_BASE)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("encoder", ["clip_l", "clip_h"])
+def test_kohyas_file_has_the_vectors_of_the_only_encoder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoder: str, suffix: str
+) -> None:
+    vectors = np.ones((2, 8), np.float32)
+    learned_embeds.save_as(tmp_path / f"cat.{suffix}", [Embedding("<cat>", {encoder: vectors}, NO_POOLING)])
+    file = embedding_io.read_file(tmp_path / f"cat.{suffix}")
+    assert file.format == "kohya"
+    assert [next(iter(each.values())).shape for each in file.vectors.values()] == [(2, 8)]
+    assert "pooling" not in caplog.text
+
+
+def test_kohyas_file_holds_one_concept() -> None:
+    learned_embeds.check_output_name("cat.pt", 1)
+    learned_embeds.check_output_name(None, 2)
+    with pytest.raises(UserError, match=r"--output_name cat\.pt holds one embedding, and there are 2 concepts"):
+        learned_embeds.check_output_name("cat.pt", 2)

@@ -82,7 +82,7 @@ def convert(file: EmbeddingFile, source: str | Path, target: Path, format_: str 
     if target.suffix not in embedding_io.SAVE_FORMATS or format_ != _DEFAULT_FORMATS[target.suffix]:
         embedding_io.log_remarks(file, source)
         return embedding_io.write_file(file, target, format_, overwrite)
-    # These two, the formats of training, need vectors that SDXL can use, and a placeholder token.
+    # These two, the formats of training, need vectors that one of the families can use, and a placeholder token.
     embeddings = embedding_io.load_all(source, family=None)
     if len(embeddings) > 1:
         raise UserError(f"{source} holds several embeddings; --format diffusers writes them to one file")
@@ -248,7 +248,10 @@ def _parse_flags() -> dict[str, Any]:
         help="pooling rule of training, one for all --source or one each, for files that do not record it",
     )
     parser.add_argument("--weights", nargs="+", type=float, help="weight of each --source in mix (default: their mean)")
-    parser.add_path("--weight", "SDXL weights, .safetensors or .ckpt, whose tokens inspect compares the vectors with")
+    parser.add_path(
+        "--weight",
+        "weights of the model, single file or diffusers folder, whose tokens inspect compares the vectors with",
+    )
     parser.add_overwrite()
     return parser.read(_merge_command(sys.argv[1:]))
 

@@ -108,7 +108,7 @@ FLAGS = {
     "gradient_accumulation_steps": Flag("training.gradient_accumulation_steps", 1),
     "mixed_precision": Flag("run.precision", values=PRECISIONS),
     "ddp_timeout": Flag(unused="--distributed_timeout is its name here"),
-    "clip_skip": Flag(refused="the hidden states are those that the model was trained with"),
+    "clip_skip": Flag("model.text_encoder_1.clip_skip"),
     **_refused("max_train_epochs", "give --max_train_steps: images × repeats × epochs / images in an update"),
     **_refused("save_every_n_epochs save_n_epoch_ratio sample_every_n_epochs", "give its interval in steps"),
     **_unused("save_last_n_epochs save_last_n_epochs_state save_last_n_steps", "all embedding files are kept"),

@@ -160,7 +160,7 @@ def test_commands_set_options(command: str, expected: dict[str, Any]) -> None:
     [
         (
             f"{KOHYA} --clip_skip 2",
-            "--clip_skip of kohya's train_textual_inversion.py has no counterpart here; the hidden",
+            "--clip_skip (model.text_encoder_1.clip_skip) is 2, but SDXL always takes the layer before the last",
         ),
         (
             f"{KOHYA} --shuffle_caption",
