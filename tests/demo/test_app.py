@@ -169,6 +169,7 @@ def test_training_starts_with_all_chosen_options(
     page = app("train")
     page.selectbox(key="option pooling").set_value("argmax")
     page.text_input(key="option vae").set_value(" sdxl_vae.safetensors ")
+    page.text_area(key="option lora_weight").set_value("detail.safetensors:0.5")
     page.selectbox(key="option low_memory").set_value("most")
     page.selectbox(key="option ms_mode").set_value(1)
     page.text_input(key="option placeholder token").set_value("<new>")
@@ -193,8 +194,12 @@ def test_training_starts_with_all_chosen_options(
         "jit_level": "O0",
         "max_device_memory": "",
         "weight": workshop.config().run.weight,
+        "revision": None,
+        "variant": None,
+        "cache_weights": False,
         "vae": "sdxl_vae.safetensors",
         "unet": "",
+        "lora_weight": ["detail.safetensors:0.5"],
         "pooling": "argmax",
     }
 

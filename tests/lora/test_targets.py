@@ -7,7 +7,7 @@ import pytest
 from gm.checkpoints.key_mapping import parameter_shapes
 from gm.config.model import ModelConfig, UNetConfig
 from gm.lora.targets import Target, targets
-from gm.models import sdxl
+from gm.models import stable_diffusion
 
 UNET, TEXT_1, TEXT_2 = (
     "model.diffusion_model.",
@@ -19,7 +19,7 @@ UNET, TEXT_1, TEXT_2 = (
 @pytest.fixture(scope="module")
 def sdxl_names(device: None) -> dict[str, Target]:
     config = ModelConfig()
-    return targets(parameter_shapes(sdxl.build(config)), config)
+    return targets(parameter_shapes(stable_diffusion.build(config)), config)
 
 
 BLOCK = "transformer_blocks.3"

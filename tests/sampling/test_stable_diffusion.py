@@ -48,7 +48,7 @@ def generate_by_diffusers(case, folder, *, steps, guidance_scale, negative_promp
     from tests.reference import pipeline as reference_pipeline
 
     pipe = reference_pipeline.diffusers_pipeline(case.reference, folder)
-    table = pipe.text_encoder.get_input_embeddings().weight
+    table = pipe.text_encoder.get_input_embeddings().weight.detach().clone()  # the loader appends to it in place
     embedding_io.save(embedding_of(case.config), folder / "cat.safetensors")
     pipe.load_textual_inversion(str(folder / "cat.safetensors"), token="<cat>")
     last = case.config.schedule.timesteps - 1
@@ -65,7 +65,7 @@ def generate_by_diffusers(case, folder, *, steps, guidance_scale, negative_promp
                 output_type="latent",
             ).images.numpy()
     finally:  # the session's networks are shared
-        embeddings = torch.nn.Embedding.from_pretrained(table.data, freeze=True)
+        embeddings = torch.nn.Embedding.from_pretrained(table, freeze=True)
         pipe.text_encoder.set_input_embeddings(embeddings)
 
 

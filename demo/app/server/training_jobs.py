@@ -173,10 +173,20 @@ def _new_folder(root: Path, stem: str) -> Path:
     return folder
 
 
+def as_flags(options: dict[str, Any]) -> list[str]:
+    """Return options as arguments of a command; those without a value (None, an empty list) are left out."""
+    flags: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, (list, tuple)):
+            flags += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
 def _spawn(folder: Path, config: str, options: dict[str, Any], started: float) -> None:
     """Start the training process and write the job file."""
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, str(_SCRIPT), *(["--config", config] if config else []), *flags]
+    command = [sys.executable, str(_SCRIPT), *(["--config", config] if config else []), *as_flags(options)]
     with (folder / CONSOLE).open("ab") as console:
         offset = console.tell()
         # A session of its own, so that the server's Ctrl-C and exit do not reach it.

@@ -14,6 +14,7 @@ import pytest
 
 from demo.app.server import training_jobs
 from demo.app.server.training_jobs import Launch, TrainingJob
+from gm.config import cli
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError
 from tests.project import Workshop
@@ -122,3 +123,19 @@ def test_start_checks_options_and_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot make a folder in .*file"):
         training_jobs.start("c.yaml", tmp_path / "file", {"total_step": 3, "placeholder_token": "<a>"})
+
+
+def test_options_become_flags_that_the_script_reads_back(workshop: Workshop) -> None:
+    options = {
+        "revision": None,
+        "lora_weight": ["a.safetensors:0.5", "b c.safetensors"],
+        "cache_weights": False,
+        "vae": "",
+        "placeholder_token": "<a=b c>",
+    }
+    flags = ["--config", str(workshop.yaml), *training_jobs.as_flags(options)]
+    config = cli.parse("", ("run", "concept"), flags)
+    assert (config.run.revision, config.run.cache_weights, config.run.vae) == (None, False, "")
+    assert config.run.lora_weight == ["a.safetensors:0.5", "b c.safetensors"]
+    assert config.concept.placeholder_token == "<a=b c>"
+    assert training_jobs.as_flags({"lora_weight": []}) == []
