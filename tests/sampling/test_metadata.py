@@ -201,7 +201,7 @@ def test_infotext_is_parsed_as_automatic1111_does(tmp_path: Path) -> None:
         "Denoising strength": "0.4",
         "Refiner": "sd_xl_refiner_1.0_ms",
         "Refiner switch at": "0.85",
-        "Version": "SDXL textual inversion on MindSpore",
+        "Version": "Textual inversion on MindSpore",
     }
     path = image_files.save(BLACK, each, tmp_path, "image", text)
     with Image.open(path) as image:
