@@ -104,10 +104,10 @@ def main_options(defaults: SamplingConfig) -> dict[str, Any]:
 def more_options(defaults: SamplingConfig, hidden: Collection[str] = ()) -> dict[str, Any]:
     """Show the other sampling options, except those the page sets and the `hidden` ones; return their values."""
     values: dict[str, Any] = {}
-    tabs = {tab: [name for name in names if name not in hidden] for tab, names in TABS.items()}
-    shown = {tab: names for tab, names in tabs.items() if names}
+    applicable = {tab: [name for name in names if name not in hidden] for tab, names in TABS.items()}
+    tabs = {tab: names for tab, names in applicable.items() if names}
     with st.expander("More options"):
-        for tab, names in zip(st.tabs(list(shown)), shown.values(), strict=True):
+        for tab, names in zip(st.tabs(list(tabs)), tabs.values(), strict=True):
             with tab:
                 values |= _in_columns(SamplingConfig, names, defaults, 3)
     return values

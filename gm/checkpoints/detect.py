@@ -107,6 +107,7 @@ _INPUT_CHANNELS = {
     9: "an inpainting model",
 }
 _UNET = "model.diffusion_model."
+KIND_OF_CONTEXT = {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "base"}  # by its published width
 
 
 def detect_foreign_format(header: bytes) -> str:
@@ -165,7 +166,7 @@ def family_of_unet(shapes: Shapes) -> str:
 def _family_of_context(shapes: Shapes) -> str:
     """Return the kind by the width of the cross-attention's context, "" for another width than the published ones."""
     widths = {shape[-1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight") and len(shape) == 2}
-    return {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "base"}.get(widths.pop(), "") if len(widths) == 1 else ""
+    return KIND_OF_CONTEXT.get(widths.pop(), "") if len(widths) == 1 else ""
 
 
 def check_family(found: str, config: ModelConfig, source: str | Path) -> None:

@@ -66,7 +66,7 @@ def read(folder: Path, config: ModelConfig, without: Collection[str] = ()) -> Te
 def detect_family(folder: Path) -> str:
     """Return the kind of model in `folder`, as `detect.detect_family`; "" for a folder of anything else.
 
-    Stable Diffusion 1 and 2 are told apart by the configs: the width of the context, or the activation of the text
+    The configs distinguish Stable Diffusion 1 and 2: the width of the context, or the activation of the text
     encoder, which OpenAI's CLIP has as quick GELU and OpenCLIP as GELU; without configs by the tensors.
     """
     if not (folder / "unet").is_dir():
@@ -77,7 +77,7 @@ def detect_family(folder: Path) -> str:
     if unet.get("addition_embed_type") == "text_time":  # SDXL, of which a text encoder is missing
         return "base"
     width = unet.get("cross_attention_dim", text_encoder.get("hidden_size"))
-    known = {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "base"}.get(width if isinstance(width, int) else 0, "")
+    known = detect.KIND_OF_CONTEXT.get(width if isinstance(width, int) else 0, "")
     known = known or {"quick_gelu": "sd1", "gelu": "sd2"}.get(str(text_encoder.get("hidden_act")), "")
     if known or unet:
         return known

@@ -60,7 +60,7 @@ def read_identifier(path: Path) -> str:
 def join_vectors(path: Path, parts: Sequence[EncoderVectors]) -> EncoderVectors:
     """Return the vectors of one placeholder token from several files.
 
-    The files need not say which text encoder they belong to: they are told apart by width.
+    The files need not say which text encoder they belong to: their widths distinguish them.
     """
     if len(parts) == 1:
         return parts[0]

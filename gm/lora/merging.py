@@ -167,14 +167,14 @@ def _changes(lora: LoraFile, by_name: Mapping[str, Target], config: ModelConfig)
 
 def _check_prediction(lora: LoraFile, content: LoraContent, config: ModelConfig) -> None:
     """Warn of a LoRA that was trained on a model of the other kind of prediction, by its ModelSpec metadata."""
-    said = content.metadata.get("modelspec.prediction_type", "")
-    said = "v_prediction" if said == "v" else said  # kohya's name
-    if said in PREDICTIONS and said != config.schedule.prediction:
+    prediction = content.metadata.get("modelspec.prediction_type", "")
+    prediction = "v_prediction" if prediction == "v" else prediction  # kohya's name
+    if prediction in PREDICTIONS and prediction != config.schedule.prediction:
         log.warning(
             "%s was trained on a model that predicts %s, and this one predicts %s: images may be spoiled; use it with "
             "a model of its kind",
             lora.path,
-            said,
+            prediction,
             config.schedule.prediction,
         )
 

@@ -19,7 +19,7 @@ from gm.diffusion.schedule import training_sigmas
 from gm.errors import UserError
 from gm.models import stable_diffusion
 from tests.checkpoints.files import lazy
-from tests.checkpoints.test_statements import zero_terminal_snr
+from tests.checkpoints.v_prediction import zero_terminal_snr
 from tests.project import Call
 from tests.reference.case import Case
 

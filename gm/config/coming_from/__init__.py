@@ -139,10 +139,10 @@ def _table(translation: Translation) -> list[str]:
     for option, value in translation.options.items():
         name = option.split(".")[-1]
         source = translation.sources.get(option, "")
-        shown = shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else shlex.quote(str(value))
-        ours = f"{option}: {shown}" if option.startswith(("sampling.", "model.")) else f"--{name} {shown}"
+        text = shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else shlex.quote(str(value))
+        ours = f"{option}: {text}" if option.startswith(("sampling.", "model.")) else f"--{name} {text}"
         given = str(translation.given[source]) if source else ""
-        if source and (source != name or shlex.quote(given) != shown):
+        if source and (source != name or shlex.quote(given) != text):
             changed.append(f"--{source} {given} → {ours}")
         else:
             same.append(ours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gm.embeddings.embedding import Embedding
 from gm.training import embedding_files, learned_embeds
 from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write
 from gm.training.step_result import StepResult
@@ -22,9 +23,7 @@ class LearnedEmbeds(Callback):
         if not is_due(self.trainer, result):
             return
         trainer = self.trainer
-        trained = embedding_files.embeddings(
-            trainer.setup, trainer.state.vector_arrays(), trainer.base_model, result.step
-        )
+        trained = current_embeddings(trainer, result.step)
         suffix = trainer.setup.config.training.learned_embeds
         with skip_failed_write("learned_embeds", required=result.is_last):
             if in_interval(trainer, result.step):
@@ -48,11 +47,7 @@ class OutputFile(Callback):
 
     def on_step_end(self, result: StepResult) -> None:
         if result.is_last:
-            trainer = self.trainer
-            trained = embedding_files.embeddings(
-                trainer.setup, trainer.state.vector_arrays(), trainer.base_model, result.step
-            )
-            learned_embeds.save_as(self.path, trained)
+            learned_embeds.save_as(self.path, current_embeddings(self.trainer, result.step))
 
     def needs_state(self, step: int) -> bool:
         return False
@@ -88,6 +83,9 @@ def in_interval(trainer: TrainerView, step: int) -> bool:
 
 def save_embeddings(trainer: TrainerView, folder: Path, step: int, name: int | str) -> None:
     """Write the current embedding of each concept; `name` is the step in the file name, or `embedding_files.BEST`."""
-    vectors = trainer.state.vector_arrays()
-    trained = embedding_files.embeddings(trainer.setup, vectors, trainer.base_model, step)
-    embedding_files.save(folder, trainer.setup, trained, name)
+    embedding_files.save(folder, trainer.setup, current_embeddings(trainer, step), name)
+
+
+def current_embeddings(trainer: TrainerView, step: int) -> list[Embedding]:
+    """Return the embedding of each concept as it is after `step`."""
+    return embedding_files.embeddings(trainer.setup, trainer.state.vector_arrays(), trainer.base_model, step)
