@@ -33,6 +33,9 @@ def test_shipped_configs_have_no_such_option(path: Path) -> None:
     [
         ({"training": {"lr_num_cycles": 3}}, "lr_num_cycles 3", "--lr_scheduler cosine_with_restarts"),
         ({"training": {"lr_power": 2.0}}, "lr_power 2.0", "--lr_scheduler polynomial"),
+        ({"training": {"kappa": 0.5}}, "kappa 0.5", "--optimizer direction"),
+        ({"training": {"beta": 0.9}}, "beta 0.9", "--optimizer direction"),
+        ({"training": {"token_scale": "mean"}}, "token_scale mean", "--optimizer direction"),
         ({"training": {"infer_prompt": "a {}"}}, "infer_prompt a {}", "--infer_during_train"),
         ({"training": {"validation_prompts": ["a {}", "b"]}}, "validation_prompts a {} b", "--infer_during_train"),
         ({"training": {"distributed_timeout": 5}}, "distributed_timeout 5", "--is_parallel"),
