@@ -22,8 +22,8 @@ def check(**options: Any) -> None:
     [
         (
             {"weight_decay": 0.01},
-            "--weight_decay 0.01 has no meaning with --optimizer direction: it fixes the norms of the vectors; leave it "
-            "out, or give 0",
+            "--weight_decay 0.01 has no meaning with --optimizer direction: it fixes the norms of the vectors; "
+            "leave it out, or give 0",
         ),
         (
             {"preserve_embedding_norm": 1.0},
@@ -32,8 +32,8 @@ def check(**options: Any) -> None:
         ),
         (
             {"max_grad_norm": 0.5},
-            "--max_grad_norm 0.5 has no meaning with --optimizer direction: it divides each gradient by its norm; leave "
-            "it out, or give 0",
+            "--max_grad_norm 0.5 has no meaning with --optimizer direction: it divides each gradient by its norm; "
+            "leave it out, or give 0",
         ),
         (
             {"adam_beta2": 0.99},

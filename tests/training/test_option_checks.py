@@ -129,8 +129,10 @@ def test_probabilities_that_leave_nothing() -> None:
 
 def test_options_of_a_concept() -> None:
     negative = {"placeholder_token": "<n>", "negative": True, "repeats": 3, "learnable_property": "style"}
+    negative["class_word"] = "toy"
     assert sentences(concepts=[{}, negative]) == [
         "--learnable_property style has no effect for <n>, a negative concept",
+        "--class_word toy has no effect for <n>, a negative concept",
         "--repeats 3 has no effect for <n>, a negative concept",
     ]
     assert sentences(concept={"template_file": "a.txt", "learnable_property": "style"}) == [
