@@ -52,7 +52,7 @@ VECTORS = [[0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0]]
 def test_norms_are_those_over_the_tokens_and_angles_those_to_the_initial_vectors(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    callback, (first, second) = run_once(VECTORS)
+    _, (first, second) = run_once(VECTORS)
     assert (first["placeholder_token"], second["placeholder_token"]) == ("<a>", "<b>")
     assert (first["relative_norms"], first["relative_norms_before"]) == ([1.0], [1.0])
     assert first["angles"] == [0.0]
