@@ -24,6 +24,9 @@ class ConceptConfig(Section):
     template_file: str | None = option(
         None, "text file of prompt templates, one per line, with {} for the placeholder token", path="path"
     )
+    class_word: str | None = option(
+        None, "class of the concept, put behind the placeholder token in templates and captions: a <cat-toy> toy"
+    )
     repeats: int | None = option(
         None,
         "repeats of the images in an epoch; default: so many that all concepts have about the same number of images",
@@ -99,13 +102,30 @@ class TrainingConfig(Section):
     lr_num_cycles: int = option(1, "cycles of cosine_with_restarts", minimum=1)
     lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0)
     optimizer: str = option(
-        "adamw", "prodigy estimates the learning rate: use it with --learning_rate 1", choices=("adamw", "prodigy")
+        "adamw",
+        "prodigy estimates the learning rate: use it with --learning_rate 1; direction trains the direction of each "
+        "vector and fixes its norm: use it with --learning_rate 0.01 to 0.04",
+        choices=("adamw", "prodigy", "direction"),
     )
     adam_beta1: float = option(0.9, "decay rate of the first moment", minimum=0.0)
     adam_beta2: float = option(0.999, "decay rate of the second moment", minimum=0.0)
     adam_epsilon: float = option(1e-8, "epsilon in the denominator of the update", minimum=0.0)
     weight_decay: float = option(
         0.0, "decoupled weight decay; best left at 0 for embeddings", minimum=0.0, aliases=("adam_weight_decay",)
+    )
+    kappa: float = option(
+        1e-4, "of optimizer direction: concentration of the prior towards the initial direction; 0 is none", minimum=0.0
+    )
+    beta: float = option(
+        0.0,
+        "of optimizer direction: decay rate of the squared gradient norm; 0 rotates by the same angle at every update",
+        minimum=0.0,
+        maximum=0.9999,
+    )
+    token_scale: str = option(
+        "auto",
+        "of optimizer direction: norm of the vectors: mean (of the token table), a number, or auto: mean, but where "
+        "most of the table was never trained the mean of the words in the prompts",
     )
     preserve_embedding_norm: float = option(
         0.0,

@@ -32,12 +32,14 @@ def load_captions(
     image_names: Sequence[str],
     placeholder_token: str,
     contains_placeholder: Callable[[str], bool],
+    class_word: str | None = None,
 ) -> tuple[Captions, ...]:
     """Return the captions of each image in the folder, none where there are none.
 
     Each line of a text file, each string of a list in the metadata, and each metadata line of the same image is a
     caption of its own (as in OneTrainer, and in sd-scripts with `enable_wildcard`). A text file overrides the metadata.
-    `{}` stands for `placeholder_token`; a caption in which `contains_placeholder` does not find it begins with it.
+    `{}` stands for `placeholder_token`; a caption in which `contains_placeholder` does not find it begins with it. With
+    a `class_word` both are followed by it, as in templates.
     Raises UserError for a file that is not UTF-8 text, and for a line of metadata without an image and its text.
     """
     folder = Path(data_path)
@@ -45,18 +47,19 @@ def load_captions(
     metadata = _read_metadata(files[METADATA]) if METADATA in files else {}
     _warn_about_unused_metadata(folder / METADATA, metadata, image_names, files)
     captions: list[Captions] = []
+    first = templates.fill("{}", placeholder_token, class_word)
     prefixed = 0
     for name in image_names:
         text_file = files.get(_text_file_name(files, name))
         # Not splitlines(), for which U+2028 and others end a line, too.
         texts = _read_text(text_file).split("\n") if text_file else metadata.get(name, [])
-        filled = [templates.fill(" ".join(text.split()), placeholder_token) for text in texts if text.strip()]
+        filled = [
+            templates.fill(" ".join(text.split()), placeholder_token, class_word) for text in texts if text.strip()
+        ]
         prefixed += sum(not contains_placeholder(caption) for caption in filled)
-        captions.append(
-            tuple(each if contains_placeholder(each) else f"{placeholder_token}, {each}" for each in filled)
-        )
+        captions.append(tuple(each if contains_placeholder(each) else f"{first}, {each}" for each in filled))
     if prefixed:
-        log.info("%d captions contain neither {} nor %s, which was put at their beginning", prefixed, placeholder_token)
+        log.info("%d captions contain neither {} nor %s, which was put at their beginning", prefixed, first)
     several = sum(len(each) > 1 for each in captions)
     if several:
         log.info("%d images in %s have several captions, a line each; every step shows one of them", several, folder)

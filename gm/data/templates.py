@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gm.errors import UserError, did_you_mean
@@ -90,9 +91,16 @@ def load(learnable_property: str, template_file: str | None) -> tuple[str, ...]:
     return TEMPLATES[learnable_property]
 
 
-def fill(template: str, placeholder_token: str) -> str:
-    """Return `template` with every `{}` replaced by `placeholder_token`; other braces stay as they are."""
-    return template.replace("{}", placeholder_token)
+def fill(template: str, placeholder_token: str, class_word: str | None = None) -> str:
+    """Return `template` with every `{}` replaced by `placeholder_token`; other braces stay as they are.
+
+    With a `class_word` it follows the token, unless it stands there already, as in DreamBooth's prompts (Ruiz et al.,
+    2023, section 3.2: "a [identifier] [class noun]").
+    """
+    if not class_word:
+        return template.replace("{}", placeholder_token)
+    place = re.compile(rf"\{{\}}(\s+{re.escape(class_word)})?", re.IGNORECASE)
+    return place.sub(lambda match: placeholder_token + (match[1] or f" {class_word}"), template)
 
 
 def _read(path: Path) -> tuple[str, ...]:

@@ -79,7 +79,9 @@ def prepare(
     metadata = remove_private_paths(embedding.metadata)
     embedding = dataclasses.replace(embedding, placeholder_token=token, metadata=metadata)
     type_of_concept = type_of_concept or _find_type_of_concept(metadata)
-    prompt = " ".join((instance_prompt or templates.fill(templates.TEMPLATES[type_of_concept][0], token)).split())
+    class_word = str(metadata.get("class_word") or "")
+    first = templates.fill(templates.TEMPLATES[type_of_concept][0], token, class_word)
+    prompt = " ".join((instance_prompt or first).split())
     if token.lower() not in prompt.lower():
         raise UserError(f"--instance_prompt {prompt!r} does not contain the placeholder token {token}")
     if base_model is None:

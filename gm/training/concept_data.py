@@ -84,8 +84,9 @@ def read(
     )
     if concept.negative:
         return training_concept
+    _check_class_word(concept, tokenizer)
     lines = templates.load(concept.learnable_property, concept.template_file)
-    prompts = tuple(templates.fill(line, token) for line in lines)
+    prompts = tuple(templates.fill(line, token, concept.class_word) for line in lines)
     resolution = config.data.resolution or config.model.resolution
     images = image_folder.load_images(
         concept.data_path,
@@ -132,7 +133,26 @@ def _captions(concept: ConceptConfig, images: list[CroppedImage], tokenizer: Tok
         return not ids.isdisjoint(tokenizer.encode(text))
 
     names = [image.name for image in images]
-    return captions.load_captions(concept.data_path, names, concept.placeholder_token, holds_token)
+    token, class_word = concept.placeholder_token, concept.class_word
+    return captions.load_captions(concept.data_path, names, token, holds_token, class_word)
+
+
+def _check_class_word(concept: ConceptConfig, tokenizer: Tokenizer) -> None:
+    """Raise UserError for a class word that is no text, or holds a placeholder token."""
+    word = concept.class_word
+    if word is None:
+        return
+    ids = tokenizer.encode(word)
+    if not ids or "{}" in word or word != " ".join(word.split()):
+        raise UserError(
+            f"--class_word {word!r} of {concept.placeholder_token} is not a word or phrase; give one, such as toy, or "
+            "leave it out"
+        )
+    if max(ids) >= VOCAB_SIZE:
+        raise UserError(
+            f"--class_word {word!r} of {concept.placeholder_token} holds a placeholder token; give a word that the "
+            "model knows, such as toy"
+        )
 
 
 def _initializer_ids(concept: ConceptConfig, tokenizer: Tokenizer) -> list[int] | None:

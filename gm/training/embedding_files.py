@@ -43,7 +43,7 @@ def embeddings(setup: TrainingSetup, vectors: Mapping[str, np.ndarray], base_mod
             concept.placeholder_token,
             {encoder: each[concept.vector_slice] for encoder, each in vectors.items()},
             config.run.pooling if config.model.has_class_embedding else NO_POOLING,
-            metadata,
+            metadata | ({"class_word": concept.config.class_word} if concept.config.class_word else {}),
         )
         for concept in setup.concepts
     ]

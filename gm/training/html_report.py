@@ -1,10 +1,11 @@
-"""HTML report of a run, `report.html`: options, curves, sample images and nearest tokens in one self-contained file."""
+"""HTML report of a run, `report.html`: options, curves, sample images and vectors in one self-contained file."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import html
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,11 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top }
 svg { width: 100%; max-width: 40rem } text { font-size: 12px; fill: #555 } .axis { stroke: #bbb }
 img { max-width: 100%; image-rendering: auto } figure { margin: 1rem 0 } figcaption, small { color: #666 }
+.warning { color: #a00 }
 """
-_COLORS = ("#3366cc", "#cc6633", "#339966")
+_COLORS = ("#3366cc", "#cc6633", "#339966", "#993399", "#888822", "#227788")
+_NAME_WIDTH = 140  # of the name of a curve, at most
+MAX_RELATIVE_NORM = 3.0  # of vectors; above it prompts are followed less, and a warning says so
 
 Curve = list[tuple[float, float]]
 
@@ -33,7 +37,7 @@ def write(folder: Path, title: str, options: dict[str, Any]) -> Path:
         with contextlib.suppress(ValueError):  # an incomplete line, after a full disk
             records.append(json.loads(line))
     parts = [f"<h1>{html.escape(title)}</h1>", *_summary(records), *_curves(records), *_sample_images(folder)]
-    parts += [*_nearest_tokens(records), *_options(options)]
+    parts += [*_vectors(records), *_options(options)]
     page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     page += f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>\n'
     page += "\n".join([*parts, "</html>", ""])
@@ -72,13 +76,14 @@ def chart(title: str, curves: dict[str, Curve]) -> str:
         f'<text x="{_LEFT}" y="{bottom + 16}">{left:g}</text>',
         f'<text x="{_WIDTH - _MARGIN}" y="{bottom + 16}" text-anchor="end">step {right:g}</text>',
     ]
-    for number, ((name, curve_points), color) in enumerate(zip(curves.items(), _COLORS, strict=False)):
+    name_width = min(_NAME_WIDTH, width / len(curves))
+    for number, ((name, curve_points), color) in enumerate(zip(curves.items(), itertools.cycle(_COLORS), strict=False)):
         line = " ".join(position(x, y) for x, y in curve_points)
         parts.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{line}"/>')
         if len(curve_points) < _FEW:
             centers = (position(x, y).split(",") for x, y in curve_points)
             parts += [f'<circle r="2" fill="{color}" cx="{x}" cy="{y}"/>' for x, y in centers]
-        at = f'x="{_LEFT + 140 * number}" y="{_MARGIN - 12}"'
+        at = f'x="{_LEFT + name_width * number:g}" y="{_MARGIN - 12}"'
         parts.append(f'<text {at} style="fill:{color}">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
@@ -128,17 +133,62 @@ def _sample_images(folder: Path) -> list[str]:
     return parts
 
 
-def _nearest_tokens(records: Sequence[dict[str, Any]]) -> list[str]:
-    latest = {(record["placeholder_token"], record["encoder"]): record for record in records if "norms" in record}
-    if not latest:
+def _vectors(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return norms, angles and nearest tokens of each concept's vectors in each text encoder."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        if "norms" in record:
+            groups.setdefault((record["placeholder_token"], record["encoder"]), []).append(record)
+    parts = ["<h2>Vectors</h2>"] if groups else []
+    for (placeholder_token, encoder), group in groups.items():
+        parts.append(f"<h3>{html.escape(placeholder_token)} in {encoder}</h3>")
+        measured = [record for record in group if "angles" in record]  # all but those of an earlier version
+        if measured:
+            parts += [*_norm_warning(measured[-1]), *_vector_charts(measured)]
+        parts += _nearest_tokens(group)
+    return parts
+
+
+def _norm_warning(record: dict[str, Any]) -> list[str]:
+    above = [f"{k} ({norm:.2g})" for k, norm in enumerate(record["relative_norms"]) if norm > MAX_RELATIVE_NORM]
+    if not above:
         return []
-    parts = ["<h2>Nearest tokens</h2>"]
-    for (placeholder_token, encoder), record in latest.items():
-        rows = [
-            (f"vector {k}, norm {norm:.3g}", ", ".join(f"{token} {cosine:.2f}" for token, cosine in tokens))
-            for k, (norm, tokens) in enumerate(zip(record["norms"], record["nearest_tokens"], strict=True))
+    return [
+        f'<p class="warning">Warning: the norm of vector {", ".join(above)} is more than {MAX_RELATIVE_NORM:g} times '
+        "that of the model's tokens; prompts with such vectors are followed less.</p>"
+    ]
+
+
+def _vector_charts(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the charts of the relative norm of each vector, and of its angle to the initial vector."""
+    start = records[0]["relative_norms_before"]
+    charts = []
+    for title, name, before in (
+        ("Norm relative to that of the model's tokens, by vector", "relative_norms", start),
+        ("Angle to the initial vector in degrees, by vector", "angles", [0.0] * len(start)),
+    ):
+        curves = {
+            str(k): [(0.0, value), *((record["step"], record[name][k]) for record in records)]
+            for k, value in enumerate(before)
+        }
+        charts.append(f"<p>{title}</p>{chart(title, curves)}")
+    return charts
+
+
+def _nearest_tokens(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the nearest tokens of each vector after the last step, and the nearest one over the run."""
+    last = records[-1]
+    rows = [
+        (f"vector {k}, norm {norm:.3g}", ", ".join(f"{token} {cosine:.2f}" for token, cosine in tokens))
+        for k, (norm, tokens) in enumerate(zip(last["norms"], last["nearest_tokens"], strict=True))
+    ]
+    parts = [f"<p>Nearest tokens</p>{_table(rows)}"]
+    if len(records) > 1:
+        over_time = [
+            (f"step {record['step']}", ", ".join("{} {:.2f}".format(*tokens[0]) for tokens in record["nearest_tokens"]))
+            for record in records
         ]
-        parts.append(f"<h3>{html.escape(placeholder_token)} in {encoder}</h3>{_table(rows)}")
+        parts.append(f"<details><summary>Nearest token of each vector, by step</summary>{_table(over_time)}</details>")
     return parts
 
 

@@ -14,8 +14,13 @@ _NOISE_STREAM = {"clip_l": 1, "clip_g": 2, "clip_h": 3}  # number of a text enco
 
 
 def initial_vectors(model: StableDiffusion, setup: TrainingSetup) -> Vectors:
-    """Return the initial vectors of all concepts by text encoder, in the order of the model's text encoders."""
+    """Return the initial vectors of all concepts by text encoder, in the order of the model's text encoders.
+
+    Those of a run that is resumed are the ones that it began with, whatever its seed is now.
+    """
     seed = setup.config.training.seed
+    if setup.resume_from:
+        seed = setup.resume_from.options.get("training", {}).get("seed", seed)
     return {
         encoder: np.concatenate(
             [_concept_vectors(concept, k, encoder, table, seed) for k, concept in enumerate(setup.concepts)]

@@ -1,4 +1,4 @@
-"""Optimizers of the embedding vectors: AdamW and Prodigy. An update uses the mean gradient of several steps."""
+"""Optimizers of the embedding vectors: AdamW, Prodigy, spherical SGD. An update uses the mean gradient of its steps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gm.training import lr_schedule
 from gm.training.train_state import TrainState
 
 _CLIP_EPSILON = 1e-6  # as in PyTorch's clip_grad_norm_
+_SPHERE_EPSILON = 1e-8  # beside the norm of a gradient, as in SphericalSGD of the paper's code
 
 
 class Optimizer(nn.Cell):
@@ -172,7 +173,56 @@ class Prodigy(AdamW):
         return ops.maximum(d, ops.select(s_norm > 0, r / ops.maximum(s_norm, 1e-38), d))
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "prodigy": Prodigy}
+class SphericalSGD(Optimizer):
+    """Riemannian SGD on the sphere of directional textual inversion (Kim et al., 2026, arXiv 2512.13672).
+
+    A vector is `scale` · v: its norm `scale` stays that of its initial vector, and its direction v is trained. The von
+    Mises-Fisher prior of concentration κ adds -κ μᵀv to the loss, where μ is the initial direction. The gradient with
+    respect to v is divided by its norm in the tangent space, or with β > 0 by the root of the norm's average square, so
+    that without β every update rotates each vector by arctan(η), whatever the loss scale. Nothing is clipped.
+
+    A vector whose gradient is 0, because no step since the last update had its concept, stays: the prior alone would
+    rotate it as far as the images do. `t` counts the updates of each vector.
+    """
+
+    def __init__(
+        self, state: TrainState, config: TrainingConfig, world: int = 1, token_norms: tuple[float, ...] = ()
+    ) -> None:
+        super().__init__(state, config, world, token_norms)
+        self.max_grad_norm = 0.0
+        self.kappa = config.kappa
+        self.beta = config.beta
+
+    @staticmethod
+    def initial_state(vectors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray] | float]:
+        scale = {name: np.linalg.norm(each, axis=1, keepdims=True) for name, each in vectors.items()}
+        mu = {name: each / np.maximum(scale[name], 1e-12) for name, each in vectors.items()}
+        return {"scale": scale, "mu": mu, "s": _zeros(scale), "t": _zeros(scale)}
+
+    def apply(self, gradients: tuple[Tensor, ...], learning_rates: tuple[Tensor, ...], applied: Tensor) -> None:
+        for k in self.trained:
+            self.rotate(k, gradients[k], learning_rates[k], applied)
+
+    def rotate(self, k: int, gradient: Tensor, lr: Tensor, applied: Tensor) -> None:
+        """Rotate the vectors of encoder `k` that have a gradient; [n, width] or, of their norms, [n, 1]."""
+        state = self.state
+        moves = ops.logical_and((gradient * gradient).sum(axis=1, keepdims=True) > 0, applied > 0)
+        v = self.direction(state.vectors[k] * 1.0)
+        g = state.scale[k] * gradient - self.kappa * state.mu[k]
+        g = g - (g * v).sum(axis=1, keepdims=True) * v
+        s = self.beta * state.s[k] + (1.0 - self.beta) * (g * g).sum(axis=1, keepdims=True)
+        t = state.t[k] + 1.0
+        g = g / (ops.sqrt(s / (1.0 - ops.pow(self.beta, t))) + _SPHERE_EPSILON)
+        vectors = state.scale[k] * self.direction(v - lr * g)
+        ops.assign(state.vectors[k], ops.select(moves.broadcast_to(v.shape), vectors, state.vectors[k] * 1.0))
+        ops.assign(state.s[k], ops.select(moves, s, state.s[k] * 1.0))
+        ops.assign(state.t[k], ops.select(moves, t, state.t[k] * 1.0))
+
+    def direction(self, vectors: Tensor) -> Tensor:
+        return vectors / ops.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "prodigy": Prodigy, "direction": SphericalSGD}
 
 
 def create_train_state(vectors: Mapping[str, np.ndarray], optimizer: str = "adamw", half: bool = False) -> TrainState:

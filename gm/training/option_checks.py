@@ -27,6 +27,12 @@ _RULES = (
         "--infer_during_train",
         lambda config: config.training.infer_during_train,
     ),
+    Rule(
+        "training",
+        ("kappa", "beta", "token_scale"),
+        "--optimizer direction",
+        lambda config: config.training.optimizer == "direction",
+    ),
     Rule("training", ("hub_model_id",), "--push_to_hub", lambda config: config.training.push_to_hub),
     Rule("training", ("distributed_timeout",), "--is_parallel", lambda config: config.training.is_parallel),
     Rule("loss", ("huber_c",), "--loss_type huber", lambda config: config.loss.loss_type == "huber"),
@@ -121,7 +127,7 @@ def _data(config: Config, has_masks: bool, has_captions: bool) -> Iterator[str]:
 def _concept(concept: ConceptConfig) -> Iterator[str]:
     default = ConceptConfig()
     if concept.negative:
-        for name in ("learnable_property", "template_file", "repeats"):
+        for name in ("learnable_property", "template_file", "class_word", "repeats"):
             value = getattr(concept, name)
             if value != getattr(default, name):
                 yield f"--{name} {value} has no effect for {concept.placeholder_token}, a negative concept"

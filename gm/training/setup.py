@@ -16,7 +16,7 @@ from gm.lora.files import LoraRecord
 from gm.runtime import atomic_io
 from gm.sampling import prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
-from gm.training import checkpoint, concept_data, learned_embeds, option_checks
+from gm.training import checkpoint, concept_data, learned_embeds, optimizer_options, option_checks
 from gm.training.checkpoint import Checkpoint
 from gm.training.concept_data import TrainingConcept
 
@@ -59,7 +59,7 @@ def prepare(config: Config) -> TrainingSetup:
     family_options.check_training(config.model, config.training)
     family_options.check_sampling(config.model, config.sampling)
     _check_timesteps(config)
-    _check_optimizer(config)
+    optimizer_options.check(config.training, config.model.text_encoders)
     atomic_io.check_writable(config.training.save_path, "--save_path")
     loras = lora_files.read_records(config.run.lora_weight)
     resume_from, changed_options = _checkpoint(config, loras)
@@ -142,17 +142,15 @@ def _sample_prompts(config: Config, concepts: list[ConceptConfig]) -> list[tuple
     for text in training.validation_prompts:
         lines += [("--validation_prompts", line) for line in prompt_file.read(text, "--validation_prompts")]
     if lines:
-        tokens = [concept.placeholder_token for concept in positive]
-        return [(option, templates.fill(line, token)) for option, line in lines for token in tokens]
+        return [(option, _filled(line, concept)) for option, line in lines for concept in positive]
     return [
-        (
-            "the first template",
-            templates.fill(
-                templates.load(concept.learnable_property, concept.template_file)[0], concept.placeholder_token
-            ),
-        )
-        for concept in positive
+        ("the first template", _filled(templates.load(each.learnable_property, each.template_file)[0], each))
+        for each in positive
     ]
+
+
+def _filled(line: str, concept: ConceptConfig) -> str:
+    return templates.fill(line, concept.placeholder_token, concept.class_word)
 
 
 def _log_ineffective_options(setup: TrainingSetup) -> None:
@@ -168,12 +166,3 @@ def _check_timesteps(config: Config) -> None:
     high = last if config.loss.max_timestep is None else config.loss.max_timestep
     if not low <= high <= last:
         raise UserError(f"--min_timestep {low} and --max_timestep {high} leave no timestep; the model has 0 to {last}")
-
-
-def _check_optimizer(config: Config) -> None:
-    training = config.training
-    if training.optimizer == "prodigy" and training.learning_rate < 0.1:
-        log.warning(
-            "--optimizer prodigy estimates the learning rate and multiplies it by --learning_rate %g; 1 is usual",
-            training.learning_rate,
-        )

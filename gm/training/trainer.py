@@ -18,7 +18,7 @@ from gm.errors import UserError
 from gm.models import stable_diffusion
 from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
-from gm.training import divergence, embedding_files, optimizer, output_dir, prefetch
+from gm.training import divergence, embedding_files, optimizer, output_dir, prefetch, token_norms
 from gm.training.batches import BatchLoader
 from gm.training.callbacks import default_callbacks
 from gm.training.callbacks.base import Callback
@@ -37,7 +37,8 @@ log = logging.getLogger("gm")
 class Trainer:
     """Trains the embedding vectors in `state` on `batches`; the model stays frozen.
 
-    `base_model` is the fingerprint of its weights. Training starts after the checkpoint that the setup resumes from.
+    `base_model` is the fingerprint of its weights; `initial_vectors` are those before the first step. Training starts
+    after the checkpoint that the setup resumes from.
     """
 
     model: StableDiffusion
@@ -48,6 +49,7 @@ class Trainer:
     base_model: str = ""
     callbacks: Sequence[Callback] = ()
     signals: StopSignals = field(default_factory=StopSignals)
+    initial_vectors: Vectors = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         resume_from = self.setup.resume_from
@@ -164,12 +166,15 @@ def prepare(model: StableDiffusion, setup: TrainingSetup, backend: Backend) -> T
         config.model.vae.scale_factor,
         config.data.unmasked_weight,
     )
+    batches = BatchLoader(setup, latents, backend.rank, backend.world_size)
     vectors = initial_vectors(model, setup)
+    if config.training.optimizer == "direction":
+        vectors = token_norms.scale_vectors(vectors, setup, model.token_tables(), batches.prompt_tokens)
     state = optimizer.create_train_state(vectors, config.training.optimizer, half=backend.dtype == ms.float16)
     if setup.resume_from:
         state.restore(setup.resume_from.tensors)
-    batches = BatchLoader(setup, latents, backend.rank, backend.world_size)
-    return Trainer(model, setup, backend, state, batches, stable_diffusion.fingerprint(model))
+    fingerprint = stable_diffusion.fingerprint(model)
+    return Trainer(model, setup, backend, state, batches, fingerprint, initial_vectors=vectors)
 
 
 def run(

@@ -104,6 +104,13 @@ def test_a_caption_without_the_placeholder_token_begins_with_it(
     assert "2 captions contain neither {} nor <toy>, which was put at their beginning" in caplog.text
 
 
+def test_a_class_word_follows_the_placeholder_token_that_is_filled_in(tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("a {} in the snow\na {} toy\na <toy> as it is")
+    (tmp_path / "2.txt").write_text("on a chair")
+    found = captions.load_captions(tmp_path, NAMES, "<toy>", lambda text: "<toy>" in text.split(), "toy")
+    assert found == (("a <toy> toy in the snow", "a <toy> toy", "a <toy> as it is"), ("<toy> toy, on a chair",), ())
+
+
 def test_captions_of_images_that_do_not_exist_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "9.png", "text": "a {}"}')
     assert load(tmp_path) == ((), (), ())

@@ -42,6 +42,27 @@ def test_fill():
     assert templates.fill("a {} and a {}, {literally} {0}", "<cat {}>") == "a <cat {}> and a <cat {}>, {literally} {0}"
 
 
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("a photo of {}", "a photo of <cat-toy> toy"),
+        ("{} and a {}, {0}", "<cat-toy> toy and a <cat-toy> toy, {0}"),
+        ("{}'s shadow", "<cat-toy> toy's shadow"),
+        ("a {} toy, a {}  Toys on it", "a <cat-toy> toy, a <cat-toy>  Toys on it"),  # it is there already
+        ("a <cat-toy> in a box", "a <cat-toy> in a box"),  # as it was written
+        ("a {} (toy)", "a <cat-toy> toy (toy)"),
+    ],
+)
+def test_class_word_follows_the_placeholder_token(template, prompt):
+    assert templates.fill(template, "<cat-toy>", "toy") == prompt
+
+
+def test_text_in_token_and_class_word_is_literal():
+    assert templates.fill("a {}", r"<\1 {}>", "c++ (2)") == r"a <\1 {}> c++ (2)"
+    assert templates.fill("a {} c++ (2)", r"<\1 {}>", "c++ (2)") == r"a <\1 {}> c++ (2)"
+    assert templates.fill("a {}", "<x>", "") == templates.fill("a {}", "<x>", None) == "a <x>"
+
+
 def written(tmp_path, content):
     path = tmp_path / "mine.txt"
     path.write_bytes(content)

@@ -91,6 +91,11 @@ def test_a_file_without_metadata_is_an_object(tmp_path: Path) -> None:
         assert export.prepare(save_embedding(tmp_path / "c_ti.ckpt", metadata=details)).type_of_concept == "object"
 
 
+def test_the_prompt_has_the_class_word_of_the_file(tmp_path: Path) -> None:
+    path = save_embedding(tmp_path / "d_ti.ckpt", metadata={**METADATA, "class_word": "painting"})
+    assert export.prepare(path).instance_prompt == "a picture in the style of <cat-toy> painting"
+
+
 @pytest.mark.parametrize("parameters", ["no JSON", "[1]", "3", "[" * 100_000, '{"prompt": ["a"], "seed": {}}'])
 def test_generation_parameters_of_another_program_are_ignored(
     tmp_path: Path, embedding_path: Path, parameters: str

@@ -118,6 +118,7 @@ def test_option_newer_than_the_checkpoint_has_its_default(workshop: Workshop, tm
         ({"concept": {"placeholder_token": "<other>"}}, "the token is what is being trained"),
         ({"concept": {"initializer_token": "cat"}}, "the vectors are initialized already"),
         ({"training": {"total_step": 9, "optimizer": "prodigy"}}, "the optimizer state is that of the other"),
+        ({"training": {"total_step": 9, "token_scale": "mean"}}, "the vectors have their norm already"),
         ({"run": {"pooling": "argmax"}}, "the vectors were trained with that rule"),
         ({"model": {"unet": {"norm_num_groups": 2}}}, "the vectors belong to that model"),
         ({"training": {"total_step": 4}}, r"state_4.ckpt is at step 4 of 4; --total_step counts all steps"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +59,7 @@ def test_report_is_self_contained(workshop: Workshop, tmp_path: Path) -> None:
     assert "<toy> on smallest" in read.text
     assert "<b>no tag</b>" in read.text  # as text, in the options
     assert ("b", {}) not in read.tags
-    assert sum(tag == "svg" for tag, _ in read.tags) == 3
+    assert sum(tag == "svg" for tag, _ in read.tags) == 3 + 2 * 2  # norms and angles in each text encoder
     assert "training.total_step4" in read.text
     assert "vector 1, norm" in read.text
 
@@ -69,6 +71,70 @@ def test_chart_places_its_ends_in_its_corners() -> None:
     assert ">0.5<" in drawn
     assert ">1.5<" in drawn
     assert ">step 3<" in drawn
+
+
+def vector_record(step: int, encoder: str, norms: list[float], angles: list[float], token: str) -> dict[str, Any]:
+    return {
+        "step": step,
+        "placeholder_token": "<toy>",
+        "encoder": encoder,
+        "norms": [0.5 * norm for norm in norms],
+        "relative_norms": norms,
+        "relative_norms_before": [1.0] * len(norms),
+        "angles": angles,
+        "nearest_tokens": [[[token, 0.91], ["other", 0.5]] for _ in norms],
+    }
+
+
+def write_log(folder: Path, *records: dict[str, Any]) -> str:
+    """Write a report of the records; return its page."""
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return html_report.write(folder, "title", {}).read_text(encoding="utf-8")
+
+
+def test_norms_angles_and_nearest_tokens_are_shown_over_the_run(tmp_path: Path) -> None:
+    early = vector_record(25, "clip_l", [1.5, 2.0], [10.0, 20.0], "<early>")
+    page = write_log(tmp_path, early, vector_record(100, "clip_l", [2.0, 3.0], [40.0, 30.0], "late"))
+    read = _Page(page)
+    assert read.open == []
+    norms, angles = (svg for svg in page.split("<svg")[1:])
+    # From the initial vectors at step 0 on: relative norms from 1 to 3, angles from 0 to 40 degrees.
+    assert re.findall(r'points="([^"]*)"', norms) == [
+        "72.0,180.0 204.0,145.0 600.0,110.0",
+        "72.0,180.0 204.0,110.0 600.0,40.0",
+    ]
+    assert re.findall(r'points="([^"]*)"', angles) == [
+        "72.0,180.0 204.0,145.0 600.0,40.0",
+        "72.0,180.0 204.0,110.0 600.0,75.0",
+    ]
+    assert "vector 0, norm 1late 0.91, other 0.50" in read.text
+    assert "step 25<early> 0.91, <early> 0.91step 100late 0.91, late 0.91" in read.text
+    assert "Warning" not in read.text  # 3 is not above 3
+
+
+def test_norms_above_three_times_those_of_the_tokens_are_a_warning(tmp_path: Path) -> None:
+    records = [vector_record(9, encoder, norms, [1.0, 2.0], "a") for encoder, norms in (("clip_l", [2.9, 3.4]),)]
+    read = _Page(write_log(tmp_path, *records, vector_record(9, "clip_g", [1.0, 1.0], [1.0, 1.0], "a")))
+    assert read.text.count("Warning") == 1
+    assert "Warning: the norm of vector 1 (3.4) is more than 3 times that of the model's tokens" in read.text
+
+
+def test_records_of_an_earlier_version_are_shown_without_charts(tmp_path: Path) -> None:
+    record = vector_record(9, "clip_l", [1.0], [1.0], "a")
+    for name in ("relative_norms", "relative_norms_before", "angles"):
+        del record[name]
+    page = write_log(tmp_path, record)
+    assert "<svg" not in page
+    assert "vector 0, norm 0.5" in _Page(page).text
+
+
+def test_a_chart_of_many_curves_shows_them_all() -> None:
+    drawn = html_report.chart("Norm", {str(k): [(0, 1.0), (1, 1.0 + k)] for k in range(40)})
+    assert drawn.count("<polyline") == 40
+    names = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="28"', drawn)]
+    assert len(names) == 40
+    assert names == sorted(names)
+    assert max(names) < 640
 
 
 @pytest.mark.parametrize("points", [[(1, 2.0)], [(1, 2.0), (2, 2.0)]])

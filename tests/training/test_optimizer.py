@@ -108,7 +108,7 @@ def test_each_optimizer_has_its_own_state() -> None:
 
 
 @pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.graph)], ids=["pynative", "graph"])
-@pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
+@pytest.mark.parametrize("optimizer", ["adamw", "prodigy", "direction"])
 def test_one_text_encoder_is_trained_as_one_of_two(optimizer: str, graph: bool) -> None:
     config = TrainingConfig(optimizer=optimizer, learning_rate=1e-2, learning_rate_clip_l=0.0, max_grad_norm=0.1)
     starts, minima, _ = quadratic()

@@ -33,6 +33,9 @@ def test_shipped_configs_have_no_such_option(path: Path) -> None:
     [
         ({"training": {"lr_num_cycles": 3}}, "lr_num_cycles 3", "--lr_scheduler cosine_with_restarts"),
         ({"training": {"lr_power": 2.0}}, "lr_power 2.0", "--lr_scheduler polynomial"),
+        ({"training": {"kappa": 0.5}}, "kappa 0.5", "--optimizer direction"),
+        ({"training": {"beta": 0.9}}, "beta 0.9", "--optimizer direction"),
+        ({"training": {"token_scale": "mean"}}, "token_scale mean", "--optimizer direction"),
         ({"training": {"infer_prompt": "a {}"}}, "infer_prompt a {}", "--infer_during_train"),
         ({"training": {"validation_prompts": ["a {}", "b"]}}, "validation_prompts a {} b", "--infer_during_train"),
         ({"training": {"distributed_timeout": 5}}, "distributed_timeout 5", "--is_parallel"),
@@ -126,8 +129,10 @@ def test_probabilities_that_leave_nothing() -> None:
 
 def test_options_of_a_concept() -> None:
     negative = {"placeholder_token": "<n>", "negative": True, "repeats": 3, "learnable_property": "style"}
+    negative["class_word"] = "toy"
     assert sentences(concepts=[{}, negative]) == [
         "--learnable_property style has no effect for <n>, a negative concept",
+        "--class_word toy has no effect for <n>, a negative concept",
         "--repeats 3 has no effect for <n>, a negative concept",
     ]
     assert sentences(concept={"template_file": "a.txt", "learnable_property": "style"}) == [

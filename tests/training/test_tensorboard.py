@@ -51,6 +51,9 @@ def test_run_logs_curves_nearest_tokens_and_sample_images(workshop: Workshop, tm
         for k, norm in enumerate(record["norms"]):
             told = found[f"norm_{record['encoder']}/vector_{k}"][record["step"]].simple_value
             assert told == pytest.approx(norm)
+            for name, key in (("relative_norm", "relative_norms"), ("angle", "angles")):
+                told = found[f"{name}_{record['encoder']}/vector_{k}"][record["step"]].simple_value
+                assert told == pytest.approx(record[key][k])
         text = found[f"nearest_tokens_{record['encoder']}/text_summary"][record["step"]].tensor.string_val[0].decode()
         assert text.splitlines()[0].startswith(
             f"- {record['nearest_tokens'][0][0][0]} {record['nearest_tokens'][0][0][1]:.2f}, "

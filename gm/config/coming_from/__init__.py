@@ -25,6 +25,7 @@ TRAINING: tuple[Program, ...] = (
 )
 SAMPLING: tuple[Program, ...] = (original.TXT2IMG, invokeai.DREAM)
 
+_WEIGHT_DECAY = "training.weight_decay"
 _WIDTH = 110  # characters of a line of options in the log
 
 
@@ -73,6 +74,8 @@ def translate(program: Program, arguments: Sequence[str]) -> Translated:
     for name, flag in program.flags.items():
         _apply(program, translation, name, flag)
     program.finish(translation)
+    if "--optimizer=direction" in "=".join(remaining) and _WEIGHT_DECAY not in translation.sources:
+        translation.options.pop(_WEIGHT_DECAY, None)  # AdamW's default there; this optimizer fixes the norms
     lines = [f"the command is that of {program.name}; its options here, with its defaults (docs/coming_from.md):"]
     lines += [f"  {line}" for line in _table(translation)]
     lines += [f"  {note}" for note in translation.notes]

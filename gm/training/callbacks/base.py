@@ -28,6 +28,7 @@ class TrainerView(Protocol):
     state: TrainState
     batches: BatchLoader
     base_model: str
+    initial_vectors: Vectors
     callbacks: Sequence[Callback]
     step: int
     running_loss: RunningLoss
@@ -59,7 +60,7 @@ class Callback:
         return True
 
     def on_log(self, record: dict[str, Any]) -> None:
-        """Called with a record of another callback: "step" and a validation loss, or norms and nearest tokens."""
+        """Called with a record of another callback: "step" and a validation loss, or what `EmbeddingSummary` logs."""
 
     def on_sample_images(self, step: int, grid: np.ndarray) -> None:
         """Called with sample images of `step` as a grid, uint8 [H, W, 3]."""

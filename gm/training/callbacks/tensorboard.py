@@ -17,7 +17,7 @@ _STEP_METRICS = ("loss", "loss_smoothed", "learning_rate", "gradient_norm")
 
 
 class TensorBoardLogger(Callback):
-    """Logs losses, learning rate, gradient norm, norms and nearest tokens of the vectors, and sample images.
+    """Logs losses, learning rate, gradient norm, norms, angles and nearest tokens of the vectors, and sample images.
 
     Events in `folder` after `step`, of the run that is resumed, are hidden.
     """
@@ -63,8 +63,9 @@ class TensorBoardLogger(Callback):
         step = record["step"]
         encoder = record["encoder"]
         stem = self.file_stems.get(record["placeholder_token"], "")
-        prefix = f"norm_{encoder}/{stem}_" if stem else f"norm_{encoder}/"
-        self.add_scalars(step, {f"{prefix}vector_{k}": norm for k, norm in enumerate(record["norms"])})
+        for name, key in (("norm", "norms"), ("relative_norm", "relative_norms"), ("angle", "angles")):
+            prefix = f"{name}_{encoder}/{stem}_" if stem else f"{name}_{encoder}/"
+            self.add_scalars(step, {f"{prefix}vector_{k}": value for k, value in enumerate(record[key])})
         lines = [", ".join(f"{token} {cosine:.2f}" for token, cosine in tokens) for tokens in record["nearest_tokens"]]
         name = f"nearest_tokens_{encoder}/{stem}" if stem else f"nearest_tokens_{encoder}"
         self.writer.add_text(name, "\n".join(f"- {line}" for line in lines), step)

@@ -124,6 +124,12 @@ def test_flags_set_options(flags: str, section: str, name: str, value: object) -
     assert getattr(getattr(parse(f"{REQUIRED} {flags}"), section), name) == value
 
 
+def test_their_default_of_weight_decay_is_not_that_of_directions() -> None:
+    assert parse(f"{REQUIRED} --optimizer direction").training.weight_decay == 0
+    assert parse(f"{REQUIRED} --optimizer=direction --adam_weight_decay 0.1").training.weight_decay == 0.1
+    assert parse(f"{REQUIRED} --optimizer prodigy").training.weight_decay == 1e-2
+
+
 @pytest.mark.parametrize(
     ("flags", "note"),
     [
