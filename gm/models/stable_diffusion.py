@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from gm.config.model import ModelConfig
@@ -22,6 +22,7 @@ from gm.models.vae import AutoencoderKL
 from gm.ops import ascend
 from gm.runtime import backend
 from gm.runtime.backend import DType
+from gm.text.bpe import END, START
 
 
 class _DiffusionWrapper(nn.Cell):
@@ -66,6 +67,20 @@ class StableDiffusion(nn.Cell):
             vectors = table[list(ids)].astype(np.float32)
             norms[name] = float(np.median(np.linalg.norm(vectors, axis=1)))
         return norms
+
+    def text_encoder_output(self, encoder: str, ids: Sequence[int]) -> np.ndarray:
+        """Return what a text encoder makes of the prompt of these `ids`, float32 [len(ids), width].
+
+        It is the last layer's hidden state of each, after the final norm, as CLIP was trained.
+        """
+        length = self.config.context_length
+        prompt = np.full((1, length), END, np.int32)
+        kept = list(ids)[: length - 2]
+        prompt[0, : len(kept) + 1] = [START, *kept]
+        index = self.conditioner.names.index(encoder)
+        unused = ops.zeros((1, self.config.text_encoders[encoder].width), ms.float32)
+        states = self.conditioner.embedders[index].output(Tensor(prompt), unused)
+        return states.asnumpy()[0, 1 : len(kept) + 1].astype(np.float32)
 
     def enable_gradient_checkpointing(self) -> None:
         """Store only the input of each transformer block, and recompute the rest in the backward pass.

@@ -70,7 +70,8 @@ class Session:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        concepts = [each for path in config.sampling.textual_inversion_weight for each in embedding_io.load_all(path)]
+        paths, family = config.sampling.textual_inversion_weight, config.model.family
+        concepts = [each for path in paths for each in embedding_io.load_all(path, family)]
         self.tokens = [concept.placeholder_token for concept in concepts]
         self.seed = config.sampling.seed
         self.lines: list[str] = []

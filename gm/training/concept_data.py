@@ -99,9 +99,9 @@ def read(
     return dataclasses.replace(training_concept, images=images, prompts=prompts, captions=image_captions)
 
 
-def fingerprint(concepts: Sequence[TrainingConcept]) -> str:
-    """Return a hash of all images, masks, prompts and captions."""
-    digest = hashlib.sha256()
+def fingerprint(concepts: Sequence[TrainingConcept], context_prompts: Sequence[str] = ()) -> str:
+    """Return a hash of all images, masks, prompts and captions, and of the `context_prompts` if there are any."""
+    digest = hashlib.sha256("\n".join(context_prompts).encode())
     for concept in concepts:
         # A single caption stands by itself, and none is None, as in the checkpoints of earlier versions.
         captions = tuple(each if len(each) > 1 else next(iter(each), None) for each in concept.captions)
@@ -137,6 +137,11 @@ def _captions(concept: ConceptConfig, images: list[CroppedImage], tokenizer: Tok
 
 def _initializer_ids(concept: ConceptConfig, tokenizer: Tokenizer) -> list[int] | None:
     if concept.initializer_token is None:
+        if concept.cross_initialization:
+            raise UserError(
+                f"--cross_initialization of {concept.placeholder_token} needs the word whose output its vectors begin "
+                "with; give --initializer_token"
+            )
         return None
     ids = init.token_ids(concept.initializer_token, Tokenizer(tokenizer.context_length))  # without placeholder tokens
     if len(ids) > concept.num_vectors:
