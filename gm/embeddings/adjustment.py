@@ -30,9 +30,7 @@ def adjust(vectors: np.ndarray, class_vectors: np.ndarray, alpha: float, rho: fl
     norm_e, norm_c = (np.linalg.norm(each, axis=1, keepdims=True) for each in (e, c))
     is_zero = (norm_e == 0) | (norm_c == 0)
     n = (1.0 - alpha) * norm_e + alpha * norm_c
-    unit_e, unit_c = (
-        each / np.where(is_zero, 1.0, norm) for each, norm in ((e, norm_e), (c, norm_c))
-    )
+    unit_e, unit_c = (each / np.where(is_zero, 1.0, norm) for each, norm in ((e, norm_e), (c, norm_c)))
     return np.where(is_zero, e, slerp(n * unit_e, n * unit_c, rho)).astype(np.float32)
 
 

@@ -101,7 +101,7 @@ def _references(options: Iterable[SamplingConfig], tokenizer: Tokenizer) -> Iter
 
 
 def _class_words(entries: Sequence[str], tokens: Sequence[str]) -> dict[str, str]:
-    """Return the class words of `--embedding_class_word` by placeholder token, "" for all; UserError for a wrong one."""
+    """Return the words of `--embedding_class_word` by placeholder token, "" for all; UserError for a wrong entry."""
     words: dict[str, str] = {}
     for entry in entries:
         token, sign, word = entry.rpartition("=")

@@ -21,7 +21,15 @@ from gm.embeddings.embedding import Embedding, LoadedEmbeddings
 from gm.errors import UserError
 from gm.lora import files as lora_files
 from gm.runtime import atomic_io, rng
-from gm.sampling import adjusted_embeddings, embedding_use, init_image, option_checks, prompt_file, resolution, vae_decode
+from gm.sampling import (
+    adjusted_embeddings,
+    embedding_use,
+    init_image,
+    option_checks,
+    prompt_file,
+    resolution,
+    vae_decode,
+)
 from gm.sampling.resolution import Resolution
 from gm.text import prompt_parser
 from gm.text.prompt_parser import PromptSchedule

@@ -22,7 +22,7 @@ _EXAMPLE = "0.5,0.2"
 
 
 class AdjustedReference(NamedTuple):
-    """A placeholder token, as it is registered, with α, ρ and class word ("" for the file's) of one place in a prompt."""
+    """A placeholder token, as it is registered, with α, ρ and class word, "" for the file's, of a place in a prompt."""
 
     token: str
     alpha: float
@@ -50,7 +50,9 @@ def resolve(prompt: str, tokenizer: Tokenizer) -> str:
     pieces, position = [], 0
     for start, end, reference in _matches(prompt, tokenizer):
         if reference.name not in tokenizer.placeholders:
-            raise UserError(f"{prompt[start:end]} cannot be adjusted here; leave out the braces after {reference.token}")
+            raise UserError(
+                f"{prompt[start:end]} cannot be adjusted here; leave out the braces after {reference.token}"
+            )
         pieces += [prompt[position:start], reference.name]
         position = end
     return "".join([*pieces, prompt[position:]])
@@ -100,4 +102,6 @@ def _registered(name: str, text: str, tokenizer: Tokenizer) -> str:
     for token, of_token in tokenizer.placeholders.items():
         if of_token == ids:
             return token
-    raise UserError(f"{shorten(text, 60)} in the prompt adjusts a single vector; write the braces after the whole token")
+    raise UserError(
+        f"{shorten(text, 60)} in the prompt adjusts a single vector; write the braces after the whole token"
+    )

@@ -19,7 +19,8 @@ that the tree shows in one step and reads the emphasis in it (`gm.text.emphasis`
 
 No prompt of this language is a syntax error; what only another program understands is refused
 (`gm.text.foreign_syntax`), and its names of embeddings become placeholder tokens first
-(`gm.text.embedding_references`), as do placeholder tokens with an adjustment (`gm.text.adjusted_references`). Brackets match by these rules:
+(`gm.text.embedding_references`), as do placeholder tokens with an adjustment (`gm.text.adjusted_references`). Brackets
+match by these rules:
 
 - A closing bracket matches the last open bracket of its kind. Brackets of the other kind that were opened in between
   have no partner in the tree: they are ordinary items of the pair around them.

@@ -131,9 +131,7 @@ def create_sampler(model: StableDiffusion, config: Config, prompts: Sequence[Con
     return ContextSampler(prompts, encoders, config.training.seed, references)
 
 
-def _prompt(
-    line: str, concept: ConceptConfig, word: str, others: Sequence[str], context_length: int
-) -> ContextPrompt:
+def _prompt(line: str, concept: ConceptConfig, word: str, others: Sequence[str], context_length: int) -> ContextPrompt:
     """Return the prompt of a line; UserError if it cannot be one."""
     text = templates.fill(line, concept.placeholder_token)
     class_ids = Tokenizer(context_length).encode(word)

@@ -91,9 +91,7 @@ def _compile(trainer: TrainerView) -> tuple[Callable[..., tuple[Tensor, ...]], C
     distance = None
     if config.loss.initializer_reg_weight:
         distance = InitialDistance(initial_vectors(trainer.model, trainer.setup))
-    train_step = TrainStep(
-        trainer.model, trainer.state, half, config.loss, batches.negative, context_loss, distance
-    )
+    train_step = TrainStep(trainer.model, trainer.state, half, config.loss, batches.negative, context_loss, distance)
     token_norms: tuple[float, ...] = ()
     if config.training.preserve_embedding_norm:
         token_norms = tuple(trainer.model.token_norms(batches.prompt_tokens).values())

@@ -117,8 +117,10 @@ class TrainStep(nn.Cell):
         super().__init__(auto_prefix=False)
         config = config or LossConfig()
         self.loss = DiffusionLoss(model, config, negative)
-        self.context_loss = context_loss
-        self.context_weight = config.context_loss_weight
+        self.has_context_loss = context_loss is not None
+        if context_loss is not None:
+            self.context_loss = context_loss
+            self.context_weight = config.context_loss_weight
         self.initial_distance = initial_distance
         self.distance_weight = config.initializer_reg_weight
         self.num_inputs = _NUM_SHARED + len(state.encoders)  # of the diffusion loss
@@ -149,7 +151,7 @@ class TrainStep(nn.Cell):
         state = self.state
         scale = state.loss_scale * 1.0
         context: tuple[Tensor, ...] = ()
-        if self.context_loss is None:
+        if not self.has_context_loss:
             scaled_loss, gradients = ms.value_and_grad(self.scaled_loss, None, self.trainable)(scale, batch)
         else:
             function = ms.value_and_grad(self.scaled_loss_and_context, None, self.trainable, has_aux=True)

@@ -52,7 +52,7 @@ def test_other_braces_are_text(tokenizer: Tokenizer, prompt: str) -> None:
         ("<toy>{0.5,dog}", "is not two numbers"),
         ("<toy>{1.5,0.2}", "has alpha 1.5 and rho 0.2; both must be from 0 to 1"),
         ("<toy>{0.5,-0.2}", "has alpha 0.5 and rho -0.2"),
-        ("<toy>_1{0.5,0.2}", "<toy>_1{0.5,0.2} in the prompt adjusts a single vector; write the braces after the whole"),
+        ("<toy>_1{0.5,0.2}", "<toy>_1{0.5,0.2} in the prompt adjusts a single vector; write the braces after"),
     ],
 )
 def test_a_wrong_adjustment_is_refused(tokenizer: Tokenizer, prompt: str, message: str) -> None:

@@ -71,3 +71,14 @@ def test_initializer_longer_than_num_vectors_is_reported(workshop: Workshop, cap
     assert "--initializer_token" not in caplog.text
     setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
     assert "--initializer_token 'red cat' has 2 tokens; --num_vectors 1 uses the first 1" in caplog.text
+
+
+def test_cross_initialization_starts_from_the_outputs_of_the_text_encoders(workshop: Workshop, tmp_path: Path) -> None:
+    concept = {"initializer_token": "red cat", "num_vectors": 3, "cross_initialization": True}
+    training = {"total_step": 1, "save_path": str(tmp_path)}
+    run = trainer.prepare(workshop.model, setup.prepare(workshop.config(concept=concept, training=training)), EAGER)
+    for encoder, vectors in run.state.vector_arrays().items():
+        red, cat = workshop.model.text_encoder_output(encoder, [736, 2368])
+        assert np.array_equal(vectors, [red, cat, red])
+    with pytest.raises(UserError, match="--cross_initialization of <toy> needs the word whose output"):
+        setup.prepare(workshop.config(concept={"cross_initialization": True}))
