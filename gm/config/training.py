@@ -19,8 +19,13 @@ class ConceptConfig(Section):
     )
     cross_initialization: bool = option(
         False,
-        "the initial vectors are the outputs of the text encoders for initializer_token, not its token embeddings: "
-        "fewer steps for faces",
+        "the initial vectors are the outputs of the text encoders for initializer_token or the mean of "
+        "initializer_names_file, not the token embeddings: fewer steps for faces",
+    )
+    initializer_names_file: str | None = option(
+        None,
+        "text file of names, one per line, whose mean token embeddings are the initial vectors, for faces",
+        path="path",
     )
     initializer_file: str | None = option(None, "embedding file whose vectors are the initial vectors", path="path")
     learnable_property: str = option(
@@ -202,7 +207,7 @@ class LossConfig(Section):
         "are beside the class word",
         minimum=0.0,
     )
-    context_prompts: str | None = option(
+    context_prompt_file: str | None = option(
         None, "text file of the prompts of the context loss, one per line, {} for the placeholder token", path="path"
     )
     context_encoders: str = option(

@@ -91,4 +91,4 @@ def load(learnable_property: str, file: str | None) -> tuple[str, ...]:
 
     Raises UserError as `templates.read` does.
     """
-    return CONTEXT_PROMPTS[learnable_property] if file is None else templates.read(Path(file), "--context_prompts")
+    return CONTEXT_PROMPTS[learnable_property] if file is None else templates.read(Path(file), "--context_prompt_file")

@@ -14,6 +14,7 @@ import numpy as np
 from gm.data import templates
 from gm.data.image_reader import read_image
 from gm.embeddings import io as embedding_io
+from gm.embeddings.class_word import class_word
 from gm.embeddings.embedding import Embedding, safe_filename
 from gm.errors import UserError
 from gm.sampling import image_files
@@ -77,6 +78,8 @@ def prepare(
     embedding = embedding_io.load(source, family=None)
     token = placeholder_token or embedding.placeholder_token
     metadata = remove_private_paths(embedding.metadata)
+    if word := class_word(embedding):  # which may stand among the options of several concepts, with their paths
+        metadata["class_word"] = word
     embedding = dataclasses.replace(embedding, placeholder_token=token, metadata=metadata)
     type_of_concept = type_of_concept or _find_type_of_concept(metadata)
     prompt = " ".join((instance_prompt or templates.fill(templates.TEMPLATES[type_of_concept][0], token)).split())

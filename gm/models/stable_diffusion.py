@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from gm.config.model import ModelConfig
@@ -68,19 +68,17 @@ class StableDiffusion(nn.Cell):
             norms[name] = float(np.median(np.linalg.norm(vectors, axis=1)))
         return norms
 
-    def text_encoder_output(self, encoder: str, ids: Sequence[int]) -> np.ndarray:
-        """Return what a text encoder makes of the prompt of these `ids`, float32 [len(ids), width].
+    def text_encoder_output(self, encoder: str, vectors: np.ndarray) -> np.ndarray:
+        """Return what a text encoder makes of token embeddings [n, width] as a prompt, float32 [n, width].
 
-        It is the last layer's hidden state of each, after the final norm, as CLIP was trained.
+        It is the last layer's hidden state of each, after the final norm, as CLIP was trained. n is at most 75.
         """
-        length = self.config.context_length
-        prompt = np.full((1, length), END, np.int32)
-        kept = list(ids)[: length - 2]
-        prompt[0, : len(kept) + 1] = [START, *kept]
+        n, table_size = len(vectors), self.config.text_encoders[encoder].vocab_size
+        prompt = np.full((1, self.config.context_length), END, np.int32)
+        prompt[0, : n + 1] = [START, *range(table_size, table_size + n)]
         index = self.conditioner.names.index(encoder)
-        unused = ops.zeros((1, self.config.text_encoders[encoder].width), ms.float32)
-        states = self.conditioner.embedders[index].output(Tensor(prompt), unused)
-        return states.asnumpy()[0, 1 : len(kept) + 1].astype(np.float32)
+        states = self.conditioner.embedders[index].output(Tensor(prompt), Tensor(vectors.astype(np.float32)))
+        return np.asarray(states.asnumpy()[0, 1 : n + 1], np.float32)
 
     def enable_gradient_checkpointing(self) -> None:
         """Store only the input of each transformer block, and recompute the rest in the backward pass.

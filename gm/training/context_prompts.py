@@ -93,7 +93,7 @@ def read(config: Config, concepts: Sequence[ConceptConfig]) -> list[ContextPromp
                 "--initializer_token; give one, such as dog"
             )
         others = [each.placeholder_token for each in concepts if each is not concept]
-        for line in context_prompts.load(concept.learnable_property, config.loss.context_prompts):
+        for line in context_prompts.load(concept.learnable_property, config.loss.context_prompt_file):
             prompts.append(_prompt(line, concept, word, others, config.model.context_length))
     return prompts
 

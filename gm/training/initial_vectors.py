@@ -36,8 +36,11 @@ def _concept_vectors(
     if concept.initial_vectors is not None:
         vectors = concept.initial_vectors[encoder]
         return init.from_tokens(vectors, list(range(len(vectors))), num_vectors)
+    if concept.initializer_names is not None:
+        vectors = init.mean_of_names(table, concept.initializer_names, num_vectors)
+        return model.text_encoder_output(encoder, vectors) if concept.config.cross_initialization else vectors
     if concept.initializer_ids is not None and concept.config.cross_initialization:
-        outputs = model.text_encoder_output(encoder, concept.initializer_ids)
+        outputs = model.text_encoder_output(encoder, table[concept.initializer_ids[:num_vectors]])
         return init.from_tokens(outputs, list(range(len(outputs))), num_vectors)
     if concept.initializer_ids is not None:
         return init.from_tokens(table, concept.initializer_ids, num_vectors)

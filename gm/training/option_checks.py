@@ -46,7 +46,7 @@ _RULES = (
     ),
     Rule(
         "loss",
-        ("context_prompts", "context_encoders"),
+        ("context_prompt_file", "context_encoders"),
         "--context_loss_weight",
         lambda config: config.loss.context_loss_weight > 0,
     ),

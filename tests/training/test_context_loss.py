@@ -84,7 +84,7 @@ def test_value_and_gradient_equal_pytorch(
 ) -> None:
     case = cases(name)
     file = prompts_file(tmp_path, "a {} in the desert, at night", "{} on the moon", "one photo of {}")
-    loss = LossConfig(context_loss_weight=1.0, context_prompts=file, context_encoders=encoders)
+    loss = LossConfig(context_loss_weight=1.0, context_prompt_file=file, context_encoders=encoders)
     config = Config(model=case.config, loss=loss)
     concepts = [concept(num_vectors=2, word="cat"), concept("<hat>", 1, "straw hat")]
     sampler = context_prompts.create_sampler(case.model, config, context_prompts.read(config, concepts))
@@ -133,7 +133,7 @@ def test_the_class_word_itself_has_no_loss(smallest: Case) -> None:
 
 def test_context_tokens_are_those_after_the_token_up_to_the_end_of_the_text(smallest: Case, tmp_path: Path) -> None:
     file = prompts_file(tmp_path, "a photo of {} and {} in the desert")
-    config = Config(model=smallest.config, loss=LossConfig(**WEIGHT, context_prompts=file))
+    config = Config(model=smallest.config, loss=LossConfig(**WEIGHT, context_prompt_file=file))
     (prompt,) = context_prompts.read(config, [concept(num_vectors=3, word="plush toy")])
     tokenizer = Tokenizer()
     context = [*tokenizer.encode("and"), *tokenizer.encode("in the desert"), END]
@@ -156,15 +156,15 @@ def test_context_tokens_are_those_after_the_token_up_to_the_end_of_the_text(smal
 def test_prompts_that_cannot_be_compared_are_refused(
     smallest: Case, tmp_path: Path, concepts: list[ConceptConfig], lines: list[str], loss: dict[str, Any], message: str
 ) -> None:
-    options = LossConfig(**WEIGHT, context_prompts=prompts_file(tmp_path, *lines), **loss)
+    options = LossConfig(**WEIGHT, context_prompt_file=prompts_file(tmp_path, *lines), **loss)
     with pytest.raises(UserError) as caught:
         context_prompts.read(Config(model=smallest.config, loss=options), concepts)
     assert message in str(caught.value)
 
 
 def test_a_missing_file_of_prompts_is_named(smallest: Case, tmp_path: Path) -> None:
-    options = LossConfig(**WEIGHT, context_prompts=str(tmp_path / "none.txt"))
-    with pytest.raises(UserError, match=r"cannot read template file .*none.txt: .*; check --context_prompts"):
+    options = LossConfig(**WEIGHT, context_prompt_file=str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match=r"cannot read template file .*none.txt: .*; check --context_prompt_file"):
         context_prompts.read(Config(model=smallest.config, loss=options), [concept()])
 
 
@@ -235,7 +235,7 @@ def test_ranks_share_the_prompts_of_a_larger_batch(workshop: Workshop) -> None:
 
 def test_a_run_logs_the_context_loss_and_notices_changed_prompts(workshop: Workshop, tmp_path: Path) -> None:
     file = prompts_file(tmp_path, "{} in the desert", "{} on the moon")
-    loss = {**WEIGHT, "context_prompts": file, "initializer_reg_weight": 0.01}
+    loss = {**WEIGHT, "context_prompt_file": file, "initializer_reg_weight": 0.01}
     training = {"save_path": str(tmp_path / "run"), "total_step": 2}
     concepts = [{"placeholder_token": "<toy>"}, {"placeholder_token": "<hat>", "initializer_token": "straw hat"}]
     config = config_with_context(workshop, loss=loss, training=training, concepts=concepts)
