@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "benchmarks" / "weights"
 PROMPT = "a photo of a toy on a table"
 PLACEHOLDER = "<measured>"
+CLASS_WORD = "toy"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Case:
     low_memory: str = "auto"  # of the toolkit
     steps: int = 20  # of the sampler
     guidance: float = 5.0
+    context_loss: float = 0.0  # its weight
 
     @property
     def model(self) -> Size:
@@ -132,7 +134,9 @@ class Case:
                 "data_path": self.model.images,
                 "placeholder_token": PLACEHOLDER,
                 "num_vectors": self.vectors,
+                **({"initializer_token": CLASS_WORD} if self.context_loss else {}),
             },
+            loss={"context_loss_weight": self.context_loss},
             data={"resolution": self.resolution},
             training={
                 "train_batch_size": self.batch,

@@ -25,14 +25,14 @@ from gm.checkpoints.key_mapping import parameter_shapes
 from gm.checkpoints.networks import WeightFiles
 from gm.config import Config, RunConfig, SamplingConfig, cli, hub_models, schema
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding, combine
+from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
 from gm.lora import merging
 from gm.models import stable_diffusion
 from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import backend as backend_
 from gm.runtime.backend import Backend
-from gm.sampling import request, run
+from gm.sampling import adjusted_embeddings, request, run
 from gm.sampling.pipeline import Pipeline
 from gm.training import embedding_files, setup, trainer
 from gm.training.callbacks import Callback
@@ -179,14 +179,15 @@ def generate(
     """Generate one image per prompt, uint8 [H, W, 3]; image k has the seed `seed` + k.
 
     `sampling` overrides options of that config section (`seed=7, sample_step=20`, or `task="img2img", img=["a.png"]`
-    with one initial image). Raises UserError for invalid options.
+    with one initial image; `embedding_adjust="0.5,0.2"`). Raises UserError for invalid options.
     """
     options: SamplingConfig = dataclasses.replace(toolkit.config.sampling, **sampling)
     config = dataclasses.replace(toolkit.config, sampling=options)
     configuration.check(config)
     request.check(config.model, options)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    embeddings = combine(concepts, config.model)
+    of_each = [dataclasses.replace(options, prompt=each) for each in prompts] or [options]
+    embeddings = adjusted_embeddings.load(concepts, of_each, config.model)
     requests = request.image_requests(prompts, options, config.model, embeddings)
     grids = request.prompt_grids(requests, options, config.model)
     if len(grids) != 1:

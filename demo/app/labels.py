@@ -33,6 +33,8 @@ LABELS = {
     "guider": "Guider",
     "guidance_rescale": "Guidance rescale",
     "prompt_weights": "Prompt weights",
+    "embedding_adjust": "Embedding adjustment (alpha,rho)",
+    "embedding_class_word": "Class word (one a line)",
     "sd_xl_base_ratios": "Aspect ratio",
     "height": "Height",
     "width": "Width",

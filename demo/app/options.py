@@ -29,7 +29,7 @@ TABS = {  # under "More options"
         "sigma_max",
         "rho",
     ),
-    "Guidance": ("guider", "guidance_rescale", "prompt_weights"),
+    "Guidance": ("guider", "guidance_rescale", "prompt_weights", "embedding_adjust", "embedding_class_word"),
     "Size": (
         "sd_xl_base_ratios",
         "height",

@@ -103,6 +103,14 @@ class SamplingConfig(Section):
     prompt_weights: bool = option(
         True, "parse (word:1.3), [word], [a|b] and BREAK in prompts; False takes brackets literally"
     )
+    embedding_adjust: str | None = option(
+        None,
+        "alpha,rho: move embeddings towards their class word, in norm by alpha and in direction by rho (0.5,0.2 is "
+        "usual); <token>{alpha,rho} in a prompt sets it for one",
+    )
+    embedding_class_word: list[str] = option(
+        [], "class word for embedding_adjust where the embedding file has none, for all or each <token>=word"
+    )
     sampler: str = option("euler", "sampler")
     schedule: str = option("legacy", "noise schedule of the sampler", aliases=("discretization",))
     sigma_min: float = option(0.03, "lowest noise level of the schedule edm", minimum=1e-4)

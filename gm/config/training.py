@@ -17,6 +17,16 @@ class ConceptConfig(Section):
     initializer_token: str | None = option(
         None, "word or phrase whose token embeddings are the initial vectors; default: random vectors"
     )
+    cross_initialization: bool = option(
+        False,
+        "the initial vectors are the outputs of the text encoders for initializer_token or the mean of "
+        "initializer_names_file, not the token embeddings: fewer steps for faces",
+    )
+    initializer_names_file: str | None = option(
+        None,
+        "text file of names, one per line, whose mean token embeddings are the initial vectors, for faces",
+        path="path",
+    )
     initializer_file: str | None = option(None, "embedding file whose vectors are the initial vectors", path="path")
     learnable_property: str = option(
         "object", "type of the concept, selects the prompt templates", choices=("object", "style", "face")
@@ -190,7 +200,7 @@ class TrainingConfig(Section):
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Section):
     """Training loss."""
 
     loss_type: str = option("l2", "squared error or pseudo-Huber loss", choices=("l2", "huber"))
@@ -210,4 +220,19 @@ class LossConfig:
     )
     debiased_estimation_loss: bool = option(
         False, "debiased weights of the timesteps: 1 / SNR^0.5, for v_prediction 1 / (SNR + 1)"
+    )
+    context_loss_weight: float = option(
+        0.0,
+        "weight of the context loss: words in prompts without images shall be beside the placeholder token what they "
+        "are beside the class word",
+        minimum=0.0,
+    )
+    context_prompt_file: str | None = option(
+        None, "text file of the prompts of the context loss, one per line, {} for the placeholder token", path="path"
+    )
+    context_encoders: str = option(
+        "all", "text encoders that the context loss looks at", choices=("all", "clip_l", "clip_g", "clip_h")
+    )
+    initializer_reg_weight: float = option(
+        0.0, "weight of the distance from the initial vectors; cross initialization is published with 1e-5", minimum=0.0
     )

@@ -84,7 +84,7 @@ def load(learnable_property: str, template_file: str | None) -> tuple[str, ...]:
     UserError for an unknown property, a file that cannot be read or has no template, and a line without `{}`.
     """
     if template_file is not None:
-        return _read(Path(template_file))
+        return read(Path(template_file))
     if learnable_property not in TEMPLATES:
         hint = did_you_mean(learnable_property, TEMPLATES)
         raise UserError(f"no templates for {learnable_property!r}; there are {', '.join(TEMPLATES)}{hint}")
@@ -103,13 +103,14 @@ def fill(template: str, placeholder_token: str, class_word: str | None = None) -
     return place.sub(lambda match: placeholder_token + (match[1] or f" {class_word}"), template)
 
 
-def _read(path: Path) -> tuple[str, ...]:
+def read(path: Path, option: str = "--template_file") -> tuple[str, ...]:
+    """Return the lines of a template file, which `option` names, as `load` does."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte order mark in front
     except UnicodeDecodeError as error:
         raise UserError(f"template file {path} is not UTF-8 text; save it with that encoding") from error
     except OSError as error:
-        raise UserError(f"cannot read template file {path}: {error.strerror}; check --template_file") from error
+        raise UserError(f"cannot read template file {path}: {error.strerror}; check {option}") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
     templates = [(number, line) for number, line in lines if line and not line.startswith("#")]
     for number, line in templates:

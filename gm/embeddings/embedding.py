@@ -49,14 +49,26 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class VectorAdjustment:
+    """Vectors, by their place among all, that sampling moves towards the tokens of a class word (TEA's α and ρ)."""
+
+    vector_slice: slice
+    class_ids: tuple[int, ...]
+    alpha: float
+    rho: float
+
+
+@dataclass(frozen=True)
 class LoadedEmbeddings:
     """Embeddings combined for the text encoders: a tokenizer with their placeholder tokens, and all vectors.
 
-    `vectors` [total, width] by text encoder; token id `vocab_size + k` selects vector k.
+    `vectors` [total, width] by text encoder; token id `vocab_size + k` selects vector k. `adjustments` change some of
+    them once the token tables of the model are at hand (`gm.embeddings.adjustment`).
     """
 
     tokenizer: Tokenizer
     vectors: dict[str, np.ndarray]
+    adjustments: tuple[VectorAdjustment, ...] = ()
 
 
 def safe_filename(token: str) -> str:

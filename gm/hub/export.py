@@ -14,6 +14,7 @@ import numpy as np
 from gm.data import templates
 from gm.data.image_reader import read_image
 from gm.embeddings import io as embedding_io
+from gm.embeddings.class_word import class_word
 from gm.embeddings.embedding import Embedding, safe_filename
 from gm.errors import UserError
 from gm.sampling import image_files
@@ -77,10 +78,12 @@ def prepare(
     embedding = embedding_io.load(source, family=None)
     token = placeholder_token or embedding.placeholder_token
     metadata = remove_private_paths(embedding.metadata)
+    trained_word = str(metadata.get("class_word") or "")
+    if word := class_word(embedding):  # which may stand among the options of several concepts, with their paths
+        metadata["class_word"] = word
     embedding = dataclasses.replace(embedding, placeholder_token=token, metadata=metadata)
     type_of_concept = type_of_concept or _find_type_of_concept(metadata)
-    class_word = str(metadata.get("class_word") or "")
-    first = templates.fill(templates.TEMPLATES[type_of_concept][0], token, class_word)
+    first = templates.fill(templates.TEMPLATES[type_of_concept][0], token, trained_word)
     prompt = " ".join((instance_prompt or first).split())
     if token.lower() not in prompt.lower():
         raise UserError(f"--instance_prompt {prompt!r} does not contain the placeholder token {token}")

@@ -28,6 +28,9 @@ class _CLIPEmbedder(nn.Cell):
     ) -> tuple[Tensor, Tensor | None]:
         return self.transformer(token_ids, embedding_vectors), None
 
+    def output(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
+        return self.transformer.output(token_ids, embedding_vectors)
+
     @property
     def token_embedding(self) -> TokenEmbedding:
         return self.transformer.text_model.embeddings.token_embedding
@@ -47,6 +50,9 @@ class _OpenCLIPEmbedder(nn.Cell):
         if self.final:
             return self.model(token_ids, embedding_vectors), None
         return self.model(token_ids, embedding_vectors, pool_position)
+
+    def output(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
+        return self.model.output(token_ids, embedding_vectors)
 
     @property
     def token_embedding(self) -> TokenEmbedding:

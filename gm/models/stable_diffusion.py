@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from gm.config.model import ModelConfig
@@ -22,6 +22,7 @@ from gm.models.vae import AutoencoderKL
 from gm.ops import ascend
 from gm.runtime import backend
 from gm.runtime.backend import DType
+from gm.text.bpe import END, START
 
 
 class _DiffusionWrapper(nn.Cell):
@@ -66,6 +67,18 @@ class StableDiffusion(nn.Cell):
             vectors = table[list(ids)].astype(np.float32)
             norms[name] = float(np.median(np.linalg.norm(vectors, axis=1)))
         return norms
+
+    def text_encoder_output(self, encoder: str, vectors: np.ndarray) -> np.ndarray:
+        """Return what a text encoder makes of token embeddings [n, width] as a prompt, float32 [n, width].
+
+        It is the last layer's hidden state of each, after the final norm, as CLIP was trained. n is at most 75.
+        """
+        n, table_size = len(vectors), self.config.text_encoders[encoder].vocab_size
+        prompt = np.full((1, self.config.context_length), END, np.int32)
+        prompt[0, : n + 1] = [START, *range(table_size, table_size + n)]
+        index = self.conditioner.names.index(encoder)
+        states = self.conditioner.embedders[index].output(Tensor(prompt), Tensor(vectors.astype(np.float32)))
+        return np.asarray(states.asnumpy()[0, 1 : n + 1], np.float32)
 
     def enable_gradient_checkpointing(self) -> None:
         """Store only the input of each transformer block, and recompute the rest in the backward pass.

@@ -89,13 +89,18 @@ class _CLIPTextModel(nn.Cell):
         self.final_layer_norm = LayerNorm(config.width)
 
     def construct(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
-        x = layout.from_tokens(self.embeddings(token_ids, embedding_vectors))
-        # SDXL's checkpoint has the last layer and the norm, but nothing computes them.
-        for index in range(self.num_run):
-            x = self.encoder.layers[index](x)
+        # SDXL's checkpoint has the last layer and the norm, but images need neither.
+        x = self.run_layers(token_ids, embedding_vectors, self.num_run)
         if self.final:
             x = self.final_layer_norm(x)
         return layout.to_tokens(x)
+
+    def run_layers(self, token_ids: Tensor, embedding_vectors: Tensor, count: int) -> Tensor:
+        """Return the output of the first `count` layers, a sequence of `gm.ops.layout`."""
+        x = layout.from_tokens(self.embeddings(token_ids, embedding_vectors))
+        for index in range(count):
+            x = self.encoder.layers[index](x)
+        return x
 
 
 class CLIPTextEncoder(nn.Cell):
@@ -111,6 +116,12 @@ class CLIPTextEncoder(nn.Cell):
 
     def construct(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
         return self.text_model(token_ids, embedding_vectors)
+
+    def output(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
+        """Return the last layer's hidden states after the final norm [N, 77, width], with or without `final`."""
+        model = self.text_model
+        hidden = model.run_layers(token_ids, embedding_vectors, len(model.encoder.layers))
+        return layout.to_tokens(model.final_layer_norm(hidden))
 
 
 class _OpenCLIPAttention(nn.Cell):
@@ -181,6 +192,11 @@ class _OpenCLIPText(nn.Cell):
         for index in range(count):
             hidden = self.transformer.resblocks[index](hidden)
         return hidden
+
+    def output(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:
+        """Return the last layer's hidden states after the final norm [N, 77, width]."""
+        hidden = self.run_layers(token_ids, embedding_vectors, len(self.transformer.resblocks))
+        return layout.to_tokens(self.ln_final(hidden))
 
 
 class OpenCLIPFinalTextEncoder(_OpenCLIPText):

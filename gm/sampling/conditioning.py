@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from gm.embeddings import adjustment
 from gm.embeddings.embedding import LoadedEmbeddings
 from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend, compile_cell
@@ -95,6 +96,12 @@ class PromptEncoder:
         sizes = np.ascontiguousarray(np.broadcast_to(sizes, (len(column), sizes.shape[1])))
         names = list(self.model.config.text_encoders)
         pool_position = pool_positions(ids[names[-1]], self.pooling)
-        tokens = [ids[name] for name in names] + [embeddings.vectors[name] for name in names]
+        vectors = adjustment.adjusted_vectors(embeddings, names, self._token_vectors)
+        tokens = [ids[name] for name in names] + [vectors[name] for name in names]
         encoded = self.conditioner(Tensor(pool_position), Tensor(sizes), *map(Tensor, tokens))
         return encoded if isinstance(encoded, tuple) else (encoded, None)
+
+    def _token_vectors(self, encoder: str, ids: Sequence[int]) -> np.ndarray:
+        """Return the rows of `ids` in a text encoder's token table, float32 [n, width]."""
+        table = self.model.conditioner.token_embeddings()[encoder].embedding_table
+        return ops.gather(table, Tensor(list(ids), ms.int32), 0).asnumpy().astype(np.float32)

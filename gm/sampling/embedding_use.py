@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gm.embeddings.embedding import UNKNOWN_POOLING, Embedding
 from gm.errors import UserError
+from gm.text import adjusted_references
 from gm.text.prompt_parser import PromptSchedule
 from gm.text.tokenizer import Tokenizer
 
@@ -35,7 +36,7 @@ def check(
     }
     for concept in concepts:
         token = concept.placeholder_token
-        if not used & set(tokenizer.placeholders[token]):
+        if not used & adjusted_references.adjusted_ids(token, tokenizer):
             if not literal:
                 _check_not_called_by_file_name(concept, prompts)
             log.warning("no prompt uses %s", token)

@@ -71,8 +71,8 @@ class Session:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        files, family = config.sampling.textual_inversion_weight, config.model.family
-        concepts = [each for path in files for each in embedding_io.load_all(path, family)]
+        paths, family = config.sampling.textual_inversion_weight, config.model.family
+        concepts = [each for path in paths for each in embedding_io.load_all(path, family)]
         self.tokens = [concept.placeholder_token for concept in concepts]
         self.seed = config.sampling.seed
         self.lines: list[str] = []

@@ -126,6 +126,8 @@ def a1111_infotext(parameters: dict[str, Any], size: Resolution, concepts: Seque
     if concepts:
         hashes = (f"{concept.placeholder_token}: {_vectors_hash(concept)}" for concept in concepts)
         fields["TI hashes"] = ", ".join(hashes)
+    if concepts and parameters.get("embedding_adjust"):
+        fields["Embedding adjust"] = parameters["embedding_adjust"]
     fields["Version"] = "Textual inversion on MindSpore"
     return "\n".join([*lines, ", ".join(f"{name}: {_quote(value)}" for name, value in fields.items())])
 

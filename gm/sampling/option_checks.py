@@ -52,6 +52,12 @@ _RULES = (
         "--add_pipeline",
         lambda config: config.sampling.add_pipeline,
     ),
+    Rule(
+        "sampling",
+        ("embedding_adjust", "embedding_class_word"),
+        "--textual_inversion_weight",
+        lambda config: bool(config.sampling.textual_inversion_weight),
+    ),
     Rule("sampling", ("vae_tile_size",), "--vae_tiling", lambda config: config.sampling.vae_tiling),
     Rule(
         "sampling",

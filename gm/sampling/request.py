@@ -17,11 +17,19 @@ from gm.config.model import ModelConfig, VAEConfig
 from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
 from gm.embeddings import io as embedding_io
-from gm.embeddings.embedding import Embedding, LoadedEmbeddings, combine
+from gm.embeddings.embedding import Embedding, LoadedEmbeddings
 from gm.errors import UserError
 from gm.lora import files as lora_files
 from gm.runtime import atomic_io, rng
-from gm.sampling import embedding_use, init_image, option_checks, prompt_file, resolution, vae_decode
+from gm.sampling import (
+    adjusted_embeddings,
+    embedding_use,
+    init_image,
+    option_checks,
+    prompt_file,
+    resolution,
+    vae_decode,
+)
 from gm.sampling.resolution import Resolution
 from gm.text import prompt_parser
 from gm.text.prompt_parser import PromptSchedule
@@ -115,13 +123,13 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
         log.warning("%s", sentence)
     paths, family = sampling.textual_inversion_weight, config.model.family
     concepts = [concept for path in paths for concept in embedding_io.load_all(path, family)]
-    embeddings = combine(concepts, config.model)
     lines = prompt_file.read(sampling.prompt, "--prompt", literal)
     is_file = lines != [sampling.prompt]
     overrides = [prompt_file.parse(line) if is_file else {} for line in lines]
     options = [dataclasses.replace(sampling, **line) for line in overrides]
     for line_options in options:
         check(config.model, line_options)
+    embeddings = adjusted_embeddings.load(concepts, options, config.model)
     count = sampling.num_rows * sampling.num_cols
     requests = [image_requests([line.prompt] * count, line, config.model, embeddings) for line in options]
     prompts = [prompt for line in requests for prompt in (line[0].prompt, line[0].negative_prompt)]

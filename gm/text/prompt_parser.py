@@ -19,7 +19,8 @@ that the tree shows in one step and reads the emphasis in it (`gm.text.emphasis`
 
 No prompt of this language is a syntax error; what only another program understands is refused
 (`gm.text.foreign_syntax`), and its names of embeddings become placeholder tokens first
-(`gm.text.embedding_references`). Brackets match by these rules:
+(`gm.text.embedding_references`), as do placeholder tokens with an adjustment (`gm.text.adjusted_references`). Brackets
+match by these rules:
 
 - A closing bracket matches the last open bracket of its kind. Brackets of the other kind that were opened in between
   have no partner in the tree: they are ordinary items of the pair around them.
@@ -37,7 +38,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gm.text import chunks, embedding_references, foreign_syntax
+from gm.text import adjusted_references, chunks, embedding_references, foreign_syntax
 from gm.text.chunks import TokenChunks, WeightedIds
 from gm.text.emphasis import weighted_texts
 from gm.text.lexer import BAR, CLOSING, COLON, OPEN_SQUARE, OPENING, Token, tokenize
@@ -83,12 +84,13 @@ def parse(prompt: str, tokenizer: Tokenizer, steps: int, weights: bool = True) -
     """Return what `prompt` shows in each of `steps` sampling steps; without `weights` all of it is plain text.
 
     Placeholder tokens are never syntax, whatever characters they contain. Weights are rounded to six decimals. Raises
-    UserError for a weight beyond ±1000, for ``embedding:name`` without such an embedding, and for syntax that only
-    other programs have.
+    UserError for a weight beyond ±1000, for ``embedding:name`` without such an embedding, for an adjustment that
+    `adjusted_references` refuses, and for syntax that only other programs have.
     """
     prompt = embedding_references.resolve(prompt, tokenizer)
     if not weights:
         return PromptSchedule((chunks.encode_literally(prompt, tokenizer),), (0,) * steps)
+    prompt = adjusted_references.resolve(prompt, tokenizer)
     foreign_syntax.check(prompt, tokenizer.placeholder_spans(prompt))
     tree = parse_tree(tokenize(prompt, tokenizer), steps)
     encode = functools.cache(tokenizer.encode)

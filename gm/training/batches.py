@@ -15,6 +15,7 @@ from gm.text.chunks import TokenChunks
 from gm.text.tokenizer import START, pool_positions
 from gm.training import batch_sampler, concept_data
 from gm.training.batch_sampler import PromptChoice, Sample
+from gm.training.context_prompts import ContextSampler
 from gm.training.setup import TrainingSetup
 from gm.training.train_step import Batch, NegativePrompt
 
@@ -26,12 +27,20 @@ _MAX_QUOTE = 60  # characters of a prompt in the log
 class BatchLoader:
     """Makes the batches of one rank of `world` from the setup of a run and its encoded images."""
 
-    def __init__(self, setup: TrainingSetup, latents: LatentCache, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        latents: LatentCache,
+        rank: int = 0,
+        world: int = 1,
+        context: ContextSampler | None = None,
+    ) -> None:
         config = setup.config
         self.config = config
         self.latents = latents
         self.rank = rank
         self.world = world
+        self.context = context
         self.sigmas = schedule.training_sigmas(config.model.schedule)
         self.timestep_weights = losses.timestep_weights(self.sigmas, config.loss, config.model.schedule.prediction)
         last = config.loss.max_timestep
@@ -69,7 +78,10 @@ class BatchLoader:
             bias=self.config.loss.timestep_bias,
             flip=self.config.data.random_flip,
         )
-        return self.assemble(samples, "training")
+        batch = self.assemble(samples, "training")
+        if self.context is None:
+            return batch
+        return batch._replace(context=self.context.inputs([sample.index for sample in samples]))
 
     def assemble(self, samples: list[Sample], stream: str, plain: bool = False) -> Batch:
         """Return the batch of `samples`; noise is a function of (seed, `stream`, index of the sample).

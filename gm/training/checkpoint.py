@@ -38,7 +38,8 @@ _FIXED_OPTIONS = {
     r"concepts?\.(\d+\.)?num_vectors": "the vectors exist already",
     r"training\.optimizer": "the optimizer state is that of the other",
     r"training\.token_scale": "the vectors have their norm already",
-    r"concepts?\.(\d+\.)?initializer_(token|file)": "the vectors are initialized already",
+    r"concepts?\.(\d+\.)?initializer_(token|file|names_file)": "the vectors are initialized already",
+    r"concepts?\.(\d+\.)?cross_initialization": "the vectors are initialized already",
     r"concepts?\.(\d+\.)?negative": "the vectors were trained without that rule",
 }
 

@@ -20,6 +20,7 @@ from gm.embeddings import init
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import check_dims, safe_filename
 from gm.errors import UserError
+from gm.sampling import prompt_file
 from gm.text.tokenizer import VOCAB_SIZE, Tokenizer
 
 log = logging.getLogger("gm")
@@ -31,8 +32,8 @@ class TrainingConcept:
 
     file_stem: its name in file names; vector_slice: its part of the embedding vectors of all concepts; prompts: the
     templates, filled in; captions: those of each image (none: use a template), or empty; initializer_ids: tokens whose
-    embeddings are the initial vectors; initial_vectors: vectors of an embedding file by text encoder. Without both, the
-    initial vectors are random.
+    embeddings are the initial vectors; initial_vectors: vectors of an embedding file by text encoder;
+    initializer_names: token ids of names whose mean is taken. Without all of them, the initial vectors are random.
     """
 
     config: ConceptConfig
@@ -43,6 +44,7 @@ class TrainingConcept:
     captions: tuple[Captions, ...] = ()
     initializer_ids: list[int] | None = None
     initial_vectors: dict[str, np.ndarray] | None = None
+    initializer_names: list[list[int]] | None = None
 
     @property
     def placeholder_token(self) -> str:
@@ -81,6 +83,7 @@ def read(
         prompts=(),
         initializer_ids=_initializer_ids(concept, tokenizer),
         initial_vectors=_initial_vectors(concept, config.model),
+        initializer_names=_initializer_names(concept, tokenizer.context_length),
     )
     if concept.negative:
         return training_concept
@@ -100,9 +103,9 @@ def read(
     return dataclasses.replace(training_concept, images=images, prompts=prompts, captions=image_captions)
 
 
-def fingerprint(concepts: Sequence[TrainingConcept]) -> str:
-    """Return a hash of all images, masks, prompts and captions."""
-    digest = hashlib.sha256()
+def fingerprint(concepts: Sequence[TrainingConcept], context_prompts: Sequence[str] = ()) -> str:
+    """Return a hash of all images, masks, prompts and captions, and of the `context_prompts` if there are any."""
+    digest = hashlib.sha256("\n".join(context_prompts).encode())
     for concept in concepts:
         # A single caption stands by itself, and none is None, as in the checkpoints of earlier versions.
         captions = tuple(each if len(each) > 1 else next(iter(each), None) for each in concept.captions)
@@ -157,6 +160,11 @@ def _check_class_word(concept: ConceptConfig, tokenizer: Tokenizer) -> None:
 
 def _initializer_ids(concept: ConceptConfig, tokenizer: Tokenizer) -> list[int] | None:
     if concept.initializer_token is None:
+        if concept.cross_initialization and concept.initializer_names_file is None:
+            raise UserError(
+                f"--cross_initialization of {concept.placeholder_token} needs the word whose output its vectors begin "
+                "with; give --initializer_token, or for faces --initializer_names_file"
+            )
         return None
     ids = init.token_ids(concept.initializer_token, Tokenizer(tokenizer.context_length))  # without placeholder tokens
     if len(ids) > concept.num_vectors:
@@ -168,6 +176,23 @@ def _initializer_ids(concept: ConceptConfig, tokenizer: Tokenizer) -> list[int] 
             concept.num_vectors,
         )
     return ids
+
+
+def _initializer_names(concept: ConceptConfig, context_length: int) -> list[list[int]] | None:
+    """Return the token ids of the names in `initializer_names_file`; UserError if it holds none."""
+    if concept.initializer_names_file is None:
+        return None
+    for option in ("initializer_token", "initializer_file"):
+        if getattr(concept, option) is not None:
+            raise UserError(f"--initializer_names_file and --{option} exclude each other; give one of them")
+    lines = prompt_file.read(concept.initializer_names_file, "--initializer_names_file")
+    if lines == [concept.initializer_names_file]:
+        raise UserError(f"--initializer_names_file {lines[0]} is not a file; give a text file with a name a line")
+    tokenizer = Tokenizer(context_length)  # without placeholder tokens
+    names = [ids for ids in map(tokenizer.encode, lines) if ids]
+    if not names:
+        raise UserError(f"--initializer_names_file {concept.initializer_names_file} has no name; write a name a line")
+    return names
 
 
 def _initial_vectors(concept: ConceptConfig, model: ModelConfig) -> dict[str, np.ndarray] | None:

@@ -113,6 +113,7 @@ def _curves(records: Sequence[dict[str, Any]]) -> list[str]:
         ("Loss", {"smoothed": "loss_smoothed", "validation": "validation_loss"}),
         ("Learning rate", {"learning rate": "learning_rate"}),
         ("Gradient norm", {"before clipping": "gradient_norm"}),
+        ("Context loss", {"without its weight": "context_loss"}),
     ):
         curves = {label: points for label, name in names.items() if (points := curve(records, name))}
         if curves:

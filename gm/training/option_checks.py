@@ -48,6 +48,12 @@ _RULES = (
         "a negative concept",
         lambda config: any(concept.negative for concept in config.concepts),
     ),
+    Rule(
+        "loss",
+        ("context_prompt_file", "context_encoders"),
+        "--context_loss_weight",
+        lambda config: config.loss.context_loss_weight > 0,
+    ),
     Rule("data", ("bucket_reso_steps",), "--enable_bucket", lambda config: config.data.enable_bucket),
     Rule("data", ("unmasked_weight",), "--masks", lambda config: config.data.masks),
     Rule("data", ("template_probability",), "--captions", lambda config: config.data.captions),

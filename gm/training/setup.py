@@ -7,18 +7,23 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gm.config import ConceptConfig, Config, SamplingConfig, family_options
+from gm.config.model import ModelConfig
 from gm.data import bucketing, templates
 from gm.data.image import CroppedImage
+from gm.embeddings.embedding import NO_POOLING, Embedding
 from gm.errors import UserError
 from gm.lora import files as lora_files
 from gm.lora.files import LoraRecord
 from gm.runtime import atomic_io
-from gm.sampling import prompt_file, resolution
+from gm.sampling import adjusted_embeddings, prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
-from gm.training import checkpoint, concept_data, learned_embeds, optimizer_options, option_checks
+from gm.training import checkpoint, concept_data, context_prompts, learned_embeds, optimizer_options, option_checks
 from gm.training.checkpoint import Checkpoint
 from gm.training.concept_data import TrainingConcept
+from gm.training.context_prompts import ContextPrompt
 
 log = logging.getLogger("gm")
 
@@ -35,6 +40,7 @@ class TrainingSetup:
     resume_from: Checkpoint | None = None
     changed_options: dict[str, str] = field(default_factory=dict)  # since that checkpoint, as "old → new"
     loras: list[LoraRecord] = field(default_factory=list)  # merged into the frozen weights
+    context_prompts: list[ContextPrompt] = field(default_factory=list)  # of the context loss, if it has a weight
 
     @property
     def num_updates(self) -> int:
@@ -74,12 +80,13 @@ def prepare(config: Config) -> TrainingSetup:
         concept_data.read(concept, stem, config, tokenizer, bucket_sizes)
         for concept, stem in zip(concept_configs, concept_data.file_stems(concept_configs), strict=True)
     ]
-    fingerprint = concept_data.fingerprint(concepts)
+    prompts = context_prompts.read(config, concept_configs)
+    fingerprint = concept_data.fingerprint(concepts, [prompt.text for prompt in prompts])
     if resume_from and resume_from.data_fingerprint not in ("", fingerprint):
         log.warning("--resume: images, captions or templates have changed")
         changed_options["images, captions or templates"] = f"{resume_from.data_fingerprint} → {fingerprint}"
     setup = TrainingSetup(
-        config, concepts, sample_requests, tokenizer, fingerprint, resume_from, changed_options, loras
+        config, concepts, sample_requests, tokenizer, fingerprint, resume_from, changed_options, loras, prompts
     )
     _log_ineffective_options(setup)
     if bucket_sizes:
@@ -131,7 +138,18 @@ def _sample_requests(config: Config, concepts: list[ConceptConfig], tokenizer: T
             raise UserError(f"{option} {request.prompt!r} holds neither {{}} nor {' nor '.join(tokens)}; add one")
         resolution.from_options(request, config.model)
         requests.append(request)
+    if config.training.infer_during_train:
+        adjusted_embeddings.load([_untrained(each, config.model) for each in concepts], requests, config.model)
     return requests
+
+
+def _untrained(concept: ConceptConfig, model: ModelConfig) -> Embedding:
+    """Return an embedding of zeros with the metadata of the concept, to check requests with."""
+    shapes = {name: (concept.num_vectors, encoder.width) for name, encoder in model.text_encoders.items()}
+    vectors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    pooling = "end_of_text" if model.has_class_embedding else NO_POOLING
+    metadata = {"recipe": {"concept": dataclasses.asdict(concept)}}
+    return Embedding(concept.placeholder_token, vectors, pooling, metadata)
 
 
 def _sample_prompts(config: Config, concepts: list[ConceptConfig]) -> list[tuple[str, str]]:

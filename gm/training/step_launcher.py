@@ -12,6 +12,8 @@ from mindspore import Tensor
 from gm.runtime.backend import compile_cell
 from gm.training import lr_schedule, optimizer
 from gm.training.callbacks.base import TrainerView
+from gm.training.initial_vectors import initial_vectors
+from gm.training.regularization import ContextLoss, InitialDistance
 from gm.training.signals import StopSignals
 from gm.training.train_step import Batch, TrainStep
 
@@ -28,11 +30,14 @@ class LaunchedStep:
     gradient_norm: Tensor | None
     means: Callable[[], list[float]]
 
-    def read(self) -> tuple[float, bool, bool, float | None]:
-        """Return over all ranks the mean loss, whether all were finite, whether any was signalled to stop; the norm."""
-        loss, finite_share, stop_share = self.means()
+    def read(self) -> tuple[float, bool, bool, float | None, float | None]:
+        """Return over all ranks the mean loss, whether all were finite, whether any was signalled to stop.
+
+        Then the gradient norm, and the mean context loss; None for one that there is not.
+        """
+        loss, finite_share, stop_share, *context = self.means()
         norm = None if self.gradient_norm is None else float(self.gradient_norm)
-        return loss, finite_share == 1.0, stop_share > 0, norm
+        return loss, finite_share == 1.0, stop_share > 0, norm, context[0] if context else None
 
 
 class StepLauncher:
@@ -55,14 +60,14 @@ class StepLauncher:
         """Launch a step, counted from 1, and the update after it if one is due."""
         vectors = self.vectors
         learning_rates = self._learning_rates()
-        loss, finite = self.train_step(*batch.inputs)
+        loss, finite, *context = self.train_step(*batch.inputs)
         gradient_norm = None
         if self.has_update(step):
             with self.backend.abort_after_timeout():
                 gradient_norm = self.optimizer_step(*(Tensor(rate, ms.float32) for rate in learning_rates))
             self.updates += 1
             self.vectors = self.copy_vectors()
-        means = self.backend.launch_all_reduce_mean((loss, finite, float(self.signals.stop_requested)))
+        means = self.backend.launch_all_reduce_mean((loss, finite, float(self.signals.stop_requested), *context))
         return LaunchedStep(step, self.updates, max(learning_rates), vectors, started, gradient_norm, means)
 
     def has_update(self, step: int) -> bool:
@@ -78,11 +83,15 @@ class StepLauncher:
         return lr_schedule.learning_rates(update, num_updates, training, self.state.encoders, self.backend.world_size)
 
 
-def _compile(trainer: TrainerView) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
+def _compile(trainer: TrainerView) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., Tensor]]:
     """Return training step and optimizer, in graph mode as graphs, compiled at their first call."""
     config, backend, batches = trainer.setup.config, trainer.backend, trainer.batches
     half = backend.dtype == ms.float16
-    train_step = TrainStep(trainer.model, trainer.state, half, config.loss, batches.negative)
+    context_loss = ContextLoss(trainer.model, batches.context.encoders) if batches.context else None
+    distance = None
+    if config.loss.initializer_reg_weight:
+        distance = InitialDistance(initial_vectors(trainer.model, trainer.setup))
+    train_step = TrainStep(trainer.model, trainer.state, half, config.loss, batches.negative, context_loss, distance)
     token_norms: tuple[float, ...] = ()
     if config.training.preserve_embedding_norm:
         token_norms = tuple(trainer.model.token_norms(batches.prompt_tokens).values())

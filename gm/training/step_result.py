@@ -26,6 +26,7 @@ class StepResult:
     seconds: float
     ended: str | None = None  # STOPPED or DIVERGED if this step ended the run early
     is_last: bool = False
+    context_loss: float | None = None  # part of the loss, without its weight; None without a context loss
 
 
 class MovingAverage:

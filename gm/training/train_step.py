@@ -16,8 +16,10 @@ from gm.config import LossConfig
 from gm.diffusion import guidance, losses
 from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import float_status
+from gm.training.regularization import ContextLoss, InitialDistance
 from gm.training.train_state import TrainState
 
+_NUM_SHARED = 6  # inputs of a step that are no tuples
 _SCALE_WINDOW = 1000  # finite steps after which the loss scale doubles
 
 
@@ -41,11 +43,12 @@ class Batch(NamedTuple):
     sizes: Tensor  # size conditioning, float32 [B, 6]
     pool_position: Tensor  # int32 [B]
     ids: tuple[Tensor, ...]  # of each text encoder, int32 [B, 77], for prompts of K chunks [B, K, 77]
+    context: tuple[Tensor, ...] = ()  # of the context loss (gm.training.context_prompts)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The fields as the arguments of `TrainStep`: a graph takes tensors, not tuples of them."""
-        return (*self[:-1], *self.ids)
+        return (*self[:_NUM_SHARED], *self.ids, *self.context)
 
 
 class DiffusionLoss(nn.Cell):
@@ -68,8 +71,8 @@ class DiffusionLoss(nn.Cell):
             self.negative_ids = tuple(Tensor(ids) for ids in negative.ids)
 
     def construct(self, vectors: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> Tensor:
-        x, target, loss_weight, timesteps, sizes, pool_position = batch[:6]
-        ids = batch[6:]
+        x, target, loss_weight, timesteps, sizes, pool_position = batch[:_NUM_SHARED]
+        ids = batch[_NUM_SHARED:]
         if self.has_negative:
             # One pass of twice the batch, the negative prompt first.
             x = ops.concat((x, x))
@@ -97,7 +100,8 @@ class TrainStep(nn.Cell):
 
     Takes the `inputs` of a `Batch`. Returns the loss and whether loss and gradient are finite: a gradient that is not
     is left out of the sums, and with `half` the loss scale is halved. On cards that saturate, a gradient counts as
-    finite if nothing overflowed in the backward pass.
+    finite if nothing overflowed in the backward pass. With a `context_loss` its value is the third result. It and the
+    distance from the initial vectors, with their weights in `config`, are part of the loss.
     """
 
     def __init__(
@@ -107,9 +111,19 @@ class TrainStep(nn.Cell):
         half: bool = False,
         config: LossConfig | None = None,
         negative: NegativePrompt | None = None,
+        context_loss: ContextLoss | None = None,
+        initial_distance: InitialDistance | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.loss = DiffusionLoss(model, config or LossConfig(), negative)
+        config = config or LossConfig()
+        self.loss = DiffusionLoss(model, config, negative)
+        self.has_context_loss = context_loss is not None
+        if context_loss is not None:
+            self.context_loss = context_loss
+            self.context_weight = config.context_loss_weight
+        self.initial_distance = initial_distance
+        self.distance_weight = config.initializer_reg_weight
+        self.num_inputs = _NUM_SHARED + len(state.encoders)  # of the diffusion loss
         self.state = state
         self.half = half
         self.saturates = half and float_status.saturates()
@@ -118,15 +132,32 @@ class TrainStep(nn.Cell):
 
     def scaled_loss(self, scale: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the loss times `scale`, a power of two that keeps float16 gradients from underflowing."""
-        loss = self.loss(self.state.vectors, batch)
+        return self._scaled(self.loss(self.state.vectors, batch), scale)
+
+    def scaled_loss_and_context(self, scale: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return the loss with the context loss, times `scale`, and the context loss alone."""
+        context = self.context_loss(self.state.vectors, batch[self.num_inputs :])
+        loss = self.loss(self.state.vectors, batch[: self.num_inputs]) + self.context_weight * context
+        return self._scaled(loss, scale), context
+
+    def _scaled(self, loss: Tensor, scale: Tensor) -> Tensor:
+        if self.initial_distance is not None:
+            loss = loss + self.distance_weight * self.initial_distance(self.state.vectors)
         if self.saturates:
             scale = float_status.clear_after(loss, scale)  # which the backward pass begins with
         return loss * scale
 
-    def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
         state = self.state
         scale = state.loss_scale * 1.0
-        scaled_loss, gradients = ms.value_and_grad(self.scaled_loss, None, self.trainable)(scale, batch)
+        context: tuple[Tensor, ...] = ()
+        if not self.has_context_loss:
+            scaled_loss, gradients = ms.value_and_grad(self.scaled_loss, None, self.trainable)(scale, batch)
+        else:
+            function = ms.value_and_grad(self.scaled_loss_and_context, None, self.trainable, has_aux=True)
+            values, gradients = function(scale, batch)
+            scaled_loss = values[0]
+            context = (values[1],)
         total = scaled_loss
         for k in self.encoder_indices:
             total = total + gradients[k].sum()
@@ -138,7 +169,7 @@ class TrainStep(nn.Cell):
         ops.assign_add(state.num_summed, ops.cast(finite, ms.float32))
         if self.half:
             _adapt_loss_scale(finite, state.loss_scale, state.finite_streak)
-        return scaled_loss / scale, finite
+        return (scaled_loss / scale, finite, *context)
 
 
 def _add_if(condition: Tensor, total: Parameter, term: Tensor) -> None:

@@ -18,7 +18,15 @@ from gm.errors import UserError
 from gm.models import stable_diffusion
 from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime.backend import Backend
-from gm.training import divergence, embedding_files, optimizer, output_dir, prefetch, token_norms
+from gm.training import (
+    context_prompts,
+    divergence,
+    embedding_files,
+    optimizer,
+    output_dir,
+    prefetch,
+    token_norms,
+)
 from gm.training.batches import BatchLoader
 from gm.training.callbacks import default_callbacks
 from gm.training.callbacks.base import Callback
@@ -109,7 +117,7 @@ class Trainer:
 
     def _read(self, launched: LaunchedStep, guard: DivergenceGuard, run_ahead: bool) -> StepResult:
         """Wait for a step; return its result."""
-        loss, finite, stop_requested, gradient_norm = launched.read()
+        loss, finite, stop_requested, gradient_norm, context_loss = launched.read()
         # A request that comes with this step is too late where others may have launched the next one already.
         stops = self.stop_requested if run_ahead else stop_requested
         self.stop_requested = stop_requested
@@ -132,6 +140,7 @@ class Trainer:
             skipped=self.running_loss.skipped,
             learning_rate=launched.learning_rate,
             gradient_norm=gradient_norm,
+            context_loss=context_loss,
             seconds=seconds,
             ended=ended,
             is_last=ended is not None or launched.step == self.setup.config.training.total_step,
@@ -166,7 +175,8 @@ def prepare(model: StableDiffusion, setup: TrainingSetup, backend: Backend) -> T
         config.model.vae.scale_factor,
         config.data.unmasked_weight,
     )
-    batches = BatchLoader(setup, latents, backend.rank, backend.world_size)
+    context = context_prompts.create_sampler(model, config, setup.context_prompts)
+    batches = BatchLoader(setup, latents, backend.rank, backend.world_size, context)
     vectors = initial_vectors(model, setup)
     if config.training.optimizer == "direction":
         vectors = token_norms.scale_vectors(vectors, setup, model.token_tables(), batches.prompt_tokens)

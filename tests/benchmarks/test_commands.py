@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import estimate, operators, scaling
-from benchmarks.cases import SIZES
+from benchmarks import context_loss, estimate, operators, scaling
+from benchmarks.cases import SIZES, Case
 from benchmarks.workers import Measurement
 from gm.config.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("estimate", "memory", "operators", "sampling", "scaling", "start", "step")
+COMMANDS = ("context_loss", "estimate", "memory", "operators", "sampling", "scaling", "start", "step")
 
 
 def run(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -105,6 +105,15 @@ def test_scaling_shows_multiples_of_the_base(tmp_path: Path, capsys: pytest.Capt
     assert ["batch", "4", "x", "1.50", "x", "4.00", "x", "1.50"] in [
         line.split() for line in capsys.readouterr().out.splitlines()
     ]
+
+
+def test_the_share_of_the_context_loss_is_that_of_the_step_with_it(tmp_path: Path) -> None:
+    measured = {
+        "without": Measurement([{"seconds": 2.0}] * 2, peak=20),
+        "with": Measurement([{"seconds": 2.5}] * 2, 30),
+    }
+    context_loss.show(Case("tiny", 64), measured, str(tmp_path / "share.json"))
+    assert json.loads((tmp_path / "share.json").read_text())["share_of_the_step"] == pytest.approx(0.2)
 
 
 def test_scaling_over_ranks_needs_a_core_for_each() -> None:

@@ -74,6 +74,14 @@ def test_private_paths_are_removed(publish: Call, embedding_path: Path, generate
     }
 
 
+def test_the_class_word_among_private_options_is_kept(tmp_path: Path) -> None:
+    entry = {"placeholder_token": "<a>", "initializer_token": "toy", "data_path": "/home/ann/a"}
+    recipe = {"concept": {"concepts": [entry, {"placeholder_token": "<b>", "initializer_token": "hat"}]}}
+    path = save_embedding(tmp_path / "a.safetensors", "<a>", metadata={"recipe": recipe})
+    metadata = export.prepare(path).embedding.metadata
+    assert metadata == {"recipe": {"concept": {}}, "class_word": "toy"}
+
+
 def test_metadata_of_a_camera_is_removed(embedding_path: Path, tmp_path: Path) -> None:
     photo = Image.fromarray(np.full((8, 8, 3), 200, np.uint8))
     exif = Image.Exif()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from mindspore import Tensor
 
-from gm.text.tokenizer import pool_positions
+from gm.text.tokenizer import END, START, pool_positions
 from tests.reference import inputs
 from tests.reference.inputs import relative_error
 
@@ -57,3 +59,14 @@ def test_both_pooling_rules_agree_with_transformers_without_embedding_vectors(li
     _, pooled = encode_clip_g(like_base, prompts, position)
     _, expected = like_base.reference.encode_text_2(prompts.ids_2, prompts.clip_g)
     assert relative_error(pooled, expected.numpy()) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["reversed", "like-sd1", "like-sd2"])
+def test_output_is_that_of_all_layers_after_the_final_norm(cases, name):
+    case, ids = cases(name), [736, 2368, 320]
+    prompt = np.array([[START, *ids, END]])
+    for number, encoder in enumerate(case.config.text_encoders, 1):
+        network = getattr(case.reference, f"text_encoder_{number}")
+        expected = network(torch.from_numpy(prompt)).last_hidden_state[0, 1:-1]
+        found = case.model.text_encoder_output(encoder, case.model.token_tables()[encoder][ids])
+        assert relative_error(found, expected.numpy()) < TOLERANCE

@@ -117,6 +117,7 @@ def test_option_newer_than_the_checkpoint_has_its_default(workshop: Workshop, tm
         ({"concept": {"num_vectors": 3}}, "concept.num_vectors was 2 → 3; the vectors exist already"),
         ({"concept": {"placeholder_token": "<other>"}}, "the token is what is being trained"),
         ({"concept": {"initializer_token": "cat"}}, "the vectors are initialized already"),
+        ({"concept": {"cross_initialization": True}}, "the vectors are initialized already"),
         ({"training": {"total_step": 9, "optimizer": "prodigy"}}, "the optimizer state is that of the other"),
         ({"training": {"total_step": 9, "token_scale": "mean"}}, "the vectors have their norm already"),
         ({"run": {"pooling": "argmax"}}, "the vectors were trained with that rule"),

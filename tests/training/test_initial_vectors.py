@@ -71,3 +71,34 @@ def test_initializer_longer_than_num_vectors_is_reported(workshop: Workshop, cap
     assert "--initializer_token" not in caplog.text
     setup.prepare(workshop.config(concept={"initializer_token": "red cat", "num_vectors": 1}))
     assert "--initializer_token 'red cat' has 2 tokens; --num_vectors 1 uses the first 1" in caplog.text
+
+
+def test_cross_initialization_starts_from_the_outputs_of_the_text_encoders(workshop: Workshop, tmp_path: Path) -> None:
+    concept = {"initializer_token": "red cat", "num_vectors": 3, "cross_initialization": True}
+    training = {"total_step": 1, "save_path": str(tmp_path)}
+    run = trainer.prepare(workshop.model, setup.prepare(workshop.config(concept=concept, training=training)), EAGER)
+    for encoder, vectors in run.state.vector_arrays().items():
+        table = workshop.model.token_tables()[encoder]
+        red, cat = workshop.model.text_encoder_output(encoder, table[[736, 2368]])
+        assert np.array_equal(vectors, [red, cat, red])
+    with pytest.raises(UserError, match="--cross_initialization of <toy> needs the word whose output"):
+        setup.prepare(workshop.config(concept={"cross_initialization": True}))
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_vectors_start_from_the_mean_of_names(workshop: Workshop, tmp_path: Path, cross: bool) -> None:
+    (tmp_path / "names.txt").write_text("red cat\n\ncat\ncat red\n")
+    concept = {"initializer_names_file": str(tmp_path / "names.txt"), "num_vectors": 3, "cross_initialization": cross}
+    run = trainer.prepare(workshop.model, setup.prepare(workshop.config(concept=concept)), EAGER)
+    for encoder, vectors in run.state.vector_arrays().items():
+        red, cat = workshop.model.token_tables()[encoder][[736, 2368]]
+        first, second = (red + 2 * cat) / 3, (cat + red) / 2
+        means = np.stack([first, second, first])
+        expected = workshop.model.text_encoder_output(encoder, means) if cross else means
+        np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
+    for option, message in (
+        ({"initializer_token": "cat"}, "--initializer_names_file and --initializer_token exclude each other"),
+        ({"initializer_names_file": str(tmp_path)}, "is not a file; give a text file with a name a line"),
+    ):
+        with pytest.raises(UserError, match=message):
+            setup.prepare(workshop.config(concept={**concept, **option}))

@@ -18,7 +18,8 @@ from gm.runtime.backend import Backend
 from gm.sampling.cfg_denoiser import ContextProjection, GuidedUNet, guider_name
 from gm.sampling.conditioning import PromptConditioner
 from gm.sampling.vae_decode import DecodeLevels
-from gm.training import optimizer
+from gm.training import context_prompts, optimizer
+from gm.training.regularization import ContextLoss
 from gm.training.train_state import TrainState
 from gm.training.train_step import NegativePrompt, TrainStep
 
@@ -66,12 +67,25 @@ class Graphs:
         if any(concept.negative for concept in config.concepts):
             ids = tuple(np.zeros((1, *self._prompt_shape), np.int32) for _ in self.widths)
             negative = NegativePrompt(np.zeros(1, np.int32), ids)
-        cell = TrainStep(self.model, state, self.backend.dtype == ms.float16, config.loss, negative)
+        context_loss = None
+        if config.loss.context_loss_weight:
+            context_loss = ContextLoss(self.model, context_prompts.encoders_of(config))
+        cell = TrainStep(self.model, state, self.backend.dtype == ms.float16, config.loss, negative, context_loss)
         latents = self._latents(n)
         loss_weight = _zeros((n, 1, self.latent_size, self.latent_size))
         position = _zeros((n,), ms.int32)
         inputs = (latents, latents, loss_weight, _zeros((n,)), self._sizes(n), position, *self._ids(n))
-        return Graph(cell, inputs)
+        return Graph(cell, (*inputs, *self._context(n)))
+
+    def _context(self, n: int) -> tuple[Tensor, ...]:
+        """Return the inputs of the context loss: weights, then ids and states of each of its text encoders."""
+        config, length = self.config, self.config.model.context_length
+        inputs: tuple[Tensor, ...] = ()
+        if config.loss.context_loss_weight:
+            inputs = (_zeros((n, length)),)
+            for encoder in context_prompts.encoders_of(config):
+                inputs = (*inputs, _zeros((n, length), ms.int32), _zeros((n, length, self.widths[encoder])))
+        return inputs
 
     def update(self, world_size: int = 1) -> Graph:
         training = self.config.training

@@ -4,7 +4,7 @@ python tools/convert_weights/embedding.py inspect --source cat-toy.safetensors
 python tools/convert_weights/embedding.py convert --source learned_embeds.safetensors --target cat-toy_ti.ckpt
 python tools/convert_weights/embedding.py merge --source cat_ti.ckpt dog_ti.ckpt --target embeddings
 python tools/convert_weights/embedding.py mix --source cat_ti.ckpt dog_ti.ckpt --weights 0.7 0.3 \\
-    --placeholder_token "<cat-dog>" --target cat-dog_ti.ckpt
+    --method slerp --placeholder_token "<cat-dog>" --target cat-dog_ti.ckpt
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FLAGS = {  # that a command takes, beside those that all take
     "convert": {"target", "format", "overwrite"},
     "inspect": {"weight"},
     "merge": {"target", "format", "overwrite"},
-    "mix": {"target", "weights", "overwrite"},
+    "mix": {"target", "weights", "method", "overwrite"},
 }
 
 
@@ -57,7 +57,7 @@ def main() -> None:
         raise UserError("--target is missing; --help lists the flags")
     target, overwrite = Path(flags["target"]), flags["overwrite"] == "true"
     if command == "mix":
-        paths = mix(sources, flags["weights"], tokens, rules, target, overwrite)
+        paths = mix(sources, flags["weights"], tokens, rules, target, overwrite, flags["method"] or "linear")
     else:
         named = zip(sources, rules, tokens or [None] * len(sources), strict=True)
         files = [_rename(_read(source, rule), token) for source, rule, token in named]
@@ -141,8 +141,9 @@ def mix(
     rules: Sequence[str | None],
     target: Path,
     overwrite: bool,
+    method: str = "linear",
 ) -> list[Path]:
-    """Write the weighted sum of the embeddings in `sources` (default: their mean); return the path."""
+    """Write the weighted mixture of the embeddings in `sources` (default: their mean); return the path."""
     embeddings = [embedding_io.load(source, family=None) for source in sources]
     embeddings = [
         dataclasses.replace(embedding, pooling=rule or embedding.pooling)
@@ -151,7 +152,7 @@ def mix(
     embedding_io.check_not_existing([target], overwrite)
     weights = weights or [1 / len(embeddings)] * len(embeddings)
     token = tokens[0] if tokens else embeddings[0].placeholder_token
-    embedding_io.save(merging.mix(embeddings, weights, token), target)
+    embedding_io.save(merging.mix(embeddings, weights, token, method), target)
     return [target]
 
 
@@ -248,6 +249,12 @@ def _parse_flags() -> dict[str, Any]:
         help="pooling rule of training, one for all --source or one each, for files that do not record it",
     )
     parser.add_argument("--weights", nargs="+", type=float, help="weight of each --source in mix (default: their mean)")
+    parser.add_argument(
+        "--method",
+        choices=tuple(merging.MIX_METHODS),
+        help="how mix goes from one embedding to the other: linear adds vectors (default), slerp turns directions and "
+        "keeps norms",
+    )
     parser.add_path(
         "--weight",
         "weights of the model, single file or diffusers folder, whose tokens inspect compares the vectors with",

@@ -30,6 +30,8 @@ class JsonLinesLogger(Callback):
         if result.is_last or result.step % self.log_interval == 0:
             record = dataclasses.asdict(result)
             del record["is_last"]
+            if result.context_loss is None:
+                del record["context_loss"]
             self.on_log(record)
 
     def needs_state(self, step: int) -> bool:

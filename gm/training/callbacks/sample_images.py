@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gm.embeddings.embedding import combine
-from gm.sampling import image_files, request
+from gm.sampling import adjusted_embeddings, image_files, request
 from gm.sampling.pipeline import Pipeline
 from gm.training import embedding_files
 from gm.training.callbacks.base import Callback, TrainerView, skip_failed_write, write_line
@@ -53,7 +52,7 @@ class SampleImages(Callback):
         """Generate and write the grid of `step`; return it, uint8 [H, W, 3]."""
         trainer = self.trainer
         trained = embedding_files.embeddings(trainer.setup, vectors, trainer.base_model, step)
-        loaded = combine(trained, trainer.setup.config.model)
+        loaded = adjusted_embeddings.load(trained, trainer.setup.sample_requests, trainer.setup.config.model)
         images: list[np.ndarray] = []
         for sampling in trainer.setup.sample_requests:
             count = sampling.num_cols * sampling.num_rows

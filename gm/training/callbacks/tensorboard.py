@@ -13,7 +13,7 @@ from gm.errors import UserError
 from gm.training.callbacks.base import Callback, TrainerView
 from gm.training.step_result import StepResult
 
-_STEP_METRICS = ("loss", "loss_smoothed", "learning_rate", "gradient_norm")
+_STEP_METRICS = ("loss", "loss_smoothed", "learning_rate", "gradient_norm", "context_loss")
 
 
 class TensorBoardLogger(Callback):

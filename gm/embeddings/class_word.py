@@ -1,0 +1,47 @@
+"""Class word of an embedding: the word for the kind of thing that its concept is, as its file tells it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gm.embeddings.embedding import Embedding
+
+
+def class_word(embedding: Embedding) -> str:
+    """Return the class word in the metadata of an embedding file, "" if it has none.
+
+    It is the entry `class_word`, or the initializer token of training: of this toolkit's options (`recipe`), or of
+    OneTrainer's config (`ot_config`, `initial_embedding_text`), which it stores if the user wishes.
+    """
+    metadata = embedding.metadata
+    return _text(metadata.get("class_word")) or _of_recipe(embedding) or _of_onetrainer(metadata.get("ot_config"))
+
+
+def _of_recipe(embedding: Embedding) -> str:
+    """Return the class word in the options of training; "" where several concepts have no token of this name."""
+    concept = _mapping(_mapping(embedding.metadata.get("recipe")).get("concept"))
+    several = concept.get("concepts")
+    entries = [_mapping(each) for each in several] if isinstance(several, list) and several else [concept]
+    if len(entries) > 1:
+        entries = [each for each in entries if each.get("placeholder_token") == embedding.placeholder_token]
+    entry = entries[0] if entries else {}
+    return _text(entry.get("class_word")) or _text(entry.get("initializer_token"))
+
+
+def _of_onetrainer(config: Any) -> str:
+    try:
+        values = _mapping(json.loads(config)) if isinstance(config, str) else {}
+    except ValueError:
+        return ""
+    text = _text(_mapping(values.get("embedding")).get("initial_embedding_text"))
+    return "" if text == "*" else text  # its default, which stands for no word
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
