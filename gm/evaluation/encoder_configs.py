@@ -12,9 +12,9 @@ from gm.errors import UserError
 
 CLIP, DINO, DINOV2 = "clip", "vit", "dinov2"
 TITLES = {CLIP: "CLIP", DINO: "DINO", DINOV2: "DINOv2"}
-_HEADS = "num_attention_heads"
+_SIZES = {384: "S", 768: "B", 1024: "L"}  # by width
 # transformers' defaults, which its config.json may leave out.
-_CLIP_IMAGE = {
+_CLIP_IMAGE: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -25,7 +25,7 @@ _CLIP_IMAGE = {
     "layer_norm_eps": 1e-5,
     "num_channels": 3,
 }
-_CLIP_TEXT = {
+_CLIP_TEXT: dict[str, Any] = {
     "hidden_size": 512,
     "num_hidden_layers": 12,
     "num_attention_heads": 8,
@@ -35,13 +35,13 @@ _CLIP_TEXT = {
     "vocab_size": 49408,
     "max_position_embeddings": 77,
 }
-_DINO = _CLIP_IMAGE | {
+_DINO: dict[str, Any] = _CLIP_IMAGE | {
     "patch_size": 16,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
     "qkv_bias": True,
 }
-_DINOV2 = {
+_DINOV2: dict[str, Any] = {
     **{key: value for key, value in _DINO.items() if key != "intermediate_size"},
     "layer_norm_eps": 1e-6,
     "mlp_ratio": 4,
@@ -59,9 +59,10 @@ def clip_config(values: Mapping[str, Any], image_size: int, path: object) -> CLI
     image = _CLIP_IMAGE | dict(values.get("vision_config") or {}) | dict(values.get("vision_config_dict") or {})
     text = _CLIP_TEXT | dict(values.get("text_config") or {}) | dict(values.get("text_config_dict") or {})
     for part, name in ((image, "vision_config"), (text, "text_config")):
-        wanted = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "intermediate_size": 4 * part["hidden_size"]}
+        width = _whole(part, "hidden_size", path)
+        wanted = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "intermediate_size": 4 * width}
         _check(part, wanted, f"{path}: {name}.")
-    width, layers, heads = (_whole(text, key, path) for key in ("hidden_size", "num_hidden_layers", _HEADS))
+    width, layers, heads = _sizes(text, path)
     vocabulary, length = (_whole(text, key, path) for key in ("vocab_size", "max_position_embeddings"))
     encoder = TextEncoderConfig(width, layers, heads, vocabulary, length)
     projection = _whole({"projection_dim": 512, **values}, "projection_dim", path)
@@ -74,7 +75,7 @@ def dino_config(values: Mapping[str, Any], image_size: int, path: object) -> Ima
     encoder = (_DINO if kind == DINO else _DINOV2) | dict(values)
     wanted: dict[str, Any] = {"hidden_act": "gelu", "qkv_bias": True}
     if kind == DINO:
-        wanted["intermediate_size"] = 4 * encoder["hidden_size"]
+        wanted["intermediate_size"] = 4 * _whole(encoder, "hidden_size", path)
     else:
         wanted |= {"mlp_ratio": 4, "use_swiglu_ffn": False}
     _check(encoder, wanted, f"{path}: ")
@@ -84,9 +85,10 @@ def dino_config(values: Mapping[str, Any], image_size: int, path: object) -> Ima
 def title(values: Mapping[str, Any]) -> str:
     """Return the name of an encoder in tables, such as "DINO ViT-S/16"."""
     image = {**values, **(values.get("vision_config") or {})}
-    size = {384: "S/", 768: "B/", 1024: "L/", 1536: "g/"}.get(image.get("hidden_size", 768), "?/")
+    width = image.get("hidden_size", 768)
     default = 32 if values.get("model_type") == CLIP else 16
-    return f"{TITLES[values['model_type']]} ViT-{size}{image.get('patch_size', default)}"
+    size = _SIZES.get(width, f"{width}")
+    return f"{TITLES[values['model_type']]} ViT-{size}/{image.get('patch_size', default)}"
 
 
 def _image_encoder(
@@ -96,11 +98,20 @@ def _image_encoder(
     patch = _whole(values, "patch_size", path)
     if image_size % patch:
         raise UserError(f"{path}: images of {image_size} pixels are no whole number of patches of {patch}")
-    sizes = (_whole(values, key, path) for key in ("hidden_size", "num_hidden_layers", _HEADS))
+    width, layers, heads = _sizes(values, path)
     epsilon = values["layer_norm_eps"]
     if not isinstance(epsilon, float) or not math.isfinite(epsilon):
         raise UserError(f"{path}: layer_norm_eps is {epsilon!r}; it must be a number")
-    return ImageEncoderConfig(*sizes, patch, image_size // patch, epsilon, layer_scale)
+    return ImageEncoderConfig(width, layers, heads, patch, image_size // patch, epsilon, layer_scale)
+
+
+def _sizes(values: Mapping[str, Any], path: object) -> tuple[int, int, int]:
+    """Return (width, layers, heads)."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    width, layers, heads = (_whole(values, name, path) for name in names)
+    if width % heads:
+        raise UserError(f"{path}: hidden_size {width} is no multiple of num_attention_heads {heads}")
+    return width, layers, heads
 
 
 def _check_kind(values: Mapping[str, Any], kinds: tuple[str, ...], path: object) -> str:

@@ -136,5 +136,3 @@ def _normalised(batches: Iterator[np.ndarray]) -> np.ndarray:
     features = np.concatenate(list(batches)).astype(np.float32)
     norms: np.ndarray = np.linalg.norm(features, axis=1, keepdims=True)
     return features / norms
-
-

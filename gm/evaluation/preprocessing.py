@@ -89,7 +89,6 @@ def read(values: Mapping[str, Any], kind: str, path: object) -> Preprocessing:
     return Preprocessing(shortest_edge, size, resample, mean, std, scale)
 
 
-
 def _sizes(values: Mapping[str, Any], published: Preprocessing, does_crop: bool, path: object) -> tuple[int, int]:
     """Return (shortest_edge, size); older files have numbers, newer ones mappings."""
     size = values.get("size", published.shortest_edge or published.size)
