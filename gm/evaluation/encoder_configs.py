@@ -50,11 +50,11 @@ _DINOV2: dict[str, Any] = {
 
 
 def clip_config(values: Mapping[str, Any], image_size: int, path: object) -> CLIPConfig:
-    """Return the architecture that CLIP's config.json at `path` describes, for images of `image_size` pixels.
+    """Return the architecture that CLIP's config.json, of checked kind, at `path` describes, for images of
+    `image_size` pixels.
 
     Raises UserError for another architecture.
     """
-    _check_kind(values, (CLIP,), path)
     # Older files have the overriding values of the two parts in entries of their own.
     image = _CLIP_IMAGE | dict(values.get("vision_config") or {}) | dict(values.get("vision_config_dict") or {})
     text = _CLIP_TEXT | dict(values.get("text_config") or {}) | dict(values.get("text_config_dict") or {})
@@ -71,7 +71,7 @@ def clip_config(values: Mapping[str, Any], image_size: int, path: object) -> CLI
 
 def dino_config(values: Mapping[str, Any], image_size: int, path: object) -> ImageEncoderConfig:
     """Return the architecture that the config.json of DINO or DINOv2 at `path` describes; as `clip_config`."""
-    kind = _check_kind(values, (DINO, DINOV2), path)
+    kind = values["model_type"]
     encoder = (_DINO if kind == DINO else _DINOV2) | dict(values)
     wanted: dict[str, Any] = {"hidden_act": "gelu", "qkv_bias": True}
     if kind == DINO:
@@ -114,7 +114,8 @@ def _sizes(values: Mapping[str, Any], path: object) -> tuple[int, int, int]:
     return width, layers, heads
 
 
-def _check_kind(values: Mapping[str, Any], kinds: tuple[str, ...], path: object) -> str:
+def check_kind(values: Mapping[str, Any], kinds: tuple[str, ...], path: object) -> str:
+    """Return the model_type of the config.json at `path`; UserError if it is none of `kinds`."""
     kind = values.get("model_type")
     if kind not in kinds:
         known = " or ".join(f"{known!r} ({TITLES[known]})" for known in kinds)

@@ -77,7 +77,7 @@ class ImageEncoder:
 def load_clip(option: str, name: str) -> ImageEncoder:
     """Load CLIP from the folder, file or Hub name that `option` gives; UserError for what is not CLIP or damaged."""
     files = encoder_files.find(option, name)
-    steps = _preprocessing(files)
+    steps = _preprocessing(files, (CLIP,))
     config = encoder_configs.clip_config(files.config, steps.size, files.config_path)
     with no_init_parameters():
         network, text = CLIPImageEncoder(config, ms.float32), CLIPTextProjection(config, ms.float32)
@@ -93,7 +93,7 @@ def load_clip(option: str, name: str) -> ImageEncoder:
 def load_dino(option: str, name: str) -> ImageEncoder:
     """Load DINO or DINOv2; as `load_clip`."""
     files = encoder_files.find(option, name)
-    steps = _preprocessing(files)
+    steps = _preprocessing(files, (DINO, DINOV2))
     config = encoder_configs.dino_config(files.config, steps.size, files.config_path)
     with no_init_parameters():
         network = DINOImageEncoder(config, ms.float32)
@@ -102,8 +102,8 @@ def load_dino(option: str, name: str) -> ImageEncoder:
     return ImageEncoder(encoder_configs.title(files.config), name, steps, network)
 
 
-def _preprocessing(files: EncoderFiles) -> Preprocessing:
-    kind = str(files.config.get("model_type"))
+def _preprocessing(files: EncoderFiles, kinds: tuple[str, ...]) -> Preprocessing:
+    kind = encoder_configs.check_kind(files.config, kinds, files.config_path)
     return preprocessing.read(files.preprocessor, kind, files.weights.parent / PREPROCESSOR)
 
 

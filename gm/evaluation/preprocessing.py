@@ -70,9 +70,7 @@ def read(values: Mapping[str, Any], kind: str, path: object) -> Preprocessing:
 
     Raises UserError for a step that is not computed here.
     """
-    published = PUBLISHED.get(kind)
-    if published is None or not values:
-        return published or PUBLISHED[CLIP]
+    published = PUBLISHED[kind]
     for step in _ALWAYS:
         if values.get(step, True) is not True:
             raise UserError(f"{path}: {step} is {values[step]!r}, and only true is computed; choose another model")
