@@ -127,7 +127,7 @@ def load_tensors(network: nn.Cell, tensors: Mapping[str, LazyTensor], source: st
     for parameter in network.get_parameters():
         key = published_name(parameter.name)
         check_type(tensors[key], key, source)
-        _load_parameter(parameter, tensors[key], source)
+        _load_parameter(parameter, checked(tensors[key], key, source), source)  # named as in the file
 
 
 def _no_progress(done: int, total: int) -> None:

@@ -50,10 +50,9 @@ _DINOV2: dict[str, Any] = {
 
 
 def clip_config(values: Mapping[str, Any], image_size: int, path: object) -> CLIPConfig:
-    """Return the architecture that CLIP's config.json, of checked kind, at `path` describes, for images of
-    `image_size` pixels.
+    """Return the architecture that the config.json of CLIP at `path` describes, for images of `image_size` pixels.
 
-    Raises UserError for another architecture.
+    `check_kind` has been called before. Raises UserError for another architecture.
     """
     # Older files have the overriding values of the two parts in entries of their own.
     image = _CLIP_IMAGE | dict(values.get("vision_config") or {}) | dict(values.get("vision_config_dict") or {})

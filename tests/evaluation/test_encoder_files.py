@@ -137,7 +137,7 @@ def test_encoder_behind_a_prefix_and_its_head_are_named(folder: Path, caplog: py
         ({"hidden_act": "relu"}, "hidden_act is 'relu', and only 'gelu' is computed"),
         ({"num_attention_heads": 5}, "hidden_size 32 is no multiple of num_attention_heads 5"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'; it must be a whole number"),
-        ({"num_hidden_layers": 3}, "does not fit its config.json, a network of 53 tensors: 16 missing"),
+        ({"num_hidden_layers": 3}, "does not fit its config.json, a network of 54 tensors: 16 missing"),
         ({"hidden_size": 16, "intermediate_size": 64}, "of another shape"),
         ({"patch_size": 15}, "images of 48 pixels are no whole number of patches of 15"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
