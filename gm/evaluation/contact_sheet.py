@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from gm.evaluation.prompts import EvaluationPrompt
 
@@ -53,8 +53,7 @@ def _draw_rows(rows: Sequence[Row]) -> np.ndarray:
     for (label, images), height in zip(rows, heights, strict=True):
         canvas.text((_GAP, top + 2), _fitting(label, font, width - 2 * _GAP), fill="black", font=font)
         for column, image in enumerate(images):
-            thumbnail = image.copy()
-            thumbnail.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            thumbnail = ImageOps.contain(image, (_SIDE, _SIDE), Image.Resampling.LANCZOS)
             sheet.paste(thumbnail, (_GAP + column * (_SIDE + _GAP), top + _LINE))
         top += height
     return np.asarray(sheet)

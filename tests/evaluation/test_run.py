@@ -172,6 +172,6 @@ def test_contact_sheet_shows_real_images_and_all_prompts(evaluate: Evaluate, tmp
     result = evaluate(save(tmp_path / "toy.ckpt"))
     sheet = np.asarray(Image.open(result["paths"][-1]))
     assert sheet.shape == (6 * (18 + 166) + 6, 3 * 166 + 6, 3)  # three training images side by side
-    generated = np.asarray(Image.open(result["paths"][0]))
-    assert np.array_equal(sheet[2 * 184 + 18 : 2 * 184 + 18 + 16, 6 : 6 + 16], generated)
+    generated = np.asarray(Image.open(result["paths"][0]).resize((160, 160), Image.Resampling.LANCZOS))
+    assert np.array_equal(sheet[2 * 184 + 18 : 3 * 184 - 6, 6:166], generated)
     assert (sheet[184 + 18 + 80, 6 + 60] == (255, 0, 0)).all()  # the held-out image
