@@ -20,9 +20,10 @@ from gm.sampling.pipeline import Pipeline
 from tests.evaluation import encoder_folders
 from tests.evaluation.encoder_folders import CLIP_B32, DINO_S16
 from tests.evaluation.test_job import config, save
-from tests.project import Workshop
+from tests.project import Call, Workshop
 from tests.sampling.generation import PYNATIVE, toy
 
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = ("CLIP-I, training", "CLIP-I, held-out", "DINO, training", "DINO, held-out", "CLIP-T")
 
 
@@ -141,15 +142,25 @@ def test_images_that_are_there_are_used_again(
         evaluate(file, sampling={"sample_step": 2})
 
 
-def test_one_seed_and_one_encoder(evaluate: Evaluate, encoders: Encoders, tmp_path: Path) -> None:
-    result = evaluate(save(tmp_path / "toy.ckpt"), num_seeds=1, held_out_images="")
-    scores = result["embeddings"][0]["scores"]["editability"]
-    assert list(scores) == ["CLIP-I, training", "DINO, training", "CLIP-T"]
-    assert scores["CLIP-T"]["low"] is None
-    page = result["paths"][-2].read_text()
+def test_script_with_one_seed_and_without_held_out_images(
+    call: Call, options: dict[str, Any], workshop: Workshop, tmp_path: Path
+) -> None:
+    given = {**options, "num_seeds": 1, "sample_step": 1, "save_path": tmp_path / "out"}
+    del given["held_out_images"], given["dino"]
+    flags = [text for name, value in given.items() for text in (f"--{name}", value)]
+    files = ["--config", workshop.yaml, "--textual_inversion_weight", save(tmp_path / "toy.ckpt")]
+    images = ["--training_images", workshop.folder / "images", "--dino", ""]
+    code, said, error = call(ROOT / "tools" / "evaluate.py", *files, *map(str, flags), *images)
+    assert code == 0, error
+    page = (tmp_path / "out" / "evaluation_00000.md").read_text()
+    assert page in said
     assert "no intervals, which need several seeds" in page
     assert "no image was held out" in page
     assert "±" not in page
+    result = json.loads((tmp_path / "out" / "evaluation_00000.json").read_text())
+    scores = result["embeddings"][0]["scores"]["editability"]
+    assert list(scores) == ["CLIP-I, training", "CLIP-T"]
+    assert scores["CLIP-T"]["low"] is None
 
 
 def test_page_has_a_table_for_each_group_and_marks_differences(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -169,7 +180,7 @@ def test_page_has_a_table_for_each_group_and_marks_differences(evaluate: Evaluat
 
 
 def test_contact_sheet_shows_real_images_and_all_prompts(evaluate: Evaluate, tmp_path: Path) -> None:
-    result = evaluate(save(tmp_path / "toy.ckpt"))
+    result = evaluate(save(tmp_path / "toy.ckpt"), num_seeds=1)
     sheet = np.asarray(Image.open(result["paths"][-1]))
     assert sheet.shape == (6 * (18 + 166) + 6, 3 * 166 + 6, 3)  # three training images side by side
     generated = np.asarray(Image.open(result["paths"][0]).resize((160, 160), Image.Resampling.LANCZOS))
