@@ -36,6 +36,7 @@ OTHER_FLAGS = {
     "--logdir",
     "--cache_latents",  # kohya's
     "--install",  # of CANN's packages
+    "--local-dir",  # of hf download
 }
 OTHER_FLAGS |= {f"--{letter}" for letter in LETTERS}
 LAUNCHER = r"(mpirun -n \d+ (--bind-to core )?python |msrun (--\w+=\S+ +)*|python )"
@@ -69,6 +70,7 @@ SCRIPTS = (
     "demo/sampling_without_streamlit.py",
     "tools/convert_weights/convert.py",
     "tools/convert_weights/embedding.py",
+    "tools/evaluate.py",
     "tools/push_to_hub.py",
 )
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = dict(re.findall(r'^(gm-[\w-]+) = "([\w.:]+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M))
 
 
-def test_there_are_five_console_scripts() -> None:
-    assert len(SCRIPTS) == 5
+def test_there_are_six_console_scripts() -> None:
+    assert len(SCRIPTS) == 6
 
 
 def test_version_is_that_of_the_changelog() -> None:

@@ -118,6 +118,22 @@ def load_weights(
             pass
 
 
+def load_tensors(network: nn.Cell, tensors: Mapping[str, LazyTensor], source: str) -> None:
+    """Load `network` from `tensors` of the file `source`, which has each parameter under its published name.
+
+    Raises UserError for a tensor that is missing, left over or of another shape, and as `check_type` and
+    `check_finite` do.
+    """
+    shapes = {published_name(name): shape for name, shape in parameter_shapes(network).items()}
+    misfit = Misfit.of(shapes, tensors)
+    if misfit:
+        raise UserError(f"{source} does not fit its config.json, a network of {len(shapes)} tensors: {misfit.counts()}")
+    for parameter in network.get_parameters():
+        key = published_name(parameter.name)
+        check_type(tensors[key], key, source)
+        _load_parameter(parameter, checked(tensors[key], key, source), source)  # named as in the file
+
+
 def _no_progress(done: int, total: int) -> None:
     pass
 

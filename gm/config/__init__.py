@@ -10,6 +10,7 @@ from gm.config.config import (
     save,
     with_concepts,
 )
+from gm.config.evaluation import EvaluationConfig
 from gm.config.training import ConceptConfig, DataConfig, LossConfig, TrainingConfig
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ConceptConfig",
     "Config",
     "DataConfig",
+    "EvaluationConfig",
     "LossConfig",
     "RunConfig",
     "SamplingConfig",

@@ -126,16 +126,17 @@ def parse(
     parameters_from: Callable[[str], dict[str, dict[str, Any]]] | None = None,
     config_for: Callable[[str], tuple[str, dict[str, Any]]] | None = None,
     programs: Sequence[Program] = (),
+    without: Sequence[str] = (),
 ) -> Config:
     """Return the config for the command-line `arguments` (default: those of the process).
 
-    `sections` names the sections of `Config` whose fields become flags. `parameters_from` adds the flag of that name
-    and reads the generation parameters of the image given there; they override the YAML file and are overridden by
-    the other flags. A command line of one of `programs` is translated: its options, and its defaults for those that it
-    leaves out, override the YAML file; our flags may be mixed in. A `weight` that names a model of the Hub is replaced
-    by its folder or file (`hub_models.locate`). Without --config, `config_for` returns the YAML file for the model in
-    `weight`, and sections that override it. Raises UserError for an unknown flag (with the nearest known one), for an
-    option that both kinds of flags set, and as `config.load` does.
+    `sections` names the sections of `Config` whose fields, but those in `without`, become flags. `parameters_from` adds
+    the flag of that name and reads the generation parameters of the image given there; they override the YAML file and
+    are overridden by the other flags. A command line of one of `programs` is translated: its options, and its defaults
+    for those that it leaves out, override the YAML file; our flags may be mixed in. A `weight` that names a model of
+    the Hub is replaced by its folder or file (`hub_models.locate`). Without --config, `config_for` returns the YAML
+    file for the model in `weight`, and sections that override it. Raises UserError for an unknown flag (with the
+    nearest known one), for an option that both kinds of flags set, and as `config.load` does.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = coming_from.recognize(arguments, programs)
@@ -157,7 +158,7 @@ def parse(
     parser.set_defaults(config=None)
     section_of: dict[str, str] = {}
     for section in sections:
-        add_flags(parser, section, section_of)
+        add_flags(parser, section, section_of, without)
     _add_clip_skip(parser, section_of)
     values = parser.read(arguments)
     path = values.pop("config")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gm.config import schema, yaml_files
+from gm.config.evaluation import EvaluationConfig
 from gm.config.model import ModelConfig
 from gm.config.schema import Section, option
 from gm.config.training import ConceptConfig, DataConfig, LossConfig, TrainingConfig
@@ -191,6 +192,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:

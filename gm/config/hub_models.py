@@ -69,18 +69,23 @@ def cache_folder() -> Path:
 
 def find_cached(name: str, revision: str = _DEFAULT_REVISION) -> Path | None:
     """Return the diffusers folder, or else the only single file, of a model in the cache; None if it is not whole."""
+    snapshot = find_snapshot(name, revision)
+    return _model_in(snapshot) if snapshot else None
+
+
+def find_snapshot(name: str, revision: str = _DEFAULT_REVISION) -> Path | None:
+    """Return the folder of a repository's files in the cache; None if it is not there."""
     folder = cache_folder() / f"models--{name.replace('/', '--')}"
     reference = folder / "refs" / revision
     try:
         commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
     except (OSError, UnicodeDecodeError):
         return None
-    return _model_in(folder / "snapshots" / commit)
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
 
 
 def _model_in(snapshot: Path) -> Path | None:
-    if not snapshot.is_dir():
-        return None
     names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
     networks = _networks(snapshot / _INDEX)
     if networks:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
+from gm.config.image_encoder import ImageEncoderConfig
 from gm.config.model import TextEncoderConfig
 from gm.models.layers import FrozenEmbedding, LayerNorm, Projection, parameter
 from gm.models.token_embedding import TokenEmbedding
@@ -33,15 +34,15 @@ class _CLIPTextEmbeddings(nn.Cell):
 
 
 class _CLIPAttention(nn.Cell):
-    """Causal self-attention with separate query, key and value projections."""
+    """Self-attention, of texts causal, with separate query, key and value projections."""
 
-    def __init__(self, width: int, heads: int, dtype: DType) -> None:
+    def __init__(self, width: int, heads: int, dtype: DType, causal: bool) -> None:
         super().__init__()
         self.q_proj = Projection(width, width, dtype)
         self.k_proj = Projection(width, width, dtype)
         self.v_proj = Projection(width, width, dtype)
         self.out_proj = Projection(width, width, dtype)
-        self.attend = gm_ops.attention(heads, causal=True)
+        self.attend = gm_ops.attention(heads, causal)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.out_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
@@ -61,10 +62,10 @@ class _CLIPMLP(nn.Cell):
 
 
 class _CLIPEncoderLayer(nn.Cell):
-    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
+    def __init__(self, config: TextEncoderConfig | ImageEncoderConfig, dtype: DType, causal: bool) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(config.width)
-        self.self_attn = _CLIPAttention(config.width, config.heads, dtype)
+        self.self_attn = _CLIPAttention(config.width, config.heads, dtype, causal)
         self.layer_norm2 = LayerNorm(config.width)
         self.mlp = _CLIPMLP(config.width, dtype)
 
@@ -73,10 +74,12 @@ class _CLIPEncoderLayer(nn.Cell):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class _CLIPEncoder(nn.Cell):
-    def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
+class CLIPEncoder(nn.Cell):
+    """Layers of a text encoder or, without the causal mask, of an image encoder; their owner calls them."""
+
+    def __init__(self, config: TextEncoderConfig | ImageEncoderConfig, dtype: DType, causal: bool = True) -> None:
         super().__init__()
-        self.layers = nn.CellList([_CLIPEncoderLayer(config, dtype) for _ in range(config.layers)])
+        self.layers = nn.CellList([_CLIPEncoderLayer(config, dtype, causal) for _ in range(config.layers)])
 
 
 class _CLIPTextModel(nn.Cell):
@@ -85,7 +88,7 @@ class _CLIPTextModel(nn.Cell):
         self.final = final
         self.num_run = config.layers_run if final else config.layers - 1
         self.embeddings = _CLIPTextEmbeddings(config, dtype)
-        self.encoder = _CLIPEncoder(config, dtype)
+        self.encoder = CLIPEncoder(config, dtype)
         self.final_layer_norm = LayerNorm(config.width)
 
     def construct(self, token_ids: Tensor, embedding_vectors: Tensor) -> Tensor:

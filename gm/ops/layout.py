@@ -42,6 +42,11 @@ def split_channels(x: Tensor, parts: int) -> tuple[Tensor, ...]:
     return ops.split(x, x.shape[axis] // parts, axis=axis)
 
 
+def scale_channels(x: Tensor, scale: Tensor) -> Tensor:
+    """Multiply every channel of the sequence x by its number in `scale` [C]."""
+    return x * (scale if backend.on_ascend() else scale.reshape((-1, 1, 1)))
+
+
 def swap_leading_axes(x: Tensor) -> Tensor:
     """Transpose x [A, B, L] to [B, A, L]; one of A and B is small."""
     a, b, length = x.shape

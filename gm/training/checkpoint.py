@@ -193,9 +193,9 @@ def check(state: Checkpoint, config: Config, loras: Sequence[LoraRecord] = ()) -
 
 
 def config_values(config: Config) -> dict[str, Any]:
-    """Return `config` as nested JSON values, without the option `resume`."""
+    """Return `config` as nested JSON values, without the option `resume` and those of an evaluation."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    del values["training"]["resume"]
+    del values["training"]["resume"], values["evaluation"]
     return values
 
 

@@ -1,0 +1,1 @@
+"""Scores of embeddings: generated images compared with real ones and with their prompts."""
