@@ -36,7 +36,7 @@ def check(value: Any, option: str) -> None:
         return
     if "\0" in str(value):
         raise UserError(f"{option} {str(value)[:40]!r} has a null character, which no path can have; leave it out")
-    text = expand(value)
+    text = expand(str(value))
     # Bytes that are not UTF-8 are kept in a str as surrogates.
     lengths = [len(part.encode("utf-8", "surrogatepass")) for part in (text, *text.split("/"))]
     if lengths[0] > _MAX_PATH or max(lengths[1:]) > _MAX_NAME:

@@ -76,8 +76,9 @@ def load_all(path: str | Path, family: str | None = "sdxl") -> list[Embedding]:
     An embedding whose placeholder token is not in the file gets the token in `token_identifier.txt` beside
     `learned_embeds`, or the one that the name of the file stands for (`gm.embeddings.names`), and so does one whose
     name cannot be a placeholder token; `file=<token>` chooses another. One that was trained in one of SDXL's text
-    encoders has vectors for that alone, and a warning says so. Raises UserError for a file that is not an embedding file, was trained on another model, contradicts itself, is
-    damaged, or holds vectors that are not finite, or a name that is too long or cannot be printed.
+    encoders has vectors for that alone, and a warning says so. Raises UserError for a file that is not an embedding
+    file, was trained on another model, contradicts itself, is damaged, or holds vectors that are not finite, or a name
+    that is too long or cannot be printed.
     """
     path, chosen_token = names.split_token(path)
     file = read_file(path)

@@ -27,7 +27,7 @@ _COOKIE_SECONDS = 400 * 24 * 3600  # browsers allow no more
 
 def install() -> None:
     """Check every request to this process's server from now on; a second call has no effect."""
-    RequestHandler.prepare = _prepare  # type: ignore[method-assign]
+    RequestHandler.prepare = _prepare  # type: ignore[method-assign,assignment]
 
 
 def is_allowed(host: str) -> bool:
