@@ -20,19 +20,20 @@ from demo.app.server.browser_store import BrowserState, BrowserStore
 from demo.app.server.worker import Task
 
 _SAVED_PREFIXES = (widget_key(""), "weight of ")
-_SAVED = {  # other keys of the session state that hold what the user chose; not the buttons and uploads
-    "prompt",
-    "negative_prompt",
-    "task",
-    "strength",
-    "version",
-    "embeddings",
-    "compared embedding",
-    "compared prompts",
-    "training run",
-    "training images",
-    "previous inputs",
-    "renamed embeddings",
+# Other keys of the session state that hold what the user chose, with their types; not the buttons and uploads.
+_SAVED: dict[str, type | tuple[type, ...]] = {
+    "prompt": str,
+    "negative_prompt": str,
+    "task": str,
+    "strength": (int, float),
+    "version": str,
+    "embeddings": list,
+    "compared embedding": str,
+    "compared prompts": list,
+    "training run": str,
+    "training images": str,
+    "previous inputs": dict,
+    "renamed embeddings": dict,
 }
 
 
@@ -69,8 +70,9 @@ def state(dirs: AppDirs) -> BrowserState:
 def restore(dirs: AppDirs) -> None:
     """Give the widgets that Streamlit has dropped their values again; called before any is shown."""
     stored = state(dirs)
-    for name, value in {**stored.values, **stored.tasks}.items():
-        if name not in st.session_state and (_is_saved(name) or name in stored.tasks):
+    values = {name: value for name, value in stored.values.items() if _is_saved(name) and _has_type(name, value)}
+    for name, value in {**values, **stored.tasks}.items():
+        if name not in st.session_state:
             st.session_state[name] = value
     save(dirs)
 
@@ -97,6 +99,11 @@ def _texts(values: Mapping[str, str]) -> dict[str, str]:
 
 def _is_saved(name: Any) -> bool:
     return str(name).startswith(_SAVED_PREFIXES) or name in _SAVED
+
+
+def _has_type(name: str, value: Any) -> bool:
+    """Return whether a value from a file, which may be damaged, has the type of its key; widgets check the options."""
+    return isinstance(value, str if name.startswith("weight of ") else _SAVED.get(name, object))
 
 
 def _is_connected(session: str) -> bool:

@@ -26,6 +26,8 @@ def page(selection: ModelSelection, dirs: AppDirs) -> None:
     if not by_token:
         st.info("Select an embedding in the sidebar, or train one on the page Train.")
         return
+    if st.session_state.get("compared embedding") not in by_token:
+        st.session_state.pop("compared embedding", None)
     token = st.selectbox("Embedding", list(by_token), key="compared embedding")
     prompt = st.text_input("Prompt", key=persistent_key(f"prompt of {token}", f"a {token} on a blue background"))
     initializer = initializer_token(by_token[token])
