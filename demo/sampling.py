@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from demo.app import compare, generate, options, sidebar, train
+from demo.app import browser, compare, generate, options, sidebar, train
 from demo.app.app_dirs import AppDirs
 from demo.app.sidebar import ModelSelection
 from gm.config import paths
@@ -90,6 +90,8 @@ class App:
     def show(self) -> None:
         """Show the sidebar and the current page."""
         st.set_page_config("Textual inversion", "🔤", layout="wide")
+        browser.check_host()
+        browser.restore(self.dirs)
         options.persist_widgets()
         page = st.navigation(
             [
@@ -99,9 +101,9 @@ class App:
             ],
             position="top",
         )
-        # Not in the pages: Streamlit drops a page's widgets when the user leaves it.
         self.selection = sidebar.show(self.specs, self.dirs)
         page.run()
+        browser.save(self.dirs)
 
     def generate(self) -> None:
         generate.page(self.selection, self.dirs)

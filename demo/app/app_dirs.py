@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
-
-import streamlit as st
 
 
 @dataclass(frozen=True)
 class AppDirs:
     """Folders of the app.
 
-    `runs` holds training runs and embedding files and is watched for new ones; `outputs` has a folder for each session.
+    `runs` holds training runs and embedding files and is watched for new ones; `outputs` has a folder for each browser.
     """
 
     runs: Path
@@ -25,13 +22,19 @@ class AppDirs:
         return self.runs / "app"
 
     @property
-    def uploads(self) -> Path:
-        """Folder of uploaded embedding files."""
-        return self.runs / "uploaded"
+    def pages(self) -> Path:
+        """Folder of what each browser has typed."""
+        return self.training_runs / "pages"
 
     @property
-    def session_images(self) -> Path:
-        """Folder of the images that this browser session generates."""
-        if "session_id" not in st.session_state:
-            st.session_state.session_id = secrets.token_hex(8)
-        return self.outputs / str(st.session_state.session_id)
+    def all_uploads(self) -> Path:
+        """Folder with a folder of uploaded embedding files for each browser."""
+        return self.runs / "uploaded" / "browsers"
+
+    def uploads(self, browser: str) -> Path:
+        """Return the folder of the embedding files that `browser`, an id, has uploaded."""
+        return self.all_uploads / browser
+
+    def images(self, browser: str) -> Path:
+        """Return the folder of the images that `browser`, an id, generates."""
+        return self.outputs / browser

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
-from demo.app import options
+from demo.app import options, plain
 from gm.errors import UserError
 from gm.sampling import image_files
 
@@ -17,9 +16,9 @@ _COLUMNS = 4
 
 def show(folder: Path) -> None:
     """Show the newest images of `folder`."""
-    paths = sorted(folder.glob("image_*.png"), reverse=True)
+    paths = sorted((path for path in folder.glob("image_*.png") if path.is_file()), reverse=True)
     if not paths:
-        st.caption(f"Images appear here and are saved in {folder}")
+        plain.caption(f"Images appear here and are saved in {folder}")
         return
     st.subheader("Generated images", divider="gray")
     for first in range(0, min(len(paths), _MAX_IMAGES), _COLUMNS):
@@ -27,20 +26,24 @@ def show(folder: Path) -> None:
             with column:
                 _card(path)
     if len(paths) > _MAX_IMAGES:
-        st.caption(f"{len(paths) - _MAX_IMAGES} older images are in {folder}")
+        plain.caption(f"{len(paths) - _MAX_IMAGES} older images are in {folder}")
 
 
 def _card(path: Path) -> None:
     try:
+        content = path.read_bytes()
         parameters = image_files.read_parameters(path)
-    except UserError as error:
-        st.error(str(error))
+    except OSError as error:
+        plain.error(f"cannot read {path.name}: {error.strerror}")
         return
-    st.image(str(path), width="stretch")
-    st.caption(f"{_escape_markdown(parameters['prompt'])} · seed {parameters['seed']}")
+    except UserError as error:
+        plain.error(error)
+        return
+    st.image(content, width="stretch")
+    plain.caption(f"{parameters.get('prompt', '')} · seed {parameters.get('seed', 'unknown')}")
     with st.container(horizontal=True):
         st.download_button(
-            ":material/download:", path.read_bytes(), path.name, "image/png", key=f"download {path}", help="Download"
+            ":material/download:", content, path.name, "image/png", key=f"download {path}", help="Download"
         )
         with st.popover(":material/info:", help="Generation parameters"):
             st.json({name: value for name, value in parameters.items() if name != "model"})
@@ -51,8 +54,3 @@ def _card(path: Path) -> None:
             on_click=options.apply_parameters,
             args=(parameters,),
         )
-
-
-def _escape_markdown(text: Any) -> str:
-    """Return `text` with every character that Markdown interprets escaped."""
-    return "".join(f"\\{sign}" if sign in "\\`*_{}[]()<>#+-.!|~:$" else sign for sign in str(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import streamlit as st
 
-from demo.app import options
+from demo.app import browser, options, plain
 from demo.app.app_dirs import AppDirs
-from demo.app.server import embedding_list, embedding_uploads
+from demo.app.server import embedding_list, embedding_uploads, training_jobs
 from gm import config as configuration
 from gm.checkpoints import config_choice
 from gm.config import Config, family_options, paths
@@ -68,24 +69,29 @@ def _model(specs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], Config]:
     """Show the model's widgets; return its entry in `specs` and its config."""
     names = list(specs)
     available = [name for name, spec in specs.items() if Path(paths.find_shipped(spec["ckpt"])).exists()]
-    version = st.selectbox(
-        "Version", names, index=names.index(available[0]) if available else 0, key="version", help="model to use"
-    )
+    if st.session_state.get("version") not in names:
+        st.session_state["version"] = available[0] if available else names[0]
+    version = st.selectbox("Version", names, key="version", help="model to use")
     spec = specs[version]
-    weight = st.text_input(
-        "Checkpoint", spec["ckpt"], key=f"weight of {version}", help="a .ckpt or .safetensors file of the model"
-    )
+    st.session_state.setdefault(f"weight of {version}", spec["ckpt"])
+    weight = st.text_input("Checkpoint", key=f"weight of {version}", help="a .ckpt or .safetensors file of the model")
     weight = weight.strip() or spec["ckpt"]
-    config = configuration.load(spec["config"], {"run": {"weight": weight}})
+    try:
+        config = configuration.load(spec["config"], {"run": {"weight": weight}})
+    except UserError as error:
+        plain.error(error)
+        weight, config = spec["ckpt"], configuration.load(spec["config"], {"run": {"weight": spec["ckpt"]}})
     if weight != spec["ckpt"]:
         spec, config = _of_family(spec, config)
-    if not Path(config.run.weight).exists():
-        st.warning(f"{config.run.weight} is not a file. README.md says how to get and convert the weights.")
+    if not os.path.exists(config.run.weight):
+        plain.warning(f"{config.run.weight} is not a file. README.md says how to get and convert the weights.")
     with st.expander("Run options"):
-        run = dataclasses.replace(
-            config.run, **options.run_options(config.run, family_options.inapplicable(config.model))
-        )
-    return spec, dataclasses.replace(config, run=run)
+        values = options.run_options(config.run, family_options.inapplicable(config.model))
+        try:
+            config = dataclasses.replace(config, run=dataclasses.replace(config.run, **values))
+        except UserError as error:
+            plain.error(error)
+    return spec, config
 
 
 def _of_family(spec: dict[str, Any], config: Config) -> tuple[dict[str, Any], Config]:
@@ -97,19 +103,19 @@ def _of_family(spec: dict[str, Any], config: Config) -> tuple[dict[str, Any], Co
         is_same = (model.family, model.schedule) == (config.model.family, config.model.schedule)
         if is_same and model.kind == config.model.kind:
             return spec, config
-        st.caption(f"{Path(weight).name} goes with {path}")
+        plain.caption(f"{Path(weight).name} goes with {path}")
         family = {"H": model.resolution, "W": model.resolution, "config": "", "textual_inversion_weight": []}
         return {**spec, **family}, configuration.load(path, {**sections, "run": {"weight": weight}})
     except UserError as error:
-        st.error(str(error))
+        plain.error(error)
         return spec, config
 
 
 def _embeddings(spec: dict[str, Any], dirs: AppDirs, family: str) -> dict[Path, list[Embedding]]:
     """Show the embeddings' widgets; return the selected files with what they hold."""
-    in_runs = embedding_list.find_embeddings(dirs.runs)
+    in_runs = _find_embeddings(dirs)
     available = in_runs | {str(path): Path(paths.expand(path)) for path in spec["textual_inversion_weight"]}
-    available |= st.session_state.get("renamed embeddings", {})
+    available |= {name: Path(path) for name, path in st.session_state.get("renamed embeddings", {}).items()}
     _update_selection(available, spec["textual_inversion_weight"])
     names = st.multiselect(
         "Embeddings",
@@ -118,18 +124,27 @@ def _embeddings(spec: dict[str, Any], dirs: AppDirs, family: str) -> dict[Path, 
         placeholder="None: train or upload one",
         label_visibility="collapsed",
     )
-    _watch(dirs.runs, in_runs)
+    _watch(dirs, in_runs)
     _upload(dirs, family)
-    try:
-        return {available[name]: embedding_io.load_all(available[name], family) for name in names}
-    except UserError as error:
-        st.error(str(error))
-        return {}
+    loaded: dict[Path, list[Embedding]] = {}
+    for name in names:
+        try:
+            loaded[available[name]] = embedding_io.load_all(available[name], family)
+        except UserError as error:  # one file that cannot be used is left out alone
+            plain.error(error)
+    return loaded
+
+
+def _find_embeddings(dirs: AppDirs) -> dict[str, Path]:
+    """Return the embedding files that this browser may see: not the uploads and runs that belong to others."""
+    me = browser.identify()
+    uploads = [folder for folder in dirs.all_uploads.glob("*") if folder.name != me]
+    return embedding_list.find_embeddings(dirs.runs, [*uploads, *training_jobs.private_folders(dirs.training_runs, me)])
 
 
 def _update_selection(available: dict[str, Path], default: list[str]) -> None:
     """Set the multiselect's value: the selection of before, without files that are gone, with a newly added one."""
-    selected = [name for name in st.session_state.get("embeddings", default) if name in available]
+    selected = [name for name in st.session_state.get("embeddings", default) or [] if name in available]
     if "requested embeddings" in st.session_state:
         selected = _requested(available)
     added = st.session_state.pop("new embeddings", [])
@@ -147,9 +162,12 @@ def _requested(available: dict[str, Path]) -> list[str]:
         file, token = split_token(path)
         if token and path not in available.values() and file in available.values():
             renamed = st.session_state.setdefault("renamed embeddings", {})
-            renamed[f"{token} ({file})"] = available[f"{token} ({file})"] = path
+            renamed[f"{token} ({file})"] = str(path)
+            available[f"{token} ({file})"] = path
         if path not in available.values():
-            st.warning(f"The embedding file {path} of these parameters is missing; upload it below or train it again.")
+            plain.warning(
+                f"The embedding file {path} of these parameters is missing; upload it below or train it again."
+            )
     return [name for name, path in available.items() if path in requested]
 
 
@@ -166,14 +184,15 @@ def _upload(dirs: AppDirs, family: str) -> None:
     st.session_state["uploaded file ids"] = file_ids
     try:
         files = [(file.name, file.getvalue()) for file in uploaded]
-        select_embeddings(embedding_uploads.store_embeddings(files, dirs.uploads, family))
+        select_embeddings(embedding_uploads.store_embeddings(files, dirs.uploads(browser.identify()), family))
     except UserError as error:
-        st.error(str(error))
+        plain.error(error)
 
 
 @st.fragment(run_every=_WATCH_SECONDS)
-def _watch(folder: Path, listed: dict[str, Path]) -> None:
-    """Rerun the app when an embedding file was added to or removed from `folder`."""
-    if embedding_list.find_embeddings(folder).keys() != listed.keys():
+def _watch(dirs: AppDirs, listed: dict[str, Path]) -> None:
+    """Rerun the app when an embedding file was added to or removed from the folder of runs."""
+    browser.state(dirs)  # this tab is still there
+    if _find_embeddings(dirs).keys() != listed.keys():
         st.rerun()
-    st.caption(f"New files in `{folder}` are listed automatically.")
+    plain.caption(f"New files in {dirs.runs} are listed automatically.")

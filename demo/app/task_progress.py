@@ -6,6 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from demo.app import plain
 from demo.app.server.worker import END_STATES, Task
 from gm.sampling import image_files
 from gm.sampling.pipeline import SamplingProgress
@@ -28,7 +29,7 @@ def show(key: str) -> None:
     if task.state not in END_STATES:
         _progress(key)
     elif task.state == "failed":
-        st.error(task.error)
+        plain.error(task.error)
     elif task.state == "cancelled":
         st.info("Cancelled. Images finished before are below.")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from gm.checkpoints import mindspore_format, safetensors_io, scaled_float8, torch_format
 from gm.checkpoints.detect import detect_foreign_format
 from gm.checkpoints.lazy_tensor import LazyTensor
+from gm.config import paths
 from gm.errors import UserError
 
 SUFFIXES = (".ckpt", ".safetensors")
@@ -29,6 +30,7 @@ def read(path: str | Path) -> TensorFile:
     `scaled_float8.dequantize` does.
     """
     path = Path(path)
+    paths.check_regular(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a .safetensors or .ckpt file")
     try:

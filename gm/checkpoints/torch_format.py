@@ -25,6 +25,7 @@ import numpy as np
 from gm.checkpoints import narrow_floats, safe_unpickler
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.safe_unpickler import STORAGE_DTYPES, Storage, TensorRecord, Unknown, UnsafePickleError
+from gm.config import paths
 from gm.errors import DamagedFileError, UserError, shorten
 from gm.runtime import atomic_io
 
@@ -40,6 +41,8 @@ _STORAGE_TYPES = {dtype: storage for storage, dtype in STORAGE_DTYPES.items()}
 
 def is_torch_file(path: str | Path) -> bool:
     """Return whether the file at `path` begins as PyTorch's files do."""
+    if paths.special_kind(path):
+        return False  # opening a pipe would wait
     try:
         with Path(path).open("rb") as file:
             header = file.read(9)

@@ -7,6 +7,7 @@ file < command line. The default model is SDXL base 1.0.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from gm.config import schema, yaml_files
 from gm.config.evaluation import EvaluationConfig
 from gm.config.model import ModelConfig
-from gm.config.schema import Section, option
+from gm.config.schema import MAX_SEED, Section, option
 from gm.config.training import ConceptConfig, DataConfig, LossConfig, TrainingConfig
 from gm.errors import UserError
 
@@ -114,43 +115,59 @@ class SamplingConfig(Section):
     )
     sampler: str = option("euler", "sampler")
     schedule: str = option("legacy", "noise schedule of the sampler", aliases=("discretization",))
-    sigma_min: float = option(0.03, "lowest noise level of the schedule edm", minimum=1e-4)
-    sigma_max: float = option(14.61, "highest noise level of the schedule edm", minimum=1e-3)
-    rho: float = option(3.0, "spacing of the schedule edm; higher puts more steps at low noise", minimum=0.1)
-    eta: float = option(1.0, "share of noise that ancestral and SDE samplers add; 0 is none", minimum=0.0)
+    sigma_min: float = option(0.03, "lowest noise level of the schedule edm", minimum=1e-4, maximum=1e4)
+    sigma_max: float = option(14.61, "highest noise level of the schedule edm", minimum=1e-3, maximum=1e6)
+    rho: float = option(
+        3.0, "spacing of the schedule edm; higher puts more steps at low noise", minimum=0.1, maximum=1000.0
+    )
+    eta: float = option(
+        1.0, "share of noise that ancestral and SDE samplers add; 0 is none", minimum=0.0, maximum=100.0
+    )
     ddim_eta: float = option(
         0.0, "share of DDPM's noise that the sampler ddim adds; 0 is none", minimum=0.0, maximum=1.0
     )
-    s_noise: float = option(1.0, "scale of all noise that a sampler adds", minimum=0.0)
-    s_churn: float = option(0.0, "noise that euler and heun add, over all steps; 0 is none", minimum=0.0)
-    s_tmin: float = option(0.0, "lowest noise level at which s_churn adds noise", minimum=0.0)
-    s_tmax: float = option(999.0, "highest noise level at which s_churn adds noise", minimum=0.0)
+    s_noise: float = option(1.0, "scale of all noise that a sampler adds", minimum=0.0, maximum=100.0)
+    s_churn: float = option(0.0, "noise that euler and heun add, over all steps; 0 is none", minimum=0.0, maximum=1e6)
+    s_tmin: float = option(0.0, "lowest noise level at which s_churn adds noise", minimum=0.0, maximum=1e6)
+    s_tmax: float = option(999.0, "highest noise level at which s_churn adds noise", minimum=0.0, maximum=math.inf)
     guider: str = option("cfg", "how prompt and negative prompt are combined")
     guidance_rescale: float = option(
         0.7, "how far the guider rescaled restores the contrast of the prompt alone", minimum=0.0, maximum=1.0
     )
-    sample_step: int = option(40, "sampler steps", minimum=1)
-    guidance_scale: float = option(5.0, "guidance (CFG) scale; 1 is no guidance", minimum=0.0)
-    seed: int = option(42, "seed of the first image; image k uses seed + k", minimum=0)
-    num_cols: int = option(1, "images in a row of the grid", minimum=1)
-    num_rows: int = option(1, "rows of the grid", minimum=1)
-    batch_size: int = option(1, "images generated at once; changes memory and speed, not the images", minimum=1)
+    sample_step: int = option(40, "sampler steps", minimum=1, maximum=10_000)
+    guidance_scale: float = option(5.0, "guidance (CFG) scale; 1 is no guidance", minimum=0.0, maximum=1000.0)
+    seed: int = option(42, "seed of the first image; image k uses seed + k", minimum=0, maximum=MAX_SEED)
+    num_cols: int = option(1, "images in a row of the grid", minimum=1, maximum=1000)
+    num_rows: int = option(1, "rows of the grid", minimum=1, maximum=1000)
+    batch_size: int = option(
+        1, "images generated at once; changes memory and speed, not the images", minimum=1, maximum=1024
+    )
     save_path: str = option("outputs", "folder for the images", path="path")
-    height: int | None = option(None, "image height in pixels; default: the model's resolution", minimum=8)
-    width: int | None = option(None, "image width in pixels; default: the model's resolution", minimum=8)
+    height: int | None = option(
+        None, "image height in pixels; default: the model's resolution", minimum=8, maximum=16384
+    )
+    width: int | None = option(None, "image width in pixels; default: the model's resolution", minimum=8, maximum=16384)
     sd_xl_base_ratios: str | None = option(
         None, "one of SDXL's resolutions by its aspect ratio, width / height, such as 1.0 or 1.75"
     )
-    orig_height: int | None = option(None, "original height in the size conditioning; default: height", minimum=1)
-    orig_width: int | None = option(None, "original width in the size conditioning; default: width", minimum=1)
-    target_height: int | None = option(None, "target height in the size conditioning; default: height", minimum=1)
-    target_width: int | None = option(None, "target width in the size conditioning; default: width", minimum=1)
-    crop_coords_top: int = option(0, "top of the crop in the size conditioning", minimum=0)
-    crop_coords_left: int = option(0, "left of the crop in the size conditioning", minimum=0)
+    orig_height: int | None = option(
+        None, "original height in the size conditioning; default: height", minimum=1, maximum=100_000
+    )
+    orig_width: int | None = option(
+        None, "original width in the size conditioning; default: width", minimum=1, maximum=100_000
+    )
+    target_height: int | None = option(
+        None, "target height in the size conditioning; default: height", minimum=1, maximum=100_000
+    )
+    target_width: int | None = option(
+        None, "target width in the size conditioning; default: width", minimum=1, maximum=100_000
+    )
+    crop_coords_top: int = option(0, "top of the crop in the size conditioning", minimum=0, maximum=100_000)
+    crop_coords_left: int = option(0, "left of the crop in the size conditioning", minimum=0, maximum=100_000)
     init_latent_path: str | None = option(
         None, ".npy of standard-normal noise [N,4,H/8,W/8] to start from", path="path"
     )
-    init_latent_index: int = option(0, "index in that file of the first image's noise", minimum=0)
+    init_latent_index: int = option(0, "index in that file of the first image's noise", minimum=0, maximum=1_000_000)
     base_model: str | None = option(
         None, "fingerprint of the weights that the generation parameters are of; warns if it differs"
     )
@@ -165,15 +182,19 @@ class SamplingConfig(Section):
     )
     pipeline_weight: str = option("checkpoints/sd_xl_refiner_1.0_ms.ckpt", "the refiner's weights", path="shipped")
     stage2strength: float = option(0.15, "share of the steps that the refiner takes", minimum=0.0, maximum=1.0)
-    aesthetic_score: float = option(6.0, "aesthetic score in the refiner's conditioning")
-    negative_aesthetic_score: float = option(2.5, "aesthetic score in the refiner's unconditional conditioning")
+    aesthetic_score: float = option(6.0, "aesthetic score in the refiner's conditioning", minimum=-100.0, maximum=100.0)
+    negative_aesthetic_score: float = option(
+        2.5, "aesthetic score in the refiner's unconditional conditioning", minimum=-100.0, maximum=100.0
+    )
     vae_tiling: bool = option(False, "decode large images in overlapping tiles: less memory, faint seams")
-    vae_tile_size: int = option(1024, "side of a tile in pixels", minimum=64, step=8)
+    vae_tile_size: int = option(1024, "side of a tile in pixels", minimum=64, step=8, maximum=16384)
     vae_slicing: bool = option(False, "decode the images of a batch one after the other: less memory")
     interactive: bool = option(
         False, "load the model once, then read prompts from the terminal, each with options of its own; ! is help"
     )
-    preview_interval: int = option(0, "steps between previews of unfinished images; 0 is none", minimum=0)
+    preview_interval: int = option(
+        0, "steps between previews of unfinished images; 0 is none", minimum=0, maximum=1_000_000
+    )
 
 
 @dataclass(frozen=True)

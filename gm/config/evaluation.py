@@ -37,7 +37,7 @@ class EvaluationConfig(Section):
     class_word: str | None = option(
         None,
         "what the concept is, such as dog: follows the placeholder token in prompts, and stands for it in CLIP-T's "
-        "texts; default: the initializer token that the embedding file records",
+        "texts; default: the class word or initializer token that the embedding file records",
     )
     class_word_in_prompts: bool = option(
         True, "write the class word behind the placeholder token; False: prompts have the placeholder token alone"

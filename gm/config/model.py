@@ -18,23 +18,34 @@ PREDICTIONS = ("epsilon", "v_prediction")  # diffusers' names of the noise and o
 class UNetConfig:
     """UNet (`model.diffusion_model` in the published file)."""
 
-    in_channels: int = option(4, "input channels", minimum=1)
-    out_channels: int = option(4, "output channels", minimum=1)
-    model_channels: int = option(320, "channels of the first level", minimum=1)
-    channel_mult: tuple[int, ...] = option((1, 2, 4), "channels of each level, as multiples of the first")
-    num_res_blocks: int = option(2, "residual blocks per level (one more per level of the decoder)", minimum=1)
-    transformer_depth: tuple[int, ...] = option((0, 2, 10), "transformer blocks per level; 0 is no attention")
+    in_channels: int = option(4, "input channels", minimum=1, maximum=1024)
+    out_channels: int = option(4, "output channels", minimum=1, maximum=1024)
+    model_channels: int = option(320, "channels of the first level", minimum=1, maximum=8192)
+    channel_mult: tuple[int, ...] = option(
+        (1, 2, 4), "channels of each level, as multiples of the first", minimum=1, maximum=64
+    )
+    num_res_blocks: int = option(
+        2, "residual blocks per level (one more per level of the decoder)", minimum=1, maximum=64
+    )
+    transformer_depth: tuple[int, ...] = option(
+        (0, 2, 10), "transformer blocks per level; 0 is no attention", minimum=0, maximum=128
+    )
     transformer_depth_middle: int | None = option(
-        None, "transformer blocks of the middle block; default: as many as on the last level", minimum=0
+        None, "transformer blocks of the middle block; default: as many as on the last level", minimum=0, maximum=128
     )
-    num_head_channels: int = option(64, "channels of an attention head", minimum=1)
-    context_dim: int = option(2048, "width of the cross-attention context: all encoders' hidden states", minimum=1)
+    num_head_channels: int = option(64, "channels of an attention head", minimum=1, maximum=8192)
+    context_dim: int = option(
+        2048, "width of the cross-attention context: all encoders' hidden states", minimum=1, maximum=65536
+    )
     adm_in_channels: int = option(
-        2816, "width of y: pooled text and the embeddings of the size values; 0 for a UNet without y", minimum=0
+        2816,
+        "width of y: pooled text and the embeddings of the size values; 0 for a UNet without y",
+        minimum=0,
+        maximum=65536,
     )
-    norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1)
+    norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1, maximum=8192)
     num_heads: int | None = option(
-        None, "attention heads of every level; default: as many as num_head_channels gives", minimum=1
+        None, "attention heads of every level; default: as many as num_head_channels gives", minimum=1, maximum=8192
     )
     use_linear_in_transformer: bool = option(
         True, "linear projections around the transformer blocks; False: 1×1 convolutions, the same with other shapes"
@@ -63,16 +74,21 @@ class UNetConfig:
 class TextEncoderConfig:
     """CLIP text encoder: a causal transformer over 77 tokens (Radford et al., 2021)."""
 
-    width: int = option(768, "width of a hidden state", minimum=1)
-    layers: int = option(12, "transformer layers; of Stable Diffusion 2 those that run, 23 of 24", minimum=2)
-    heads: int = option(12, "attention heads", minimum=1)
-    vocab_size: int = option(49408, "tokens of the vocabulary, without placeholder tokens", minimum=1)
-    context_length: int = option(77, "tokens of a prompt, start and end included", minimum=3)
+    width: int = option(768, "width of a hidden state", minimum=1, maximum=65536)
+    layers: int = option(
+        12, "transformer layers; of Stable Diffusion 2 those that run, 23 of 24", minimum=2, maximum=256
+    )
+    heads: int = option(12, "attention heads", minimum=1, maximum=8192)
+    vocab_size: int = option(
+        49408, "tokens of the vocabulary, without placeholder tokens", minimum=1, maximum=1_000_000
+    )
+    context_length: int = option(77, "tokens of a prompt, start and end included", minimum=3, maximum=8192)
     clip_skip: int = option(
         1,
         "for Stable Diffusion 1 and 2: layer, counted from the last one as 1, whose output after the final norm is the "
         "context; anime models of Stable Diffusion 1 need 2 (AUTOMATIC1111's Clip skip)",
         minimum=1,
+        maximum=256,
     )
 
     @property
@@ -115,14 +131,14 @@ _TEXT_ENCODER_2 = TextEncoderConfig(width=1280, layers=32, heads=20)
 class VAEConfig:
     """Variational autoencoder between images and latents (`first_stage_model` in the published file)."""
 
-    channels: int = option(128, "channels of the first level", minimum=1)
+    channels: int = option(128, "channels of the first level", minimum=1, maximum=8192)
     channel_mult: tuple[int, ...] = option(
-        (1, 2, 4, 4), "multiples of `channels`, one per level; all but the last halve the image"
+        (1, 2, 4, 4), "multiples of `channels`, one per level; all but the last halve the image", minimum=1, maximum=64
     )
-    num_res_blocks: int = option(2, "residual blocks per level", minimum=1)
-    latent_channels: int = option(4, "channels of a latent", minimum=1)
-    norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1)
-    scale_factor: float = option(0.13025, "latents are multiplied by this before diffusion")
+    num_res_blocks: int = option(2, "residual blocks per level", minimum=1, maximum=64)
+    latent_channels: int = option(4, "channels of a latent", minimum=1, maximum=1024)
+    norm_num_groups: int = option(32, "groups of a group normalisation", minimum=1, maximum=8192)
+    scale_factor: float = option(0.13025, "latents are multiplied by this before diffusion", maximum=1000.0)
 
     @property
     def downsample_factor(self) -> int:
@@ -138,9 +154,9 @@ class ScheduleConfig:
     flawed").
     """
 
-    timesteps: int = option(1000, "number of timesteps", minimum=1)
-    beta_start: float = option(0.00085, "beta of the first timestep")
-    beta_end: float = option(0.012, "beta of the last timestep")
+    timesteps: int = option(1000, "number of timesteps", minimum=1, maximum=100_000)
+    beta_start: float = option(0.00085, "beta of the first timestep", maximum=1.0)
+    beta_end: float = option(0.012, "beta of the last timestep", maximum=1.0)
     prediction: str = option(
         "epsilon", "what the UNet predicts: epsilon, the noise, or v_prediction, the velocity", choices=PREDICTIONS
     )
@@ -172,7 +188,9 @@ class ModelConfig:
     )
     kind: str = option("base", "base, or refiner for the last steps", choices=KINDS)
     version: str = option("SD-XL-base-1.0", "first part of the names of embedding files")
-    resolution: int = option(1024, "side in pixels of the images that the model was trained on", minimum=8, step=8)
+    resolution: int = option(
+        1024, "side in pixels of the images that the model was trained on", minimum=8, step=8, maximum=16384
+    )
     unet: UNetConfig = field(default_factory=UNetConfig)
     text_encoder_1: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     text_encoder_2: TextEncoderConfig = field(default_factory=lambda: _TEXT_ENCODER_2)

@@ -18,6 +18,7 @@ from gm.config import paths, yaml_files
 from gm.errors import UserError, did_you_mean, shorten
 
 Schema = TypeVar("Schema")
+MAX_SEED = 2**64 - 1  # as in ComfyUI
 
 
 def option(
@@ -33,9 +34,10 @@ def option(
 ) -> Any:
     """Declare one option.
 
-    `minimum` and `maximum` are inclusive; the value must be a multiple of `step` and one of `choices`. `aliases` are
-    names of the flag in other trainers. `path` is "path" or "shipped" for a path, or a list of paths, whose `~` is
-    expanded; "shipped" looks for a relative one in the project's folder, too.
+    `minimum` and `maximum` are inclusive, and those of each element of a tuple; every number has both, so that nothing
+    is allocated for a senseless one. The value must be a multiple of `step` and one of `choices`. `aliases` are names
+    of the flag in other trainers. `path` is "path" or "shipped" for a path, or a list of paths, whose `~` is expanded;
+    "shipped" looks for a relative one in the project's folder, too.
     """
     metadata = {
         "doc": doc,
@@ -53,11 +55,12 @@ def option(
 
 @dataclass(frozen=True)
 class Section:
-    """Options whose paths are resolved, wherever their values come from."""
+    """Options whose paths are resolved and checked, wherever their values come from; UserError as of `paths.check`."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
             if f.metadata.get("path"):
+                paths.check(getattr(self, f.name), f"--{f.name}")
                 object.__setattr__(self, f.name, paths.resolve(getattr(self, f.name), f.metadata["path"]))
 
 
@@ -125,6 +128,10 @@ def load_mappings(source: str) -> list[Any]:
 
 
 def _check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if isinstance(value, tuple):
+        for element in value:
+            _check_value(name, element, limits)
+        return
     choices = limits["choices"]
     minimum = limits["minimum"]
     maximum = limits["maximum"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gm.config.schema import Section, option
+from gm.config.schema import MAX_SEED, Section, option
+
+MAX_STEPS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class ConceptConfig(Section):
 
     data_path: str = option("", "folder with 3 to 20 training images", path="path")
     placeholder_token: str = option("<concept>", "token that stands for the concept in prompts; must not be one token")
-    num_vectors: int = option(1, "embedding vectors per text encoder", minimum=1)
+    num_vectors: int = option(1, "embedding vectors per text encoder", minimum=1, maximum=1000)
     initializer_token: str | None = option(
         None, "word or phrase whose token embeddings are the initial vectors; default: random vectors"
     )
@@ -41,6 +43,7 @@ class ConceptConfig(Section):
         None,
         "repeats of the images in an epoch; default: so many that all concepts have about the same number of images",
         minimum=1,
+        maximum=100_000,
     )
     negative: bool = option(False, "train a concept for negative prompts, from the images of the other concepts")
 
@@ -50,7 +53,7 @@ class DataConfig:
     """Training images and captions."""
 
     resolution: int | None = option(
-        None, "side of the training images in pixels; default: that of the model", minimum=8, step=8
+        None, "side of the training images in pixels; default: that of the model", minimum=8, step=8, maximum=16384
     )
     center_crop: bool = option(
         True, "crop images to their center square or bucket; False squashes them to it, as diffusers' script does"
@@ -61,7 +64,9 @@ class DataConfig:
     enable_bucket: bool = option(
         False, "aspect ratio bucketing: images keep about their shape; compiles one graph per size"
     )
-    bucket_reso_steps: int = option(64, "sides of the bucket sizes are multiples of this, in pixels", minimum=8, step=8)
+    bucket_reso_steps: int = option(
+        64, "sides of the bucket sizes are multiples of this, in pixels", minimum=8, step=8, maximum=16384
+    )
     masks: bool = option(
         True,
         "weight the loss by masks: the alpha channel, or name.mask.png or name-masklabel.png next to an image; white is"
@@ -85,19 +90,30 @@ class TrainingConfig(Section):
     save_path: str = option(
         "runs/concept", "output folder for embedding files, checkpoints, logs and sample images", path="path"
     )
-    seed: int = option(42, "random seed of the run", minimum=0)
-    total_step: int = option(3000, "training steps; a step is the forward and backward pass of one batch", minimum=1)
-    train_batch_size: int = option(1, "images per step and device", minimum=1)
-    gradient_accumulation_steps: int = option(1, "steps per optimizer update", minimum=1)
-    learning_rate: float = option(1e-3, "peak learning rate", minimum=0.0)
+    seed: int = option(42, "random seed of the run", minimum=0, maximum=MAX_SEED)
+    total_step: int = option(
+        3000, "training steps; a step is the forward and backward pass of one batch", minimum=1, maximum=MAX_STEPS
+    )
+    train_batch_size: int = option(1, "images per step and device", minimum=1, maximum=4096)
+    gradient_accumulation_steps: int = option(1, "steps per optimizer update", minimum=1, maximum=100_000)
+    learning_rate: float = option(1e-3, "peak learning rate", minimum=0.0, maximum=1000.0)
     learning_rate_clip_l: float | None = option(
-        None, "peak learning rate of the CLIP-L vectors; 0 freezes them; default: learning_rate", minimum=0.0
+        None,
+        "peak learning rate of the CLIP-L vectors; 0 freezes them; default: learning_rate",
+        minimum=0.0,
+        maximum=1000.0,
     )
     learning_rate_clip_g: float | None = option(
-        None, "peak learning rate of the OpenCLIP bigG vectors; 0 freezes them; default: learning_rate", minimum=0.0
+        None,
+        "peak learning rate of the OpenCLIP bigG vectors; 0 freezes them; default: learning_rate",
+        minimum=0.0,
+        maximum=1000.0,
     )
     learning_rate_clip_h: float | None = option(
-        None, "peak learning rate of the vectors of SD 2's OpenCLIP ViT-H; default: learning_rate", minimum=0.0
+        None,
+        "peak learning rate of the vectors of SD 2's OpenCLIP ViT-H; default: learning_rate",
+        minimum=0.0,
+        maximum=1000.0,
     )
     scale_lr: bool = option(
         False, "multiply the learning rates by batch size, gradient accumulation steps and number of devices"
@@ -108,23 +124,30 @@ class TrainingConfig(Section):
         choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"),
         aliases=(),
     )
-    lr_warmup_steps: int = option(0, "updates of linear warm-up", minimum=0)
-    lr_num_cycles: int = option(1, "cycles of cosine_with_restarts", minimum=1)
-    lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0)
+    lr_warmup_steps: int = option(0, "updates of linear warm-up", minimum=0, maximum=MAX_STEPS)
+    lr_num_cycles: int = option(1, "cycles of cosine_with_restarts", minimum=1, maximum=1_000_000)
+    lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0, maximum=1000.0)
     optimizer: str = option(
         "adamw",
         "prodigy estimates the learning rate: use it with --learning_rate 1; direction trains the direction of each "
         "vector and fixes its norm: use it with --learning_rate 0.01 to 0.04",
         choices=("adamw", "prodigy", "direction"),
     )
-    adam_beta1: float = option(0.9, "decay rate of the first moment", minimum=0.0)
-    adam_beta2: float = option(0.999, "decay rate of the second moment", minimum=0.0)
-    adam_epsilon: float = option(1e-8, "epsilon in the denominator of the update", minimum=0.0)
+    adam_beta1: float = option(0.9, "decay rate of the first moment", minimum=0.0, maximum=1.0)
+    adam_beta2: float = option(0.999, "decay rate of the second moment", minimum=0.0, maximum=1.0)
+    adam_epsilon: float = option(1e-8, "epsilon in the denominator of the update", minimum=0.0, maximum=1.0)
     weight_decay: float = option(
-        0.0, "decoupled weight decay; best left at 0 for embeddings", minimum=0.0, aliases=("adam_weight_decay",)
+        0.0,
+        "decoupled weight decay; best left at 0 for embeddings",
+        minimum=0.0,
+        aliases=("adam_weight_decay",),
+        maximum=1000.0,
     )
     kappa: float = option(
-        1e-4, "of optimizer direction: concentration of the prior towards the initial direction; 0 is none", minimum=0.0
+        1e-4,
+        "of optimizer direction: concentration of the prior towards the initial direction; 0 is none",
+        minimum=0.0,
+        maximum=1000.0,
     )
     beta: float = option(
         0.0,
@@ -142,20 +165,30 @@ class TrainingConfig(Section):
         "after each update, move the norm of each vector this fraction of the way to the median norm of the tokens in "
         "the prompts",
         minimum=0.0,
+        maximum=10.0,
     )
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, slower steps"
     )
-    max_grad_norm: float = option(1.0, "maximum global gradient norm; 0 disables clipping", minimum=0.0)
+    max_grad_norm: float = option(1.0, "maximum global gradient norm; 0 disables clipping", minimum=0.0, maximum=1e9)
     resume: str | None = option(
         None, "resume from a training state: latest (the newest in --save_path, if any) or a path", path="path"
     )
-    checkpointing_steps: int = option(50, "steps between training states; one is also saved at the end", minimum=1)
-    checkpoints_total_limit: int = option(2, "number of newest training states to keep; 0 keeps all", minimum=0)
-    max_skipped_steps: int = option(
-        25, "consecutive steps without a finite loss and gradient after which training stops", minimum=1
+    checkpointing_steps: int = option(
+        50, "steps between training states; one is also saved at the end", minimum=1, maximum=MAX_STEPS
     )
-    save_ckpt_interval: int = option(500, "steps between embedding files; one is also saved at the end", minimum=1)
+    checkpoints_total_limit: int = option(
+        2, "number of newest training states to keep; 0 keeps all", minimum=0, maximum=1_000_000
+    )
+    max_skipped_steps: int = option(
+        25,
+        "consecutive steps without a finite loss and gradient after which training stops",
+        minimum=1,
+        maximum=MAX_STEPS,
+    )
+    save_ckpt_interval: int = option(
+        500, "steps between embedding files; one is also saved at the end", minimum=1, maximum=MAX_STEPS
+    )
     learned_embeds: str = option(
         "",
         "also write diffusers' files: learned_embeds and learned_embeds-steps-<updates> of this suffix, "
@@ -172,17 +205,20 @@ class TrainingConfig(Section):
         None, "repository for --push_to_hub; default: the name of save_path, under the user who is logged in"
     )
     num_validation_samples: int = option(
-        0, "fixed samples for the validation loss; the best embedding is then saved too; 0 disables it", minimum=0
+        0,
+        "fixed samples for the validation loss; the best embedding is then saved too; 0 disables it",
+        minimum=0,
+        maximum=100_000,
     )
     validation_loss_interval: int = option(
-        100, "steps between validation losses; also measured before and after training", minimum=1
+        100, "steps between validation losses; also measured before and after training", minimum=1, maximum=MAX_STEPS
     )
-    log_interval: int = option(1, "steps between records in log.jsonl", minimum=1)
+    log_interval: int = option(1, "steps between records in log.jsonl", minimum=1, maximum=MAX_STEPS)
     tensorboard: bool = option(False, "log to TensorBoard (needs tensorboardX)")
     infer_during_train: bool = option(
         False, "generate sample images, with the options of the sampling section, at intervals and at the end"
     )
-    infer_interval: int = option(500, "steps between sample images", minimum=1)
+    infer_interval: int = option(500, "steps between sample images", minimum=1, maximum=MAX_STEPS)
     infer_prompt: str | None = option(
         None, "prompt of the sample images, {} is the placeholder token; default: the first template"
     )
@@ -196,6 +232,7 @@ class TrainingConfig(Section):
         None,
         "seconds that a process waits for the others before it exits; default: 7200 on Ascend, 1800 on CPU",
         minimum=1,
+        maximum=10_000_000,
     )
 
 
@@ -204,16 +241,34 @@ class LossConfig(Section):
     """Training loss."""
 
     loss_type: str = option("l2", "squared error or pseudo-Huber loss", choices=("l2", "huber"))
-    huber_c: float = option(0.1, "error at which the pseudo-Huber loss turns from quadratic to linear", minimum=1e-6)
-    min_snr_gamma: float = option(
-        0.0, "gamma of min-SNR loss weighting (5 is usual); 0 disables it", minimum=0.0, aliases=("snr_gamma",)
+    huber_c: float = option(
+        0.1, "error at which the pseudo-Huber loss turns from quadratic to linear", minimum=1e-6, maximum=1e6
     )
-    noise_offset: float = option(0.0, "standard deviation of an offset added to each channel of the noise", minimum=0.0)
-    min_timestep: int = option(0, "lowest timestep of training", minimum=0)
-    max_timestep: int | None = option(None, "highest timestep of training; default: the last of the model", minimum=0)
-    timestep_bias: float = option(0.0, "above 0 samples high timesteps more often, below 0 low ones; 0 is uniform")
+    min_snr_gamma: float = option(
+        0.0,
+        "gamma of min-SNR loss weighting (5 is usual); 0 disables it",
+        minimum=0.0,
+        aliases=("snr_gamma",),
+        maximum=1e6,
+    )
+    noise_offset: float = option(
+        0.0, "standard deviation of an offset added to each channel of the noise", minimum=0.0, maximum=100.0
+    )
+    min_timestep: int = option(0, "lowest timestep of training", minimum=0, maximum=100_000)
+    max_timestep: int | None = option(
+        None, "highest timestep of training; default: the last of the model", minimum=0, maximum=100_000
+    )
+    timestep_bias: float = option(
+        0.0,
+        "above 0 samples high timesteps more often, below 0 low ones; 0 is uniform",
+        minimum=-1000.0,
+        maximum=1000.0,
+    )
     negative_guidance: float = option(
-        3.0, "guidance scale at which a negative concept is trained together with the others", minimum=1.0
+        3.0,
+        "guidance scale at which a negative concept is trained together with the others",
+        minimum=1.0,
+        maximum=1000.0,
     )
     scale_v_pred_loss_like_noise_pred: bool = option(
         False, "weight the loss of v by SNR / (SNR + 1), as much as the noise that it implies; for v_prediction"
@@ -226,6 +281,7 @@ class LossConfig(Section):
         "weight of the context loss: words in prompts without images shall be beside the placeholder token what they "
         "are beside the class word",
         minimum=0.0,
+        maximum=1e6,
     )
     context_prompt_file: str | None = option(
         None, "text file of the prompts of the context loss, one per line, {} for the placeholder token", path="path"
@@ -234,5 +290,8 @@ class LossConfig(Section):
         "all", "text encoders that the context loss looks at", choices=("all", "clip_l", "clip_g", "clip_h")
     )
     initializer_reg_weight: float = option(
-        0.0, "weight of the distance from the initial vectors; cross initialization is published with 1e-5", minimum=0.0
+        0.0,
+        "weight of the distance from the initial vectors; cross initialization is published with 1e-5",
+        minimum=0.0,
+        maximum=1e6,
     )

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from gm.config import paths
 from gm.errors import UserError, shorten
 
 _MAX_DEPTH = 50  # of nested values; PyYAML recurses for each, and Python's limit may have been raised
@@ -63,6 +64,7 @@ def parse(text: str, source: str) -> Any:
 
 def read(path: Path) -> Any:
     """Return the values of a YAML file; UserError if it cannot be read or is not YAML."""
+    paths.check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

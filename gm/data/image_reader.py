@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gm.config import paths
 from gm.data import image_colors
 from gm.errors import UserError, shorten
 
@@ -48,6 +49,7 @@ def open_image(path: Path, kind: str = "image") -> Iterator[Image.Image]:
 
     Raises UserError if it cannot be read; also inside the `with` block, where Pillow may have to decode it.
     """
+    paths.check_regular(path)
     try:
         # Not by its path: Pillow 12.3 would map an uncompressed TIFF into memory and mix up the rows of one that is
         # to be turned by a quarter.

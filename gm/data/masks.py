@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gm.data.image_reader import DecodedImage, read_mask
+from gm.data.image_reader import DecodedImage, open_image, read_mask
 from gm.errors import UserError
 
 log = logging.getLogger("gm")
@@ -78,12 +78,12 @@ def load_mask(mask_path: Path | None, image: DecodedImage) -> Image.Image | None
     """
     if mask_path is None:
         return image.alpha
+    with open_image(mask_path, "mask") as file:
+        if not may_fit(file, image.rgb):
+            raise UserError(_misfit(mask_path, file, image.rgb))
     mask, alpha = read_mask(mask_path)
     if not same_aspect_ratio(mask, image.rgb):
-        raise UserError(
-            f"the mask {mask_path} is {mask.width}×{mask.height}, its image {image.rgb.width}×{image.rgb.height}; "
-            "give them the same aspect ratio"
-        )
+        raise UserError(_misfit(mask_path, mask, image.rgb))
     mask = mask.resize(image.rgb.size, Image.Resampling.BOX)
     if not mask.getbbox():
         cause = "" if alpha is None else " (where it is transparent, it counts as black)"
@@ -96,6 +96,19 @@ def load_mask(mask_path: Path | None, image: DecodedImage) -> Image.Image | None
 def same_aspect_ratio(mask: Image.Image, image: Image.Image) -> bool:
     """Return whether both have the same aspect ratio, up to the rounding of sides to whole pixels."""
     return abs(mask.width * image.height - mask.height * image.width) <= max(*mask.size, *image.size)
+
+
+def may_fit(mask: Image.Image, image: Image.Image) -> bool:
+    """Return whether a mask may have the aspect ratio of `image` where one is not decoded yet, nor turned upright."""
+    turned = mask.height * image.height - mask.width * image.width
+    return same_aspect_ratio(mask, image) or abs(turned) <= max(*mask.size, *image.size)
+
+
+def _misfit(mask_path: Path, mask: Image.Image, image: Image.Image) -> str:
+    return (
+        f"the mask {mask_path} is {mask.width}×{mask.height}, its image {image.width}×{image.height}; "
+        "give them the same aspect ratio"
+    )
 
 
 def downscale(masks: np.ndarray, reduction: int) -> np.ndarray:

@@ -18,17 +18,21 @@ import numpy as np
 from PIL import Image
 
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
+from gm.config import paths
 from gm.errors import DamagedFileError, UserError, shorten
 
 _TEXT_KEY = "sd-ti-embedding"
 _TENSOR_KEY = "TORCHTENSOR"
 _LOW_BITS = 0x0F
+_MAX_PIXELS = 25_000_000  # of an image, which is decoded as a whole; the usual ones have 512×512 and the blocks
 _MAX_JSON = 32 * 1024 * 1024  # bytes; 75 vectors have 2 MB
 _SIGNATURES = ((0, b"\x89PNG"), (0, b"\xff\xd8\xff"), (8, b"WEBP"), (4, b"ftypavif"), (4, b"JXL "))
 
 
 def is_image(path: Path) -> bool:
     """Return whether the file at `path` begins as an image does."""
+    if paths.special_kind(path):
+        return False  # opening a pipe would wait
     try:
         with path.open("rb") as file:
             header = file.read(16)
@@ -41,6 +45,8 @@ def read(path: Path) -> dict[str, Any]:
     """Return the tree of the embedding in an image, with tensors as LazyTensors; UserError if there is none."""
     try:
         with Image.open(path) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise DamagedFileError(f"{image.width}×{image.height} pixels, more than one with an embedding")
             image.load()
             text = getattr(image, "text", {}).get(_TEXT_KEY)
             data = base64.b64decode(text, validate=True) if text else _pixel_data(np.asarray(image.convert("RGB")))

@@ -31,6 +31,7 @@ from gm.embeddings.metadata import parse_details
 from gm.embeddings.reading import read_one
 from gm.embeddings.writing import SAVE_FORMATS, SUFFIXES, check_not_existing, save, to_embedding_file, write_file
 from gm.errors import DamagedFileError, UserError
+from gm.text.tokenizer import check_length, has_unprintable
 
 __all__ = [
     "SAVE_FORMATS",
@@ -70,10 +71,11 @@ def load_all(path: str | Path, family: str | None = "sdxl") -> list[Embedding]:
     """Read the embeddings in a file of any program, as `read_file` does, for models of `family` (None: any).
 
     An embedding whose placeholder token is not in the file gets the token in `token_identifier.txt` beside
-    `learned_embeds`, or the one that the name of the file stands for (`gm.embeddings.names`); `file=<token>` chooses
-    another. One that was trained in one of SDXL's text encoders has vectors for that alone, and a warning says so.
-    Raises UserError for a file that is not an embedding file, was trained on another model, contradicts itself, is
-    damaged, or holds vectors that are not finite.
+    `learned_embeds`, or the one that the name of the file stands for (`gm.embeddings.names`), and so does one whose
+    name cannot be a placeholder token; `file=<token>` chooses another. One that was trained in one of SDXL's text
+    encoders has vectors for that alone, and a warning says so. Raises UserError for a file that is not an embedding
+    file, was trained on another model, contradicts itself, is damaged, or holds vectors that are not finite, or a name
+    that is too long or cannot be printed.
     """
     path, chosen_token = names.split_token(path)
     file = read_file(path)
@@ -88,7 +90,7 @@ def load_all(path: str | Path, family: str | None = "sdxl") -> list[Embedding]:
         raise UserError(f'"={chosen_token}" renames one embedding, and {path} holds several ({tokens})')
     return [
         Embedding(
-            chosen_token or token or str(token_entry or "") or _token_from_file_name(path),
+            chosen_token or _usable_token(path, token or str(token_entry or "")) or _token_from_file_name(path),
             _check_vectors(path, file, vectors, family),
             *_parse_token_metadata(path, file, token, _is_of_sd(file, vectors, family)),
             source=str(path),
@@ -127,6 +129,26 @@ def read_file(path: str | Path) -> EmbeddingFile:
     remarks = tuple(remark for file in files for remark in file.remarks)
     unused = tuple(key for file in files for key in file.unused)
     return dataclasses.replace(files[0], vectors=vectors, metadata=metadata, unused=unused, remarks=remarks)
+
+
+def _usable_token(path: Path, token: str) -> str:
+    """Return the placeholder token of a file, in another spelling if no prompt could contain it; it may be empty.
+
+    Raises UserError for a name that is too long or cannot be printed.
+    """
+    try:
+        check_length(token)
+    except UserError as error:
+        raise UserError(f"{path}: {error}: the file is damaged, or another program's") from error
+    if has_unprintable(token):
+        raise UserError(
+            f"{path}: placeholder {token!r} contains characters that cannot be printed: the file is damaged, or "
+            "another program's"
+        )
+    usable = names.token_from_name(token) if token else ""
+    if usable != token:
+        log.warning("%s: %r cannot be a placeholder token; write %s in prompts", path, token, usable)
+    return usable
 
 
 def _token_from_file_name(path: Path) -> str:

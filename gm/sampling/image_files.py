@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from gm.config import paths
 from gm.errors import UserError
 from gm.runtime import atomic_io
 
@@ -69,6 +70,7 @@ def save(image: np.ndarray, parameters: dict[str, Any], folder: Path, stem: str,
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
     """Return the generation parameters in a PNG that `save` wrote; UserError if it holds none, or is not an image."""
+    paths.check_regular(path)
     try:
         with Image.open(path) as image:
             texts = getattr(image, "text", {})
@@ -76,12 +78,7 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
         parameters = None if content is None else json.loads(content)
     except FileNotFoundError as error:
         raise UserError(f"{path} is not a file; give an image that this toolkit generated") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # Pillow calls a broken PNG a SyntaxError
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise UserError(
             f"{path} is not a readable image, or its generation parameters are damaged; give another"
         ) from error

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gm.config import SamplingConfig
+from gm.config import SamplingConfig, paths
 from gm.config.model import ModelConfig, VAEConfig
 from gm.data import bucketing, image_folder, latent_cache, masks
 from gm.data.bucketing import Size
 from gm.data.image import CroppedImage, resize_and_crop
-from gm.data.image_reader import read_image, read_mask
+from gm.data.image_reader import open_image, read_image, read_mask
 from gm.errors import UserError
 from gm.models.stable_diffusion import StableDiffusion
 from gm.sampling import resolution
@@ -119,18 +119,25 @@ def load(path: Path, sampling: SamplingConfig, model: ModelConfig, mask: Image.I
     The `mask`, of any size but the image's aspect ratio, is cropped with it. UserError for a file that cannot be read,
     a mask of another aspect ratio, and one that is black within the crop.
     """
+    if mask is not None:
+        with open_image(path) as file:
+            if not masks.may_fit(mask, file):
+                raise UserError(_misfit(mask, path, file))
     image = read_image(path).rgb
     if mask is not None and not masks.same_aspect_ratio(mask, image):
-        raise UserError(
-            f"--mask is {mask.width}×{mask.height}, but {path} is {image.width}×{image.height}; "
-            "give both one aspect ratio"
-        )
+        raise UserError(_misfit(mask, path, image))
     cropped = resize_and_crop(image, mask, path.name, output_size((image.height, image.width), sampling, model))
     if cropped.mask is not None and not cropped.mask.any():
         raise UserError(
             f"--mask is black in the middle of {path}, which is all that is used; give the image's --height and --width"
         )
     return cropped
+
+
+def _misfit(mask: Image.Image, path: Path, image: Image.Image) -> str:
+    return (
+        f"--mask is {mask.width}×{mask.height}, but {path} is {image.width}×{image.height}; give both one aspect ratio"
+    )
 
 
 def latent_mask(image: CroppedImage, reduction: int) -> np.ndarray:
@@ -166,6 +173,7 @@ def load_noise(sampling: SamplingConfig, vae: VAEConfig, size: Resolution, count
     Raises UserError for a file that cannot be read, and for one that does not fit the images.
     """
     path, first = str(sampling.init_latent_path), sampling.init_latent_index
+    paths.check_regular(path, "--init_latent_path")
     try:
         noise = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:

@@ -36,6 +36,8 @@ from gm.text.prompt_parser import PromptSchedule
 
 log = logging.getLogger("gm")
 
+_MAX_IMAGES = 10_000  # of a prompt, which all are in the memory for its grid
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -117,6 +119,9 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     A `literal` prompt is not taken for the name of a prompt file.
     """
     sampling = config.sampling
+    count = sampling.num_rows * sampling.num_cols
+    if count > _MAX_IMAGES:
+        raise UserError(f"--num_rows × --num_cols are {count} images of a prompt; it must be at most {_MAX_IMAGES}")
     atomic_io.check_writable(sampling.save_path, "--save_path")
     lora_files.parse_all(config.run.lora_weight)
     for sentence in option_checks.ineffective_options(config):
@@ -130,7 +135,6 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
     for line_options in options:
         check(config.model, line_options)
     embeddings = adjusted_embeddings.load(concepts, options, config.model)
-    count = sampling.num_rows * sampling.num_cols
     requests = [image_requests([line.prompt] * count, line, config.model, embeddings) for line in options]
     prompts = [prompt for line in requests for prompt in (line[0].prompt, line[0].negative_prompt)]
     schedules = {prompt.text: prompt.schedule for prompt in prompts}

@@ -20,6 +20,9 @@ __all__ = ["END", "PADDING_IDS", "START", "VOCAB_SIZE", "Tokenizer", "check_plac
 # What a text encoder was trained to see after the end of a prompt.
 PADDING_IDS = {"clip_l": END, "clip_g": 0, "clip_h": 0}
 _MAX_QUOTE = 60  # characters of a prompt that an error message repeats
+_MAX_PLACEHOLDER = 256  # characters, as many as the name of a file; cleaning a name of a megabyte takes seconds
+# Control characters, halves of characters, and those that reverse the text around them on a page.
+_UNPRINTABLE = regex.compile(r"[\p{Cc}\p{Cs}\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Tokenizer:
@@ -151,6 +154,7 @@ def pool_positions(ids: np.ndarray, rule: str) -> np.ndarray:
 def check_placeholder(placeholder_token: str) -> str:
     """Return `placeholder_token` as cleaning leaves it in a prompt; UserError if it cannot be a placeholder token."""
     example = "choose a string such as '<concept>'"
+    check_length(placeholder_token)
     name = bpe.clean_text(placeholder_token)
     if not placeholder_token.strip():
         raise UserError(f"the placeholder is empty; {example}")
@@ -161,11 +165,27 @@ def check_placeholder(placeholder_token: str) -> str:
         raise UserError(
             f"placeholder {placeholder_token!r} contains white space; write it as one word, such as {suggestion!r}"
         )
+    if has_unprintable(placeholder_token):
+        raise UserError(f"placeholder {placeholder_token!r} contains characters that cannot be printed; {example}")
     if len(bpe.encode(name)) == 1:
         raise UserError(
             f"placeholder {placeholder_token!r} is a single token already; choose another, such as {f'<{name}>'!r}"
         )
     return name
+
+
+def check_length(placeholder_token: str) -> None:
+    """Raise UserError for a string that is too long for a placeholder token."""
+    if len(placeholder_token) > _MAX_PLACEHOLDER:
+        raise UserError(
+            f"placeholder {placeholder_token[:_MAX_QUOTE]!r}… has {len(placeholder_token)} characters, at most "
+            f"{_MAX_PLACEHOLDER} are possible; choose a string such as '<concept>'"
+        )
+
+
+def has_unprintable(placeholder_token: str) -> bool:
+    """Return whether a string has control characters or others that no page or terminal should show."""
+    return _UNPRINTABLE.search(placeholder_token) is not None
 
 
 def _name_pattern(names: Iterable[str], flags: int = 0) -> regex.Pattern:

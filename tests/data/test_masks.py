@@ -10,6 +10,7 @@ from PIL import Image
 
 from gm.data import image_folder, masks
 from gm.data.image import CroppedImage, flip_horizontal
+from gm.data.image_reader import DecodedImage
 from gm.errors import UserError
 from tests.data.images import noise, one, save
 
@@ -186,3 +187,13 @@ def test_loss_weights_follow_the_unmasked_area_of_each_latent(unmasked: float) -
 )
 def test_aspect_ratios_are_equal_up_to_rounding(mask: tuple[int, int], image: tuple[int, int], same: bool) -> None:
     assert masks.same_aspect_ratio(Image.new("L", mask), Image.new("L", image)) == same
+
+
+def test_a_mask_of_another_shape_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (9000, 3000)).save(tmp_path / "a.mask.png")
+    monkeypatch.setattr(masks, "read_mask", lambda _: pytest.fail("the mask was decoded"))
+    image = DecodedImage(Image.new("RGB", (8, 8)), None, ())
+    with pytest.raises(UserError, match=r"a\.mask\.png is 9000×3000, its image 8×8"):
+        masks.load_mask(tmp_path / "a.mask.png", image)

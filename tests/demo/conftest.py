@@ -20,15 +20,17 @@ def script(name: str, yaml: str, weight: str, folder: str) -> None:
 
     import streamlit as st
 
-    from demo.app import compare, generate, options, sidebar, train
+    from demo.app import browser, compare, generate, options, sidebar, train
     from demo.app.app_dirs import AppDirs
 
+    dirs = AppDirs(Path(folder) / "runs", Path(folder) / "out")
+    browser.restore(dirs)
     options.persist_widgets()
     name = st.session_state.get("page", name)
     spec = {"H": 16, "W": 16, "C": 4, "f": 2, "config": yaml, "ckpt": weight, "textual_inversion_weight": []}
-    dirs = AppDirs(Path(folder) / "runs", Path(folder) / "out")
     pages = {"generate": generate, "compare": compare, "train": train}
     pages[name].page(sidebar.show({"smallest": spec}, dirs), dirs)
+    browser.save(dirs)
 
 
 @pytest.fixture

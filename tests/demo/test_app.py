@@ -14,7 +14,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from demo.app import compare, generate, labels, options
+from demo.app import compare, generate, labels, options, plain
 from demo.app.server import training_jobs, uploads
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
@@ -26,6 +26,11 @@ from tests.project import Workshop
 
 def button(app: AppTest, label: str) -> Any:
     return next(each for each in app.button if each.label == label)
+
+
+def shown(element: Any) -> str:
+    """Return what a user reads of an error or the like, whose text is escaped Markdown."""
+    return plain.unescape(element.value)
 
 
 def wait_for(app: AppTest, task_key: str) -> AppTest:
@@ -64,22 +69,22 @@ def test_options_of_sdxl_are_not_shown_for_stable_diffusion() -> None:
 def test_errors_are_shown_and_nothing_is_generated(app: Callable[[str], AppTest], tmp_path: Path) -> None:
     page = app("generate")
     button(page, "Generate").click().run()
-    assert "--prompt is empty" in page.error[0].value
+    assert "--prompt is empty" in shown(page.error[0])
     page.text_area(key="prompt").set_value("a cat")
     page.number_input(key=options.widget_key("height")).set_value(9)
     button(page, "Generate").click().run()
-    assert "it must be a multiple of 2" in page.error[0].value
+    assert "it must be a multiple of 2" in shown(page.error[0])
     page.number_input(key=options.widget_key("height")).set_value(None)
     page.radio(key="task").set_value("img2img").run()
     button(page, "Generate").click().run()
-    assert "--img is empty" in page.error[0].value
+    assert "--img is empty" in shown(page.error[0])
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_weights_are_reported(app: Callable[[str], AppTest]) -> None:
     page = app("generate")
     page.text_input(key="weight of smallest").set_value("nowhere.ckpt").run()
-    assert "nowhere.ckpt is not a file" in page.warning[0].value
+    assert "nowhere.ckpt is not a file" in shown(page.warning[0])
     assert not page.exception
     page.text_input(key="weight of smallest").set_value(" ").run()
     assert not page.warning  # the default weights, which exist
@@ -103,14 +108,14 @@ def test_text_fields_take_text_literally_and_paths_in_the_home_folder(
     assert parameters["weight"] == str(workshop.folder / "weights.ckpt")
     assert parameters["pipeline_weight"] == str(workshop.folder / "refiner.ckpt")
     page.text_input(key="weight of smallest").set_value("~/${oc.env:HOME}").run()
-    assert f"{workshop.folder}/${{oc.env:HOME}} is not a file" in page.warning[0].value
+    assert f"{workshop.folder}/${{oc.env:HOME}} is not a file" in shown(page.warning[0])
 
 
 def test_compare_generates_both_prompts_with_the_same_seeds(
     app: Callable[[str], AppTest], embedding_file: Path, tmp_path: Path
 ) -> None:
     page = app("compare")
-    assert "Select an embedding" in page.info[0].value
+    assert "Select an embedding" in shown(page.info[0])
     page.multiselect(key="embeddings").select("<toy>").run()
     assert page.text_input(key="option prompt of <toy>").value == "a <toy> on a blue background"
     assert page.text_input(key="option baseline of a <toy> on a blue background").value == "a cat on a blue background"
@@ -135,7 +140,7 @@ def test_training_needs_images_and_an_existing_run_is_shown(
 ) -> None:
     page = app("train")
     button(page, "Train").click().run()
-    assert "no image was uploaded" in page.error[0].value
+    assert "no image was uploaded" in shown(page.error[0])
     chosen = {"placeholder_token": "<toy>", "data_path": str(workshop.folder / "images"), "total_step": 3}
     job = training_jobs.start(str(workshop.yaml), tmp_path / "runs" / "app", chosen)
     while job.state == "running":
@@ -160,7 +165,7 @@ def test_training_starts_with_all_chosen_options(
 ) -> None:
     started: dict[str, Any] = {}
 
-    def start(config: str, root: Path, options: dict[str, Any]) -> training_jobs.TrainingJob:
+    def start(config: str, root: Path, options: dict[str, Any], owner: str) -> training_jobs.TrainingJob:
         started.update(options, config=config)
         return training_jobs.TrainingJob(root)
 

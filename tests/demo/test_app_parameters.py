@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
-from demo.app import generate, options
+from demo.app import generate, options, plain
 from demo.app.server import generate_jobs
 from gm.embeddings import io as embedding_io
 from gm.sampling import image_files
@@ -98,7 +98,7 @@ def test_missing_embeddings_of_used_parameters_are_named(
     page.session_state["requested embeddings"] = ["gone.ckpt", str(embedding_file)]
     page.run()
     assert page.multiselect(key="embeddings").value == ["<toy>"]
-    assert [each.value for each in page.warning] == [
+    assert [plain.unescape(each.value) for each in page.warning] == [
         "The embedding file gone.ckpt of these parameters is missing; upload it below or train it again."
     ]
 
@@ -108,7 +108,7 @@ def test_parameters_with_a_chosen_token_are_used_again(app: Callable[[str], AppT
     page.session_state["requested embeddings"] = [f"{embedding_file}=<hat>"]
     page.run()
     assert page.multiselect(key="embeddings").value == [f"<hat> ({embedding_file})"]
-    assert page.button_group(key="token buttons").options[0].content == "<hat>"
+    assert page.button_group(key="token buttons").options[0].content == plain.escape("<hat>")
     page.run()
     assert page.multiselect(key="embeddings").value == [f"<hat> ({embedding_file})"]
     assert not page.warning
@@ -138,7 +138,7 @@ def test_lora_files_are_merged_and_used_again(
     page.text_area(key="prompt").set_value("a cat")
     page.text_area(key=options.widget_key("lora_weight")).set_value(f"\n {tmp_path}/missing.safetensors:0.5\n")
     button(page, "Generate").click().run()
-    assert "missing.safetensors does not exist" in page.error[0].value
+    assert "missing.safetensors does not exist" in plain.unescape(page.error[0].value)
     page.text_area(key=options.widget_key("lora_weight")).set_value(f"{tmp_path}/a.safetensors:0.5")
     button(page, "Generate").click().run()
     page = wait_for(page, generate.TASK_KEY)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,15 @@ def _is_healthy(url: str) -> bool:
     return False
 
 
+def _status(url: str, host: str) -> int:
+    """Return the status with which the server answers a request that is for another host."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def until(condition: Callable[[], Any], seconds: float = 400) -> Any:
     end = time.monotonic() + seconds
     while True:
@@ -106,6 +116,10 @@ class Browser:
         field.send_keys(text)
         field.send_keys(Keys.CONTROL, Keys.ENTER)
         until(lambda: self.find(selector)[0].get_attribute("value") == text and self.is_idle())
+
+    def prompt(self) -> str | None:
+        fields = self.find("textarea[aria-label='Prompt']")
+        return fields[0].get_attribute("value") if fields else None
 
     def selected_embeddings(self) -> list[WebElement]:
         return self.find("[data-testid='stSidebar'] [data-baseweb='tag']")
@@ -178,12 +192,24 @@ def test_train_an_embedding_and_generate_an_image_with_it(
 
 def test_second_user_is_queued_and_both_can_cancel(open_browser: Callable[..., Browser], address: str) -> None:
     first, second = open_browser(), open_browser(size=NARROW)
-    for page in (first, second):
+    for page, prompt in ((first, "a red heart"), (second, "a blue star")):
         page.driver.get(address)
-        page.write("Prompt", "a red heart")
+        page.write("Prompt", prompt)
         page.write("Steps", "300")
         page.button("Generate").click()
     until(lambda: second.shows("1 ahead of you"))
+    second.driver.refresh()  # its own prompt and task are found again
+    until(lambda: second.prompt() == "a blue star")
+    until(lambda: second.shows("1 ahead of you") or second.shows("Step "))
+    assert _status(address, "evil.example") == 403
+    first.open_page("Train")
+    until(lambda: first.shows("New embedding") and first.is_idle())
+    time.sleep(10)  # the sidebar's fragment runs, which once let Streamlit drop the widgets of the other page
+    first.open_page("Generate")
+    until(lambda: first.prompt() == "a red heart")
+    first.driver.refresh()
+    until(lambda: first.prompt() == "a red heart")
+    assert first.find("input[aria-label='Steps']")[0].get_attribute("value") == "300"
     until(lambda: first.shows("Step "))
     assert first.find("[data-testid='stMain'] img") or until(lambda: first.find("[data-testid='stMain'] img"))
     assert second.fits()

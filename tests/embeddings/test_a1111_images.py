@@ -139,3 +139,13 @@ def test_mutated_images_are_read_or_refused(tmp_path: Path) -> None:
                 refusals.append(str(error))
     assert len(refusals) > 50
     assert all(len(text.splitlines()) == 1 for text in refusals)
+
+
+def test_a_large_image_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = PngInfo()
+    info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(DATA).encode()))
+    Image.new("1", (12_000, 10_000)).save(tmp_path / "a.png", pnginfo=info)  # some kilobytes
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("the image was decoded"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("the image was decoded"))
+    with pytest.raises(UserError, match="12000×10000 pixels, more than one with an embedding"):
+        embedding_io.load_all(tmp_path / "a.png")

@@ -53,7 +53,7 @@ def test_other_values_in_place_of_vectors_or_metadata_are_refused(tmp_path: Path
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(("value", "token"), [("", "my-cat"), (3, "3"), ([T], "my-cat"), (None, "my-cat")])
+@pytest.mark.parametrize(("value", "token"), [("", "my-cat"), (3, "<3>"), ([T], "my-cat"), (None, "my-cat")])
 def test_a_placeholder_token_that_is_not_a_string(tmp_path: Path, value: Any, token: str) -> None:
     torch.save({"clip_l": T, "clip_g": T, "placeholder_token": value}, tmp_path / "my-cat.pt")
     assert embedding_io.load(tmp_path / "my-cat.pt").placeholder_token == token

@@ -237,3 +237,12 @@ def test_pasting_restores_protected_pixels_exactly(tmp_path: Path) -> None:
     assert np.array_equal(pasted[mask == 1], generated[mask == 1])
     mixed = 0.25 * generated[mask == 0.25] + 0.75 * shown[mask == 0.25]
     assert np.abs(pasted[mask == 0.25] - mixed).max() <= 0.501
+
+
+def test_a_mask_of_another_shape_is_refused_before_the_image_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (9000, 3000)).save(tmp_path / "large.png")
+    monkeypatch.setattr(init_image, "read_image", lambda _: pytest.fail("the image was decoded"))
+    with pytest.raises(UserError, match=r"--mask is 8×8, but .*large\.png is 9000×3000"):
+        init_image.load(tmp_path / "large.png", PLAIN, small(), Image.new("L", (8, 8), 255))

@@ -284,3 +284,9 @@ def test_a_missing_lora_is_named_before_the_weights_are_read(workshop: Workshop,
     config = workshop.config(run={"lora_weight": [str(tmp_path / "detail.safetensors:0.8")], "weight": "nowhere"})
     with pytest.raises(UserError, match=r"--lora_weight .*detail\.safetensors does not exist"):
         prepare(config)
+
+
+def test_too_many_images_are_refused_before_anything_is_allocated(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(sampling={"num_cols": 1000, "num_rows": 1000, "save_path": str(tmp_path)})
+    with pytest.raises(UserError, match="--num_rows × --num_cols are 1000000 images of a prompt; it must be at most"):
+        prepare(config)

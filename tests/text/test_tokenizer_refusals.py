@@ -70,6 +70,21 @@ class TestRefusals:
             (" <t>", "placeholder ' <t>' contains white space; write it as one word, such as '<t>'"),
             ("<t>\n", r"placeholder '<t>\n' contains white space; write it as one word, such as '<t>'"),
             ("my&nbsp;toy", "placeholder 'my&nbsp;toy' contains white space; write it as one word, such as 'my-toy'"),
+            (
+                "<a\x07b>",
+                r"placeholder '<a\x07b>' contains characters that cannot be printed; "
+                "choose a string such as '<concept>'",
+            ),
+            (
+                "\u202eyot",
+                r"placeholder '\u202eyot' contains characters that cannot be printed; "
+                "choose a string such as '<concept>'",
+            ),
+            (
+                "<" * 10**6,
+                f"placeholder '{'<' * 60}'… has 1000000 characters, at most 256 are possible; choose a string such as "
+                "'<concept>'",
+            ),
             ("cat", "placeholder 'cat' is a single token already; choose another, such as '<cat>'"),
             ("CAT", "placeholder 'CAT' is a single token already; choose another, such as '<cat>'"),
             ("*", "placeholder '*' is a single token already; choose another, such as '<*>'"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gm.embeddings import diffusers_files
@@ -11,22 +13,25 @@ from gm.errors import UserError
 from gm.training import checkpoint
 
 _SUFFIXES = (".ckpt", ".safetensors", ".pt", ".bin", ".pti")
+_MAX_TOKENS_SHOWN = 4  # of a file
 _MAX_BYTES = 50 * 10**6  # a model's weights are larger, an embedding file is not
 
 
-def find_embeddings(folder: Path) -> dict[str, Path]:
+def find_embeddings(folder: Path, without: Sequence[Path] = ()) -> dict[str, Path]:
     """Return a display name for each embedding file in `folder` and below → its path, the newest first.
+
+    The folders `without` are left out.
 
     The name is the file's placeholder tokens, followed by its path where another file has the same tokens. Files that
     are not embedding files are left out.
     """
-    paths = [path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file()]
+    paths = [path for path in _files(folder, set(without)) if path.suffix in _SUFFIXES and path.is_file()]
     # Training states hold embeddings, too, and training writes each embedding file in two formats.
     paths = [path for path in paths if not path.match(checkpoint.PATTERN)]
     paths = [path for path in paths if path.suffix == ".ckpt" or path.with_suffix(".ckpt") not in paths]
     paths = [path for path in paths if diffusers_files.find_files(path)[0] == path]  # the first of diffusers' two
-    stats = {path: path.stat() for path in paths}
-    newest = sorted(paths, key=lambda path: stats[path].st_mtime_ns, reverse=True)
+    stats = {path: stat for path in paths if (stat := _stat(path))}
+    newest = sorted(stats, key=lambda path: stats[path].st_mtime_ns, reverse=True)
     tokens = {path: _placeholder_tokens(path, stats[path].st_mtime_ns, stats[path].st_size) for path in newest}
     names = list(tokens.values())
     return {
@@ -36,12 +41,29 @@ def find_embeddings(folder: Path) -> dict[str, Path]:
     }
 
 
+def _files(folder: Path, without: set[Path]) -> Iterator[Path]:
+    for name, folders, files in os.walk(folder):  # leaves out what cannot be read
+        parent = Path(name)
+        folders[:] = [each for each in folders if parent / each not in without]
+        yield from (parent / file for file in files)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Return size and time of a file, None if it has just been removed."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
 @functools.lru_cache(maxsize=1000)
 def _placeholder_tokens(path: Path, modified: int, size: int) -> str:
     """Return the placeholder tokens in a file, "" if it is not an embedding file; cached until it is `modified`."""
     if size > _MAX_BYTES:
         return ""
     try:
-        return ", ".join(embedding.placeholder_token for embedding in embedding_io.load_all(path, family=None))
+        tokens = [embedding.placeholder_token for embedding in embedding_io.load_all(path, family=None)]
+        more = f" and {len(tokens) - _MAX_TOKENS_SHOWN} more" if len(tokens) > _MAX_TOKENS_SHOWN else ""
+        return ", ".join(tokens[:_MAX_TOKENS_SHOWN]) + more
     except UserError:
         return ""

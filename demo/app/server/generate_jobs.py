@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from demo.app.server import worker
-from demo.app.server.worker import Task
+from demo.app.server import limits, worker
+from demo.app.server.worker import NOBODY, Owner, Task
 from gm import api
 from gm.api import Toolkit
 from gm.config import Config
@@ -18,21 +18,25 @@ from gm.sampling.request import SamplingJob
 _loaded: list[tuple[object, Toolkit]] = []  # at most one, after its configs; used in the worker's thread only
 
 
-def generate(config: Config) -> Task:
+def generate(config: Config, owner: Owner = NOBODY) -> Task:
     """Submit the images that `config` describes; its prompt is never interpreted as a file name.
 
     The events are `SamplingProgress`, for progress and previews, and the path of every image and grid as it is written.
-    Raises UserError at once for errors that can be detected before the weights are read.
+    Raises UserError at once for errors that can be detected before the weights are read, as `limits.check_sampling`
+    does, and if too many tasks are waiting.
     """
+    limits.check_sampling(config.sampling)
     job = request.prepare(config, literal=True)
-    return worker.shared().submit(config.sampling.prompt, lambda: _sample([job]))
+    return worker.shared().submit(config.sampling.prompt, lambda: _sample([job]), owner)
 
 
-def compare(config: Config, baseline_prompt: str) -> Task:
+def compare(config: Config, baseline_prompt: str, owner: Owner = NOBODY) -> Task:
     """Submit `baseline_prompt`, then `config`'s prompt with the same seeds; events and errors as of `generate`."""
     baseline = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt=baseline_prompt))
+    for each in (baseline, config):
+        limits.check_sampling(each.sampling)
     jobs = [request.prepare(each, literal=True) for each in (baseline, config)]
-    return worker.shared().submit(f"{baseline_prompt} → {config.sampling.prompt}", lambda: _sample(jobs))
+    return worker.shared().submit(f"{baseline_prompt} → {config.sampling.prompt}", lambda: _sample(jobs), owner)
 
 
 def _sample(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:

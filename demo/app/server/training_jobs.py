@@ -1,6 +1,7 @@
 """Training runs in processes of their own, which outlive the page and the server that started them.
 
-A job is its folder: `job.json` says how the process was launched, the rest is what training writes there.
+A job is its folder: `job.json` says how the process was launched, the rest is what training writes there. Of the runs
+in one folder `AT_ONCE` are going on at a time, the others wait (`training_queue`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
+import logging
 import os
 import re
 import signal
@@ -19,39 +20,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from demo.app.server import limits, training_queue
+from demo.app.server.training_queue import JOB_FILE, WAITING
+from demo.app.server.training_record import Launch, read_log
 from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
-from gm.runtime import atomic_io
 from gm.training import checkpoint
 from gm.training.output_dir import LOG, PREVIEWS, REPORT
 
-JOB_FILE = "job.json"
+log = logging.getLogger("gm")
+
+AT_ONCE = 1  # runs; a machine has memory for one
+MAX_WAITING = 20  # runs that wait or are going on, of all browsers
+MAX_WAITING_OF_OWNER = 5
 CONSOLE = "console.txt"  # standard output and error of the process
 _SCRIPT = Path(__file__).resolve().parents[3] / "train_textual_inversion.py"
+_QUEUE = Path(training_queue.__file__).resolve()
+_PREVIEW = re.compile(r"step_(\d{1,12})\.png")
+_MAX_TAIL = 20_000  # bytes of the console log that are shown
 _children: dict[int, subprocess.Popen] = {}  # of this process: only their parent can reap them
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a job's process was started last: YAML file, command-line options, process id, and time of the first start.
-
-    `console_offset` is the size of the console log before this process. `stop_requested`: SIGTERM has been sent.
-    """
-
-    config: str
-    options: dict[str, Any]
-    pid: int
-    started: float  # seconds since 1970
-    console_offset: int = 0
-    stop_requested: bool = False
-
-    @classmethod
-    def read(cls, folder: Path) -> Launch:
-        return cls(**json.loads((folder / JOB_FILE).read_text(encoding="utf-8")))
-
-    def write(self, folder: Path) -> None:
-        with atomic_io.atomic_write(folder / JOB_FILE) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -66,17 +55,23 @@ class TrainingJob:
 
     @property
     def launch(self) -> Launch:
+        """The run's record; UserError if it is damaged."""
         return Launch.read(self.folder)
 
     @property
     def state(self) -> str:
-        """State: running, finished, stopped (on request) or failed; then `console_tail` may show the reason."""
+        """State: queued, running, finished, stopped (on request) or failed; then `console_tail` may show the reason.
+
+        Raises UserError as `launch` does.
+        """
         launch = self.launch
         if _is_alive(launch.pid, self.folder):
-            return "running"
+            return "queued" if (self.folder / WAITING).exists() else "running"
         last = self.records()[-1:]
-        if last and last[0]["step"] >= int(launch.options["total_step"]):
+        if last and last[0]["step"] >= launch.total_step:
             return "finished"
+        if not launch.pid:
+            return "failed"
         console = self._console()[launch.console_offset :]
         killed = bool(last) and last[0].get("ended") is None  # no last record, so nothing was saved at the end
         return "failed" if killed or b"error:" in console or b"Traceback" in console else "stopped"
@@ -88,21 +83,21 @@ class TrainingJob:
 
     def records(self) -> list[dict[str, Any]]:
         """Return the log's records of training steps: `step`, `loss`, `loss_smoothed`, `learning_rate` and more."""
-        records = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.folder / LOG).read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # the line that is being written
-                    records.append(json.loads(line))
-        return [record for record in records if "loss" in record]  # others hold nearest tokens or validation losses
+        return read_log(self.folder / LOG)
 
     def previews(self) -> list[Path]:
         """Return the grids of preview images, ordered by step."""
-        grids = (self.folder / PREVIEWS).glob("step_*.png")
-        return sorted(grids, key=lambda path: int(re.sub(r"\D", "", path.stem)))
+        found = {path: _PREVIEW.fullmatch(path.name) for path in (self.folder / PREVIEWS).glob("step_*.png")}
+        steps = {path: int(match[1]) for path, match in found.items() if match and path.is_file()}
+        return sorted(steps, key=lambda path: steps[path])
 
     def embedding_files(self) -> list[Path]:
         """Return the embedding files, the newest first."""
-        return sorted(self.folder.glob("*_ti.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        times: dict[Path, int] = {}
+        for path in self.folder.glob("*_ti.ckpt"):
+            with contextlib.suppress(FileNotFoundError):  # removed just now
+                times[path] = path.stat().st_mtime_ns
+        return sorted((path for path in times if path.is_file()), key=lambda path: times[path], reverse=True)
 
     def report(self) -> Path | None:
         """Return the HTML report, which training writes at its end."""
@@ -111,7 +106,7 @@ class TrainingJob:
 
     def console_tail(self, lines: int = 20) -> str:
         """Return the last `lines` of the console log."""
-        text = self._console().decode("utf-8", errors="replace")
+        text = self._console()[-_MAX_TAIL:].decode("utf-8", errors="replace")
         return "\n".join(re.split(r"[\r\n]+", text.strip())[-lines:])
 
     def stop(self) -> None:
@@ -119,48 +114,103 @@ class TrainingJob:
         launch = self.launch
         if not launch.stop_requested and _is_alive(launch.pid, self.folder):
             dataclasses.replace(launch, stop_requested=True).write(self.folder)
-            os.kill(launch.pid, signal.SIGTERM)  # not SIGINT, which background processes may ignore
+            with contextlib.suppress(ProcessLookupError):  # ended just now
+                os.kill(launch.pid, signal.SIGTERM)  # not SIGINT, which background processes may ignore
 
     def resume(self) -> None:
-        """Continue from the newest state; UserError if the job is running or has saved none."""
-        if self.state == "running":
+        """Continue from the newest state; UserError if the job is running or has saved none, or as `start` does."""
+        if self.state in ("queued", "running"):
             raise UserError(f"{self.name} is running; stop it first")
         if not self._has_checkpoint():
             raise UserError(f"{self.name} has no saved state to resume from; start a new run")
         launch = self.launch
-        _spawn(self.folder, launch.config, {**launch.options, "resume": "latest"}, launch.started)
+        _check_number(self.folder.parent, launch.owner)
+        _spawn(self.folder, launch, "latest")
+
+    def share(self, shared: bool) -> None:
+        """Let every browser see the run, or its owner's alone."""
+        dataclasses.replace(self.launch, shared=shared).write(self.folder)
 
     def _has_checkpoint(self) -> bool:
         return any(self.folder.glob(checkpoint.PATTERN))
 
     def _console(self) -> bytes:
-        with contextlib.suppress(FileNotFoundError):
-            return (self.folder / CONSOLE).read_bytes()
+        with contextlib.suppress(OSError):
+            if (self.folder / CONSOLE).is_file():
+                return (self.folder / CONSOLE).read_bytes()
         return b""
 
 
-def start(config: str, root: Path, options: dict[str, Any]) -> TrainingJob:
+def start(config: str, root: Path, options: dict[str, Any], owner: str = "") -> TrainingJob:
     """Start training with the YAML file `config` in a new folder of `root`; `options` are command-line options by name.
 
-    A `config` of "" is that of the weights' family. Returns at once; UserError if the folder cannot be made. Invalid
-    options make the job fail.
+    A `config` of "" is that of the weights' family. `owner` is the id of the browser that may see the run, "" for
+    everyone. Returns at once; the run may have to wait for others. UserError if too many are waiting, if the folder
+    cannot be made, and as of `limits.check_training`. Other invalid options make the job fail.
     """
     if "total_step" not in options or "placeholder_token" not in options:
         raise UserError("a training run needs placeholder_token and total_step")
+    limits.check_training(options)
     stem = safe_filename(str(options["placeholder_token"])) or "run"
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _check_number(root, owner)
         folder = _new_folder(root, stem)
     except OSError as error:
         raise UserError(f"cannot make a folder in {root}: {error.strerror}; choose another") from error
-    _spawn(folder, config, {**options, "save_path": str(folder)}, time.time())
+    launch = Launch(config, {**options, "save_path": str(folder)}, 0, time.time(), owner=owner)
+    try:
+        _spawn(folder, launch)
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if not even the record could be written
+        raise
     return TrainingJob(folder)
 
 
-def all_jobs(root: Path) -> list[TrainingJob]:
-    """Return the jobs in `root`, the newest first."""
-    jobs = [TrainingJob(path.parent) for path in root.glob(f"*/{JOB_FILE}")]
-    return sorted(jobs, key=lambda job: job.launch.started, reverse=True)
+def all_jobs(root: Path, browser: str | None = None) -> list[TrainingJob]:
+    """Return the jobs in `root`, the newest first and damaged ones last; with a `browser`, those that it may see.
+
+    Of a damaged record nobody knows the owner: every browser sees that it is there.
+    """
+    times: dict[TrainingJob, float] = {}
+    for path in root.glob(f"*/{JOB_FILE}"):
+        job = TrainingJob(path.parent)
+        try:
+            if browser is None or job.launch.is_visible_to(browser):
+                times[job] = job.launch.started
+        except UserError:
+            times[job] = -1.0
+    return sorted(times, key=lambda job: times[job], reverse=True)
+
+
+def private_folders(root: Path, browser: str) -> list[Path]:
+    """Return the folders of the jobs in `root` that the browser may not see."""
+    visible = set(all_jobs(root, browser))
+    return [job.folder for job in all_jobs(root) if job not in visible or _is_damaged(job)]
+
+
+def _is_damaged(job: TrainingJob) -> bool:
+    try:
+        return not job.launch
+    except UserError:
+        return True
+
+
+def _check_number(root: Path, owner: str) -> None:
+    """Raise UserError if too many jobs in `root` are waiting or running, of this owner or in all."""
+    owners = []
+    for job in all_jobs(root):
+        with contextlib.suppress(UserError):
+            launch = job.launch
+            if _is_alive(launch.pid, job.folder):
+                owners.append(launch.owner)
+    if owner and owners.count(owner) >= MAX_WAITING_OF_OWNER:
+        raise UserError(
+            f"{owners.count(owner)} of your training runs are waiting or running; wait for one, or stop one"
+        )
+    if len(owners) >= MAX_WAITING:
+        raise UserError(f"{len(owners)} training runs of all users are waiting; try again later")
 
 
 def _new_folder(root: Path, stem: str) -> Path:
@@ -184,34 +234,48 @@ def as_flags(options: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _spawn(folder: Path, config: str, options: dict[str, Any], started: float) -> None:
-    """Start the training process and write the job file."""
-    command = [sys.executable, str(_SCRIPT), *(["--config", config] if config else []), *as_flags(options)]
+def _spawn(folder: Path, launch: Launch, resume: str = "") -> None:
+    """Write the job file and start the process, which may have to wait; UserError if that is not possible."""
+    console = folder / CONSOLE
+    try:
+        with FileLock(folder.parent / ".queue.lock"):  # two at once would not count each other
+            offset = console.stat().st_size if console.exists() else 0
+            launch = dataclasses.replace(launch, pid=0, queued=time.time(), console_offset=offset, stop_requested=False)
+            (folder / training_queue.PID).unlink(missing_ok=True)
+            launch.write(folder)  # before the process: of a run without a record nobody would know
+            child = _start_process(folder, launch, resume)
+            _children[child.pid] = child
+    except OSError as error:
+        raise UserError(
+            f"cannot start the training {folder.name}: {error.strerror}; make room, or try again later"
+        ) from error
+    try:
+        dataclasses.replace(launch, pid=child.pid).write(folder)
+    except UserError as error:
+        log.warning("%s", error)  # the process writes its id itself, too
+
+
+def _start_process(folder: Path, launch: Launch, resume: str) -> subprocess.Popen:
+    flags = as_flags(launch.options)
+    flags += [f"--resume={resume}"] if resume else []
+    command = [sys.executable, str(_SCRIPT), *(["--config", launch.config] if launch.config else []), *flags]
+    queue = [sys.executable, "-I", str(_QUEUE), str(folder), str(AT_ONCE)]
+    (folder / WAITING).unlink(missing_ok=True)
+    if training_queue.count_earlier(folder) >= AT_ONCE:
+        (folder / WAITING).touch()
     with (folder / CONSOLE).open("ab") as console:
-        offset = console.tell()
         # A session of its own, so that the server's Ctrl-C and exit do not reach it.
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, start_new_session=True
+        return subprocess.Popen(
+            [*queue, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    _children[child.pid] = child
-    options = {name: value for name, value in options.items() if name != "resume"}
-    Launch(config, options, child.pid, started, console_offset=offset).write(folder)
 
 
 def _is_alive(pid: int, folder: Path) -> bool:
-    """Return whether process `pid` is alive and writes to `folder`; another process may have reused the id."""
+    """Return whether process `pid` is alive and is that of the job in `folder`."""
     if pid in _children:
         return _children[pid].poll() is None
-    try:
-        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return _exists(pid) and not Path("/proc/self").exists()  # a system without /proc
-    return f"--save_path={folder}".encode() in command_line
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
+    return training_queue.is_alive(pid, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from gm.runtime import atomic_io
 
 MAX_IMAGE_BYTES = 50 * 10**6
 MAX_IMAGES = 200  # per upload
-MAX_PIXELS = 64 * 10**6
+MAX_PIXELS = 36 * 10**6  # of which decoding takes 25 bytes each
+_decoding = threading.Lock()  # one upload at a time, whatever the number of visitors
 _SUFFIXES = {  # by the first bytes of a file
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -96,7 +98,8 @@ def _store_image(content: bytes, folder: Path, stem: str = "") -> tuple[Path, tu
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}×{image.height}"
                 raise UserError(f"an image has {size} pixels; upload at most {MAX_PIXELS // 10**6} million")
-        return path, image_reader.read_image(path).notes
+        with _decoding:
+            return path, image_reader.read_image(path).notes
     except UserError as error:
         path.unlink()
         text = str(error).replace(f"image {path}", "image that was uploaded").replace(str(path), "an uploaded image")
@@ -119,11 +122,17 @@ def hash_of(*contents: bytes) -> str:
 
 
 def store(content: bytes, folder: Path, name: str) -> Path:
-    """Write `content` to a file in `folder`, which is made if it is missing; return its path."""
+    """Write `content` to a file in `folder`, which is made if it is missing; return its path.
+
+    Raises UserError if that is not possible, as for a full disk.
+    """
     make_folder(folder)
     path = folder / name
-    with atomic_io.atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+    try:
+        with atomic_io.atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"cannot store an uploaded file: {error.strerror}; tell the owner of the machine") from error
     return path
 
 

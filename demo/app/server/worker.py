@@ -1,7 +1,7 @@
 """Task queue with one worker thread, which owns the models.
 
 A model has one set of graphs and one memory, so two tasks at once would only slow each other down. A task outlives the
-page that submitted it and keeps its events for whoever reads them.
+page that submitted it and keeps its events for whoever reads them; it is cancelled when its owner is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gm.errors import UserError
@@ -17,6 +18,23 @@ from gm.errors import UserError
 log = logging.getLogger("gm")
 
 END_STATES = ("done", "failed", "cancelled")
+MAX_WAITING = 40  # tasks that have not ended, of all owners
+MAX_WAITING_OF_OWNER = 4
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who submits tasks: a browser by its id, and whether nobody looks at it any more; "" is no browser."""
+
+    id: str = ""
+    is_gone: Callable[[], bool] = _never
+
+
+NOBODY = Owner()
 
 
 class Task:
@@ -25,8 +43,9 @@ class Task:
     `state` is queued, running, done, failed (then `error` is the reason, in one line) or cancelled.
     """
 
-    def __init__(self, title: str, work: Callable[[], Iterator[Any]], worker: Worker) -> None:
+    def __init__(self, title: str, work: Callable[[], Iterator[Any]], worker: Worker, owner: Owner = NOBODY) -> None:
         self.title = title
+        self.owner = owner
         self.state = "queued"
         self.error = ""
         self.events: list[Any] = []
@@ -56,7 +75,8 @@ class Task:
         """Do the work; called in the worker's thread only."""
         try:
             self.state = "running"
-            self._collect_events()
+            if not self._is_unwanted():
+                self._collect_events()
             self.state = "cancelled" if self._cancelled.is_set() else "done"
         except UserError as error:
             self._fail(str(error))
@@ -69,8 +89,13 @@ class Task:
     def _collect_events(self) -> None:
         for event in self._work():
             self.events.append(event)
-            if self._cancelled.is_set():
+            if self._is_unwanted():
                 return  # the iterator is closed where it stands
+
+    def _is_unwanted(self) -> bool:
+        if self.owner.is_gone():
+            self._cancelled.set()
+        return self._cancelled.is_set()
 
     def _fail(self, error: str) -> None:
         self.error = error  # before the state: readers look at the error once the state is "failed"
@@ -86,10 +111,21 @@ class Worker:
         self._running: Task | None = None
         threading.Thread(target=self._loop, name="worker", daemon=True).start()
 
-    def submit(self, title: str, work: Callable[[], Iterator[Any]]) -> Task:
-        """Queue a task; `work` is called and its iterator consumed in the worker's thread."""
-        task = Task(title, work, self)
+    def submit(self, title: str, work: Callable[[], Iterator[Any]], owner: Owner = NOBODY) -> Task:
+        """Queue a task; `work` is called and its iterator consumed in the worker's thread.
+
+        Raises UserError if too many tasks wait already, of this owner or in all.
+        """
+        task = Task(title, work, self, owner)
+        for other in self.queue:
+            if other.owner.is_gone():
+                other.cancel()
         with self._changed:
+            own = sum(other.owner.id == owner.id for other in self.queue)
+            if owner.id and own >= MAX_WAITING_OF_OWNER:
+                raise UserError(f"{own} of your requests are waiting or running; wait for one, or cancel one")
+            if len(self.queue) >= MAX_WAITING:
+                raise UserError(f"{len(self.queue)} requests of all users are waiting; try again later")
             self.queue = (*self.queue, task)
             self._changed.notify()
         return task

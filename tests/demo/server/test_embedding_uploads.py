@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save as safetensors
+from safetensors.numpy import save_file
 
 from demo.app.server import embedding_list, embedding_uploads
 from demo.app.server.embedding_uploads import store_embedding, store_embeddings
@@ -147,3 +148,25 @@ def test_embeddings_of_stable_diffusion_are_stored_for_its_models_alone(
     for upload in uploads[1:]:  # the first may be one encoder of SDXL
         with pytest.raises(UserError, match=r"another model|SDXL"):
             store_embeddings([upload], tmp_path)
+
+
+@pytest.mark.parametrize("token", ["a\0b", "\u202eyot", "<" * 10**6], ids=["null", "reversed", "megabyte"])
+def test_names_that_no_page_should_show_are_refused(tmp_path: Path, token: str) -> None:
+    path = tmp_path / "a.safetensors"
+    both = {"clip_l": np.ones((1, 768), np.float32), "clip_g": np.ones((1, 1280), np.float32)}
+    save_file(both, path, {"placeholder_token": token})
+    with pytest.raises(UserError, match=r"toy\.safetensors: placeholder .*(cannot be printed|has 1000000)") as caught:
+        embedding_uploads.store_embedding(path.read_bytes(), "toy.safetensors", tmp_path / "in")
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.parametrize(("token", "usable"), [("cat", "<cat>"), ("my toy", "<my-toy>"), ("![x](http://a/b)", None)])
+def test_other_names_are_made_placeholder_tokens(tmp_path: Path, token: str, usable: str | None) -> None:
+    path = tmp_path / "a.safetensors"
+    both = {"clip_l": np.ones((1, 768), np.float32), "clip_g": np.ones((1, 1280), np.float32)}
+    save_file(both, path, {"placeholder_token": token})
+    stored = embedding_uploads.store_embedding(path.read_bytes(), "toy.safetensors", tmp_path / "in")
+    (embedding,) = embedding_io.load_all(stored)
+    assert embedding.placeholder_token == (usable or token)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,26 @@ def test_unused_parts_of_an_upload_are_told(tmp_path: Path) -> None:
     notes: list[str] = []
     uploads.store_images([content.getvalue(), image_bytes()], tmp_path, notes.append)
     assert notes == ["an uploaded image has 2 frames; only the first is used"]
+
+
+def test_large_images_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(content, "PNG")  # some kilobytes, which decode to more than a gigabyte
+    assert len(content.getvalue()) < 100_000
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("the image was decoded"))
+    with pytest.raises(UserError, match="an image has 8000×8000 pixels; upload at most 36 million"):
+        uploads.store_image(content.getvalue(), tmp_path)
+
+
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EIO, "Input/output error")])
+def test_a_disk_that_takes_no_upload_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(UserError, match=message) as caught:
+        uploads.store(b"x", tmp_path, "a.png")
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

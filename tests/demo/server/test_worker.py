@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.app.server import worker as worker_module
-from demo.app.server.worker import Task, Worker
+from demo.app.server.worker import Owner, Task, Worker
 from gm.errors import UserError
 
 
@@ -107,3 +107,46 @@ def test_all_tasks_run_in_one_thread() -> None:
     assert len(set(threads)) == 1
     assert threads[0] is not threading.current_thread()
     assert worker_module.shared() is worker_module.shared()
+
+
+def test_tasks_beyond_the_limits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "MAX_WAITING_OF_OWNER", 2)
+    monkeypatch.setattr(worker_module, "MAX_WAITING", 3)
+    worker = Worker()
+    first, step = submit_stepwise(worker)
+    second = worker.submit("", lambda: iter([]), Owner("me"))
+    third = worker.submit("", lambda: iter([]), Owner("me"))
+    with pytest.raises(UserError, match="2 of your requests are waiting or running; wait for one, or cancel one"):
+        worker.submit("", lambda: iter([]), Owner("me"))
+    with pytest.raises(UserError, match="3 requests of all users are waiting"):
+        worker.submit("", lambda: iter([]), Owner("they"))
+    third.cancel()
+    fourth = worker.submit("", lambda: iter([]), Owner("me"))
+    first.cancel()
+    step.set()
+    assert all(task.wait(10) for task in (second, fourth))
+
+
+def test_tasks_of_an_owner_who_is_gone_are_cancelled_and_wait_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "MAX_WAITING", 2)
+    worker, gone, started = Worker(), threading.Event(), []
+    owner = Owner("gone", gone.is_set)
+    step = threading.Event()
+
+    def work() -> Iterator[int]:
+        for number in range(100):
+            assert step.wait(10)
+            step.clear()
+            yield number
+
+    running = worker.submit("", work, owner)
+    waiting = worker.submit("", lambda: iter([started.append("waiting")]), owner)
+    until(lambda: running.state == "running")
+    step.set()
+    until(lambda: running.events == [0])
+    gone.set()
+    other = worker.submit("", lambda: iter(["mine"]), Owner("me"))  # the waiting one leaves its place
+    assert waiting.state == "cancelled"
+    step.set()
+    assert other.wait(10)
+    assert (running.state, running.events, other.events, started) == ("cancelled", [0, 1], ["mine"], [])
