@@ -7,31 +7,37 @@ import math
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops import ascend, layout
+from gm.ops import ascend, bfloat16, layout
 from gm.ops.norm import softmax
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
+from gm.runtime.backend import DType
 
 _MAX_SCORES = 2**26  # attention scores in memory at once, in float32: 256 MiB
 
 
-def attention(heads: int, causal: bool = False) -> nn.Cell:
+def attention(heads: int, causal: bool = False, dtype: DType = ms.float32) -> nn.Cell:
     """Return the Cell softmax(QKᵀ/√d)V: sequences of L queries, S keys and S values → a sequence of L tokens.
 
     `causal` masks later positions. Ascend's flash attention kernel computes it where `--flash_attention` and the card
-    allow it, in half precision, for heads of a width that it takes.
+    allow it, in half precision, for heads of a width that it takes. `dtype` is that of the network's weights: with
+    bfloat16 on the CPU the two products are those of `gm.ops.bfloat16`.
     """
-    return shared_cell(_Attention, heads, causal, backend.on_ascend(), backend.flash_attention() != "off")
+    in_bfloat16 = dtype == ms.bfloat16 and bfloat16.available()
+    flash = backend.flash_attention() != "off"
+    return shared_cell(_Attention, heads, causal, backend.on_ascend(), flash, in_bfloat16)
 
 
 class _Attention(nn.Cell):
-    def __init__(self, heads: int, causal: bool, on_ascend: bool, flash: bool) -> None:
+    def __init__(self, heads: int, causal: bool, on_ascend: bool, flash: bool, in_bfloat16: bool) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
         self.on_ascend = on_ascend
         self.flash = flash
         self.softmax = softmax()
+        self.multiply_tn = bfloat16.batch_product(True, False) if in_bfloat16 else ops.BatchMatMul(transpose_a=True)
+        self.multiply_nt = bfloat16.batch_product(False, True) if in_bfloat16 else ops.BatchMatMul(transpose_b=True)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.flash and ascend.can_attend(query.shape[2] // self.heads, query.dtype):
@@ -49,7 +55,7 @@ class _Attention(nn.Cell):
         return ops.concat(chunks, axis=3)
 
     def _attend_chunk(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = ops.BatchMatMul(transpose_a=True)(query * (1.0 / math.sqrt(query.shape[2])), key)
+        scores = self.multiply_tn(query * (1.0 / math.sqrt(query.shape[2])), key)
         scores = ops.cast(scores, ms.float32)
         if self.causal:
             length = scores.shape[3]
@@ -57,7 +63,7 @@ class _Attention(nn.Cell):
             # Not a broadcast sum, for which the CPU backend stores an index of 8 bytes per element.
             flat = scores.reshape((-1, length * length))
             scores = ops.bias_add(flat, mask.reshape((-1,))).reshape(scores.shape)
-        return ops.BatchMatMul(transpose_b=True)(value, ops.cast(self.softmax(scores), value.dtype))
+        return self.multiply_nt(value, ops.cast(self.softmax(scores), value.dtype))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """Convert a sequence to [N, heads, d, L]."""
