@@ -1,8 +1,8 @@
 """Layers shared by the networks; their parameters hold the published checkpoint's tensors as they are.
 
 Parameters are frozen, and not initialised here: a model is built empty and then loaded. Weights have the `dtype` of the
-constructor, biases and tables that of the activations (`gm.ops.activation_dtype`); normalisations have float32 weights (group normalisation on Ascend: those of its kernel) and compute in
-float32, whatever the dtype of their input.
+constructor, biases and tables that of the activations (`gm.ops.activation_dtype`); normalisations have float32 weights
+(group normalisation on Ascend: those of its kernel) and compute in float32, whatever the dtype of their input.
 """
 
 from __future__ import annotations

@@ -84,9 +84,7 @@ class _Project(nn.Cell):
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
 
-    def bprop(
-        self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None, None]:
         return self.backward(dout, weight), None, None
 
 
@@ -133,9 +131,7 @@ class _Convolution(nn.Cell):
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
 
-    def bprop(
-        self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None, None]:
         return self.backward(dout, weight), None, None
 
 

@@ -81,7 +81,9 @@ def find_compiler() -> str:
     for name in [chosen] if chosen else ["g++", "clang++", "c++"]:
         if path := shutil.which(name):
             return path
-    raise Unavailable(f"no C++ compiler ({f'CXX={chosen}' if chosen else 'g++'}); install one, for example Debian's g++")
+    raise Unavailable(
+        f"no C++ compiler ({f'CXX={chosen}' if chosen else 'g++'}); install one, for example Debian's g++"
+    )
 
 
 def compile_library(path: Path, root: Path, compiler: str) -> None:
