@@ -374,22 +374,30 @@ OPERATOR(project_vectors_backward) {
   });
 }
 
-// x [N, C, H, W], weight [M, C, k, k], bias [M] → [N, M, H', W']
-OPERATOR(convolution_forward) {
-  return guard([&] {
-    convolve(convolution(shapes[0], shapes[1], shapes[3]), static_cast<const float *>(p[0]), p[1],
-             static_cast<const float *>(p[2]), static_cast<float *>(p[3]));
-  });
-}
-
-// Gradient of `convolution_forward`: dout [N, M, H', W'], weight [M, C, k, k] → [N, C, H, W]
-OPERATOR(convolution_backward) {
-  return guard([&] {
-    convolve_backward(convolution(shapes[2], shapes[1], shapes[0]), static_cast<const float *>(p[0]), p[1],
-                      static_cast<float *>(p[2]));
-  });
-}
-
 OPERATOR(multiply_nn) { return multiply_batch(p, ndims, shapes, false, false); }
 OPERATOR(multiply_tn) { return multiply_batch(p, ndims, shapes, true, false); }
 OPERATOR(multiply_nt) { return multiply_batch(p, ndims, shapes, false, true); }
+
+// x [N, C, H, W], weight [M, C, k, k], bias [M] → [N, M, H', W']; MindSpore takes one rule of the output's shape for a
+// name, so that there is one for each stride.
+#define CONVOLUTION(name)                                                                                    \
+  OPERATOR(name) {                                                                                           \
+    return guard([&] {                                                                                       \
+      convolve(convolution(shapes[0], shapes[1], shapes[3]), static_cast<const float *>(p[0]), p[1],         \
+               static_cast<const float *>(p[2]), static_cast<float *>(p[3]));                                \
+    });                                                                                                      \
+  }
+
+// Its gradient: dout [N, M, H', W'], weight [M, C, k, k] → [N, C, H, W]
+#define CONVOLUTION_BACKWARD(name)                                                                           \
+  OPERATOR(name) {                                                                                           \
+    return guard([&] {                                                                                       \
+      convolve_backward(convolution(shapes[2], shapes[1], shapes[0]), static_cast<const float *>(p[0]), p[1], \
+                        static_cast<float *>(p[2]));                                                         \
+    });                                                                                                      \
+  }
+
+CONVOLUTION(convolution_1)
+CONVOLUTION(convolution_2)
+CONVOLUTION_BACKWARD(convolution_backward_1)
+CONVOLUTION_BACKWARD(convolution_backward_2)

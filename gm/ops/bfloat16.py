@@ -56,6 +56,10 @@ def batch_product(transpose_a: bool, transpose_b: bool) -> nn.Cell:
 
 
 def _operator(library: str, name: str, out_shape: Callable[..., Any]) -> ops.Custom:
+    """Return the operator `name` of the library.
+
+    MindSpore keeps one `out_shape` for a name: another one for the same name has no effect.
+    """
     return ops.Custom(f"{library}:{name}", out_shape=out_shape, out_dtype=ms.float32, func_type="aot")
 
 
@@ -73,6 +77,25 @@ def _shape_vectors(x: Any, weight: Any) -> list[int]:
 
 def _shape_vectors_back(dout: Any, weight: Any) -> list[int]:
     return [dout[0], weight[1]]
+
+
+def _shape_convolved(x: Any, weight: Any, bias: Any) -> list[int]:
+    return [x[0], weight[0], x[2], x[3]]
+
+
+def _shape_convolved_back(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], dout[2], dout[3]]
+
+
+def _shape_halved(x: Any, weight: Any, bias: Any) -> list[int]:
+    return [x[0], weight[0], x[2] // 2, x[3] // 2]
+
+
+def _shape_halved_back(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2], 2 * dout[3]]
+
+
+_CONVOLUTION_SHAPES = {1: (_shape_convolved, _shape_convolved_back), 2: (_shape_halved, _shape_halved_back)}
 
 
 class _Project(nn.Cell):
@@ -117,16 +140,9 @@ class _ProjectVectors(nn.Cell):
 class _Convolution(nn.Cell):
     def __init__(self, library: str, stride: int) -> None:
         super().__init__()
-
-        def shape(x: Any, weight: Any, bias: Any) -> list[int]:
-            return [x[0], weight[0], x[2] // stride, x[3] // stride]
-
-        def shape_back(dout: Any, weight: Any) -> list[int]:
-            return [dout[0], weight[1], dout[2] * stride, dout[3] * stride]
-
-        self.stride = stride  # for the key of cached graphs, which does not see the functions
-        self.forward = _operator(library, "convolution_forward", shape)
-        self.backward = _operator(library, "convolution_backward", shape_back)
+        shape, shape_back = _CONVOLUTION_SHAPES[stride]
+        self.forward = _operator(library, f"convolution_{stride}", shape)
+        self.backward = _operator(library, f"convolution_backward_{stride}", shape_back)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)

@@ -76,12 +76,14 @@ class _Projection(nn.Cell):
         self.tokens_first = tokens_first
         self.matmul = ops.MatMul()
         self.casting_matmul = _CastingMatMul(tokens_first)
-        self.project_bfloat16 = bfloat16.project() if in_bfloat16 else None
-        self.project_without_bias = bfloat16.project_without_bias() if in_bfloat16 else None
+        self.in_bfloat16 = in_bfloat16
+        if in_bfloat16:
+            self.project_bfloat16 = bfloat16.project()
+            self.project_without_bias = bfloat16.project_without_bias()
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = weight.shape[0]
-        if self.project_bfloat16 is not None and weight.dtype == ms.bfloat16:
+        if self.in_bfloat16 and weight.dtype == ms.bfloat16:
             return self.project_without_bias(x, weight) if bias is None else self.project_bfloat16(x, weight, bias)
         if self.tokens_first:
             return self._map_rows(x.reshape((-1, x.shape[2])), weight, bias).reshape((*x.shape[:2], outputs))
