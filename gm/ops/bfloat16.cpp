@@ -379,7 +379,7 @@ OPERATOR(multiply_tn) { return multiply_batch(p, ndims, shapes, true, false); }
 OPERATOR(multiply_nt) { return multiply_batch(p, ndims, shapes, false, true); }
 
 // x [N, C, H, W], weight [M, C, k, k], bias [M] → [N, M, H', W']; MindSpore takes one rule of the output's shape for a
-// name, so that there is one for each stride.
+// name, so that there is one for each stride, and for odd sizes.
 #define CONVOLUTION(name)                                                                                    \
   OPERATOR(name) {                                                                                           \
     return guard([&] {                                                                                       \
@@ -401,3 +401,6 @@ CONVOLUTION(convolution_1)
 CONVOLUTION(convolution_2)
 CONVOLUTION_BACKWARD(convolution_backward_1)
 CONVOLUTION_BACKWARD(convolution_backward_2)
+CONVOLUTION_BACKWARD(convolution_backward_2_odd_height)
+CONVOLUTION_BACKWARD(convolution_backward_2_odd_width)
+CONVOLUTION_BACKWARD(convolution_backward_2_odd)

@@ -45,9 +45,9 @@ def vector_product(dtype: DType) -> nn.Cell | None:
 def convolution(stride: int) -> nn.Cell:
     """Return the Cell (x [N, C, H, W], weight [outputs, C, k, k], bias [outputs]) → [N, outputs, H', W'].
 
-    k is odd, and the padding k/2, rounded down, on all sides; for stride 2, H and W must be even.
+    k is odd, the padding k/2, rounded down, on all sides, and the stride 1 or 2.
     """
-    return shared_cell(_Convolution, onednn.library(), stride)
+    return shared_cell(_Convolution if stride == 1 else _StridedConvolution, onednn.library())
 
 
 def batch_product(transpose_a: bool, transpose_b: bool) -> nn.Cell:
@@ -88,14 +88,23 @@ def _shape_convolved_back(dout: Any, weight: Any) -> list[int]:
 
 
 def _shape_halved(x: Any, weight: Any, bias: Any) -> list[int]:
-    return [x[0], weight[0], x[2] // 2, x[3] // 2]
+    return [x[0], weight[0], (x[2] + 1) // 2, (x[3] + 1) // 2]
 
 
-def _shape_halved_back(dout: Any, weight: Any) -> list[int]:
+def _shape_doubled(dout: Any, weight: Any) -> list[int]:
     return [dout[0], weight[1], 2 * dout[2], 2 * dout[3]]
 
 
-_CONVOLUTION_SHAPES = {1: (_shape_convolved, _shape_convolved_back), 2: (_shape_halved, _shape_halved_back)}
+def _shape_doubled_odd_height(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2] - 1, 2 * dout[3]]
+
+
+def _shape_doubled_odd_width(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2], 2 * dout[3] - 1]
+
+
+def _shape_doubled_odd(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2] - 1, 2 * dout[3] - 1]
 
 
 class _Project(nn.Cell):
@@ -138,16 +147,41 @@ class _ProjectVectors(nn.Cell):
 
 
 class _Convolution(nn.Cell):
-    def __init__(self, library: str, stride: int) -> None:
+    def __init__(self, library: str) -> None:
         super().__init__()
-        shape, shape_back = _CONVOLUTION_SHAPES[stride]
-        self.forward = _operator(library, f"convolution_{stride}", shape)
-        self.backward = _operator(library, f"convolution_backward_{stride}", shape_back)
+        self.forward = _operator(library, "convolution_1", _shape_convolved)
+        self.backward = _operator(library, "convolution_backward_1", _shape_convolved_back)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None, None]:
+        return self.backward(dout, weight), None, None
+
+
+class _StridedConvolution(nn.Cell):
+    """Convolution of stride 2. Whether x has odd sizes, its gradient's shape alone does not tell."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        name = "convolution_backward_2"
+        self.forward = _operator(library, "convolution_2", _shape_halved)
+        self.backward = _operator(library, name, _shape_doubled)
+        self.backward_odd_height = _operator(library, f"{name}_odd_height", _shape_doubled_odd_height)
+        self.backward_odd_width = _operator(library, f"{name}_odd_width", _shape_doubled_odd_width)
+        self.backward_odd = _operator(library, f"{name}_odd", _shape_doubled_odd)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None, None]:
+        odd_height, odd_width = x.shape[2] % 2 == 1, x.shape[3] % 2 == 1
+        if odd_height and odd_width:
+            return self.backward_odd(dout, weight), None, None
+        if odd_height:
+            return self.backward_odd_height(dout, weight), None, None
+        if odd_width:
+            return self.backward_odd_width(dout, weight), None, None
         return self.backward(dout, weight), None, None
 
 

@@ -182,7 +182,6 @@ class _Convolution(nn.Cell):
         options: dict[str, Any] = {"pad_mode": "pad", "pad": padding, "stride": stride}
         self.conv2d = ops.Conv2D(outputs, kernel, **options)
         self.casting_conv2d = _CastingConv2d(outputs, kernel, options)
-        self.stride = stride
         in_bfloat16 = in_bfloat16 and kernel % 2 == 1 and set(padding) == {kernel // 2} and stride in (1, 2)
         self.convolve_bfloat16 = bfloat16.convolution(stride) if in_bfloat16 else None
         # Ascend's kernel pads all sides alike.
@@ -190,9 +189,7 @@ class _Convolution(nn.Cell):
         self.with_bias = shared_cell(ascend.Convolution, padding[0], stride) if fits else None
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # Odd sizes, rare in the middle of a UNet, do not follow from those of a gradient of stride 2.
-        even = x.shape[2] % self.stride == 0 and x.shape[3] % self.stride == 0
-        if self.convolve_bfloat16 is not None and even and weight.dtype == ms.bfloat16:
+        if self.convolve_bfloat16 is not None and weight.dtype == ms.bfloat16:
             return self.convolve_bfloat16(x, weight, bias)
         if weight.dtype != x.dtype:
             return add_bias(self.casting_conv2d(x, weight), bias)
