@@ -7,15 +7,16 @@ from collections.abc import Iterator
 import mindspore as ms
 import numpy as np
 import pytest
+import torch
 from mindspore import Tensor, nn
 
 from gm.runtime import backend
 from tests.bfloat16_operators import operators
-from tests.ops.gradients import modes, value_and_gradients
+from tests.ops.gradients import modes, torch_value_and_gradients, value_and_gradients
 from tests.reference.case import filled
 from tests.reference.inputs import normal, relative_error
 
-OWN_ERROR = 2e-2  # of a whole network
+OWN_ERROR = 2e-2  # of a whole network; 3e-2 of the gradient of like-sd1 come from rounding its weights alone
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,18 @@ class UNet(nn.Cell):
         return self.unet(x, self.timesteps, context, y)
 
 
+def pytorch_errors(case, weights: np.ndarray, *inputs: np.ndarray) -> list[float]:
+    """Return the errors of diffusers' UNet under PyTorch's bfloat16 autocast: of output and gradients."""
+
+    def unet(x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return case.reference.unet(x, torch.linspace(800.0, 100.0, 2), context).sample.float()
+
+    expected, expected_gradients = torch_value_and_gradients(unet, weights, *inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, gradients = torch_value_and_gradients(unet, weights, *inputs)
+    return [relative_error(*pair) for pair in zip([out, *gradients], [expected, *expected_gradients], strict=True)]
+
+
 @modes
 @pytest.mark.parametrize("name", ["reversed", "like-sd1"])
 def test_output_and_gradient_of_the_unet(name, cases, dtype, graph):
@@ -49,9 +62,13 @@ def test_output_and_gradient_of_the_unet(name, cases, dtype, graph):
     expected, expected_gradients = value_and_gradients(UNet(case.model, 2), False, weights, *inputs)
     model = filled(case.config, case.weights, dtype)
     out, gradients = value_and_gradients(UNet(model, 2), graph, weights, *inputs)
-    assert relative_error(out, expected) < OWN_ERROR
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        assert relative_error(gradient, wanted) < OWN_ERROR
+    errors = [relative_error(*pair) for pair in zip([out, *gradients], [expected, *expected_gradients], strict=True)]
+    assert errors[0] < OWN_ERROR
+    if unet.adm_in_channels:
+        assert max(errors[1:]) < OWN_ERROR
+    else:
+        limits = pytorch_errors(case, weights, *inputs)
+        assert all(error < limit for error, limit in zip(errors, limits, strict=True))
     if dtype == ms.bfloat16:
         assert relative_error(out, expected) > 1e-4  # it did compute in bfloat16
 
