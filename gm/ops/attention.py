@@ -14,6 +14,9 @@ from gm.runtime import backend
 from gm.runtime.backend import DType
 
 _MAX_SCORES = 2**26  # attention scores in memory at once, in float32: 256 MiB
+# Keys from which on bfloat16 products are faster, with the rounding of their operands. Measured on two cores with AMX,
+# forward and backward, against float32: 1.2 to 1.6 of the time for 77 keys, 1.1 to 0.8 for 256, 0.8 for 1,024.
+_MIN_BFLOAT16_KEYS = 256
 
 
 def attention(heads: int, causal: bool = False, dtype: DType = ms.float32) -> nn.Cell:
@@ -21,7 +24,7 @@ def attention(heads: int, causal: bool = False, dtype: DType = ms.float32) -> nn
 
     `causal` masks later positions. Ascend's flash attention kernel computes it where `--flash_attention` and the card
     allow it, in half precision, for heads of a width that it takes. `dtype` is that of the network's weights: with
-    bfloat16 on the CPU the two products are those of `gm.ops.bfloat16`.
+    bfloat16 on the CPU the two products are those of `gm.ops.bfloat16`, from 256 keys on.
     """
     in_bfloat16 = dtype == ms.bfloat16 and bfloat16.available()
     flash = backend.flash_attention() != "off"
@@ -36,8 +39,12 @@ class _Attention(nn.Cell):
         self.on_ascend = on_ascend
         self.flash = flash
         self.softmax = softmax()
-        self.multiply_tn = bfloat16.batch_product(True, False) if in_bfloat16 else ops.BatchMatMul(transpose_a=True)
-        self.multiply_nt = bfloat16.batch_product(False, True) if in_bfloat16 else ops.BatchMatMul(transpose_b=True)
+        self.in_bfloat16 = in_bfloat16
+        if in_bfloat16:
+            self.multiply_tn, self.multiply_nt = (
+                bfloat16.batch_product(True, False),
+                bfloat16.batch_product(False, True),
+            )
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.flash and ascend.can_attend(query.shape[2] // self.heads, query.dtype):
@@ -55,7 +62,9 @@ class _Attention(nn.Cell):
         return ops.concat(chunks, axis=3)
 
     def _attend_chunk(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = self.multiply_tn(query * (1.0 / math.sqrt(query.shape[2])), key)
+        in_bfloat16 = self.in_bfloat16 and key.shape[3] >= _MIN_BFLOAT16_KEYS
+        multiply_tn = self.multiply_tn if in_bfloat16 else ops.BatchMatMul(transpose_a=True)
+        scores = multiply_tn(query * (1.0 / math.sqrt(query.shape[2])), key)
         scores = ops.cast(scores, ms.float32)
         if self.causal:
             length = scores.shape[3]
@@ -63,7 +72,8 @@ class _Attention(nn.Cell):
             # Not a broadcast sum, for which the CPU backend stores an index of 8 bytes per element.
             flat = scores.reshape((-1, length * length))
             scores = ops.bias_add(flat, mask.reshape((-1,))).reshape(scores.shape)
-        return self.multiply_nt(value, ops.cast(self.softmax(scores), value.dtype))
+        multiply_nt = self.multiply_nt if in_bfloat16 else ops.BatchMatMul(transpose_b=True)
+        return multiply_nt(value, ops.cast(self.softmax(scores), value.dtype))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """Convert a sequence to [N, heads, d, L]."""

@@ -3,7 +3,8 @@
 // `gm/runtime/onednn.py` compiles this file, `gm/ops/bfloat16.py` calls the functions at its end. Weights are bfloat16 in
 // the layout of the checkpoint, which serves the forward and the backward pass without a second, packed copy: a product
 // of weights with tokens reads them row by row, its gradient column by column. Activations and results are float32; the
-// former are rounded to bfloat16 in the layout that oneDNN asks for, sums are float32.
+// former are rounded to bfloat16 in their own layout (oneDNN's blocked one is slower to make than it saves), sums are
+// float32.
 //
 // Signature of the functions: MindSpore's documentation of `ops.Custom`, func_type="aot". The last array is the output.
 
@@ -98,7 +99,7 @@ memory::desc describe(int64_t batch, int64_t rows, int64_t columns, const Matrix
 
 memory::desc rounded(const memory::desc &d) {
   if (d.get_data_type() == DataType::bf16) return d;
-  return memory::desc(d.get_dims(), DataType::bf16, memory::format_tag::any);
+  return memory::desc(d.get_dims(), DataType::bf16, d.get_strides());
 }
 
 Product &find_product(int64_t batch, int64_t m, int64_t n, int64_t k, const Matrix &a, const Matrix &b,

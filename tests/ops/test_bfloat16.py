@@ -116,6 +116,7 @@ def test_a_convolution_in_several_blocks(available: bool) -> None:
 @modes
 @pytest.mark.parametrize(("causal", "keys"), [(True, 12), (False, 7)])
 def test_attention(causal: bool, keys: int, graph: bool, available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("gm.ops.attention"), "_MIN_BFLOAT16_KEYS", 7)
     if not causal:
         monkeypatch.setattr(
             importlib.import_module("gm.ops.attention"), "_MAX_SCORES", 2 * 3 * 7 * 5
