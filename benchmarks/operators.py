@@ -2,7 +2,8 @@
 
     python benchmarks/operators.py --size full
 
-Each is chained 20 times inside one graph; the seconds are those of one operator, forward, and forward and backward.
+"ours" is float32, "bfloat16" the same with bfloat16 weights. Each is chained 20 times inside one graph; the seconds are
+those of one operator, forward, and forward and backward.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from gm.errors import UserError
 
 LINKS = 20  # number of chained operators in one graph
 EPSILON = 1e-5
-_SIDES = ("ours", "native", "PyTorch")
+_SIDES = ("ours", "native", "PyTorch", "bfloat16")
 _PASSES = ("forward", "forward and backward")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Operator on `tokens` of `width` channels; for group_norm the tokens are `height` × `tokens`/`height` pixels."""
+    """Operator on `tokens` of `width` channels.
+
+    For group_norm and convolution (3×3) the tokens are `height` × `tokens`/`height` pixels.
+    """
 
     operator: str
     width: int
@@ -56,11 +60,12 @@ def shapes(config: ModelConfig, pixels: int) -> list[Shape]:
     for mult, depth in zip(unet.channel_mult, unet.transformer_depth, strict=True):
         width, tokens = mult * unet.model_channels, side * side
         operators.append(Shape("group_norm", width, tokens, height=side, groups=unet.norm_num_groups))
+        operators.append(Shape("convolution", width, tokens, height=side))
         if depth:
             operators += _sequence(width, tokens, unet.heads(width), text.context_length)
         side = -(-side // 2)
     operators += _sequence(text.width, text.context_length, text.heads, 0)
-    order = ("layer_norm", "group_norm", "softmax", "gelu", "project", "attention")
+    order = ("layer_norm", "group_norm", "softmax", "gelu", "project", "convolution", "attention")
     return sorted(dict.fromkeys(operators), key=lambda shape: order.index(shape.operator))
 
 
@@ -101,6 +106,7 @@ def main() -> None:
     sides = {
         "ours": worker("benchmarks.operators_mindspore", "ours", text),
         "native": worker("benchmarks.operators_mindspore", "native", text),
+        "bfloat16": worker("benchmarks.operators_mindspore", "bfloat16", text),
         "PyTorch": worker("benchmarks.operators_torch", text),
     }
     turns = report.turns(flags, size, rounds=20, pieces=1, warm_ups=20)
@@ -125,10 +131,10 @@ def show(names: list[str], measured: dict[str, Measurement]) -> tuple[str, dict[
     for direction in _PASSES:
         rows = []
         for name in names:
-            ours, native, torch = (statistics.median(results[side][name][direction]) for side in _SIDES)
-            times = (f"{1e6 * value:.4g}" for value in (ours, native, torch))
-            rows.append([name, *times, f"{ours / native:.2f}", f"{ours / torch:.2f}"])
-        tables.append(report.table([direction, *_SIDES, "ours/native", "ours/PyTorch"], rows))
+            ours, native, torch, half = (statistics.median(results[side][name][direction]) for side in _SIDES)
+            times = (f"{1e6 * value:.4g}" for value in (ours, native, torch, half))
+            rows.append([name, *times, f"{ours / native:.2f}", f"{ours / torch:.2f}", f"{half / ours:.2f}"])
+        tables.append(report.table([direction, *_SIDES, "ours/native", "ours/PyTorch", "bfloat16/ours"], rows))
     return "\n\n".join(tables), {"seconds": results}
 
 

@@ -1,4 +1,4 @@
-"""Workers that time chained operators of MindSpore: python -m benchmarks.operators_mindspore ours|native SHAPES."""
+"""Workers that time chained operators: python -m benchmarks.operators_mindspore ours|bfloat16|native SHAPES."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ from gm import ops as gm_ops
 from gm.config import RunConfig
 from gm.ops import layout
 from gm.runtime import backend, rng
+from gm.runtime.backend import DType
 
 
 class _Chain(nn.Cell):
     """Mean square of x after `LINKS` times the same operator; only cross-attention uses the context."""
 
-    def __init__(self, shape: Shape, ours: bool) -> None:
+    def __init__(self, shape: Shape, ours: bool, dtype: DType) -> None:
         super().__init__(auto_prefix=False)
         self.ours, self.operator, self.width, self.scale = ours, shape.operator, shape.width, float(shape.width)
         self.across, self.heads, self.causal, self.groups = shape.keys > 0, shape.heads, shape.causal, shape.groups
         width = shape.width
-        self.weight = _frozen(rng.normal((width, width), 0, "weight") / width**0.5)
+        size = (width, width, 3, 3) if shape.operator == "convolution" else (width, width)
+        weight = rng.normal(size, 0, "weight") / math.sqrt(math.prod(size[1:]))
+        self.weight = Parameter(Tensor(weight, dtype), requires_grad=False)
         self.gamma, self.beta = _frozen(np.ones(width)), _frozen(np.zeros(width))
         self.layer_norm = gm_ops.layer_norm(width, EPSILON) if ours else ops.LayerNorm(-1, -1, EPSILON)
         self.group_norm = gm_ops.group_norm(shape.groups, EPSILON)
         self.softmax = gm_ops.softmax() if ours else ops.Softmax(-1)
         self.gelu = gm_ops.gelu()
-        self.attend = gm_ops.attention(shape.heads, shape.causal)
+        self.attend = gm_ops.attention(shape.heads, shape.causal, dtype=dtype)
         self.project = gm_ops.projection()
+        self.convolve = gm_ops.convolution(width, 3, (1, 1, 1, 1), 1)
+        self.native_convolution = ops.Conv2D(width, 3, pad_mode="pad", pad=1)
 
     def construct(self, x: Tensor, context: Tensor) -> Tensor:
         for _ in range(LINKS):
@@ -60,6 +65,8 @@ class _Chain(nn.Cell):
             return self.group_norm(x, self.gamma, self.beta)
         if self.operator == "gelu":
             return self.gelu(x)
+        if self.operator == "convolution":
+            return self.convolve(x, self.weight, self.beta)
         return self.project(x, self.weight, self.beta)
 
     def native_link(self, x: Tensor) -> Tensor:
@@ -69,6 +76,8 @@ class _Chain(nn.Cell):
             return ops.group_norm(x, self.groups, self.gamma, self.beta, EPSILON)
         if self.operator == "gelu":
             return ops.gelu(x, approximate="none")
+        if self.operator == "convolution":
+            return ops.bias_add(self.native_convolution(x, self.weight), self.beta)
         y = ops.MatMul(transpose_b=True)(x.reshape((-1, self.width)), self.weight)
         return ops.bias_add(y, self.beta).reshape(x.shape)
 
@@ -99,17 +108,18 @@ def inputs(shape: Shape, ours: bool) -> list[Tensor]:
     context = rng.normal((1, max(1, shape.keys), shape.width), 0, "context")
     if shape.operator == "softmax":
         return [Tensor(rng.normal((shape.heads, shape.tokens, shape.width), 0, "x")), Tensor(context)]
-    if shape.operator == "group_norm":
+    if shape.operator in ("group_norm", "convolution"):
         return [Tensor(x.transpose(0, 2, 1).reshape(1, shape.width, shape.height, -1).copy()), Tensor(context)]
     return [layout.from_tokens(Tensor(each)) if ours else Tensor(each) for each in (x, context)]
 
 
-def set_up(ours: bool, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
+def set_up(side: str, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
     """Return a worker that runs every chain once per piece, forward, and forward and backward."""
-    backend.setup(RunConfig(device_target="CPU"))
+    ours = side != "native"
+    dtype = backend.setup(RunConfig(device_target="CPU", precision="bfloat16" if side == "bfloat16" else "auto")).dtype
     pairs = {}
     for shape in wanted:
-        chain = _Chain(shape, ours)
+        chain = _Chain(shape, ours, dtype)
         count = 2 if shape.operator == "attention" and shape.keys else 1
         both = backend.compile_cell(_Both(chain, count), True)
         pairs[str(shape)] = (backend.compile_cell(chain, True), both, inputs(shape, ours))
@@ -132,7 +142,7 @@ def _frozen(values: np.ndarray) -> Parameter:
 
 
 def main() -> None:
-    serve(lambda: set_up(sys.argv[1] == "ours", operators.from_json(sys.argv[2])))
+    serve(lambda: set_up(sys.argv[1], operators.from_json(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def link(shape: Shape) -> Link:
     """Return one operator as a function of x and a context."""
     width = shape.width
     weight, gamma, beta = torch.randn(width, width) / width**0.5, torch.ones(width), torch.zeros(width)
+    kernel = torch.randn(width, width, 3, 3) / (9 * width) ** 0.5 if shape.operator == "convolution" else weight
 
     def attend(x: Tensor, context: Tensor) -> Tensor:
         other = context if shape.keys else x
@@ -35,6 +36,7 @@ def link(shape: Shape) -> Link:
         "group_norm": lambda x, _: functional.group_norm(x, shape.groups, gamma, beta, EPSILON),
         "softmax": lambda x, _: functional.softmax(x, -1) * float(width),
         "gelu": lambda x, _: functional.gelu(x),
+        "convolution": lambda x, _: functional.conv2d(x, kernel, beta, padding=1),
         "project": lambda x, _: functional.linear(x, weight, beta),
         "attention": attend,
     }
@@ -46,7 +48,7 @@ def inputs(shape: Shape) -> tuple[Tensor, Tensor]:
     context = torch.randn(1, max(1, shape.keys), shape.width)
     if shape.operator == "softmax":
         return torch.randn(shape.heads, shape.tokens, shape.width), context
-    if shape.operator == "group_norm":
+    if shape.operator in ("group_norm", "convolution"):
         return torch.randn(1, shape.width, shape.height, shape.tokens // shape.height), context
     return torch.randn(1, shape.tokens, shape.width), context
 

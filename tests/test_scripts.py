@@ -82,7 +82,6 @@ def images(tmp_path: Path) -> Path:
         (["--weight", "@bad.txt"], "bad.txt"),
         (["--device_target", "Ascend"], "no Ascend card on this machine"),
         (["--device_target", "GPU"], "it may be 'Ascend', 'CPU'"),
-        (["--precision", "bfloat16"], "no bfloat16"),
         (["--max_timestep", "1000"], "--max_timestep 1000 leave no timestep; the model has 0 to 999"),
         (["--min_timestep", "500", "--max_timestep", "400"], "--min_timestep 500 and --max_timestep 400 leave no"),
         (["--resume", "@nowhere.ckpt"], "is not a file"),

@@ -102,7 +102,8 @@ def load_weights(
     tensors = opened.tensors
     parameters = [parameter for parameter in model.get_parameters() if parameter.name in shapes]
     for parameter in parameters:
-        if tensors[parameter.name].dtype in _HALF and math.prod(parameter.shape) >= keep_half_above:
+        wide = parameter.itemsize == 4  # bfloat16 weights are as narrow, and used as they are
+        if wide and tensors[parameter.name].dtype in _HALF and math.prod(parameter.shape) >= keep_half_above:
             parameter.set_dtype(ms.float16)
     upcast = [p for p in parameters if tensors[p.name].dtype in _HALF and p.itemsize == 4]
     _warn_if_too_large(sum(p.itemsize * p.size for p in parameters), sum(2 * p.size for p in upcast))

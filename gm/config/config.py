@@ -31,7 +31,8 @@ class RunConfig(Section):
     ms_mode: int = option(0, "0: graph mode (compiled, fast steps), 1: PyNative mode (starts at once)", choices=(0, 1))
     precision: str = option(
         "auto",
-        "dtype of the frozen weights; auto is float16 on Ascend and float32 on CPU",
+        "dtype of the frozen weights; auto is float16 on Ascend and float32 on CPU; bfloat16 on CPU needs AVX512-BF16 "
+        "or AMX, a C++ compiler and the extra bfloat16, and is float32 without them",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
     low_memory: str = option(

@@ -1,8 +1,8 @@
 """Layers shared by the networks; their parameters hold the published checkpoint's tensors as they are.
 
 Parameters are frozen, and not initialised here: a model is built empty and then loaded. Weights have the `dtype` of the
-constructor; normalisations have float32 weights (group normalisation on Ascend: those of its kernel) and compute in
-float32, whatever the dtype of their input.
+constructor, biases and tables that of the activations (`gm.ops.activation_dtype`); normalisations have float32 weights
+(group normalisation on Ascend: those of its kernel) and compute in float32, whatever the dtype of their input.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ class Linear(nn.Cell):
     def __init__(self, inputs: int, outputs: int, dtype: DType, bias: bool = True) -> None:
         super().__init__()
         self.weight = parameter((outputs, inputs), dtype, "weight")
-        self.bias = parameter((outputs,), dtype, "bias") if bias else None
+        self.bias = parameter((outputs,), gm_ops.activation_dtype(dtype), "bias") if bias else None
+        self.multiply = gm_ops.vector_product(dtype)
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.multiply is not None:
+            y = self.multiply(x, self.weight)
+            return y if self.bias is None else gm_ops.add_bias(y, self.bias)
         return gm_ops.linear(x, ops.cast(self.weight, x.dtype), self.bias)
 
 
@@ -72,7 +76,7 @@ class ProjectionToImage(nn.Cell):
         super().__init__()
         shape = (outputs, inputs) if linear else (outputs, inputs, 1, 1)
         self.weight = parameter(shape, dtype, "weight")
-        self.bias = parameter((outputs,), dtype, "bias")
+        self.bias = parameter((outputs,), gm_ops.activation_dtype(dtype), "bias")
         self.project = gm_ops.projection_to_image()
 
     def construct(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -96,7 +100,7 @@ class Conv2d(nn.Cell):
     ) -> None:
         super().__init__()
         self.weight = parameter((outputs, inputs, kernel, kernel), dtype, "weight")
-        self.bias = parameter((outputs,), dtype, "bias")
+        self.bias = parameter((outputs,), gm_ops.activation_dtype(dtype), "bias")
         self.convolution = gm_ops.convolution(outputs, kernel, padding or (kernel // 2,) * 4, stride)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -116,8 +120,8 @@ class FrozenEmbedding(nn.Cell):
 
     def __init__(self, count: int, width: int, dtype: DType) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.embedding_table = parameter((count, width), dtype, "embedding_table")
+        self.dtype = gm_ops.activation_dtype(dtype)
+        self.embedding_table = parameter((count, width), self.dtype, "embedding_table")
 
 
 class LayerNorm(nn.Cell):

@@ -42,7 +42,7 @@ class _CLIPAttention(nn.Cell):
         self.k_proj = Projection(width, width, dtype)
         self.v_proj = Projection(width, width, dtype)
         self.out_proj = Projection(width, width, dtype)
-        self.attend = gm_ops.attention(heads, causal)
+        self.attend = gm_ops.attention(heads, causal=causal, dtype=dtype)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.out_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
@@ -133,10 +133,10 @@ class _OpenCLIPAttention(nn.Cell):
     def __init__(self, width: int, heads: int, dtype: DType) -> None:
         super().__init__()
         self.in_proj_weight = parameter((3 * width, width), dtype, "in_proj_weight")
-        self.in_proj_bias = parameter((3 * width,), dtype, "in_proj_bias")
+        self.in_proj_bias = parameter((3 * width,), gm_ops.activation_dtype(dtype), "in_proj_bias")
         self.out_proj = Projection(width, width, dtype)
         self.project = gm_ops.projection()
-        self.attend = gm_ops.attention(heads, causal=True)
+        self.attend = gm_ops.attention(heads, causal=True, dtype=dtype)
 
     def construct(self, x: Tensor) -> Tensor:
         query, key, value = layout.split_channels(self.project(x, self.in_proj_weight, self.in_proj_bias), 3)
@@ -185,7 +185,8 @@ class _OpenCLIPText(nn.Cell):
     def __init__(self, config: TextEncoderConfig, dtype: DType) -> None:
         super().__init__()
         self.token_embedding = TokenEmbedding(config.vocab_size, config.width, dtype)
-        self.positional_embedding = parameter((config.context_length, config.width), dtype, "positional_embedding")
+        positions = (config.context_length, config.width)
+        self.positional_embedding = parameter(positions, gm_ops.activation_dtype(dtype), "positional_embedding")
         self.transformer = _OpenCLIPTransformer(config, dtype)
         self.ln_final = LayerNorm(config.width)
 
@@ -229,6 +230,7 @@ class OpenCLIPTextEncoder(_OpenCLIPText):
         super().__init__(config, dtype)
         self.penultimate = config.layers - 1
         self.matmul = ops.MatMul()  # not ops.matmul, whose gradient transposes the weight on Ascend
+        dtype = gm_ops.activation_dtype(dtype)
         self.text_projection = parameter((config.width, config.width), dtype, "text_projection")
         self.logit_scale = parameter((), dtype, "logit_scale")  # in the checkpoint, but unused here
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from gm import ops as gm_ops
 from gm.config.model import UNetConfig
 from gm.models.layers import Conv2d, GroupNorm, Linear, PointwiseConv2d, SinusoidalEmbedding, Upsample
 from gm.models.spatial_transformer import SpatialTransformer
@@ -67,7 +68,7 @@ class UNet(nn.Cell):
 
     def __init__(self, config: UNetConfig, dtype: DType) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype = gm_ops.activation_dtype(dtype)
         self.sinusoids = SinusoidalEmbedding(config.model_channels)
         emb_channels = 4 * config.model_channels
         self.time_embed = _mlp(config.model_channels, emb_channels, dtype)

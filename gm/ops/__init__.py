@@ -9,8 +9,10 @@ twenty fast ones.
 """
 
 from gm.ops.attention import attention
+from gm.ops.bfloat16 import activation_dtype, vector_product
 from gm.ops.gelu import gelu
 from gm.ops.linear import (
+    add_bias,
     convolution,
     linear,
     pointwise_convolution,
@@ -21,6 +23,8 @@ from gm.ops.linear import (
 from gm.ops.norm import group_norm, group_norm_weight_dtype, layer_norm, softmax
 
 __all__ = [
+    "activation_dtype",
+    "add_bias",
     "attention",
     "convolution",
     "gelu",
@@ -33,4 +37,5 @@ __all__ = [
     "projection_from_image",
     "projection_to_image",
     "softmax",
+    "vector_product",
 ]

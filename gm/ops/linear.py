@@ -4,15 +4,18 @@ A half-precision weight is cast to float32 right before it is used, in the forwa
 the float32 copy is freed after each: memory is that of half-precision weights, results are those of float32 weights.
 The Cells `_CastingMatMul` and `_CastingConv2d` write their backward pass (`bprop`) themselves to that end: derived by
 MindSpore, it would store the float32 copies of all weights from the forward pass on.
+
+On the CPU, bfloat16 weights are multiplied as they are where `gm.ops.bfloat16` is available.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops import ascend, layout
+from gm.ops import ascend, bfloat16, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
@@ -25,17 +28,17 @@ def projection() -> nn.Cell:
     x is a sequence (`gm.ops.layout`) of C channels, the result one of `outputs` channels. The weight may be that of a
     1×1 convolution, [outputs, C, 1, 1].
     """
-    return shared_cell(_Projection, backend.on_ascend())
+    return shared_cell(_Projection, backend.on_ascend(), bfloat16.available())
 
 
 def projection_from_image() -> nn.Cell:
     """Return the Cell (x [N, C, H, W], weight, bias) → the `projection` of the pixels, a sequence of H·W tokens."""
-    return shared_cell(_ProjectionFromImage, backend.on_ascend())
+    return shared_cell(_ProjectionFromImage, backend.on_ascend(), bfloat16.available())
 
 
 def projection_to_image() -> nn.Cell:
     """Return the Cell (x, weight, bias, H, W) → the `projection` of a sequence of H·W tokens, [N, outputs, H, W]."""
-    return shared_cell(_ProjectionToImage, backend.on_ascend())
+    return shared_cell(_ProjectionToImage, backend.on_ascend(), bfloat16.available())
 
 
 def convolution(outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int) -> nn.Cell:
@@ -43,14 +46,14 @@ def convolution(outputs: int, kernel: int, padding: tuple[int, int, int, int], s
 
     `padding` is the number of zeros added at top, bottom, left and right.
     """
-    return shared_cell(_Convolution, outputs, kernel, padding, stride, backend.on_ascend())
+    return shared_cell(_Convolution, outputs, kernel, padding, stride, backend.on_ascend(), bfloat16.available())
 
 
 def pointwise_convolution(outputs: int) -> nn.Cell:
     """Return the `convolution` with a 1×1 kernel; on the CPU it is a projection of pixels."""
     if backend.on_ascend():
         return convolution(outputs, 1, (0, 0, 0, 0), 1)
-    return shared_cell(_PointwiseConvolution)
+    return shared_cell(_PointwiseConvolution, bfloat16.available())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,14 +71,20 @@ def add_bias(y: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Projection(nn.Cell):
-    def __init__(self, tokens_first: bool) -> None:
+    def __init__(self, tokens_first: bool, in_bfloat16: bool) -> None:
         super().__init__()
         self.tokens_first = tokens_first
         self.matmul = ops.MatMul()
         self.casting_matmul = _CastingMatMul(tokens_first)
+        self.in_bfloat16 = in_bfloat16
+        if in_bfloat16:
+            self.project_bfloat16 = bfloat16.project()
+            self.project_without_bias = bfloat16.project_without_bias()
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = weight.shape[0]
+        if self.in_bfloat16 and weight.dtype == ms.bfloat16:
+            return self.project_without_bias(x, weight) if bias is None else self.project_bfloat16(x, weight, bias)
         if self.tokens_first:
             return self._map_rows(x.reshape((-1, x.shape[2])), weight, bias).reshape((*x.shape[:2], outputs))
         y = self._multiply(x.reshape((x.shape[0], -1)), weight)
@@ -122,11 +131,11 @@ class _CastingMatMul(nn.Cell):
 class _ProjectionFromImage(nn.Cell):
     """On Ascend, the product reads pixels and weight transposed, so that no kernel transposes them."""
 
-    def __init__(self, on_ascend: bool) -> None:
+    def __init__(self, on_ascend: bool, in_bfloat16: bool) -> None:
         super().__init__()
         self.on_ascend = on_ascend
         self.matmul = ops.BatchMatMul(transpose_a=True, transpose_b=True)
-        self.project = projection()
+        self.project = shared_cell(_Projection, on_ascend, in_bfloat16)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if not self.on_ascend or weight.dtype != x.dtype:
@@ -139,11 +148,11 @@ class _ProjectionFromImage(nn.Cell):
 class _ProjectionToImage(nn.Cell):
     """On Ascend, the product reads the tokens transposed, as above."""
 
-    def __init__(self, on_ascend: bool) -> None:
+    def __init__(self, on_ascend: bool, in_bfloat16: bool) -> None:
         super().__init__()
         self.on_ascend = on_ascend
         self.matmul = ops.BatchMatMul(transpose_b=True)
-        self.project = projection()
+        self.project = shared_cell(_Projection, on_ascend, in_bfloat16)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
         if not self.on_ascend or weight.dtype != x.dtype:
@@ -159,7 +168,13 @@ def _matrix(weight: Tensor) -> Tensor:
 
 class _Convolution(nn.Cell):
     def __init__(
-        self, outputs: int, kernel: int, padding: tuple[int, int, int, int], stride: int, on_ascend: bool
+        self,
+        outputs: int,
+        kernel: int,
+        padding: tuple[int, int, int, int],
+        stride: int,
+        on_ascend: bool,
+        in_bfloat16: bool,
     ) -> None:
         super().__init__()
         # Padding is part of the convolution. Never ops.pad: in a graph on the CPU backend its gradient hangs after some
@@ -167,11 +182,15 @@ class _Convolution(nn.Cell):
         options: dict[str, Any] = {"pad_mode": "pad", "pad": padding, "stride": stride}
         self.conv2d = ops.Conv2D(outputs, kernel, **options)
         self.casting_conv2d = _CastingConv2d(outputs, kernel, options)
+        in_bfloat16 = in_bfloat16 and kernel % 2 == 1 and set(padding) == {kernel // 2} and stride in (1, 2)
+        self.convolve_bfloat16 = bfloat16.convolution(stride) if in_bfloat16 else None
         # Ascend's kernel pads all sides alike.
         fits = on_ascend and len(set(padding)) == 1
         self.with_bias = shared_cell(ascend.Convolution, padding[0], stride) if fits else None
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.convolve_bfloat16 is not None and weight.dtype == ms.bfloat16:
+            return self.convolve_bfloat16(x, weight, bias)
         if weight.dtype != x.dtype:
             return add_bias(self.casting_conv2d(x, weight), bias)
         if self.with_bias is not None:
@@ -180,9 +199,9 @@ class _Convolution(nn.Cell):
 
 
 class _PointwiseConvolution(nn.Cell):
-    def __init__(self) -> None:
+    def __init__(self, in_bfloat16: bool) -> None:
         super().__init__()
-        self.project = projection()
+        self.project = shared_cell(_Projection, False, in_bfloat16)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return layout.to_image(self.project(layout.from_image(x), weight, bias), *x.shape[2:])

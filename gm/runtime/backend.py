@@ -22,7 +22,7 @@ from mindspore import Tensor, nn, ops
 
 from gm.config import RunConfig
 from gm.errors import UserError
-from gm.runtime import compile_cache, devices, distributed, float_status
+from gm.runtime import compile_cache, devices, distributed, float_status, onednn
 from gm.runtime.devices import DType
 from gm.runtime.duration import format_duration
 from gm.runtime.environment import ascend_present, onednn_message, simulating
@@ -157,7 +157,10 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = Non
     if _on_ascend and is_parallel:
         distributed.set_hccl_timeouts(timeout)
     _rank, _world_size = distributed.init(built_in=device == "CPU") if is_parallel else (0, 1)
-    _target = (device, _world_size, *((devices.soc_version(), run.jit_level, _flash_attention) if _on_ascend else ()))
+    target: tuple[object, ...] = (onednn.library(),) if dtype == ms.bfloat16 and not _on_ascend else ()
+    if _on_ascend:
+        target = (devices.soc_version(), run.jit_level, _flash_attention)
+    _target = (device, _world_size, *target)
     if _rank:
         log.setLevel(logging.WARNING)  # rank 0 logs for all
     else:

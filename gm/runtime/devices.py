@@ -11,6 +11,7 @@ import mindspore as ms
 
 from gm.config import RunConfig
 from gm.errors import UserError
+from gm.runtime import onednn
 
 log = logging.getLogger("gm")
 
@@ -68,12 +69,19 @@ def memory_limit(text: str) -> str:
 
 
 def weight_dtype(precision: str, name: str) -> DType:
-    """Return the dtype of the frozen weights on the device `name`; UserError where it lacks it."""
+    """Return the dtype of the frozen weights on the device `name`; UserError where it lacks it.
+
+    On the CPU bfloat16 needs the operators of `onednn`; without them it is float32, which a line of the log says.
+    """
     if precision == "auto":
         precision = "float16" if name == "Ascend" else "float32"
     if precision == "bfloat16" and name == "CPU":
-        raise UserError("the CPU backend has no bfloat16; use --precision float32")
-    if precision == "bfloat16" and soc_version() == ASCEND_910A:
+        try:
+            onednn.load()
+        except onednn.Unavailable as reason:
+            log.warning("--precision bfloat16 is float32 here: %s", reason)
+            precision = "float32"
+    if precision == "bfloat16" and name == "Ascend" and soc_version() == ASCEND_910A:
         raise UserError("a 910A has no bfloat16; use --precision float16")
     return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[precision]
 

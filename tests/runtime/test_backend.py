@@ -14,7 +14,7 @@ from mindspore import Tensor, nn
 
 from gm.config import RunConfig
 from gm.errors import UserError
-from gm.runtime import backend
+from gm.runtime import backend, onednn
 from tests.project import MPIRUN
 
 
@@ -42,9 +42,15 @@ def test_a_missing_device_is_refused() -> None:
         backend.setup(RunConfig(device_target="Ascend"))
 
 
-def test_bfloat16_on_cpu_is_refused() -> None:
-    with pytest.raises(UserError, match="no bfloat16; use --precision float32"):
-        backend.setup(RunConfig(device_target="CPU", precision="bfloat16"))
+def test_bfloat16_on_a_cpu_without_it_is_float32(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> None:
+        raise onednn.Unavailable("this processor has neither AVX512-BF16 nor AMX")
+
+    monkeypatch.setattr(onednn, "load", load)
+    assert backend.setup(RunConfig(device_target="CPU", ms_mode=1, precision="bfloat16")).dtype == ms.float32
+    assert "--precision bfloat16 is float32 here: this processor has neither AVX512-BF16 nor AMX" in caplog.text
 
 
 @pytest.mark.parametrize(

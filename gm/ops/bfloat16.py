@@ -1,0 +1,205 @@
+"""Products and convolutions of the CPU in bfloat16: the operators of `bfloat16.cpp`, with their gradients.
+
+Weights are bfloat16, everything else is float32: the operators round what they multiply, and sum in float32. The
+gradient is that of the activations alone, since weights and biases are frozen. Every Cell here needs `available()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from gm.ops.shared_cell import shared_cell
+from gm.runtime import backend, onednn
+from gm.runtime.backend import DType
+
+
+def available() -> bool:
+    """Return whether the operators can be used; may be called when a network is constructed."""
+    return bool(onednn.library()) and not backend.on_ascend()
+
+
+def activation_dtype(dtype: DType) -> DType:
+    """Return the dtype of the activations, biases and tables of a network with weights of `dtype`."""
+    return ms.float32 if dtype == ms.bfloat16 and available() else dtype
+
+
+def project() -> nn.Cell:
+    """Return the Cell (x [C, …], weight [outputs, C, …], bias [outputs]) → [outputs, …] in the shape of x."""
+    return shared_cell(_Project, onednn.library())
+
+
+def project_without_bias() -> nn.Cell:
+    """Return the Cell (x, weight) → the result of `project` without a bias."""
+    return shared_cell(_ProjectWithoutBias, onednn.library())
+
+
+def vector_product(dtype: DType) -> nn.Cell | None:
+    """Return the Cell (x [N, C], weight [outputs, C]) → x Wᵀ for weights of `dtype`; None if it is not bfloat16."""
+    return shared_cell(_ProjectVectors, onednn.library()) if dtype == ms.bfloat16 and available() else None
+
+
+def convolution(stride: int) -> nn.Cell:
+    """Return the Cell (x [N, C, H, W], weight [outputs, C, k, k], bias [outputs]) → [N, outputs, H', W'].
+
+    k is odd, the padding k/2, rounded down, on all sides, and the stride 1 or 2.
+    """
+    return shared_cell(_Convolution if stride == 1 else _StridedConvolution, onednn.library())
+
+
+def batch_product(transpose_a: bool, transpose_b: bool) -> nn.Cell:
+    """Return the Cell (a, b) → the product of batches of matrices, one of which is transposed."""
+    return shared_cell(_BatchProduct, onednn.library(), transpose_a, transpose_b)
+
+
+def _operator(library: str, name: str, out_shape: Callable[..., Any]) -> ops.Custom:
+    """Return the operator `name` of the library.
+
+    MindSpore keeps one `out_shape` for a name: another one for the same name has no effect.
+    """
+    return ops.Custom(f"{library}:{name}", out_shape=out_shape, out_dtype=ms.float32, func_type="aot")
+
+
+def _shape_projected(x: Any, weight: Any, bias: Any = None) -> list[int]:
+    return [weight[0], *x[1:]]
+
+
+def _shape_projected_back(dout: Any, weight: Any) -> list[int]:
+    return [weight[1], *dout[1:]]
+
+
+def _shape_vectors(x: Any, weight: Any) -> list[int]:
+    return [x[0], weight[0]]
+
+
+def _shape_vectors_back(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1]]
+
+
+def _shape_convolved(x: Any, weight: Any, bias: Any) -> list[int]:
+    return [x[0], weight[0], x[2], x[3]]
+
+
+def _shape_convolved_back(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], dout[2], dout[3]]
+
+
+def _shape_halved(x: Any, weight: Any, bias: Any) -> list[int]:
+    return [x[0], weight[0], (x[2] + 1) // 2, (x[3] + 1) // 2]
+
+
+def _shape_doubled(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2], 2 * dout[3]]
+
+
+def _shape_doubled_odd_height(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2] - 1, 2 * dout[3]]
+
+
+def _shape_doubled_odd_width(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2], 2 * dout[3] - 1]
+
+
+def _shape_doubled_odd(dout: Any, weight: Any) -> list[int]:
+    return [dout[0], weight[1], 2 * dout[2] - 1, 2 * dout[3] - 1]
+
+
+class _Project(nn.Cell):
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.forward = _operator(library, "project", _shape_projected)
+        self.backward = _operator(library, "project_backward", _shape_projected_back)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None, None]:
+        return self.backward(dout, weight), None, None
+
+
+class _ProjectWithoutBias(nn.Cell):
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.forward = _operator(library, "project", _shape_projected)
+        self.backward = _operator(library, "project_backward", _shape_projected_back)
+
+    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.forward(x, weight)
+
+    def bprop(self, x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None]:
+        return self.backward(dout, weight), None
+
+
+class _ProjectVectors(nn.Cell):
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.forward = _operator(library, "project_vectors", _shape_vectors)
+        self.backward = _operator(library, "project_vectors_backward", _shape_vectors_back)
+
+    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.forward(x, weight)
+
+    def bprop(self, x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None]:
+        return self.backward(dout, weight), None
+
+
+class _Convolution(nn.Cell):
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.forward = _operator(library, "convolution_1", _shape_convolved)
+        self.backward = _operator(library, "convolution_backward_1", _shape_convolved_back)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None, None]:
+        return self.backward(dout, weight), None, None
+
+
+class _StridedConvolution(nn.Cell):
+    """Convolution of stride 2. Whether x has odd sizes, its gradient's shape alone does not tell."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        name = "convolution_backward_2"
+        self.forward = _operator(library, "convolution_2", _shape_halved)
+        self.backward = _operator(library, name, _shape_doubled)
+        self.backward_odd_height = _operator(library, f"{name}_odd_height", _shape_doubled_odd_height)
+        self.backward_odd_width = _operator(library, f"{name}_odd_width", _shape_doubled_odd_width)
+        self.backward_odd = _operator(library, f"{name}_odd", _shape_doubled_odd)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, None, None]:
+        odd_height, odd_width = x.shape[2] % 2 == 1, x.shape[3] % 2 == 1
+        if odd_height and odd_width:
+            return self.backward_odd(dout, weight), None, None
+        if odd_height:
+            return self.backward_odd_height(dout, weight), None, None
+        if odd_width:
+            return self.backward_odd_width(dout, weight), None, None
+        return self.backward(dout, weight), None, None
+
+
+class _BatchProduct(nn.Cell):
+    """The gradients of c = aᵀ b are b dcᵀ and a dc, those of c = a bᵀ are dc b and dcᵀ a."""
+
+    def __init__(self, library: str, transpose_a: bool, transpose_b: bool) -> None:
+        super().__init__()
+        self.transpose_a = transpose_a
+        self.transpose_b = transpose_b
+        self.nn = _operator(library, "multiply_nn", lambda a, b: [*a[:-1], b[-1]])
+        self.tn = _operator(library, "multiply_tn", lambda a, b: [*a[:-2], a[-1], b[-1]])
+        self.nt = _operator(library, "multiply_nt", lambda a, b: [*a[:-1], b[-2]])
+
+    def construct(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.tn(a, b) if self.transpose_a else self.nt(a, b)
+
+    def bprop(self, a: Tensor, b: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        if self.transpose_a:
+            return self.nt(b, dout), self.nn(a, dout)
+        return self.nn(dout, b), self.tn(dout, a)
