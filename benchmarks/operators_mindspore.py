@@ -37,7 +37,7 @@ class _Chain(nn.Cell):
         self.group_norm = gm_ops.group_norm(shape.groups, EPSILON)
         self.softmax = gm_ops.softmax() if ours else ops.Softmax(-1)
         self.gelu = gm_ops.gelu()
-        self.attend = gm_ops.attention(shape.heads, shape.causal, dtype=dtype)
+        self.attend = gm_ops.attention(shape.heads, shape.causal)
         self.project = gm_ops.projection()
         self.convolve = gm_ops.convolution(width, 3, (1, 1, 1, 1), 1)
         self.native_convolution = ops.Conv2D(width, 3, pad_mode="pad", pad=1)

@@ -32,7 +32,7 @@ class RunConfig(Section):
     precision: str = option(
         "auto",
         "dtype of the frozen weights; auto is float16 on Ascend and float32 on CPU; bfloat16 on CPU needs AVX512-BF16 "
-        "or AMX, a C++ compiler and the extra bfloat16, and is float32 without them",
+        "or AMX, a C++ compiler and the extra onednn, and is float32 without them",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
     low_memory: str = option(
@@ -43,8 +43,8 @@ class RunConfig(Section):
     )
     flash_attention: str = option(
         "auto",
-        "attention by Ascend's fused kernel; auto: in half precision, where card and model allow it; on: or refuse to "
-        "start; off: by products and softmax",
+        "attention by one kernel, which keeps no scores; auto: on Ascend in half precision, where card and model allow "
+        "it, on the CPU with the extra onednn; on: or refuse to start; off: by products and softmax",
         choices=("auto", "on", "off"),
     )
     jit_level: str = option(

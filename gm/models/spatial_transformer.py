@@ -25,7 +25,7 @@ class _CrossAttention(nn.Cell):
         self.to_k = Projection(context_dim, width, dtype, bias=False)
         self.to_v = Projection(context_dim, width, dtype, bias=False)
         self.to_out = nn.SequentialCell(Projection(width, width, dtype))
-        self.attend = gm_ops.attention(heads, upcast=upcast, dtype=dtype)
+        self.attend = gm_ops.attention(heads, upcast=upcast)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of the context."""

@@ -102,9 +102,9 @@ def build(config: ModelConfig, dtype: DType = ms.float32) -> StableDiffusion:
     """Return the model without weights, which takes neither time nor memory; `gm.checkpoints.loading.load` loads them.
 
     `dtype` is that of the weights of UNet and text encoders; normalisations and the autoencoder are float32. Raises
-    UserError for attention heads that `--flash_attention on` cannot have.
+    UserError for attention heads that `--flash_attention on` cannot have on Ascend.
     """
-    if backend.flash_attention() == "on":
+    if backend.on_ascend() and backend.flash_attention() == "on":
         _check_heads(config)
     with no_init_parameters():
         model = StableDiffusion(config, dtype)

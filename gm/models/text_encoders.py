@@ -42,7 +42,7 @@ class _CLIPAttention(nn.Cell):
         self.k_proj = Projection(width, width, dtype)
         self.v_proj = Projection(width, width, dtype)
         self.out_proj = Projection(width, width, dtype)
-        self.attend = gm_ops.attention(heads, causal=causal, dtype=dtype)
+        self.attend = gm_ops.attention(heads, causal)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.out_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
@@ -136,7 +136,7 @@ class _OpenCLIPAttention(nn.Cell):
         self.in_proj_bias = parameter((3 * width,), gm_ops.activation_dtype(dtype), "in_proj_bias")
         self.out_proj = Projection(width, width, dtype)
         self.project = gm_ops.projection()
-        self.attend = gm_ops.attention(heads, causal=True, dtype=dtype)
+        self.attend = gm_ops.attention(heads, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
         query, key, value = layout.split_channels(self.project(x, self.in_proj_weight, self.in_proj_bias), 3)

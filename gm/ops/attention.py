@@ -7,33 +7,32 @@ import math
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops import ascend, bfloat16, layout
+from gm.ops import ascend, layout
+from gm.ops.flash_attention import flash_attention
 from gm.ops.norm import softmax
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
-from gm.runtime.backend import DType
 
+# Keys from which on the CPU's flash attention is faster. Measured on two cores, forward and backward, against products
+# and softmax: 1.6 of the time for 77 keys, 0.2 to 0.7 for 256, 0.5 for 1,024 and 4,096.
+_MIN_FLASH_KEYS = 256
 _MAX_SCORES = 2**26  # attention scores in memory at once, in float32: 256 MiB
-# Keys from which on bfloat16 products are faster, with the rounding of their operands. Measured on two cores with AMX,
-# forward and backward, against float32: 1.2 to 1.6 of the time for 77 keys, 1.1 to 0.8 for 256, 0.8 for 1,024.
-_MIN_BFLOAT16_KEYS = 256
 
 
-def attention(heads: int, causal: bool = False, upcast: bool = False, dtype: DType = ms.float32) -> nn.Cell:
+def attention(heads: int, causal: bool = False, upcast: bool = False) -> nn.Cell:
     """Return the Cell softmax(QKᵀ/√d)V: sequences of L queries, S keys and S values → a sequence of L tokens.
 
     `causal` masks later positions. Ascend's flash attention kernel computes it where `--flash_attention` and the card
-    allow it, in half precision, for heads of a width that it takes. Elsewhere `upcast` computes QKᵀ in float32, as the
-    kernel does, for networks whose scores overflow float16. `dtype` is that of the network's weights: with bfloat16 on
-    the CPU the products are those of `gm.ops.bfloat16`, from 256 keys on.
+    allow it, in half precision, for heads of a width that it takes. On the CPU, without `causal`, the operators of
+    `gm.ops.flash_attention` do in float32 where they are there. Elsewhere `upcast` computes QKᵀ in float32, as the
+    kernel does, for networks whose scores overflow float16.
     """
-    in_bfloat16 = dtype == ms.bfloat16 and bfloat16.available()
     flash = backend.flash_attention() != "off"
-    return shared_cell(_Attention, heads, causal, upcast, backend.on_ascend(), flash, in_bfloat16)
+    return shared_cell(_Attention, heads, causal, upcast, backend.on_ascend(), flash)
 
 
 class _Attention(nn.Cell):
-    def __init__(self, heads: int, causal: bool, upcast: bool, on_ascend: bool, flash: bool, in_bfloat16: bool) -> None:
+    def __init__(self, heads: int, causal: bool, upcast: bool, on_ascend: bool, flash: bool) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
@@ -41,17 +40,14 @@ class _Attention(nn.Cell):
         self.on_ascend = on_ascend
         self.flash = flash
         self.softmax = softmax()
-        self.in_bfloat16 = in_bfloat16
-        if in_bfloat16:
-            self.multiply_tn, self.multiply_nt = (
-                bfloat16.batch_product(True, False),
-                bfloat16.batch_product(False, True),
-            )
+        self.flash_attention = flash_attention() if flash and not causal else None
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.flash and ascend.can_attend(query.shape[2] // self.heads, query.dtype):
+        if self.flash and self.on_ascend and ascend.can_attend(query.shape[2] // self.heads, query.dtype):
             return ascend.flash_attention(query, key, value, self.heads, self.causal)
         q, k, v = self._split_heads(query), self._split_heads(key), self._split_heads(value)
+        if self.flash_attention is not None and q.dtype == ms.float32 and k.shape[3] >= _MIN_FLASH_KEYS:
+            return self._merge_heads(self.flash_attention(q, k, v), query)
         return self._merge_heads(self._attend(q, k, v), query)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -64,11 +60,9 @@ class _Attention(nn.Cell):
         return ops.concat(chunks, axis=3)
 
     def _attend_chunk(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        in_bfloat16 = self.in_bfloat16 and key.shape[3] >= _MIN_BFLOAT16_KEYS
-        multiply_tn = self.multiply_tn if in_bfloat16 and not self.upcast else ops.BatchMatMul(transpose_a=True)
         if self.upcast:
             query, key = ops.cast(query, ms.float32), ops.cast(key, ms.float32)
-        scores = multiply_tn(query * (1.0 / math.sqrt(query.shape[2])), key)
+        scores = ops.BatchMatMul(transpose_a=True)(query * (1.0 / math.sqrt(query.shape[2])), key)
         scores = ops.cast(scores, ms.float32)
         if self.causal:
             length = scores.shape[3]
@@ -76,8 +70,7 @@ class _Attention(nn.Cell):
             # Not a broadcast sum, for which the CPU backend stores an index of 8 bytes per element.
             flat = scores.reshape((-1, length * length))
             scores = ops.bias_add(flat, mask.reshape((-1,))).reshape(scores.shape)
-        multiply_nt = self.multiply_nt if in_bfloat16 else ops.BatchMatMul(transpose_b=True)
-        return multiply_nt(value, ops.cast(self.softmax(scores), value.dtype))
+        return ops.BatchMatMul(transpose_b=True)(value, ops.cast(self.softmax(scores), value.dtype))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """Convert a sequence to [N, heads, d, L]."""

@@ -60,11 +60,11 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// A matrix, or a batch of them, in bfloat16 or float32; the strides are numbers of values.
+// A matrix in bfloat16 or float32; the strides are numbers of values.
 struct Matrix {
   const void *data;
   bool is_bfloat16;
-  int64_t row_stride, column_stride, batch_stride;
+  int64_t row_stride, column_stride;
 };
 
 struct Product {
@@ -74,7 +74,7 @@ struct Product {
   memory::desc a, b, c;            // as the caller has them
 };
 
-using Key = std::array<int64_t, 13>;
+using Key = std::array<int64_t, 10>;
 
 // The state of the library. One operator runs at a time, on all cores; MindSpore may launch them from several threads.
 struct State {
@@ -91,10 +91,9 @@ State &state() {
   return *instance;
 }
 
-memory::desc describe(int64_t batch, int64_t rows, int64_t columns, const Matrix &m) {
+memory::desc describe(int64_t rows, int64_t columns, const Matrix &m) {
   const auto type = m.is_bfloat16 ? DataType::bf16 : DataType::f32;
-  if (batch == 1) return memory::desc({rows, columns}, type, memory::dims{m.row_stride, m.column_stride});
-  return memory::desc({batch, rows, columns}, type, memory::dims{m.batch_stride, m.row_stride, m.column_stride});
+  return memory::desc({rows, columns}, type, memory::dims{m.row_stride, m.column_stride});
 }
 
 memory::desc rounded(const memory::desc &d) {
@@ -102,19 +101,18 @@ memory::desc rounded(const memory::desc &d) {
   return memory::desc(d.get_dims(), DataType::bf16, d.get_strides());
 }
 
-Product &find_product(int64_t batch, int64_t m, int64_t n, int64_t k, const Matrix &a, const Matrix &b,
-                      const Matrix &c) {
-  const Key key{batch,           m,              n,            k,
-                a.row_stride,    a.column_stride, a.is_bfloat16, b.row_stride,
-                b.column_stride, b.is_bfloat16,   c.row_stride,  a.batch_stride,
-                b.batch_stride};
+Product &find_product(int64_t m, int64_t n, int64_t k, const Matrix &a, const Matrix &b, const Matrix &c) {
+  const Key key{m,            n,            k,
+                a.row_stride, a.column_stride, a.is_bfloat16,
+                b.row_stride, b.column_stride, b.is_bfloat16,
+                c.row_stride};
   State &s = state();
   auto found = s.products.find(key);
   if (found != s.products.end()) return found->second;
   Product p;
-  p.a = describe(batch, m, k, a);
-  p.b = describe(batch, k, n, b);
-  p.c = describe(batch, m, n, c);
+  p.a = describe(m, k, a);
+  p.b = describe(k, n, b);
+  p.c = describe(m, n, c);
   dnnl::primitive_attr attributes;
   // Not the library's own scratchpad: it belongs to the thread that creates the primitive.
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -139,10 +137,10 @@ memory round(const Matrix &m, const memory::desc &from, const memory::desc &to, 
   return target;
 }
 
-// c [m, n] = a [m, k] times b [k, n], `batch` times.
-void multiply(int64_t batch, int64_t m, int64_t n, int64_t k, const Matrix &a, const Matrix &b, const Matrix &c) {
+// c [m, n] = a [m, k] times b [k, n].
+void multiply(int64_t m, int64_t n, int64_t k, const Matrix &a, const Matrix &b, const Matrix &c) {
   State &s = state();
-  Product &p = find_product(batch, m, n, k, a, b, c);
+  Product &p = find_product(m, n, k, a, b, c);
   memory src = round(a, p.a, p.desc.src_desc(), p.round_a, s.a);
   memory weights = round(b, p.b, p.desc.weights_desc(), p.round_b, s.b);
   const memory::desc scratchpad = p.desc.scratchpad_desc();
@@ -154,14 +152,10 @@ void multiply(int64_t batch, int64_t m, int64_t n, int64_t k, const Matrix &a, c
   s.stream.wait();
 }
 
-Matrix rows(const void *data, bool is_bfloat16, int64_t columns, int64_t count = 1) {
-  return {data, is_bfloat16, columns, 1, columns * count};
-}
+Matrix rows(const void *data, bool is_bfloat16, int64_t columns) { return {data, is_bfloat16, columns, 1}; }
 
 // The transpose of a matrix that has `columns` columns in memory.
-Matrix transposed(const void *data, bool is_bfloat16, int64_t columns, int64_t count = 1) {
-  return {data, is_bfloat16, 1, columns, columns * count};
-}
+Matrix transposed(const void *data, bool is_bfloat16, int64_t columns) { return {data, is_bfloat16, 1, columns}; }
 
 // Returns `size` values, rounded in their order.
 uint16_t *round_values(const float *values, int64_t size, Buffer &buffer) {
@@ -273,7 +267,7 @@ void convolve(const Convolution &c, const float *x, const void *weight, const fl
   for (int64_t begin = 0; begin < all_rows; begin += step) {
     const int64_t end = std::min(all_rows, begin + step), length = (end - begin) * c.out_width;
     unfold(c, image, begin, end, columns);
-    multiply(1, c.outputs, length, k, rows(weight, true, k), rows(columns, true, length),
+    multiply(c.outputs, length, k, rows(weight, true, k), rows(columns, true, length),
              rows(result + begin * c.out_width, false, pixels));
   }
   add_bias(result, bias, c.outputs, c.n, c.pixels(), y);
@@ -294,7 +288,7 @@ void convolve_backward(const Convolution &c, const float *dout, const void *weig
   for (int64_t channel = 0; channel < c.inputs; channel += step) {
     const int64_t count = std::min(step, c.inputs - channel), m = count * c.taps();
     const auto *taps = static_cast<const uint16_t *>(weight) + channel * c.taps();
-    multiply(1, m, pixels, c.outputs, transposed(taps, true, k), rows(gradient, true, pixels),
+    multiply(m, pixels, c.outputs, transposed(taps, true, k), rows(gradient, true, pixels),
              rows(columns, false, pixels));
     fold(c, columns, channel, count, dx);
   }
@@ -319,16 +313,6 @@ int guard(Operator run) {
   }
 }
 
-// c = a b of batches of float32 matrices [..., rows, columns]; a or b is transposed.
-int multiply_batch(void **p, int *ndims, int64_t **shapes, bool transpose_a, bool transpose_b) {
-  return guard([&] {
-    const int64_t *a = shapes[0] + ndims[0] - 2, *b = shapes[1] + ndims[1] - 2;
-    const int64_t m = a[transpose_a], k = a[!transpose_a], n = b[!transpose_b], batch = size_of(shapes[0], ndims[0] - 2);
-    multiply(batch, m, n, k, (transpose_a ? transposed : rows)(p[0], false, a[1], a[0]),
-             (transpose_b ? transposed : rows)(p[1], false, b[1], b[0]), rows(p[2], false, n, m));
-  });
-}
-
 }  // namespace
 
 #define OPERATOR(name) \
@@ -346,7 +330,7 @@ OPERATOR(project) {
   return guard([&] {
     const int64_t m = shapes[1][0], k = shapes[0][0], n = size_of(shapes[0], ndims[0]) / k;
     auto *y = static_cast<float *>(p[count - 1]);
-    multiply(1, m, n, k, rows(p[1], true, k), rows(p[0], false, n), rows(y, false, n));
+    multiply(m, n, k, rows(p[1], true, k), rows(p[0], false, n), rows(y, false, n));
     add_bias(y, count == 4 ? static_cast<const float *>(p[2]) : nullptr, m, 1, n, y);
   });
 }
@@ -355,7 +339,7 @@ OPERATOR(project) {
 OPERATOR(project_backward) {
   return guard([&] {
     const int64_t m = shapes[0][0], n = size_of(shapes[0], ndims[0]) / m, k = size_of(shapes[1], ndims[1]) / m;
-    multiply(1, k, n, m, transposed(p[1], true, k), rows(p[0], false, n), rows(p[2], false, n));
+    multiply(k, n, m, transposed(p[1], true, k), rows(p[0], false, n), rows(p[2], false, n));
   });
 }
 
@@ -363,7 +347,7 @@ OPERATOR(project_backward) {
 OPERATOR(project_vectors) {
   return guard([&] {
     const int64_t m = shapes[1][0], k = shapes[1][1], n = shapes[0][0];
-    multiply(1, n, m, k, rows(p[0], false, k), transposed(p[1], true, k), rows(p[2], false, m));
+    multiply(n, m, k, rows(p[0], false, k), transposed(p[1], true, k), rows(p[2], false, m));
   });
 }
 
@@ -371,13 +355,10 @@ OPERATOR(project_vectors) {
 OPERATOR(project_vectors_backward) {
   return guard([&] {
     const int64_t m = shapes[1][0], k = shapes[1][1], n = shapes[0][0];
-    multiply(1, n, k, m, rows(p[0], false, m), rows(p[1], true, k), rows(p[2], false, k));
+    multiply(n, k, m, rows(p[0], false, m), rows(p[1], true, k), rows(p[2], false, k));
   });
 }
 
-OPERATOR(multiply_nn) { return multiply_batch(p, ndims, shapes, false, false); }
-OPERATOR(multiply_tn) { return multiply_batch(p, ndims, shapes, true, false); }
-OPERATOR(multiply_nt) { return multiply_batch(p, ndims, shapes, false, true); }
 
 // x [N, C, H, W], weight [M, C, k, k], bias [M] → [N, M, H', W']; MindSpore takes one rule of the output's shape for a
 // name, so that there is one for each stride, and for odd sizes.

@@ -19,7 +19,7 @@ from gm.runtime.backend import DType
 
 def available() -> bool:
     """Return whether the operators can be used; may be called when a network is constructed."""
-    return bool(onednn.library()) and not backend.on_ascend()
+    return onednn.has_bfloat16() and not backend.on_ascend()
 
 
 def activation_dtype(dtype: DType) -> DType:
@@ -48,11 +48,6 @@ def convolution(stride: int) -> nn.Cell:
     k is odd, the padding k/2, rounded down, on all sides, and the stride 1 or 2.
     """
     return shared_cell(_Convolution if stride == 1 else _StridedConvolution, onednn.library())
-
-
-def batch_product(transpose_a: bool, transpose_b: bool) -> nn.Cell:
-    """Return the Cell (a, b) → the product of batches of matrices, one of which is transposed."""
-    return shared_cell(_BatchProduct, onednn.library(), transpose_a, transpose_b)
 
 
 def _operator(library: str, name: str, out_shape: Callable[..., Any]) -> ops.Custom:
@@ -183,23 +178,3 @@ class _StridedConvolution(nn.Cell):
         if odd_width:
             return self.backward_odd_width(dout, weight), None, None
         return self.backward(dout, weight), None, None
-
-
-class _BatchProduct(nn.Cell):
-    """The gradients of c = aᵀ b are b dcᵀ and a dc, those of c = a bᵀ are dc b and dcᵀ a."""
-
-    def __init__(self, library: str, transpose_a: bool, transpose_b: bool) -> None:
-        super().__init__()
-        self.transpose_a = transpose_a
-        self.transpose_b = transpose_b
-        self.nn = _operator(library, "multiply_nn", lambda a, b: [*a[:-1], b[-1]])
-        self.tn = _operator(library, "multiply_tn", lambda a, b: [*a[:-2], a[-1], b[-1]])
-        self.nt = _operator(library, "multiply_nt", lambda a, b: [*a[:-1], b[-2]])
-
-    def construct(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.tn(a, b) if self.transpose_a else self.nt(a, b)
-
-    def bprop(self, a: Tensor, b: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        if self.transpose_a:
-            return self.nt(b, dout), self.nn(a, dout)
-        return self.nn(dout, b), self.tn(dout, a)

@@ -157,7 +157,7 @@ def setup(run: RunConfig, is_parallel: bool = False, timeout: float | None = Non
     if _on_ascend and is_parallel:
         distributed.set_hccl_timeouts(timeout)
     _rank, _world_size = distributed.init(built_in=device == "CPU") if is_parallel else (0, 1)
-    target: tuple[object, ...] = (onednn.library(),) if dtype == ms.bfloat16 and not _on_ascend else ()
+    target: tuple[object, ...] = (onednn.library(), _flash_attention)
     if _on_ascend:
         target = (devices.soc_version(), run.jit_level, _flash_attention)
     _target = (device, _world_size, *target)
@@ -185,7 +185,7 @@ def on_ascend() -> bool:
 
 
 def flash_attention() -> str:
-    """Return whether attention uses Ascend's kernel: "off", "auto" (for heads that it takes) or "on" (for all)."""
+    """Return whether attention uses the device's kernel: "off", "auto" (where it can) or "on" (always)."""
     return _flash_attention
 
 

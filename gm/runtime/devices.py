@@ -77,7 +77,7 @@ def weight_dtype(precision: str, name: str) -> DType:
         precision = "float16" if name == "Ascend" else "float32"
     if precision == "bfloat16" and name == "CPU":
         try:
-            onednn.load()
+            onednn.load_bfloat16()
         except onednn.Unavailable as reason:
             log.warning("--precision bfloat16 is float32 here: %s", reason)
             precision = "float32"
@@ -89,12 +89,12 @@ def weight_dtype(precision: str, name: str) -> DType:
 def flash_attention(name: str, run: RunConfig, dtype: DType) -> str:
     """Return "off", "auto" or "on": whether networks in `dtype` use flash attention on the device `name`.
 
-    Raises UserError where --flash_attention on cannot hold. The kernel exists on Atlas A2 and later cards, in half
-    precision (documentation of `ops.flash_attention_score`).
+    Raises UserError where --flash_attention on cannot hold. On the CPU it needs the operators of `onednn`. Ascend's
+    kernel exists on Atlas A2 and later cards, in half precision (documentation of `ops.flash_attention_score`).
     """
     reason = ""
     if name != "Ascend":
-        reason = f"an Ascend card, and this runs on {name}: use auto"
+        reason = _missing_operators() if run.flash_attention != "off" else ""
     elif soc_version() == ASCEND_910A:
         reason = "an Ascend 910B or later, and this card is a 910A: use auto"
     elif dtype == ms.float32:
@@ -104,14 +104,21 @@ def flash_attention(name: str, run: RunConfig, dtype: DType) -> str:
     return "off" if reason else run.flash_attention
 
 
+def _missing_operators() -> str:
+    """Load the operators of `onednn`; return what they need here, empty if they are there."""
+    try:
+        onednn.load()
+    except onednn.Unavailable as missing:
+        return f"what is missing here: {missing}; or use auto"
+    return ""
+
+
 def unused_options(name: str, run: RunConfig) -> list[str]:
     """Return a sentence for each option of `run` that has no effect on the device `name`."""
     messages = []
     if run.jit_level != RunConfig.jit_level and (name != "Ascend" or run.ms_mode == 1):
         where = "in PyNative mode" if name == "Ascend" else f"on {name}"
         messages.append(f"--jit_level {run.jit_level} has no effect {where}")
-    if run.flash_attention == "off" and name != "Ascend":
-        messages.append(f"--flash_attention off has no effect on {name}")
     if run.max_device_memory and name != "Ascend":  # tried: the CPU backend takes 5 GB under a limit of 1 GB
         messages.append(f"--max_device_memory {run.max_device_memory} has no effect on {name}")
     return messages

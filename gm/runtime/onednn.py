@@ -1,8 +1,9 @@
-"""The library of bfloat16 operators for the CPU: compiled once for this processor, and kept beside the cached graphs.
+"""The library of operators for the CPU over oneDNN: compiled once for this processor, kept beside the cached graphs.
 
-`gm/ops/bfloat16.cpp` needs a C++ compiler with OpenMP, oneDNN 3 (https://github.com/uxlfoundation/oneDNN) and a
-processor with AVX512-BF16 or AMX. oneDNN is that of the wheels `onednn-cpu-gomp` and `onednn-devel-cpu-gomp`, or of the
-folder that the environment variable `DNNLROOT` names, as in oneAPI. `CXX` chooses the compiler.
+`gm/ops/flash_attention.cpp` and `gm/ops/bfloat16.cpp` need a C++ compiler with OpenMP and oneDNN 3
+(https://github.com/uxlfoundation/oneDNN), the latter a processor with AVX512-BF16 or AMX besides. oneDNN is that of the
+wheels `onednn-cpu-gomp` and `onednn-devel-cpu-gomp`, or of the folder that the environment variable `DNNLROOT` names,
+as in oneAPI. `CXX` chooses the compiler.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from gm.runtime import compile_cache
 
 log = logging.getLogger("gm")
 
-SOURCE = Path(__file__).parents[1] / "ops" / "bfloat16.cpp"
-INSTALL = 'pip install "mindspore-textual-inversion[bfloat16]"'
+SOURCES = tuple(Path(__file__).parents[1] / "ops" / f"{name}.cpp" for name in ("bfloat16", "flash_attention"))
+INSTALL = 'pip install "mindspore-textual-inversion[onednn]"'
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp")
 _LIBRARY = "libdnnl.so.3"
 _INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
@@ -33,10 +34,11 @@ _SECONDS = 300  # the compiler needs ten, on a busy machine more
 # Path of the library; empty until `load` finds or compiles it. A module variable, as code that MindSpore compiles
 # cannot look for files.
 _path = ""
+_has_bfloat16 = False
 
 
 class Unavailable(Exception):
-    """The reason why there are no bfloat16 operators, with the way out."""
+    """The reason why there are no such operators, with the way out."""
 
 
 def library() -> str:
@@ -44,18 +46,39 @@ def library() -> str:
     return _path
 
 
+def has_bfloat16() -> bool:
+    """Return whether `load_bfloat16` found operators in bfloat16."""
+    return _has_bfloat16
+
+
 def load() -> None:
     """Find or compile the library. Raises Unavailable where that is not possible."""
     global _path
     if not _path:
-        check_processor()
         root, compiler = find_onednn(), find_compiler()
-        path = _folder() / f"bfloat16_{_key(root, compiler)}.so"
+        path = _folder() / f"operators_{_key(root, compiler)}.so"
         if not path.exists():
-            log.info("compiling the bfloat16 operators into %s", path)
+            log.info("compiling operators for this processor into %s", path)
             compile_library(path, root, compiler)
-        _check_library(path)
+        _open_library(path)
         _path = str(path)
+
+
+def load_bfloat16() -> None:
+    """Load the library for operators in bfloat16; raises Unavailable as `load` does, and without such instructions."""
+    global _has_bfloat16
+    check_processor()
+    load()
+    if not _open_library(Path(_path)).has_bfloat16():
+        limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+        raise Unavailable(f"oneDNN does not use bfloat16 here (ONEDNN_MAX_CPU_ISA={limit}); unset it")
+    _has_bfloat16 = True
+
+
+def unload() -> None:
+    """Forget the library, for networks that are constructed without it."""
+    global _path, _has_bfloat16
+    _path, _has_bfloat16 = "", False
 
 
 def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
@@ -91,13 +114,13 @@ def compile_library(path: Path, root: Path, compiler: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            stand_in, built = Path(folder) / "onednn.so", Path(folder) / "bfloat16.so"
+            stand_in, built = Path(folder) / "onednn.so", Path(folder) / "operators.so"
             # An empty library whose name is oneDNN's path. Linked by that path, oneDNN is a copy of its own; linked by
             # its name, it would be that of MindSpore 2.9, which has the same one and is limited to AVX2.
             name = f"-Wl,-soname,{root / 'lib' / _LIBRARY}"
             _run([compiler, "-shared", "-x", "c++", os.devnull, "-o", str(stand_in), name])
-            include = f"-I{root / 'include'}"
-            _run([compiler, *_FLAGS, include, str(SOURCE), "-o", str(built), "-Wl,--no-as-needed", str(stand_in)])
+            sources = [f"-I{root / 'include'}", *map(str, SOURCES)]
+            _run([compiler, *_FLAGS, *sources, "-o", str(built), "-Wl,--no-as-needed", str(stand_in)])
             os.replace(built, path)
     except OSError as error:
         raise Unavailable(f"{path} cannot be written ({error.strerror}); set GM_GRAPHS to a folder") from error
@@ -107,22 +130,19 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"{command[0]} has not compiled {SOURCE.name} in {_SECONDS} s") from None
+        raise Unavailable(f"{command[0]} has not compiled the operators in {_SECONDS} s") from None
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
-        raise Unavailable(f"{command[0]} does not compile {SOURCE.name}: {errors[0] if errors else done.returncode}")
+        raise Unavailable(f"{command[0]} does not compile the operators: {errors[0] if errors else done.returncode}")
 
 
-def _check_library(path: Path) -> None:
-    """Raise Unavailable if the library does not load, or computes without the processor's instructions."""
+def _open_library(path: Path) -> ctypes.CDLL:
+    """Return the library; raises Unavailable, and removes it, if it does not load."""
     try:
-        has_bfloat16 = ctypes.CDLL(str(path)).has_bfloat16()
-    except (OSError, AttributeError) as error:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
         path.unlink(missing_ok=True)
-        raise Unavailable(f"the bfloat16 operators do not load ({error})") from error
-    if not has_bfloat16:
-        limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-        raise Unavailable(f"oneDNN does not use bfloat16 here (ONEDNN_MAX_CPU_ISA={limit}); unset it")
+        raise Unavailable(f"the operators do not load ({error})") from error
 
 
 def _folder() -> Path:
@@ -137,7 +157,12 @@ def _process_folder() -> tempfile.TemporaryDirectory:
 
 def _key(root: Path, compiler: str) -> str:
     """Return a hash of what the library depends on: source, compiler, oneDNN, processor."""
-    parts: list[object] = [SOURCE.read_text(encoding="utf-8"), _FLAGS, platform.machine(), _processor()]
+    parts: list[object] = [
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        _FLAGS,
+        platform.machine(),
+        _processor(),
+    ]
     for file in (Path(compiler), root / "lib" / _LIBRARY):
         status = file.resolve().stat()
         parts += [str(file), status.st_size, status.st_mtime_ns]

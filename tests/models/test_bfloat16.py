@@ -11,7 +11,7 @@ import torch
 from mindspore import Tensor, nn
 
 from gm.runtime import backend
-from tests.bfloat16_operators import operators
+from tests.onednn_operators import bfloat16_operators
 from tests.ops.gradients import modes, torch_value_and_gradients, value_and_gradients
 from tests.reference.case import filled
 from tests.reference.inputs import normal, relative_error
@@ -22,7 +22,7 @@ OWN_ERROR = 2e-2  # of a whole network; 3e-2 of the gradient of like-sd1 come fr
 @pytest.fixture(scope="module")
 def dtype() -> Iterator[ms.Type]:
     """bfloat16, or float32 where --precision bfloat16 falls back to it."""
-    with operators() as available:
+    with bfloat16_operators() as available:
         yield ms.bfloat16 if available else ms.float32
 
 

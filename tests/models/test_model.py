@@ -59,6 +59,7 @@ def test_flash_attention_everywhere_needs_heads_that_the_kernel_takes(
         text_encoder_1=TextEncoderConfig(32, 2, encoder),
         text_encoder_2=TextEncoderConfig(32, 2, 2),
     )
+    monkeypatch.setattr(backend, "_on_ascend", True)
     monkeypatch.setattr(backend, "_flash_attention", "auto")
     stable_diffusion.build(config, ms.float16)
     monkeypatch.setattr(backend, "_flash_attention", "on")
@@ -72,6 +73,7 @@ def test_flash_attention_everywhere_needs_heads_that_the_kernel_takes(
 
 
 def test_flash_attention_everywhere_is_refused_for_stable_diffusion_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_on_ascend", True)
     monkeypatch.setattr(backend, "_flash_attention", "on")
     config = configuration.load("configs/training/sd_v1.5_textual_inversion.yaml").model
     with pytest.raises(UserError, match="the UNet has heads of 40: use auto"):

@@ -5,7 +5,6 @@ Without the operators the weights are float32, as those of --precision bfloat16 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 
 import mindspore as ms
@@ -17,7 +16,7 @@ from mindspore import Parameter, Tensor, nn
 from gm import ops
 from gm.ops import bfloat16
 from gm.runtime import backend, onednn
-from tests.bfloat16_operators import operators, rounded
+from tests.onednn_operators import bfloat16_operators, rounded
 from tests.ops.gradients import modes, torch_value_and_gradients, value_and_gradients
 from tests.reference.inputs import normal, relative_error
 
@@ -29,12 +28,12 @@ EXACT = 2e-6  # of a float32 sum of products of the rounded values
 
 @pytest.fixture(scope="module")
 def available() -> Iterator[bool]:
-    with operators() as there:
+    with bfloat16_operators() as there:
         yield there
 
 
 def frozen(value: np.ndarray) -> Parameter:
-    return Parameter(Tensor(value, ms.bfloat16 if onednn.library() else ms.float32), requires_grad=False)
+    return Parameter(Tensor(value, ms.bfloat16 if onednn.has_bfloat16() else ms.float32), requires_grad=False)
 
 
 class Weighted(nn.Cell):
@@ -111,40 +110,6 @@ def test_a_convolution_in_several_blocks(available: bool) -> None:
         return torch.nn.functional.conv2d(x, torch.from_numpy(weight), torch.from_numpy(bias), 1, 1)
 
     check(Weighted(ops.convolution(3, 3, (1, 1, 1, 1), 1), weight, bias), expected, False, available, x)
-
-
-@modes
-@pytest.mark.parametrize(("causal", "keys"), [(True, 12), (False, 7)])
-def test_attention(causal: bool, keys: int, graph: bool, available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("gm.ops.attention"), "_MIN_BFLOAT16_KEYS", 7)
-    if not causal:
-        monkeypatch.setattr(
-            importlib.import_module("gm.ops.attention"), "_MAX_SCORES", 2 * 3 * 7 * 5
-        )  # chunks of 5 queries
-    query, key, value = normal(1, 24, 2, 12), normal(2, 24, 2, keys), normal(3, 24, 2, keys)
-
-    def split(x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(3, 8, 2, -1).permute(2, 0, 3, 1)  # [N, heads, L, d]
-
-    def expected(*sequences: torch.Tensor) -> torch.Tensor:
-        y = torch.nn.functional.scaled_dot_product_attention(*map(split, sequences), is_causal=causal)
-        return y.permute(1, 3, 0, 2).reshape(24, 2, -1)
-
-    class Attention(nn.Cell):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attend = ops.attention(3, causal, dtype=ms.bfloat16)
-
-        def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return self.attend(query, key, value)
-
-    weights = normal(9, 24, 2, 12)
-    out, gradients = value_and_gradients(Attention(), graph, weights, query, key, value)
-    wanted, wanted_gradients = torch_value_and_gradients(expected, weights, query, key, value)
-    assert relative_error(out, wanted) < OWN_ERROR
-    for gradient, other in zip(gradients, wanted_gradients, strict=True):
-        assert relative_error(gradient, other) < 2 * OWN_ERROR  # two products in a row
-    assert (relative_error(out, wanted) > 1e-5) == available
 
 
 def test_a_product_of_vectors(available: bool) -> None:

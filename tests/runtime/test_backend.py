@@ -15,6 +15,7 @@ from mindspore import Tensor, nn
 from gm.config import RunConfig
 from gm.errors import UserError
 from gm.runtime import backend, onednn
+from tests.onednn_operators import flash_attention_operators
 from tests.project import MPIRUN
 
 
@@ -30,11 +31,23 @@ def test_without_a_card_the_cpu_is_chosen_and_logged(caplog: pytest.LogCaptureFi
     assert not backend.setup(RunConfig(device_target="CPU", ms_mode=1)).graph
 
 
-def test_flash_attention_on_is_refused_without_a_card() -> None:
-    with pytest.raises(UserError, match="--flash_attention on needs an Ascend card, and this runs on CPU: use auto"):
+def test_flash_attention_on_is_refused_without_its_operators(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(onednn, "_path", "")
+    monkeypatch.setenv("DNNLROOT", str(tmp_path))
+    with pytest.raises(UserError, match="--flash_attention on needs what is missing here: no oneDNN 3 in DNNLROOT="):
         backend.setup(RunConfig(device_target="CPU", flash_attention="on"))
     backend.setup(RunConfig(device_target="CPU"))
     assert backend.flash_attention() == "off"
+
+
+@pytest.mark.parametrize("option", ["auto", "on"])
+def test_flash_attention_on_the_cpu(option: str) -> None:
+    with flash_attention_operators() as there:
+        if there:
+            backend.setup(RunConfig(device_target="CPU", flash_attention=option))
+            assert backend.flash_attention() == option
+        backend.setup(RunConfig(device_target="CPU", flash_attention="off"))
+        assert backend.flash_attention() == "off"
 
 
 def test_a_missing_device_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -9,7 +10,7 @@ import pytest
 
 from gm.config import RunConfig
 from gm.errors import UserError
-from gm.runtime import devices
+from gm.runtime import devices, onednn
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,6 @@ def test_the_memory_pool_is_not_larger_than_the_limit(calls: list) -> None:
     [
         ("CPU", {}, []),
         ("CPU", {"jit_level": "O1"}, ["--jit_level O1 has no effect on CPU"]),
-        ("CPU", {"flash_attention": "off"}, ["--flash_attention off has no effect on CPU"]),
         ("Ascend", {"flash_attention": "off"}, []),
         ("CPU", {"max_device_memory": "30GB"}, ["--max_device_memory 30GB has no effect on CPU"]),
         ("Ascend", {"jit_level": "O1", "max_device_memory": "30GB"}, []),
@@ -122,13 +122,22 @@ def test_options_without_effect_are_named(device: str, options: dict, messages: 
             "off",
             "half precision, and the weights are float32: use auto, or --precision float16",
         ),
-        ("CPU", "", ms.float32, "off", "an Ascend card, and this runs on CPU: use auto"),
+        (
+            "CPU",
+            "",
+            ms.float32,
+            "off",
+            "what is missing here: no C++ compiler (CXX=none); install one, for example Debian's g++; or use auto",
+        ),
     ],
 )
 def test_flash_attention_is_used_where_the_card_has_it(
     device: str, card: str, dtype: Any, off_or_auto: str, refusal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "soc_version", lambda: card)
+    monkeypatch.setattr(onednn, "_path", "")
+    monkeypatch.setattr(onednn, "find_onednn", Path)
+    monkeypatch.setenv("CXX", "none")
     assert devices.flash_attention(device, RunConfig(), dtype) == off_or_auto
     assert devices.flash_attention(device, RunConfig(flash_attention="off"), dtype) == "off"
     on = RunConfig(flash_attention="on")

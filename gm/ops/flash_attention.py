@@ -1,0 +1,55 @@
+"""Attention of the CPU in float32 whose scores are never in the memory: the operators of `flash_attention.cpp`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from gm.ops.shared_cell import shared_cell
+from gm.runtime import backend, onednn
+
+_Shapes = tuple[Any, ...]
+
+
+def flash_attention() -> nn.Cell | None:
+    """Return the Cell (query [N, heads, d, L], key, value [N, heads, d, S]) → [N, heads, d, L]; None if it is off."""
+    if backend.on_ascend() or backend.flash_attention() == "off":
+        return None
+    return shared_cell(_FlashAttention, onednn.library())
+
+
+def _shape_output(query: Any, key: Any, value: Any) -> _Shapes:
+    return query, [*query[:2], 1, query[3]]
+
+
+def _shape_gradients(query: Any, key: Any, value: Any, out: Any, log_sum: Any, dout: Any) -> _Shapes:
+    return query, key, value
+
+
+class _FlashAttention(nn.Cell):
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.attend = shared_cell(_AttentionWithSums, library)
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.attend(query, key, value)[0]
+
+
+class _AttentionWithSums(nn.Cell):
+    """Attention, and the logarithm of the sum of each query's exponentials, which the backward pass needs."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        forward, backward = f"{library}:flash_attention", f"{library}:flash_attention_backward"
+        self.forward = ops.Custom(forward, _shape_output, (ms.float32,) * 2, func_type="aot")
+        self.backward = ops.Custom(backward, _shape_gradients, (ms.float32,) * 3, func_type="aot")
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(query, key, value)
+
+    def bprop(
+        self, query: Tensor, key: Tensor, value: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.backward(query, key, value, out[0], out[1], dout[0])

@@ -1,0 +1,116 @@
+"""gm/ops/flash_attention.py through `gm.ops.attention`, against PyTorch.
+
+Where the operators are missing, attention is composed of products and softmax, and the same bounds hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import Tensor, nn
+
+from gm import ops as gm_ops
+from gm.ops.flash_attention import flash_attention
+from gm.runtime import backend
+from tests.onednn_operators import flash_attention_operators
+from tests.ops.gradients import modes, torch_value_and_gradients, value_and_gradients
+from tests.reference.inputs import normal, relative_error
+
+pytestmark = pytest.mark.reference
+
+ERROR = 2e-6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def available() -> Iterator[bool]:
+    with flash_attention_operators() as there:
+        yield there
+
+
+class Attention(nn.Cell):
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.attend = gm_ops.attention(heads)
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.attend(query, key, value)
+
+
+def check(graph: bool, n: int, heads: int, width: int, queries: int, keys: int, scale: float = 1.0) -> None:
+    inputs = [normal(k, heads * width, n, length) for k, length in enumerate((queries, keys, keys))]
+    inputs[0] *= scale
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(heads, width, n, -1).permute(2, 0, 3, 1)  # [N, heads, L, d]
+
+    def expected(*sequences: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.scaled_dot_product_attention(*map(split, sequences))
+        return y.permute(1, 3, 0, 2).reshape(heads * width, n, -1)
+
+    weights = normal(9, heads * width, n, queries)
+    out, gradients = value_and_gradients(Attention(heads), graph, weights, *inputs)
+    wanted, wanted_gradients = torch_value_and_gradients(expected, weights, *inputs)
+    assert relative_error(out, wanted) < ERROR * scale
+    for gradient, other in zip(gradients, wanted_gradients, strict=True):
+        assert relative_error(gradient, other) < ERROR * scale
+
+
+@modes
+def test_value_and_gradients(graph: bool) -> None:
+    check(graph, n=2, heads=3, width=8, queries=300, keys=260)
+
+
+@pytest.mark.parametrize(
+    ("n", "heads", "width", "queries", "keys"),
+    [
+        (1, 1, 40, 1030, 256),  # one head, which all threads share
+        (1, 2, 160, 128, 300),  # one whole block of queries
+        (1, 3, 5, 1, 256),
+        (2, 1, 64, 130, 5000),  # few queries at once, as they have many keys
+        (1, 2, 8, 300, 40),  # composed: few keys
+    ],
+)
+def test_sizes(n: int, heads: int, width: int, queries: int, keys: int) -> None:
+    check(False, n, heads, width, queries, keys)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    check(False, n=1, heads=2, width=8, queries=40, keys=256, scale=100.0)
+
+
+def test_a_nan_reaches_output_and_gradients() -> None:
+    query, key, value = (normal(k, 8, 1, 256) for k in range(3))
+    key[3, 0, 200] = np.nan
+    out, gradients = value_and_gradients(Attention(2), False, normal(9, 8, 1, 256), query, key, value)
+    for result in (out, gradients[0], gradients[2]):  # the first head has the channels 0 to 3
+        assert np.isnan(result[:4]).all()
+        assert np.isfinite(result[4:]).all()
+
+
+def test_two_runs_are_equal_to_the_bit() -> None:
+    inputs = [normal(k, 40, 1, 1030) for k in range(3)]
+    first, again = (value_and_gradients(Attention(1), False, normal(9, 40, 1, 1030), *inputs) for _ in range(2))
+    for one, other in zip((first[0], *first[1]), (again[0], *again[1]), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_the_operators_are_used_where_they_are_there(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (flash_attention() is not None) == available
+    inputs = [Tensor(normal(k, 24, 1, 300)) for k in range(3)]
+    out = Attention(3)(*inputs).asnumpy()
+    monkeypatch.setattr(backend, "_flash_attention", "off")
+    assert flash_attention() is None
+    composed = Attention(3)(*inputs).asnumpy()
+    assert relative_error(out, composed) < ERROR
+    assert np.array_equal(out, composed) != available
+
+
+def test_half_precision_is_composed() -> None:
+    inputs = [normal(k, 24, 1, 300) for k in range(3)]
+    out = Attention(3)(*[Tensor(x, ms.float16) for x in inputs])
+    assert out.dtype == ms.float16
+    assert relative_error(out.asnumpy().astype(np.float32), Attention(3)(*map(Tensor, inputs)).asnumpy()) < 5e-3
