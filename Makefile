@@ -9,8 +9,8 @@ CONFIG := --config configs/training/tiny_textual_inversion.yaml
 # A worker for each core; more than four would take too much memory (up to 6 GB each).
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
-# They make the stand-ins for CANN's libraries of tools/ascend_dryrun.
-COMPILER = command -v gcc >/dev/null && command -v nm >/dev/null || { $(APT) update -qq && $(APT) install -y -qq gcc binutils; }
+# They make the stand-ins for CANN's libraries of tools/ascend_dryrun, and compile the CPU's operators.
+COMPILER = command -v g++ >/dev/null && command -v nm >/dev/null || { $(APT) update -qq && $(APT) install -y -qq g++ binutils; }
 DRYRUN := $(BIN)/python tools/ascend_dryrun/dryrun.py
 
 .PHONY: install demo demo-style check lint types layers fast test ascend-dryrun clean

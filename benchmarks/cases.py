@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gm import config as configuration
 from gm.config import Config
+from gm.config.training import MAX_STEPS
 from gm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +24,7 @@ WEIGHTS = ROOT / "benchmarks" / "weights"
 PROMPT = "a photo of a toy on a table"
 PLACEHOLDER = "<measured>"
 CLASS_WORD = "toy"
+PRODUCT_SIDE = 2048  # of the matrices whose product measures the machine's speed
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,11 @@ SIZES = {
 }
 
 
+# How the reference runs: all in float32; UNet and VAE in bfloat16, the rest under autocast, as --mixed_precision bf16
+# of diffusers' scripts; and each with the UNet through torch.compile, which needs a C++ compiler.
+REFERENCES = ("float32", "bfloat16", "float32-compiled", "bfloat16-compiled")
+
+
 @dataclass(frozen=True)
 class Case:
     """A training step or an image of one size of model; `resolution` is the side in pixels."""
@@ -115,6 +124,8 @@ class Case:
     accumulation: int = 1
     mode: str = "graph"  # of the toolkit: graph or pynative
     low_memory: str = "auto"  # of the toolkit
+    precision: str = "float32"  # of the toolkit
+    reference: str = "float32"  # how diffusers runs: of REFERENCES
     steps: int = 20  # of the sampler
     guidance: float = 5.0
     context_loss: float = 0.0  # its weight
@@ -129,7 +140,11 @@ class Case:
     def config(self) -> Config:
         """Return the toolkit's config, with an unlimited number of steps."""
         return self.model.config(
-            run={"ms_mode": ("graph", "pynative").index(self.mode), "low_memory": self.low_memory},
+            run={
+                "ms_mode": ("graph", "pynative").index(self.mode),
+                "low_memory": self.low_memory,
+                "precision": self.precision,
+            },
             concept={
                 "data_path": self.model.images,
                 "placeholder_token": PLACEHOLDER,
@@ -141,7 +156,7 @@ class Case:
             training={
                 "train_batch_size": self.batch,
                 "gradient_accumulation_steps": self.accumulation,
-                "total_step": 10**9,
+                "total_step": MAX_STEPS,
             },
             sampling={
                 "height": self.resolution,
@@ -155,6 +170,16 @@ class Case:
                 "batch_size": self.batch,
             },
         )
+
+
+def product_speed(multiply: Callable[[], Any]) -> float:
+    """Return the FLOPs a second of `multiply`, a product 2048³, in the median of ten."""
+    taken = []
+    for _ in range(12):
+        started = time.perf_counter()
+        multiply()
+        taken.append(time.perf_counter() - started)
+    return 2 * PRODUCT_SIDE**3 / statistics.median(taken[2:])
 
 
 def from_json(text: str) -> Case:

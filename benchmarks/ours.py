@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.workers import Work, serve
+from gm.runtime import rng
 
 
 def step(case: Case) -> tuple[dict[str, Any], Work]:
@@ -24,13 +25,30 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
     run = trainer.prepare(toolkit.model, prepared, toolkit.backend)
     toolkit.model.release_vae()  # as training does where no previews are drawn
     reports = run.steps()
+    facts = {"product_flops_per_second": product_speed()}
 
     def work() -> dict[str, Any]:
         started = time.perf_counter()
         losses = [next(reports).loss for _ in range(case.accumulation)]
         return {"seconds": (time.perf_counter() - started) / case.accumulation, "loss": losses[-1]}
 
-    return {}, work
+    return facts, work
+
+
+def product_speed() -> dict[str, float]:
+    """Return the FLOPs a second of MindSpore's matrix product in float32, and of this toolkit's in bfloat16."""
+    import mindspore as ms
+    from mindspore import Tensor, ops
+
+    from gm.ops import bfloat16
+
+    x = Tensor(rng.normal((cases.PRODUCT_SIDE,) * 2, 0, "product"))
+    multiply = ops.MatMul()
+    speeds = {"float32": cases.product_speed(lambda: multiply(x, x))}
+    if bfloat16.available():
+        project, weight = bfloat16.project_without_bias(), Tensor(x, ms.bfloat16)
+        speeds["bfloat16"] = cases.product_speed(lambda: project(x, weight))
+    return speeds
 
 
 def sampling(case: Case) -> tuple[dict[str, Any], Work]:

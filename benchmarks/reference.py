@@ -2,16 +2,18 @@
 
 The training step follows diffusers' textual-inversion examples for SDXL and for Stable Diffusion: it encodes the images
 in every step, trains the whole token table of each text encoder with AdamW, and restores the embeddings of all other
-tokens afterwards.
+tokens afterwards. In bfloat16 UNet and VAE are cast, and the rest runs under autocast, as with --mixed_precision bf16.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,17 +32,14 @@ from gm.text.tokenizer import PADDING_IDS, VOCAB_SIZE, Tokenizer
 from tests.reference import loops, networks
 from tests.reference.networks import Reference
 
-_SIDE = 2048  # of the matrices whose product measures the machine's speed
 
-
-def product_speed() -> float:
-    """Return the float32 FLOPs a second of PyTorch's matrix product, 2048³, in the median of ten."""
-    a, b, taken = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE), []
-    for _ in range(12):
-        started = time.perf_counter()
-        a @ b
-        taken.append(time.perf_counter() - started)
-    return 2 * _SIDE**3 / statistics.median(taken[2:])
+def product_speed() -> dict[str, float]:
+    """Return the FLOPs a second of PyTorch's matrix product by precision."""
+    speeds = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a = torch.rand(cases.PRODUCT_SIDE, cases.PRODUCT_SIDE).to(dtype)
+        speeds[name] = cases.product_speed(functools.partial(torch.matmul, a, a))
+    return speeds
 
 
 def step(case: Case) -> tuple[dict[str, Any], Work]:
@@ -83,7 +82,8 @@ class _Trainer:
     def update(self) -> float:
         """Take `accumulation` steps and update the embedding vectors; return the last loss."""
         for _ in range(self.case.accumulation):
-            loss = self._loss()
+            with _autocast(self.case):
+                loss = self._loss()
             (loss / self.case.accumulation).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -97,13 +97,15 @@ class _Trainer:
         images = [number % len(self.images) for number in numbers]
         prompts = [number % len(self.ids[0]) for number in numbers]
         vae = self.reference.vae
-        latents = vae.encode(self.images[images]).latent_dist.sample().detach() * vae.config.scaling_factor
+        latents = (
+            vae.encode(self.images[images].to(vae.dtype)).latent_dist.sample().detach() * vae.config.scaling_factor
+        )
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, self.reference.config.schedule.timesteps, (self.case.batch,))
         noisy, target = loops.noised(self.noise_scheduler, latents, noise, timesteps)
         context, pooled = self._condition(prompts)
         prediction = self.reference.epsilon(noisy, timesteps, context, pooled, self.sizes[images])
-        return torch.nn.functional.mse_loss(prediction, target)
+        return torch.nn.functional.mse_loss(prediction.float(), target.float())
 
     def _condition(self, prompts: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the context and, of SDXL, the pooled output of the prompts with these numbers."""
@@ -136,16 +138,20 @@ def sampling(case: Case) -> tuple[dict[str, Any], Work]:
             ticks.append(time.perf_counter())
             return values
 
+        with torch.no_grad(), _autocast(case):
+            generate(tick)
+        return {"steps": cases.between(ticks)}
+
+    def generate(tick: Callable[..., dict[str, Any]]) -> None:
         pipe(
             prompt=[cases.PROMPT] * case.batch,
             timesteps=times,
             guidance_scale=case.guidance,
-            latents=torch.from_numpy(noise),
+            latents=torch.from_numpy(noise).to(reference.unet.dtype),
             height=case.resolution,
             width=case.resolution,
             callback_on_step_end=tick,
         )
-        return {"steps": cases.between(ticks)}
 
     return facts, work
 
@@ -156,7 +162,21 @@ def _start(case: Case) -> tuple[dict[str, Any], Reference]:
     torch.manual_seed(0)
     facts = {"product_flops_per_second": product_speed()}
     with tempfile.TemporaryDirectory() as configs:
-        return facts, networks.load(case.config().model, case.model.source, Path(configs))
+        loaded = networks.load(case.config().model, case.model.source, Path(configs))
+    if _in_bfloat16(case):
+        loaded.unet.to(torch.bfloat16)
+        loaded.vae.to(torch.bfloat16)
+    if case.reference.endswith("compiled"):
+        loaded.unet.compile()
+    return facts, loaded
+
+
+def _in_bfloat16(case: Case) -> bool:
+    return case.reference.startswith("bfloat16")
+
+
+def _autocast(case: Case) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=_in_bfloat16(case))
 
 
 def _prompts(case: Case, config: ModelConfig) -> list[torch.Tensor]:

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import SIZES, Size
-from benchmarks.workers import Measurement, median_of_ratios
+from benchmarks.cases import REFERENCES, SIZES, Case, Size
+from benchmarks.workers import Measurement, median_of_ratios, worker
 from gm.config import RunConfig, paths
 from gm.config.cli import Parser
 from gm.errors import UserError
@@ -40,6 +40,33 @@ def add_mode(parser: Parser) -> None:
     levels = next(f.metadata["choices"] for f in dataclasses.fields(RunConfig) if f.name == "low_memory")
     parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="of ours (default: %(default)s)")
     parser.add_argument("--low_memory", default="auto", choices=levels, help="of ours (default: %(default)s)")
+
+
+def add_precision(parser: Parser) -> None:
+    """Add the flags for the precision of both sides."""
+    choices = ("float32", "bfloat16")
+    parser.add_argument("--precision", default="float32", choices=choices, help="of ours (default: %(default)s)")
+    parser.add_argument(
+        "--references",
+        nargs="+",
+        default=["float32"],
+        choices=REFERENCES,
+        help="how diffusers runs, once for each; ratios are to the fastest (default: float32)",
+    )
+
+
+def compared(kind: str, case: Case, references: Sequence[str]) -> dict[str, list[str]]:
+    """Return the workers of the toolkit and of each of the `references`, by their names in tables."""
+    workers = {"ours": worker("benchmarks.ours", kind, case.to_json())}
+    for name in references:
+        other = dataclasses.replace(case, reference=name)
+        workers[f"diffusers {name}"] = worker("benchmarks.reference", kind, other.to_json())
+    return workers
+
+
+def fastest_reference(measured: dict[str, Measurement]) -> str:
+    """Return the name of the fastest side but ours."""
+    return min((name for name in measured if name != "ours"), key=lambda name: measured[name].median)
 
 
 def add_graphs(parser: Parser) -> None:
@@ -80,9 +107,11 @@ def sides(measured: dict[str, Measurement], unit: str = "s") -> str:
 
 
 def ratios(measured: dict[str, Measurement]) -> dict[str, Any]:
-    """Return the ratios of ours to the reference, and all measurements."""
-    ours, reference = measured["ours"], measured["reference"]
+    """Return the ratios of ours to the fastest reference, and all measurements."""
+    name = fastest_reference(measured)
+    ours, reference = measured["ours"], measured[name]
     return {
+        "reference": name,
         "ratio_of_medians": ours.median / reference.median,
         "median_of_ratios": median_of_ratios(ours, reference),
         "ratio_of_peaks": ours.peak / reference.peak,

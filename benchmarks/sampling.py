@@ -1,4 +1,4 @@
-"""Generating an image with this toolkit and with diffusers' pipeline, in turns: Euler, guidance, float32.
+"""Generating an image with this toolkit and with diffusers' pipeline, in turns: Euler, guidance.
 
 python benchmarks/sampling.py --size tiny --steps 20
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.cases import SIZES, Case, prepare
-from benchmarks.workers import Measurement, alternate, worker
+from benchmarks.workers import Measurement, alternate
 from gm.config import cli
 from gm.errors import UserError
 
@@ -18,6 +18,7 @@ from gm.errors import UserError
 def main() -> None:
     parser = report.parser("Compare time and memory of generating an image with diffusers' pipeline.")
     report.add_mode(parser)
+    report.add_precision(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler, at least 3 (default: %(default)s)")
@@ -36,13 +37,14 @@ def main() -> None:
         flags["batch"],
         mode=flags["mode"],
         low_memory=flags["low_memory"],
+        precision=flags["precision"],
         steps=flags["steps"],
         guidance=flags["guidance"],
     )
     turns = report.turns(flags, size, rounds=size.image_rounds, pieces=1, warm_ups=1)
     prepare(size)
     report.choose_graphs(flags)
-    sides = {name: worker(f"benchmarks.{name}", "sampling", case.to_json()) for name in ("ours", "reference")}
+    sides = report.compared("sampling", case, flags["references"])
     show(case, alternate(sides, **turns, together=size.together), flags["graphs"], flags["json"])
 
 
@@ -52,23 +54,25 @@ def show(case: Case, measured: dict[str, Measurement], graphs: str, path: str | 
         name: statistics.median(s for answer in side.answers for s in answer["steps"])
         for name, side in measured.items()
     }
+    ratios = report.ratios(measured)
+    reference = ratios["reference"]
     results: dict[str, Any] = {
         "case": vars(case),
         "graphs": graphs,
         "seconds_a_step": steps,
-        **report.ratios(measured),
-        "ratio_of_steps": steps["ours"] / steps["reference"],
+        **ratios,
+        "ratio_of_steps": steps["ours"] / steps[reference],
     }
     text = report.sides(measured)
     text += (
-        f"\n\na step: ours {report.seconds(steps['ours'])} s, reference {report.seconds(steps['reference'])} s\n"
-        f"ours/reference: {results['ratio_of_medians']:.3f} of the time of an image (median of pairs "
+        f"\n\na step: ours {report.seconds(steps['ours'])} s, {reference} {report.seconds(steps[reference])} s\n"
+        f"ours/{reference}: {results['ratio_of_medians']:.3f} of the time of an image (median of pairs "
         f"{results['median_of_ratios']:.3f}), {results['ratio_of_steps']:.3f} of a step's, "
         f"{results['ratio_of_peaks']:.3f} of the memory while sampling"
     )
     title = (
         f"An image: {case.size}, {case.resolution} px, {case.batch} at once, {case.steps} steps of Euler, "
-        f"guidance {case.guidance:g}, float32, {case.mode} mode, low memory {case.low_memory}, graphs {graphs}"
+        f"guidance {case.guidance:g}, {case.precision}, {case.mode} mode, low memory {case.low_memory}, graphs {graphs}"
     )
     report.answer(path, title, text, results)
 

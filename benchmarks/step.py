@@ -10,13 +10,14 @@ from typing import Any
 
 from benchmarks import costs, report
 from benchmarks.cases import SIZES, Case, prepare
-from benchmarks.workers import Measurement, alternate, worker
+from benchmarks.workers import Measurement, alternate
 from gm.config import cli
 
 
 def main() -> None:
     parser = report.parser("Compare time and memory of a training step with diffusers'.")
     report.add_mode(parser)
+    report.add_precision(parser)
     parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
     parser.add_argument("--batch", type=int, default=1, help="images a step (default: %(default)s)")
     parser.add_argument("--vectors", type=int, default=4, help="embedding vectors (default: %(default)s)")
@@ -33,37 +34,43 @@ def main() -> None:
         flags["accumulation"],
         mode=flags["mode"],
         low_memory=flags["low_memory"],
+        precision=flags["precision"],
     )
     turns = report.turns(flags, size)
     prepare(size)
     report.choose_graphs(flags)
-    sides = {name: worker(f"benchmarks.{name}", "step", case.to_json()) for name in ("ours", "reference")}
+    sides = report.compared("step", case, flags["references"])
     show(case, alternate(sides, **turns, together=size.together), flags["graphs"], flags["json"])
 
 
 def show(case: Case, measured: dict[str, Measurement], graphs: str, path: str | None) -> None:
     """Print both sides and their ratios; `path` takes the JSON."""
-    ours, reference = measured["ours"], measured["reference"]
+    ours, ratios = measured["ours"], report.ratios(measured)
     flops = costs.total(costs.training(case.config().model, case.resolution, case.batch, "float32")).flops
-    speed = statistics.median(fact["product_flops_per_second"] for fact in reference.facts)
+    speed = max(
+        statistics.median(fact["product_flops_per_second"].get(case.precision, 0.0) for fact in side.facts)
+        for side in measured.values()
+    )
     results: dict[str, Any] = {
         "case": vars(case),
         "graphs": graphs,
-        **report.ratios(measured),
+        **ratios,
         "flops": flops,
         "product_flops_per_second": speed,
         "fraction_of_product_speed": flops / ours.median / speed,
     }
     text = report.sides(measured)
     text += (
-        f"\n\nours/reference: {results['ratio_of_medians']:.3f} of the time (median of pairs "
+        f"\n\nours/{ratios['reference']}: {results['ratio_of_medians']:.3f} of the time (median of pairs "
         f"{results['median_of_ratios']:.3f}), {results['ratio_of_peaks']:.3f} of the memory while stepping\n"
         f"our step: {flops / 1e9:.4g} GFLOP counted, {flops / ours.median / 1e9:.3g} GFLOP/s, "
-        f"{results['fraction_of_product_speed']:.3f} of the {speed / 1e9:.3g} GFLOP/s of a float32 product 2048³"
+        f"{results['fraction_of_product_speed']:.3f} of the {speed / 1e9:.3g} GFLOP/s of the fastest "
+        f"{case.precision} product 2048³ of both sides"
     )
     title = (
         f"A training step: {case.size}, {case.resolution} px, batch {case.batch}, {case.vectors} vectors, "
-        f"{case.accumulation} steps an update, {case.mode} mode, low memory {case.low_memory}, graphs {graphs}"
+        f"{case.accumulation} steps an update, {case.mode} mode, {case.precision}, low memory {case.low_memory}, "
+        f"graphs {graphs}"
     )
     report.answer(path, title, text, results)
 

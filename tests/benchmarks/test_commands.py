@@ -128,13 +128,13 @@ def test_comparison_with_diffusers_runs(tmp_path: Path, name: str, flags: tuple[
     once = ("--mode", "pynative", "--rounds", "1", "--warm_ups", "0", "--json", str(path))
     result = run(name, *flags, *once)
     assert result.returncode == 0, result.stderr
-    assert "ours/reference: " in result.stdout
+    assert "ours/diffusers float32: " in result.stdout
     results = json.loads(path.read_text())
-    for side in ("ours", "reference"):
+    for side in ("ours", "diffusers float32"):
         assert len(results["sides"][side]["seconds"]) == 1
         assert results["sides"][side]["peak"] > 1e6
     if name == "step":
         # Same model and prompts, other noise.
-        losses = [results["sides"][side]["answers"][0]["loss"] for side in ("ours", "reference")]
+        losses = [results["sides"][side]["answers"][0]["loss"] for side in ("ours", "diffusers float32")]
         assert all(0 < loss < 3 for loss in losses)
     assert os.path.exists(ROOT / "benchmarks" / "weights" / "tiny.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,19 +44,29 @@ def case(model: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> benchm
     )
     monkeypatch.setitem(SIZES, size.name, size)
     monkeypatch.setattr(Size, "weight", property(lambda self: self.source))  # not converted
-    monkeypatch.setattr(reference, "product_speed", lambda: 1.0)
+    monkeypatch.setattr(reference, "product_speed", dict)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     return benchmark_cases.Case(size.name, size.pixels, vectors=VECTORS, mode="pynative", steps=3)
 
 
-def test_losses_of_both_sides_are_alike(case: benchmark_cases.Case) -> None:
+@pytest.mark.parametrize("how", ["float32", "bfloat16"])
+def test_losses_of_both_sides_are_alike(how: str, case: benchmark_cases.Case) -> None:
     """Same model, images and prompts, other noise: about 1 plus the variance of an untrained UNet's output."""
     losses = {}
     for name, side in (("ours", ours), ("reference", reference)):
-        _, work = side.step(case)
+        _, work = side.step(dataclasses.replace(case, reference=how))
         losses[name] = work()["loss"]
     assert 0.5 < losses["reference"] < 4
     assert losses["ours"] == pytest.approx(losses["reference"], rel=0.5)
+
+
+@pytest.mark.parametrize("how", benchmark_cases.REFERENCES)
+def test_networks_of_the_reference_are_as_its_name_says(how: str, case: benchmark_cases.Case) -> None:
+    _, networks = reference._start(dataclasses.replace(case, reference=how))
+    frozen = torch.bfloat16 if how.startswith("bfloat16") else torch.float32
+    assert (networks.unet.dtype, networks.vae.dtype) == (frozen, frozen)
+    assert networks.text_encoder_1.dtype == torch.float32
+    assert (networks.unet._compiled_call_impl is not None) == how.endswith("compiled")
 
 
 @pytest.mark.parametrize("model", ["reversed", "like-sd1", "like-sd2"], indirect=True)
@@ -79,8 +90,8 @@ def test_reference_conditions_as_its_family_and_trains_the_added_vectors_alone(
 
 
 def test_both_sides_time_the_steps_of_an_image(case: benchmark_cases.Case) -> None:
-    for side in (ours, reference):
-        _, work = side.sampling(case)
+    for side, how in ((ours, "float32"), (reference, "float32"), (reference, "bfloat16")):
+        _, work = side.sampling(dataclasses.replace(case, reference=how))
         assert [seconds > 0 for seconds in work()["steps"]] == [True] * (case.steps - 2)
 
 
