@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from PIL import Image
 from gm.checkpoints import containers
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import cli
-from tests.project import MPIRUN, Call, Workshop
+from tests.project import ALL_CORES, MPIRUN, Call, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., str]
@@ -158,7 +159,7 @@ def command(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,  # ranks on a busy machine may need minutes to find each other: MindSpore repeats after one
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
         check=False,
     )
@@ -210,7 +211,11 @@ def test_two_processes_train_as_one_with_twice_the_batch(workshop: Workshop, tmp
     assert one.returncode == 0, one.stderr
     alone = embedding_io.load(tmp_path / "one" / "smallest_4_ti.ckpt")
     mpirun = (*MPIRUN, sys.executable)
-    msrun = ("msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--log_dir={tmp_path / 'logs'}")
+    with socket.socket() as free:  # the default port may be that of another test run on this machine
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    msrun = (*ALL_CORES, "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True")
+    msrun = (*msrun, f"--master_port={port}", f"--log_dir={tmp_path / 'logs'}")
     for launcher in (mpirun, msrun):
         folder = tmp_path / ("mpirun" if launcher is mpirun else "msrun")
         ended = command(*own, str(folder), "--is_parallel", "True", launcher=launcher)
