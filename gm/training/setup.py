@@ -16,7 +16,7 @@ from gm.lora.files import LoraRecord
 from gm.runtime import atomic_io
 from gm.sampling import prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
-from gm.training import checkpoint, concept_data, learned_embeds, option_checks
+from gm.training import checkpoint, concept_data, full_pipeline, learned_embeds, option_checks
 from gm.training.checkpoint import Checkpoint
 from gm.training.concept_data import TrainingConcept
 
@@ -68,6 +68,8 @@ def prepare(config: Config) -> TrainingSetup:
     tokenizer = Tokenizer(config.model.context_length)
     for concept in concept_configs:
         tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
+    if config.training.save_as_full_pipeline:
+        full_pipeline.check(config, concept_configs)
     sample_requests = _sample_requests(config, concept_configs, tokenizer)
     bucket_sizes = _bucket_sizes(config) if config.data.enable_bucket else None
     concepts = [
