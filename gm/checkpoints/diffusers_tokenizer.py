@@ -14,9 +14,9 @@ from typing import Any
 from gm.checkpoints.diffusers_configs import read_json
 from gm.errors import UserError
 
+FAST = "tokenizer.json"
 _ADDED = "added_tokens.json"
 _CONFIG = "tokenizer_config.json"
-_FAST = "tokenizer.json"
 _VOCABULARY = "vocab.json"
 _ADDED_IN_CONFIG = "added_tokens_decoder"
 # What `add_tokens` gives a string. `normalized`: it is found after the text is in lower case.
@@ -25,7 +25,7 @@ _PROPERTIES = {"single_word": False, "lstrip": False, "rstrip": False, "normaliz
 
 def token_ids(folder: Path) -> dict[str, int]:
     """Return the id of each token, added ones included; UserError for a folder without a tokenizer."""
-    fast = read_json(folder / _FAST)
+    fast = read_json(folder / FAST)
     try:
         ids = {**read_json(folder / _VOCABULARY), **fast.get("model", {}).get("vocab", {})}
         ids |= read_json(folder / _ADDED)
@@ -36,7 +36,7 @@ def token_ids(folder: Path) -> dict[str, int]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not a tokenizer of transformers; download or copy it again") from error
     if not ids or not is_valid:
-        raise UserError(f"{folder} has no vocabulary in {_VOCABULARY} or {_FAST}; download or copy it again")
+        raise UserError(f"{folder} has no vocabulary in {_VOCABULARY} or {FAST}; download or copy it again")
     return ids
 
 
@@ -48,8 +48,8 @@ def with_added_tokens(folder: Path, tokens: Sequence[str], first: int) -> dict[s
     if _ADDED_IN_CONFIG in config:
         entries = {str(number): {"content": token, **_PROPERTIES} for token, number in new.items()}
         files[_CONFIG] = config | {_ADDED_IN_CONFIG: config[_ADDED_IN_CONFIG] | entries}
-    if (folder / _FAST).is_file():
-        fast = read_json(folder / _FAST)
+    if (folder / FAST).is_file():
+        fast = read_json(folder / FAST)
         listed = [{"id": number, "content": token, **_PROPERTIES} for token, number in new.items()]
-        files[_FAST] = fast | {"added_tokens": [*fast.get("added_tokens", []), *listed]}
+        files[FAST] = fast | {"added_tokens": [*fast.get("added_tokens", []), *listed]}
     return files

@@ -306,12 +306,13 @@ def test_a_single_file_is_no_pipeline(smallest: Case, source: Path) -> None:
 
 def test_links_in_the_target_are_not_written_through(smallest: Case, source: Path, tmp_path: Path) -> None:
     before = contents(source)
+    pipeline = full_pipeline.prepare(source, smallest.config, TOKENS)
     for place in ("text_encoder", "text_encoder/model.safetensors", "unet/config.json", "model_index.json"):
         target = tmp_path / place.replace("/", "-")
         (target / place).parent.mkdir(parents=True)
         (target / place).symlink_to(source / place)
         with pytest.raises(UserError, match="is a symbolic link, which is not written through; remove it"):
-            write(source, target, smallest.config)
+            full_pipeline.write(pipeline, target, random_vectors(smallest.config))
     assert contents(source) == before
 
 
