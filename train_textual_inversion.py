@@ -23,7 +23,7 @@ def main() -> None:
     training_setup = setup.prepare(config)
     from gm import api
     from gm.hub import after_training
-    from gm.training import trainer
+    from gm.training import full_pipeline, trainer
 
     if config.training.push_to_hub:
         after_training.check(config)
@@ -33,6 +33,8 @@ def main() -> None:
         return
     for concept, path in zip(training_setup.concepts, paths, strict=True):
         print(f"trained {concept.placeholder_token}: {path}")
+    if config.training.save_as_full_pipeline:
+        print(f"saved the pipeline for diffusers: {full_pipeline.save(toolkit.config, paths)}")
     if config.training.push_to_hub:
         print(f"pushed to {after_training.push(config, paths)}")
 

@@ -107,6 +107,32 @@ def test_its_checkpoints_resume_bit_for_bit(train: Train, tmp_path: Path) -> Non
 
 
 @pytest.mark.e2e
+def test_a_full_pipeline_is_written_at_the_end(train: Train, smallest: Case, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline  # takes seconds to import
+
+    from tests.reference.pipeline import diffusers_pipeline
+
+    diffusers_pipeline(smallest.reference, tmp_path / "vocabulary").save_pretrained(tmp_path / "model")
+    command = GUIDE % 1 + " --num_vectors=2 --save_as_full_pipeline"
+    code, out, error = train(command)
+    assert code == 0, error
+    assert "saved the pipeline for diffusers: out\n" in out
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    for suffix in ("", "_2"):
+        tokenizer, encoder = getattr(pipe, f"tokenizer{suffix}"), getattr(pipe, f"text_encoder{suffix}")
+        assert tokenizer.convert_tokens_to_ids(["<cat-toy>", "<cat-toy>_1"]) == [49408, 49409]
+        table = encoder.get_input_embeddings().weight.detach().numpy()
+        trained = vectors(tmp_path / "out" / f"learned_embeds{suffix}.safetensors")["<cat-toy>"]
+        np.testing.assert_array_equal(table[49408:], trained)
+    # Of a run that is done, the pipeline alone is written again.
+    (tmp_path / "out" / "model_index.json").unlink()
+    code, out, error = train(command + " --resume_from_checkpoint=latest")
+    assert code == 0, error
+    assert "all 2 steps are done" in out
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+@pytest.mark.e2e
 def test_kohyas_command_writes_its_file(train: Train, tmp_path: Path) -> None:
     command = (
         "--pretrained_model_name_or_path model --train_data_dir cat --token_string mycat --init_word toy "

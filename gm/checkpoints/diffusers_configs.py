@@ -66,7 +66,7 @@ def read_network(folder: Path, network: str) -> list[Statement]:
     is_known = _TEXT_FIELDS.__contains__ if network.startswith("text_encoder") else _has_effect
     return [
         Statement(f"{network}.{field}", value, f"{folder.name}/config.json")
-        for field, value in _read_json(folder / "config.json").items()
+        for field, value in read_json(folder / "config.json").items()
         if value is not None and is_known(field)
     ]
 
@@ -78,7 +78,7 @@ def _has_effect(field: str) -> bool:
 def _read_scheduler(path: Path) -> Iterator[Statement]:
     """Yield what is of the model; the rest are settings of a sampler, which are options here."""
     place = f"scheduler/{path.name}"
-    fields = _read_json(path)
+    fields = read_json(path)
     known = accepted_scheduler(ScheduleConfig())
     for field, value in fields.items():
         if value is not None and field in known:
@@ -94,7 +94,7 @@ def _read_scheduler(path: Path) -> Iterator[Statement]:
 
 def _read_pipeline(path: Path, is_sdxl: bool) -> Iterator[Statement]:
     """Yield what changes images although the networks are the same, and the network that checks them."""
-    fields = _read_json(path)
+    fields = read_json(path)
     base = is_sdxl and fields.get("requires_aesthetics_score") is not True
     safety_checker = fields.get("safety_checker")
     if isinstance(safety_checker, list) and None not in safety_checker:
@@ -111,7 +111,7 @@ def _read_pipeline(path: Path, is_sdxl: bool) -> Iterator[Statement]:
 def _read_tokenizers(folder: Path, pad_tokens: Mapping[str, tuple[str, ...]]) -> Iterator[Statement]:
     """Yield added tokens, whose rows of the token tables are left out, and another padding than the toolkit's."""
     for tokenizer, usual in pad_tokens.items():
-        fields = _read_json(folder / tokenizer / _TOKENIZER)
+        fields = read_json(folder / tokenizer / _TOKENIZER)
         token = fields.get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token not in (None, *usual):
@@ -123,12 +123,12 @@ def _read_tokenizers(folder: Path, pad_tokens: Mapping[str, tuple[str, ...]]) ->
 
 def _added_tokens(folder: Path) -> list[str]:
     """Return the tokens added to a tokenizer: since version 5 transformers has them in tokenizer.json."""
-    entries = _read_json(folder / "tokenizer.json").get("added_tokens")
+    entries = read_json(folder / "tokenizer.json").get("added_tokens")
     listed = [entry.get("content") for entry in entries or [] if isinstance(entry, dict)]
-    return [*_read_json(folder / "added_tokens.json"), *(token for token in listed if isinstance(token, str))]
+    return [*read_json(folder / "added_tokens.json"), *(token for token in listed if isinstance(token, str))]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object at `path`, {} if there is none; UserError for another content."""
     if not path.is_file():
         return {}

@@ -108,20 +108,28 @@ def _check_networks(folder: Path, networks: list[str], config: ModelConfig) -> N
 
 def read_network(folder: Path) -> Tensors:
     """Return the tensors of one network, from one file or from the shards of an index; UserError without them."""
+    weights = find_weights(folder)
+    if weights is not None:
+        return _read_shards(weights) if weights.suffix == ".json" else containers.read_weights(weights).tensors
+    raise UserError(
+        f"{folder} has no diffusion_pytorch_model.safetensors or model.safetensors, nor one of their variants; "
+        "save the model with safe_serialization=True"
+    )
+
+
+def find_weights(folder: Path) -> Path | None:
+    """Return the file with the weights of one network, or the index of its shards; None without them."""
     for variant in _variants(folder):
         for suffix in _SUFFIXES:
             for stem in STEMS:
                 single = folder / f"{stem}{variant}{suffix}"
                 if single.is_file():
-                    return containers.read_weights(single).tensors
+                    return single
                 # diffusers and transformers put the variant at different places of the index's name.
                 for index in sorted(folder.glob(f"{stem}*{suffix}*.json")):
                     if _variant_of_index(index.name) == variant:
-                        return _read_shards(index)
-    raise UserError(
-        f"{folder} has no diffusion_pytorch_model.safetensors or model.safetensors, nor one of their variants; "
-        "save the model with safe_serialization=True"
-    )
+                        return index
+    return None
 
 
 def _variants(folder: Path) -> list[str]:
@@ -135,15 +143,19 @@ def _variant_of_index(name: str) -> str:
 
 
 def _read_shards(index: Path) -> Tensors:
+    tensors: Tensors = {}
+    for shard in shards(index):
+        tensors |= containers.read_weights(shard).tensors
+    return tensors
+
+
+def shards(index: Path) -> list[Path]:
+    """Return the files that an index of weights lists; UserError for another file."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted({Path(shard).name for shard in weight_map.values()})
+        return [index.parent / name for name in sorted({Path(shard).name for shard in weight_map.values()})]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of weight files; download or copy it again") from error
-    tensors: Tensors = {}
-    for shard in shards:
-        tensors |= containers.read_weights(index.parent / shard).tensors
-    return tensors
 
 
 def _rename(tensors: Tensors, prefix: str, rename: KeyMapping) -> Tensors:

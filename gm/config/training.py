@@ -195,6 +195,11 @@ class TrainingConfig(Section):
         "checkpoint-<updates>, token_identifier.txt, type_of_concept.txt",
         choices=("", "safetensors", "bin"),
     )
+    save_as_full_pipeline: bool = option(
+        False,
+        "after training, also write the base model with the placeholder tokens in it, as a diffusers folder in "
+        "save_path; the weights must be a diffusers folder",
+    )
     output_name: str | None = option(
         None, "also write the last embedding as this file in save_path, in kohya's format: cat.safetensors or cat.pt"
     )

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     with contextlib.suppress(OSError):  # not every file system can flush a folder; the file's content is safe already
         _flush(target.parent)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Make `target` a hard link to the file `source`, or a copy where the file system has no such links.
+
+    Of a symbolic link the file behind it is meant. Raises UserError as `atomic_write`, and OSError for a file that
+    cannot be read.
+    """
+    file = os.path.realpath(source)  # a hard link to a symbolic link would still lead to another place
+    if os.path.exists(target) and os.path.samefile(file, target):
+        return  # renaming one link of a file to another does nothing
+    with atomic_write(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(file, temporary)
+        except OSError:  # another file system, one without hard links, or a file of another user
+            shutil.copyfile(file, temporary)
 
 
 def check_writable(path: str | Path, option: str) -> None:

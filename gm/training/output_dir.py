@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from gm import config as configuration
 from gm.errors import UserError
 from gm.runtime import atomic_io
-from gm.training import checkpoint, learned_embeds
+from gm.training import checkpoint, full_pipeline, learned_embeds
 from gm.training.setup import TrainingSetup
 
 log = logging.getLogger("gm")
@@ -64,12 +64,16 @@ def _prepare(folder: Path, setup: TrainingSetup) -> None:
     name = setup.config.training.output_name
     results = (*_RESULTS, *_DIFFUSERS, *([glob.escape(name)] if name else []))
     if resume_from is None or resume_from.run_folder is None or resume_from.run_folder.resolve() != folder.resolve():
-        _move_aside([path for pattern in results for path in folder.glob(pattern)], folder)
+        earlier = {path for pattern in results for path in folder.glob(pattern)}
+        if (folder / CONFIG).exists() or setup.config.training.save_as_full_pipeline:
+            earlier |= {folder / each for each in full_pipeline.files(setup.config, folder)}
+        _move_aside(list(earlier), folder)
         return
     patterns = (*_RESULTS, f"{PREVIEWS}/*.png")
     later = [path for pattern in patterns for path in folder.glob(pattern) if _step(path) > resume_from.step]
     later += [path for pattern in _DIFFUSERS for path in folder.glob(pattern) if _updates(path) > resume_from.updates]
     if setup.changed_options or any(path.match(checkpoint.PATTERN) for path in later):
+        later += [folder / each for each in full_pipeline.files(setup.config, folder)]
         _move_aside(later, folder)  # another continuation than before
     _truncate_log(folder / LOG, resume_from.step)
 

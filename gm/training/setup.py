@@ -20,7 +20,15 @@ from gm.lora.files import LoraRecord
 from gm.runtime import atomic_io
 from gm.sampling import adjusted_embeddings, prompt_file, resolution
 from gm.text.tokenizer import Tokenizer
-from gm.training import checkpoint, concept_data, context_prompts, learned_embeds, optimizer_options, option_checks
+from gm.training import (
+    checkpoint,
+    concept_data,
+    context_prompts,
+    full_pipeline,
+    learned_embeds,
+    optimizer_options,
+    option_checks,
+)
 from gm.training.checkpoint import Checkpoint
 from gm.training.concept_data import TrainingConcept
 from gm.training.context_prompts import ContextPrompt
@@ -74,6 +82,8 @@ def prepare(config: Config) -> TrainingSetup:
     tokenizer = Tokenizer(config.model.context_length)
     for concept in concept_configs:
         tokenizer.add_placeholder(concept.placeholder_token, concept.num_vectors)
+    if config.training.save_as_full_pipeline:
+        full_pipeline.check(config, concept_configs)
     sample_requests = _sample_requests(config, concept_configs, tokenizer)
     bucket_sizes = _bucket_sizes(config) if config.data.enable_bucket else None
     concepts = [

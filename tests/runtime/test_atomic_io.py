@@ -189,3 +189,26 @@ def test_check_writable_creates_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(atomic_io.os, "access", lambda *a: False)  # everything is writable for root
     with pytest.raises(UserError, match=r"is not writable; choose another"):
         atomic_io.check_writable(tmp_path / "a", "--save_path")
+
+
+def test_a_link_or_a_copy_replaces_the_target_and_never_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, link = (tmp_path / name for name in ("source", "target", "link"))
+    source.write_text("new")
+    link.symlink_to(source)
+    target.write_text("old")
+    for _ in range(2):  # also where it is a link already
+        atomic_io.link_or_copy(link, target)
+        assert target.samefile(source)
+        assert not target.is_symlink()
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    target.unlink()
+    atomic_io.link_or_copy(link, target)
+    assert not target.samefile(source)
+    assert (target.read_text(), source.read_text()) == ("new", "new")
+    assert names(tmp_path) == ["link", "source", "target"]

@@ -85,11 +85,7 @@ _TRAINING = {
     "num_validation_images": Flag("sampling.num_cols", 4),
     "validation_steps": Flag("training.infer_interval", 100, updates=True),
     "validation_epochs": Flag(unused="it is deprecated there, too; --validation_steps is the interval"),
-    "save_as_full_pipeline": Flag(
-        default=False,
-        switch=True,
-        unused="the base model is not changed; load_textual_inversion adds learned_embeds to it",
-    ),
+    "save_as_full_pipeline": Flag("training.save_as_full_pipeline", False, switch=True),
     "no_safe_serialization": Flag(
         "training.learned_embeds", "safetensors", switch=True, values={True: "bin", False: "safetensors"}
     ),

@@ -114,6 +114,7 @@ def test_validation_images_are_sample_images() -> None:
         ("--resume_from_checkpoint latest", "training", "resume", "latest"),
         ("--report_to wandb", "training", "tensorboard", False),
         ("--learnable_property style", "concept", "learnable_property", "style"),
+        ("--save_as_full_pipeline", "training", "save_as_full_pipeline", True),
         ("--num_vectors 5", "concept", "num_vectors", 5),
         ("--push_to_hub --hub_model_id me/cat", "training", "hub_model_id", "me/cat"),
         ("--ms_mode 1", "run", "ms_mode", 1),  # ours may be mixed in
@@ -139,7 +140,6 @@ def test_their_default_of_weight_decay_is_not_that_of_directions() -> None:
         ("--dataloader_num_workers 4", "--dataloader_num_workers has no effect: images are read and encoded once"),
         ("--repeats 10", "--repeats has no effect: an epoch has no meaning here"),
         ("--num_train_epochs 3", "--num_train_epochs has no effect: --max_train_steps, 5000 by default, overrides it"),
-        ("--save_as_full_pipeline", "--save_as_full_pipeline has no effect: the base model is not changed"),
         ("--local_rank 0", "--local_rank has no effect: mpirun or msrun start the processes"),
         ("--logging_dir x", "--logging_dir has no effect: logs are in --output_dir"),
         ("--tokenizer_name x", "--tokenizer_name has no effect: all these models have CLIP's vocabulary"),
