@@ -107,7 +107,8 @@ def _browse(available: dict[str, Path], steps: dict[Path, dict[str, Path]]) -> N
                 _thumbnail(available[name], _CARD_SIDE)
                 is_selected = name in st.session_state.embeddings
                 plain.caption(name)
-                if st.button("Selected" if is_selected else "Select", key=f"card {name}", disabled=is_selected):
+                label = "Selected" if is_selected else "Select"
+                if st.button(plain.escape(label), key=f"card {name}", disabled=is_selected):
                     select_embeddings([available[name]])
 
 

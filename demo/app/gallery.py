@@ -51,7 +51,7 @@ def _footer(paths: list[Path]) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if last > 1:
             st.button("Newer", key="newer images", disabled=number == 1, on_click=_turn, args=(-1,))
-            st.caption(f"Page {number:d} of {last:d}", width="content")
+            st.caption(plain.escape(f"Page {number} of {last}"), width="content")
             st.button("Older", key="older images", disabled=number == last, on_click=_turn, args=(1,))
         if st.button("Download all", icon=":material/folder_zip:", key="pack images"):
             _offer_download(paths)
@@ -63,8 +63,10 @@ def _offer_download(paths: list[Path]) -> None:
     except UserError as error:
         plain.error(error)
         return
-    name = "Save images.zip" if count == len(paths) else f"Save the {count:d} newest"
-    st.download_button(name, archive, "images.zip", "application/zip", key="download images", on_click="ignore")
+    name = "Save images.zip" if count == len(paths) else f"Save the {count} newest"
+    st.download_button(
+        plain.escape(name), archive, "images.zip", "application/zip", key="download images", on_click="ignore"
+    )
 
 
 def _turn(step: int) -> None:
@@ -103,9 +105,10 @@ def _buttons(path: Path, content: bytes, parameters: dict[str, Any]) -> None:
             # With a button that copies them.
             st.code(image_texts.infotext(path, parameters), language=None, wrap_lines=True)
         with st.popover(":material/more_horiz:", help="Send to img2img or inpaint, delete"):
-            for task, label in (("img2img", "Send to img2img"), ("inpaint", "Send to inpaint")):
+            for task in ("img2img", "inpaint"):
                 arguments = (task, path, parameters)
-                st.button(label, key=f"{task} {path}", width="stretch", on_click=reuse.send_to, args=arguments)
+                label = f"Send to {task}"
+                st.button(plain.escape(label), key=f"{task} {path}", on_click=reuse.send_to, args=arguments)
             _delete_button(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 from gm.errors import UserError
 
@@ -25,7 +25,7 @@ def delete(path: Path) -> None:
         raise UserError(f"cannot delete {path.name}: {error.strerror}") from error
 
 
-def pack(paths: list[Path]) -> tuple[IO[bytes], int]:
+def pack(paths: list[Path]) -> tuple[BinaryIO, int]:
     """Return a ZIP of images, an open temporary file, and how many of `paths` it holds, the first of them.
 
     UserError if there is no space for it.
@@ -45,4 +45,4 @@ def pack(paths: list[Path]) -> tuple[IO[bytes], int]:
         file.close()
         raise UserError(f"cannot pack the images: {error.strerror}; tell the owner of the machine") from error
     file.seek(0)
-    return file, packed
+    return cast(BinaryIO, file), packed
