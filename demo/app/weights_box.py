@@ -24,11 +24,11 @@ def show(version: str, default: str, dirs: AppDirs) -> tuple[str, str]:
     st.session_state.setdefault(checkpoint_key, default)
     left, right = st.columns([5, 1], vertical_alignment="bottom")
     with left:
-        _choice("Checkpoint", checkpoint_key, [default], weight_files.checkpoints(dirs.checkpoints), dirs)
+        _choice("Checkpoint", checkpoint_key, default, weight_files.checkpoints(dirs.checkpoints), dirs)
     right.button(":material/refresh:", key="refresh weights", help="Look for new files")  # each rerun does
     left, right = st.columns([5, 1], vertical_alignment="bottom")
     with left:
-        _choice("VAE", vae_key, [""], weight_files.vaes(dirs.checkpoints), dirs)
+        _choice("VAE", vae_key, "", weight_files.vaes(dirs.checkpoints), dirs)
     with right.popover(":material/edit:", help="Files elsewhere"):
         checkpoint = st.text_input(
             "Checkpoint: file, folder or model of the Hub",
@@ -39,26 +39,26 @@ def show(version: str, default: str, dirs: AppDirs) -> tuple[str, str]:
     return checkpoint.strip() or default, str(vae)
 
 
-def _choice(label: str, key: str, first: list[str], found: list[Path], dirs: AppDirs) -> None:
+def _choice(label: str, key: str, default: str, found: list[Path], dirs: AppDirs) -> None:
     """Show a list of files that sets the text field `key`, and shows what is typed there."""
-    names = {str(path): str(path.relative_to(dirs.checkpoints)) for path in found}
-    current = str(st.session_state.get(key) or "").strip() or first[0]
-    offered = list(dict.fromkeys([*_unlisted([*first, current], names), *names]))
+    listed = {str(path): str(path.relative_to(dirs.checkpoints)) for path in found}
+    others: dict[str, str] = {}
+    current = str(st.session_state.get(key) or "").strip() or default
+    for path, shown in ((default, Path(default).name or _OF_CHECKPOINT), (current, current)):
+        if not any(_is_same(path, each) for each in (*listed, *others)):
+            # Streamlit tells options apart by their labels.
+            others[path] = f"{shown} (elsewhere)" if shown in (*listed.values(), *others.values()) else shown
+    labels = {**others, **listed}
     choice_key = f"choice of {key}"
-    st.session_state[choice_key] = next((path for path in offered if _is_same(path, current)), current)
+    st.session_state[choice_key] = next((path for path in labels if _is_same(path, current)), current)
     st.selectbox(
         label,
-        offered,
+        list(labels),
         key=choice_key,
-        format_func=lambda path: names.get(path) or (Path(path).name if path else _OF_CHECKPOINT),
+        format_func=lambda path: labels.get(path, path),
         on_change=_choose,
         args=(key, choice_key),
     )
-
-
-def _unlisted(given: list[str], names: dict[str, str]) -> list[str]:
-    """Return those of the `given` paths that are not in the list yet."""
-    return [path for path in dict.fromkeys(given) if not any(_is_same(path, listed) for listed in names)]
 
 
 def _is_same(first: str, second: str) -> bool:
