@@ -101,10 +101,9 @@ def _buttons(path: Path, content: bytes, parameters: dict[str, Any]) -> None:
             on_click=reuse.apply_parameters,
             args=(parameters, path.name),
         )
-        with st.popover(":material/info:", help="Generation parameters"):
+        with st.popover(":material/more_horiz:", help="Generation parameters, send to img2img or inpaint, delete"):
             # With a button that copies them.
             st.code(image_texts.infotext(path, parameters), language=None, wrap_lines=True)
-        with st.popover(":material/more_horiz:", help="Send to img2img or inpaint, delete"):
             for task in ("img2img", "inpaint"):
                 arguments = (task, path, parameters)
                 label = f"Send to {task}"

@@ -67,7 +67,7 @@ def _size(defaults: SamplingConfig, model: ModelConfig, task: str) -> dict[str, 
     except UserError:  # of the config; it is reported with the request
         default = {"width": model.resolution, "height": model.resolution}
     shown = {name: str(side) if task == "txt2img" else "auto" for name, side in default.items()}
-    columns = st.columns([3, 1, 3, 3], vertical_alignment="bottom")
+    columns = st.columns([4, 2, 4, 4], gap="small", vertical_alignment="bottom")
     values: dict[str, Any] = {}
     for column, name in zip(columns[::2], ("width", "height"), strict=True):
         with column:

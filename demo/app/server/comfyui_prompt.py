@@ -19,7 +19,7 @@ _SCHEDULES = {"normal": "legacy", "karras": "karras", "ddim_uniform": "leading",
 _SAMPLER_NAMES = {"pndm": "plms", "euler_cfg_pp": "", "dpmpp_2m_sde_gpu": "dpmpp_2m_sde"}
 _TEXTS = ("text", "text_g", "text_l", "string", "value", "prompt")
 _CONDITIONINGS = ("conditioning", "conditioning_1", "conditioning_to", "positive", "negative")
-_MAX_DEPTH = 30  # links to follow
+_MAX_DEPTH = 30  # links to follow to a value
 
 Node = Mapping[str, Any]
 
@@ -73,12 +73,15 @@ def _value(nodes: Mapping[str, Node], value: Any, depth: int = 0) -> Any:
     return _value(nodes, node["inputs"][name], depth + 1) if name else value
 
 
-def _text(nodes: Mapping[str, Node], value: Any, side: str, depth: int = 0) -> str | None:
-    """Return the text that a conditioning is of; None if it is not found."""
+def _text(nodes: Mapping[str, Node], value: Any, side: str, seen: frozenset[str] = frozenset()) -> str | None:
+    """Return the text that a conditioning is of; None if it is not found.
+
+    One way is followed, and no node twice: a workflow may have circles, and more ways than time.
+    """
     if isinstance(value, str):
         return value
     node = _linked(nodes, value)
-    if node is None or depth > _MAX_DEPTH:
+    if node is None or str(value[0]) in seen or len(seen) > _MAX_DEPTH:
         return None
     if node["class_type"] == "ConditioningZeroOut":
         return ""
@@ -86,8 +89,7 @@ def _text(nodes: Mapping[str, Node], value: Any, side: str, depth: int = 0) -> s
     names = [name for name in (*_TEXTS, *_CONDITIONINGS) if name in inputs]
     if side in names:  # of a node that takes both, such as ControlNet's
         names = [side]
-    texts = (_text(nodes, inputs[name], side, depth + 1) for name in names)
-    return next((text for text in texts if text is not None), None)
+    return _text(nodes, inputs[names[0]], side, seen | {str(value[0])}) if names else None
 
 
 def _set_sampler(nodes: Mapping[str, Node], inputs: Node, found: ForeignParameters) -> None:

@@ -55,7 +55,9 @@ def _texts(content: bytes, name: str) -> dict[str, str]:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
             texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            # Of a PNG that would decode the pixels, as its texts may follow them.
+            exif = image.getexif() if image.format != "PNG" else Image.Exif()
+            comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise UserError(f"{name} is not a readable PNG, JPEG or WebP image; give another") from error
     if isinstance(comment, bytes) and image_files.A1111_KEY not in texts:
