@@ -22,7 +22,8 @@ _DEFAULT_PREVIEWS = 8  # an image, where no preview interval is set
 
 def page(selection: ModelSelection, dirs: AppDirs) -> None:
     """Show the page."""
-    reuse.show_note()
+    with st.container():  # also if it is empty, so that the elements below keep their places
+        reuse.show_note()
     left, right = st.columns([3, 1])
     with left:
         _token_buttons(selection.placeholder_tokens)

@@ -51,7 +51,8 @@ def apply_parameters(parameters: dict[str, Any], source: str = "", unused: Seque
     What the widgets cannot have, because the file is damaged or another's, is left out and named. `source` is the
     image's name, `unused` what else to say is not used.
     """
-    parameters = _with_size(parameters)
+    # The parameters belong to one image.
+    parameters = {**_with_size(parameters), "num_cols": 1, "batch_size": 1}
     filled, unusable = _apply_options(parameters)
     accepted = {
         **dict.fromkeys(PROMPT_KEYS, lambda value: isinstance(value, str)),
@@ -59,6 +60,8 @@ def apply_parameters(parameters: dict[str, Any], source: str = "", unused: Seque
         "strength": between(0.0, 1.0, float),
     }
     for name, accepts in accepted.items():
+        if name == "strength" and parameters.get("task") == "txt2img":
+            continue  # it is written, but not used
         is_usable = name in parameters and accepts(parameters[name])
         if is_usable or name in PROMPT_KEYS:
             _set(name, parameters[name] if is_usable else "", _BOXES[name], filled)
@@ -67,8 +70,6 @@ def apply_parameters(parameters: dict[str, Any], source: str = "", unused: Seque
     st.session_state["requested embeddings"] = _texts(parameters.get("textual_inversion_weight"))
     masks = _texts([parameters.get("mask")])
     set_inputs(_texts(parameters.get("img")), masks[0] if masks else None)
-    for name in ("num_cols", "batch_size"):  # the parameters belong to one image
-        st.session_state[widget_key(name)] = 1
     st.session_state[_NOTE_KEY] = (source, filled, list(unused))
     if unusable:
         plain.toast(f"The image's parameters are damaged, these were left as they are: {', '.join(unusable)}")

@@ -221,7 +221,7 @@ def test_graph_mode_generates_the_same(workshop: Workshop, pipeline: Pipeline) -
 
 def test_a_skipped_image_leaves_the_others_as_they_are(pipeline: Pipeline) -> None:
     whole = generate(pipeline, *(("a <toy>", seed) for seed in range(3)))
-    embeddings = combine([toy(0)])
+    embeddings = combine([toy()], pipeline.model.config)
     requests = [
         image_request("a <toy>", seed, pipeline.model.config, embeddings, SamplingConfig(sample_step=3))
         for seed in range(3)

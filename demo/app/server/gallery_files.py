@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from gm.errors import UserError
 
-_MAX_PACKED = 10**9  # bytes, which the server holds in memory while they are sent
+_MAX_PACKED = 5 * 10**8  # bytes, which the server holds in memory while they are sent
 
 
 def images(folder: Path) -> list[Path]:
@@ -25,13 +24,10 @@ def delete(path: Path) -> None:
         raise UserError(f"cannot delete {path.name}: {error.strerror}") from error
 
 
-def pack(paths: list[Path]) -> tuple[BinaryIO, int]:
-    """Return a ZIP of images, an open temporary file, and how many of `paths` it holds, the first of them.
-
-    UserError if there is no space for it.
-    """
+def pack(paths: list[Path]) -> tuple[bytes, int]:
+    """Return a ZIP of images, and how many of `paths` it holds, the first of them; UserError if one cannot be read."""
     packed, size = 0, 0
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # returned open
+    file = io.BytesIO()
     try:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # a PNG is compressed already
             for path in paths:
@@ -42,7 +38,5 @@ def pack(paths: list[Path]) -> tuple[BinaryIO, int]:
                 archive.writestr(path.name, content)
                 packed += 1
     except OSError as error:
-        file.close()
-        raise UserError(f"cannot pack the images: {error.strerror}; tell the owner of the machine") from error
-    file.seek(0)
-    return cast(BinaryIO, file), packed
+        raise UserError(f"cannot pack the images: {error.strerror}; load the page again") from error
+    return file.getvalue(), packed
