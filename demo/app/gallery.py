@@ -101,18 +101,30 @@ def _buttons(path: Path, content: bytes, parameters: dict[str, Any]) -> None:
             on_click=reuse.apply_parameters,
             args=(parameters, path.name),
         )
-        with st.popover(":material/more_horiz:", help="Generation parameters, send to img2img or inpaint, delete"):
-            # With a button that copies them.
-            st.code(image_texts.infotext(path, parameters), language=None, wrap_lines=True)
-            for task in ("img2img", "inpaint"):
-                arguments = (task, path, parameters)
-                label = f"Send to {task}"
-                st.button(plain.escape(label), key=f"{task} {path}", on_click=reuse.send_to, args=arguments)
-            _delete_button(path)
+        menu = "Generation parameters, send to img2img or inpaint, delete"
+        if st.button(":material/more_horiz:", key=f"menu {path}", help=menu):
+            _menu(path, content, parameters)
 
 
-def _delete_button(path: Path) -> None:
-    st.button("Delete", key=f"delete {path}", icon=":material/delete:", on_click=_delete, args=(path,))
+@st.dialog("Image", width="large")
+def _menu(path: Path, content: bytes, parameters: dict[str, Any]) -> None:
+    """Show an image with its parameters and what can be done with it; each of that closes the dialog."""
+    left, right = st.columns(2)
+    left.image(content, width="stretch")
+    with right:
+        # With a button that copies them.
+        st.code(image_texts.infotext(path, parameters), language=None, wrap_lines=True)
+        is_done = False
+        for task in ("img2img", "inpaint"):
+            arguments = (task, path, parameters)
+            label = f"Send to {task}"
+            is_done |= st.button(plain.escape(label), key=f"{task} {path}", on_click=reuse.send_to, args=arguments)
+        if _delete_button(path) or is_done:
+            st.rerun()
+
+
+def _delete_button(path: Path) -> bool:
+    return st.button("Delete", key=f"delete {path}", icon=":material/delete:", on_click=_delete, args=(path,))
 
 
 def _delete(path: Path) -> None:

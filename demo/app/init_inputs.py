@@ -118,14 +118,13 @@ def _store(file: Any, dirs: AppDirs) -> str:
 
 
 def _show_previous(name: str, paths: list[str]) -> None:
-    left, right = st.columns([4, 1], vertical_alignment="center")
-    with left:
+    with st.container(horizontal=True, vertical_alignment="center"):
         # With the brush the image is seen already, and the mask as well.
         if st.session_state.get("task") == "inpaint":
             plain.caption("In use: " + ", ".join(messages.name_of(path) for path in paths))
         else:
             st.image(paths, caption=[plain.escape(messages.name_of(path)) for path in paths], width=96)
-    right.button("Remove", key=f"remove {name}", on_click=_remove, args=(name,))
+        st.button("Remove", key=f"remove {name}", on_click=_remove, args=(name,))
 
 
 def _remove(name: str) -> None:

@@ -161,17 +161,22 @@ def test_running_tasks_of_several_images_can_be_skipped(page: AppTest) -> None:
     task.state = "done"
 
 
+def shown_images(page: AppTest) -> list[Path]:
+    return [Path(each.key.removeprefix("menu ")) for each in page.button if (each.key or "").startswith("menu ")]
+
+
 def test_gallery_has_pages_and_deletes(page: AppTest, tmp_path: Path) -> None:
     paths = save_images(tmp_path, 14)
     page.run()
-    assert [each.value.partition("\n")[0] for each in page.code] == [f"cat {k}" for k in range(13, 1, -1)]
+    assert shown_images(page) == paths[:1:-1]
     page.button(key="older images").click().run()
-    assert [each.value for each in page.code] == ["cat 1\nSeed: 1", "cat 0\nSeed: 0"]
+    assert shown_images(page) == [paths[1], paths[0]]
     for path in paths[:2]:
+        page.button(key=f"menu {path}").click().run()
         page.button(key=f"delete {path}").click().run()
     assert not paths[0].exists()
     assert not paths[1].exists()
-    assert len(page.code) == 12  # the page that is left
+    assert shown_images(page) == paths[:1:-1]  # the page that is left
     page.button(key="pack images").click().run()
     assert not page.error
     assert not page.exception
@@ -193,6 +198,8 @@ def test_reused_parameters_are_shown_until_closed(page: AppTest, tmp_path: Path)
 def test_images_are_sent_to_inpaint(page: AppTest, tmp_path: Path) -> None:
     (path,) = save_images(tmp_path, 1)
     page.run()
+    page.button(key=f"menu {path}").click().run()
+    assert [each.value for each in page.code] == ["cat 0\nSeed: 0"]
     page.button(key=f"inpaint {path}").click().run()
     assert not page.exception
     assert (page.radio(key="task").value, page.text_area(key="prompt").value) == ("inpaint", "cat 0")
@@ -301,3 +308,19 @@ def test_masks_from_the_browser_are_png_or_nothing() -> None:
     assert mask_brush.decode(url) == b"PNG"
     for value in (None, 5, "", "data:text/html,x", url + "!", url + "A" * 5 * 10**6):
         assert mask_brush.decode(value) is None
+
+
+def test_each_image_appears_when_it_is_finished(page: AppTest, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    finished = image_files.save(pixels, {}, tmp_path / "elsewhere", "image")
+    task = Worker().submit("", lambda: iter([TaskProgress(4, 8, num_images=2), finished]))
+    assert task.wait(10)
+    task.state = "running"
+    page.session_state[generate.TASK_KEY] = task
+    assert not page.get("imgs")
+    page.run()
+    assert len(page.get("imgs")) == 1
+    task.state = "done"
+    page.run()
+    assert len(page.get("imgs")) == 1
