@@ -121,5 +121,8 @@ if __name__ == "__main__":
         "--runs", type=paths.expand, default="runs", help="folder of training runs, watched for embedding files"
     )
     parser.add_argument("--outputs", type=paths.expand, default="outputs/app", help="folder of generated images")
+    parser.add_argument(
+        "--checkpoints", type=paths.find_shipped, default="checkpoints", help="folder of weights to choose from"
+    )
     arguments = parser.parse_args()
-    App(VERSION2SPECS, AppDirs(Path(arguments.runs), Path(arguments.outputs))).show()
+    App(VERSION2SPECS, AppDirs(Path(arguments.runs), Path(arguments.outputs), Path(arguments.checkpoints))).show()

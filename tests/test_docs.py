@@ -30,6 +30,7 @@ OTHER_FLAGS = {
     "--server.port",
     "--runs",
     "--outputs",
+    "--checkpoints",
     "--allow-run-as-root",
     "--signal",
     "--max_train_steps",

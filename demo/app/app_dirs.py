@@ -5,16 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gm.config import paths
+
 
 @dataclass(frozen=True)
 class AppDirs:
     """Folders of the app.
 
     `runs` holds training runs and embedding files and is watched for new ones; `outputs` has a folder for each browser.
+    `checkpoints` has the weights to choose from.
     """
 
     runs: Path
     outputs: Path
+    checkpoints: Path = paths.PROJECT / "checkpoints"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders, which messages to visitors do not name."""
+        return self.runs, self.outputs, self.checkpoints
 
     @property
     def training_runs(self) -> Path:

@@ -34,6 +34,7 @@ _SAVED: dict[str, type | tuple[type, ...]] = {
     "training images": str,
     "previous inputs": dict,
     "renamed embeddings": dict,
+    "upload names": dict,
 }
 
 

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import streamlit as st
 
-from demo.app import browser, gallery, options, plain, task_progress
+from demo.app import browser, gallery, init_inputs, main_options, messages, options, plain, reuse, task_progress
 from demo.app.app_dirs import AppDirs
-from demo.app.server import generate_jobs, uploads
+from demo.app.server import generate_jobs
 from demo.app.sidebar import ModelSelection
 from gm.config import family_options
 from gm.errors import UserError
 
 TASK_KEY = "generate task"  # of the session's task, in the session state
+_ERROR_KEY = "generate error"  # of why the last request was refused, and that request
+_REQUEST_KEY = "generate request"  # of the options of the task
 _TASK_LABELS = {"txt2img": "txt2img", "img2img": "img2img", "inpaint": "Inpaint"}
 _DEFAULT_PREVIEWS = 8  # an image, where no preview interval is set
 
 
 def page(selection: ModelSelection, dirs: AppDirs) -> None:
     """Show the page."""
-    _token_buttons(selection.placeholder_tokens)
-    st.text_area("Prompt", key="prompt", height=80, placeholder=_example_prompt(selection.placeholder_tokens))
-    st.text_input("Negative prompt", key="negative_prompt", placeholder="What the image should not show")
+    with st.container():  # also if it is empty, so that the elements below keep their places
+        reuse.show_note()
+    left, right = st.columns([3, 1])
+    with left:
+        _token_buttons(selection.placeholder_tokens)
+        st.text_area("Prompt", key="prompt", height=80, placeholder=_example_prompt(selection.placeholder_tokens))
+        st.text_input("Negative prompt", key="negative_prompt", placeholder="What the image should not show")
+    with right:
+        busy = task_progress.is_busy(TASK_KEY)
+        wanted = st.button("Generate", type="primary", icon=":material/brush:", width="stretch", disabled=busy)
+        reuse.drop_zone(dirs)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        values = _options(selection, dirs)
+    request = {**values, "prompt": st.session_state.prompt, "negative_prompt": st.session_state.negative_prompt}
+    with right:
+        if wanted:
+            _generate(selection, dirs, request)
+        _show_error(selection, request, dirs)
+        task_progress.show(TASK_KEY, is_shown=_is_of_task(selection, request), dirs=dirs)
+    gallery.show(dirs.images(browser.identify()), dirs)
+
+
+def _options(selection: ModelSelection, dirs: AppDirs) -> dict[str, Any]:
+    """Show the task's inputs and the options; return them all."""
+    sampling, model = selection.config.sampling, selection.config.model
     if st.session_state.get("task") not in options.TASKS:
         st.session_state["task"] = options.TASKS[0]
     task = st.radio(
@@ -34,17 +58,10 @@ def page(selection: ModelSelection, dirs: AppDirs) -> None:
         horizontal=True,
         label_visibility="collapsed",
     )
-    inputs = _init_images(task, selection.config.sampling.strength, dirs)
-    values = options.main_options(selection.config.sampling)
-    button, progress = st.container(), st.container()
-    hidden = family_options.inapplicable(selection.config.model)
-    values |= options.more_options(selection.config.sampling, hidden)
-    with progress:
-        busy = task_progress.is_busy(TASK_KEY)
-        if button.button("Generate", type="primary", icon=":material/brush:", width="stretch", disabled=busy):
-            _generate(selection, dirs, {**values, **inputs, "task": task})
-        task_progress.show(TASK_KEY)
-    gallery.show(dirs.images(browser.identify()))
+    inputs = init_inputs.show(task, sampling.strength, dirs)
+    values = main_options.show(sampling, model, task)
+    values |= options.more_options(sampling, family_options.inapplicable(model))
+    return {**values, **inputs, "task": task}
 
 
 def _example_prompt(tokens: list[str]) -> str:
@@ -70,67 +87,39 @@ def _append_tokens() -> None:
     st.session_state["token buttons"] = []
 
 
-def _init_images(task: str, default_strength: float, dirs: AppDirs) -> dict[str, Any]:
-    """Show the uploads of img2img and inpaint; return the paths of the stored files, and the denoising strength."""
-    if task == "txt2img":
-        return {}
-    inputs: dict[str, Any] = {}
-    left, right = st.columns(2)
-    with left:
-        files = st.file_uploader("Init images", accept_multiple_files=True, key="img")
-        inputs["img"] = _kept_inputs("img", files, dirs)
-    with right:
-        if task == "inpaint":
-            mask = st.file_uploader("Mask", key="mask", help="white is repainted, black is preserved")
-            paths = _kept_inputs("mask", [mask] if mask else [], dirs)
-            inputs["mask"] = paths[0] if paths else None
-        if not options.between(0.0, 1.0, float)(st.session_state.get("strength")):
-            st.session_state["strength"] = default_strength
-        inputs["strength"] = st.slider("Denoising strength", 0.0, 1.0, key="strength", help="1 ignores the init image")
-    return inputs
-
-
-def _kept_inputs(name: str, files: list[Any], dirs: AppDirs) -> list[str]:
-    """Return the paths of the uploads `files`, stored once, or of those of before if nothing is uploaded.
-
-    Those of before are uploads whose widget Streamlit has emptied, and the inputs of the parameters applied last.
-    """
-    ids, previous = [file.file_id for file in files], st.session_state.get("previous inputs", {})
-    if ids and st.session_state.get(f"{name} ids") != ids:
-        try:
-            contents = [file.getvalue() for file in files]
-            folder = dirs.images(browser.identify()) / "init_images"
-            stored = [str(path) for path in uploads.store_images(contents, folder, plain.toast)]
-        except UserError as error:
-            plain.error(error)
-            return []
-        st.session_state[f"{name} ids"] = ids
-        st.session_state["previous inputs"] = previous = {**previous, name: stored}
-    paths = previous.get(name) or []
-    paths = [path for path in ([paths] if isinstance(paths, str) else paths) if os.path.isfile(path)]
-    if paths and not files:
-        st.image(paths, caption=["from before"] * len(paths), width=96)
-        st.button("Remove", key=f"remove {name}", on_click=_remove_inputs, args=(name,))
-    return paths
-
-
-def _remove_inputs(name: str) -> None:
-    st.session_state["previous inputs"] = {**st.session_state["previous inputs"], name: []}
-
-
-def _generate(selection: ModelSelection, dirs: AppDirs, values: dict[str, Any]) -> None:
-    """Submit the task; an error is shown on the page."""
-    sampling = {
-        **values,
-        "prompt": st.session_state.prompt,
-        "negative_prompt": st.session_state.negative_prompt,
-        "save_path": str(dirs.images(browser.identify())),
-        "preview_interval": values["preview_interval"] or max(values["sample_step"] // _DEFAULT_PREVIEWS, 1),
-    }
+def _generate(selection: ModelSelection, dirs: AppDirs, request: dict[str, Any]) -> None:
+    """Submit the task; an error is remembered, with the request that it is of."""
+    interval = request["preview_interval"] or max(request["sample_step"] // _DEFAULT_PREVIEWS, 1)
+    sampling = main_options.to_sampling(request)
+    sampling |= {"save_path": str(dirs.images(browser.identify())), "preview_interval": interval}
+    whole = _whole(selection, request)
     try:
         config = selection.sampling_config(**sampling)
         browser.set_task(dirs, TASK_KEY, generate_jobs.generate(config, browser.state(dirs).owner))
-        st.rerun()
     except UserError as error:
         browser.set_task(dirs, TASK_KEY, None)
-        plain.error(error)
+        st.session_state[_ERROR_KEY] = (whole, str(error))
+        return
+    st.session_state.pop(_ERROR_KEY, None)
+    st.session_state[_REQUEST_KEY] = whole
+    st.session_state[main_options.LAST_SEED_KEY] = sampling["seed"]
+    st.rerun()
+
+
+def _show_error(selection: ModelSelection, request: dict[str, Any], dirs: AppDirs) -> None:
+    """Show why the last request was refused, until something of it is changed."""
+    whole, error = st.session_state.get(_ERROR_KEY, (None, ""))
+    if whole == _whole(selection, request):
+        messages.error(error, dirs)
+    else:
+        st.session_state.pop(_ERROR_KEY, None)
+
+
+def _is_of_task(selection: ModelSelection, request: dict[str, Any]) -> bool:
+    """Return whether the page still has what the task was asked for, or what it had first after a reload."""
+    whole = _whole(selection, request)
+    return bool(st.session_state.setdefault(_REQUEST_KEY, whole) == whole)
+
+
+def _whole(selection: ModelSelection, request: dict[str, Any]) -> dict[str, Any]:
+    return {**request, "run": selection.config.run, "embeddings": [str(path) for path in selection.embeddings]}

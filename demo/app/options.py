@@ -10,19 +10,24 @@ from typing import Any
 
 import streamlit as st
 
-from demo.app import plain
 from demo.app.labels import LABELS
 from demo.app.server import limits
 from gm.config import RunConfig, SamplingConfig, schema
 from gm.diffusion import guidance, samplers, schedule
-from gm.errors import UserError
-from gm.sampling import resolution
 
-MAIN = ("sample_step", "guidance_scale", "seed", "num_cols")  # always visible
+MAIN = (  # always visible
+    "sampler",
+    "schedule",
+    "sample_step",
+    "guidance_scale",
+    "width",
+    "height",
+    "num_cols",
+    "batch_size",
+    "seed",
+)
 TABS = {  # under "More options"
     "Sampler": (
-        "sampler",
-        "schedule",
         "eta",
         "ddim_eta",
         "s_noise",
@@ -35,9 +40,6 @@ TABS = {  # under "More options"
     ),
     "Guidance": ("guider", "guidance_rescale", "prompt_weights", "embedding_adjust", "embedding_class_word"),
     "Size": (
-        "sd_xl_base_ratios",
-        "height",
-        "width",
         "orig_height",
         "orig_width",
         "target_height",
@@ -53,9 +55,7 @@ TABS = {  # under "More options"
         "aesthetic_score",
         "negative_aesthetic_score",
     ),
-    "Batch, VAE, noise": (
-        "num_rows",
-        "batch_size",
+    "VAE, previews, noise": (
         "vae_tiling",
         "vae_tile_size",
         "vae_slicing",
@@ -75,19 +75,29 @@ SET_BY_PAGE = {
     "img",
     "mask",
     "strength",
+    "num_rows",
+    "sd_xl_base_ratios",
 }
 RUN = ("vae", "unet", "lora_weight", "pooling", "ms_mode", "precision", "low_memory", "device_target")
-_PROMPT_KEYS = ("prompt", "negative_prompt")  # widgets that the page Generate defines itself
+PROMPT_KEYS = ("prompt", "negative_prompt")  # widgets that the page Generate defines itself
 _TASK_KEYS = ("task", "strength")
 TASKS = ("txt2img", "img2img", "inpaint")
 _CHOICES: dict[str, Sequence[Any]] = {
     "sampler": list(samplers.SAMPLERS),
     "schedule": list(schedule.SCHEDULES),
     "guider": list(guidance.GUIDERS),
-    "sd_xl_base_ratios": [None, *resolution.ASPECT_RATIOS],
 }
-_RESOLVERS = {"sampler": samplers.resolve_name, "schedule": schedule.resolve_name, "guider": guidance.resolve_name}
-_MAX_INT = 2**53 - 1  # a number of JavaScript
+RANDOM_SEED = -1  # as in AUTOMATIC1111
+# Where a widget differs from its option.
+_MINIMA = {"seed": RANDOM_SEED}
+_HELP = {
+    "seed": "of the first image, image k uses seed + k; -1 is another one each time",
+    "num_cols": "how many batches are generated, one after another",
+    "batch_size": "images of a batch, which are generated at once; more take more memory",
+    "width": "image width in pixels; default: the model's, or that of the init image",
+    "height": "image height in pixels; default: the model's, or that of the init image",
+}
+MAX_INT = 2**53 - 1  # a number of JavaScript
 Accepts = Callable[[Any], bool]  # whether a widget can have a value
 
 
@@ -115,11 +125,6 @@ def between(low: float, high: float, kind: type = int) -> Accepts:
     return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
 
 
-def main_options(defaults: SamplingConfig) -> dict[str, Any]:
-    """Show the sampling options that are always visible; return their values."""
-    return _in_columns(SamplingConfig, MAIN, defaults, len(MAIN))
-
-
 def more_options(defaults: SamplingConfig, hidden: Collection[str] = ()) -> dict[str, Any]:
     """Show the other sampling options, except those the page sets and the `hidden` ones; return their values."""
     values: dict[str, Any] = {}
@@ -134,12 +139,20 @@ def more_options(defaults: SamplingConfig, hidden: Collection[str] = ()) -> dict
 
 def run_options(defaults: RunConfig, hidden: Collection[str] = ()) -> dict[str, Any]:
     """Show the run options except the `hidden` ones; return their values."""
-    values = {name: widget(RunConfig, name, getattr(defaults, name)) for name in RUN if name not in hidden}
-    return {name: "" if value is None else value for name, value in values.items()}
+    return {name: run_option(defaults, name) for name in RUN if name not in hidden}
 
 
-def widget(section: type, name: str, default: Any) -> Any:
-    """Show the widget of option `name` of the config class `section` and return its value."""
+def run_option(defaults: RunConfig, name: str) -> Any:
+    """Show the widget of a run option and return its value."""
+    value = widget(RunConfig, name, getattr(defaults, name))
+    return "" if value is None else value
+
+
+def widget(section: type, name: str, default: Any, step: float | None = None, placeholder: str = "") -> Any:
+    """Show the widget of option `name` of the config class `section` and return its value.
+
+    `step` is that of a number's buttons, `placeholder` what an empty field stands for.
+    """
     field = next(f for f in dataclasses.fields(section) if f.name == name)
     kind, _ = schema.option_type(section, name)
     is_list = typing.get_origin(kind) is list
@@ -147,8 +160,8 @@ def widget(section: type, name: str, default: Any) -> Any:
     is_text = not choices and kind not in (bool, int, float)
     shared = {
         "label": LABELS[name],
-        "help": field.metadata["doc"],
-        "key": persistent_key(name, _text(default) if is_text else default, _accepts(section, name)),
+        "help": _HELP.get(name, field.metadata["doc"]),
+        "key": persistent_key(name, text_of(default) if is_text else default, accepts(section, name)),
     }
     if choices:
         return st.selectbox(options=choices, format_func=lambda value: _choice_label(name, value), **shared)
@@ -159,64 +172,16 @@ def widget(section: type, name: str, default: Any) -> Any:
     if is_text:
         return (st.text_input(**shared) or "").strip() or None
     low, high = _number_limits(section, name)
-    step = field.metadata["step"] if kind is int else 0.1
-    return st.number_input(step=kind(step), min_value=kind(low), max_value=kind(high), **shared)
+    step = step or (field.metadata["step"] if kind is int else 0.1)
+    limits = {"min_value": kind(low), "max_value": kind(high)}
+    return st.number_input(step=kind(step), placeholder=placeholder or None, **limits, **shared)
 
 
 def persist_widgets() -> None:
     """Preserve the values of widgets on other pages: Streamlit drops the state of widgets that are not shown."""
     for name in list(st.session_state):
-        if str(name).startswith(widget_key("")) or name in (*_PROMPT_KEYS, *_TASK_KEYS):
+        if str(name).startswith(widget_key("")) or name in (*PROMPT_KEYS, *_TASK_KEYS):
             st.session_state[name] = st.session_state[name]
-
-
-def apply_parameters(parameters: dict[str, Any]) -> None:
-    """Set the widgets to an image's generation parameters; must be called before the widgets are shown.
-
-    What the widgets cannot have, because the file is damaged or another's, is left out and named.
-    """
-    unusable = []
-    for name in (*RUN, *MAIN, *(name for names in TABS.values() for name in names)):
-        if name not in parameters:
-            continue
-        section = RunConfig if name in RUN else SamplingConfig
-        value = _widget_value(name, parameters[name])
-        if _accepts(section, name)(value):
-            st.session_state[widget_key(name)] = value
-        else:
-            unusable.append(LABELS[name])
-    accepted = {
-        **dict.fromkeys(_PROMPT_KEYS, lambda value: isinstance(value, str)),
-        "task": lambda value: value in TASKS,
-        "strength": between(0.0, 1.0, float),
-    }
-    for name, accepts in accepted.items():
-        if name in parameters and accepts(parameters[name]):
-            st.session_state[name] = parameters[name]
-        elif name in _PROMPT_KEYS:
-            st.session_state[name] = ""
-        if name in parameters and not accepts(parameters[name]):
-            unusable.append(name.replace("_", " "))
-    st.session_state["requested embeddings"] = _texts(parameters.get("textual_inversion_weight"))
-    masks = _texts([parameters.get("mask")])
-    st.session_state["previous inputs"] = {"img": _texts(parameters.get("img")), "mask": masks[0] if masks else None}
-    if unusable:
-        plain.toast(f"The image's parameters are damaged, these were left as they are: {', '.join(unusable)}")
-    for name in ("num_cols", "num_rows"):  # the parameters belong to one image
-        st.session_state[widget_key(name)] = 1
-
-
-def _widget_value(name: str, value: Any) -> Any:
-    """Return the value of option `name` as its widget has it; None for a name that no resolver knows."""
-    if name in _RESOLVERS:
-        try:
-            return _RESOLVERS[name](str(value))
-        except UserError:
-            return None
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return _text(value)
-    kind = None if name in RUN else schema.option_type(SamplingConfig, name)[0]
-    return float(value) if kind is float and type(value) is int and abs(value) <= _MAX_INT else value
 
 
 def _choices(section: type, name: str) -> list[Any]:
@@ -227,10 +192,10 @@ def _choices(section: type, name: str) -> list[Any]:
 def _number_limits(section: type, name: str) -> tuple[float, float]:
     """Return the least and the highest value of an option on the page."""
     metadata = next(f for f in dataclasses.fields(section) if f.name == name).metadata
-    return metadata["minimum"], min(metadata["maximum"], limits.MAXIMA.get(name, math.inf), _MAX_INT)
+    return _MINIMA.get(name, metadata["minimum"]), min(metadata["maximum"], limits.MAXIMA.get(name, math.inf), MAX_INT)
 
 
-def _accepts(section: type, name: str) -> Accepts:
+def accepts(section: type, name: str) -> Accepts:
     """Return whether the widget of an option can have a value."""
     choices = _choices(section, name)
     if choices:
@@ -244,11 +209,6 @@ def _accepts(section: type, name: str) -> Accepts:
     return lambda value: value is None or isinstance(value, str)
 
 
-def _texts(value: Any) -> list[str]:
-    """Return those elements of a list that are text, [] for anything else."""
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
-
-
 def _in_columns(section: type, names: Sequence[str], defaults: Any, count: int) -> dict[str, Any]:
     columns = st.columns(count)
     values: dict[str, Any] = {}
@@ -258,7 +218,7 @@ def _in_columns(section: type, names: Sequence[str], defaults: Any, count: int) 
     return values
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Return the text of a text field; a list has a line for each element."""
     return "\n".join(value) if isinstance(value, list) else value or ""
 
@@ -266,8 +226,6 @@ def _text(value: Any) -> str:
 def _choice_label(name: str, value: Any) -> str:
     if name == "sampler":
         return samplers.TITLES[value]
-    if name == "sd_xl_base_ratios" and value:
-        return "{} · {}×{}".format(value, *resolution.ASPECT_RATIOS[value])
     if name == "ms_mode":
         return {0: "graph", 1: "PyNative"}[value]
     return "default" if value in (None, "") else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ class SamplingProgress:
     images: uint8 [H, W, 3], those that this step finished
     latents: float32 [N, z, h, w], scaled, of these images
     previews: uint8 [h, w, 3], small, of the images in progress
+    skipped: number of images that are left unfinished, on request; their other steps count as done
     """
 
     done: int
@@ -44,6 +45,12 @@ class SamplingProgress:
     images: tuple[np.ndarray, ...] = ()
     latents: np.ndarray | None = None
     previews: tuple[np.ndarray, ...] = ()
+    skipped: int = 0
+
+
+def never() -> bool:
+    """Skip nothing."""
+    return False
 
 
 class Pipeline:
@@ -61,14 +68,19 @@ class Pipeline:
         self.refiners: dict[tuple[str, str], CompiledModel] = {}
 
     def generate(
-        self, requests: Sequence[ImageRequest], embeddings: LoadedEmbeddings, sampling: SamplingConfig
+        self,
+        requests: Sequence[ImageRequest],
+        embeddings: LoadedEmbeddings,
+        sampling: SamplingConfig,
+        skip: Callable[[], bool] = never,
     ) -> Iterator[SamplingProgress]:
         """Generate all requested images, `sampling.batch_size` at a time, yielding after each sampler step.
 
         `sampling` sets what the images share: sampler, schedule, guider, refiner, decoding. What its fields say of one
         image (prompt, seed, size, steps, scale, strength) is not read: the requests have it. An image depends on its
-        own request, not on the batch that it is generated in. Raises UserError for an image that is not finite, with
-        its number, the step and what to do.
+        own request, not on the batch that it is generated in. `skip`, asked after each step but a batch's last, tells
+        whether to leave the batch unfinished and go on with the next. Raises UserError for an image that is not finite,
+        with its number, the step and what to do.
         """
         batches = self._batches(requests, sampling)
         size = min(sampling.batch_size, len(requests))
@@ -91,6 +103,10 @@ class Pipeline:
                     yield SamplingProgress(done, total, previews=tuple(previews))
                 else:
                     yield SamplingProgress(done, total)
+                if step < steps and skip():
+                    done += steps - step
+                    yield SamplingProgress(done, total, skipped=len(batch))
+                    break
 
     def _batches(self, requests: Sequence[ImageRequest], sampling: SamplingConfig) -> list[list[ImageRequest]]:
         """Return the requests in batches that one graph can take: of one size, schedule and number of chunks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from gm.errors import UserError
 from gm.lora import files as lora_files
 from gm.models import stable_diffusion
 from gm.sampling import image_files, init_image, metadata
-from gm.sampling.pipeline import Pipeline, SamplingProgress
+from gm.sampling.pipeline import Pipeline, SamplingProgress, never
 from gm.sampling.request import PromptGrid, SamplingJob
 
 log = logging.getLogger("gm")
@@ -23,9 +23,12 @@ log = logging.getLogger("gm")
 PREVIEW = "preview.png"  # the images in progress
 
 
-def run_job(pipeline: Pipeline, job: SamplingJob) -> Iterator[SamplingProgress | Path]:
+def run_job(
+    pipeline: Pipeline, job: SamplingJob, skip: Callable[[], bool] = never
+) -> Iterator[SamplingProgress | Path]:
     """Generate the job's images, yielding progress, and the path of every file once it is written, grids last.
 
+    `skip`, asked after each step, tells whether to leave the images in progress unfinished; a grid is of the others.
     Raises UserError if `save_path` is not writable.
     """
     sampling = job.config.sampling
@@ -43,34 +46,42 @@ def run_job(pipeline: Pipeline, job: SamplingJob) -> Iterator[SamplingProgress |
             for each, request in zip(parameters, grid.requests, strict=True)
         ]
         images: list[np.ndarray] = []
-        for progress in generate_grid(pipeline, grid, job.embeddings, sampling):
+        skipped = 0
+        for progress in generate_grid(pipeline, grid, job.embeddings, sampling, skip):
             yield progress
+            skipped += progress.skipped
             if progress.previews:
                 previews = image_files.make_grid(progress.previews, sampling.num_cols)
                 image_files.write(previews, {}, folder / PREVIEW)
             for image in progress.images:
-                index = len(images)
+                index = len(images) + skipped
                 yield image_files.save(image, parameters[index], folder, "image", infotexts[index])
                 images.append(image)
         (folder / PREVIEW).unlink(missing_ok=True)
+        if not images:
+            continue
         pixels = image_files.make_grid(images, sampling.num_cols)
         yield image_files.save(pixels, parameters[0], folder, "grid", infotexts[0])
 
 
 def generate_grid(
-    pipeline: Pipeline, grid: PromptGrid, embeddings: LoadedEmbeddings, sampling: SamplingConfig
+    pipeline: Pipeline,
+    grid: PromptGrid,
+    embeddings: LoadedEmbeddings,
+    sampling: SamplingConfig,
+    skip: Callable[[], bool] = never,
 ) -> Iterator[SamplingProgress]:
     """Generate a grid's images; with an initial image and a mask, what the mask protects keeps its own pixels."""
     initial = grid.init_image
     if initial is None:
-        yield from pipeline.generate(grid.requests, embeddings, sampling)
+        yield from pipeline.generate(grid.requests, embeddings, sampling, skip)
         return
     (latents,) = init_image.encode(pipeline.model, [initial])
     mask = None
     if initial.mask is not None:
         mask = init_image.latent_mask(initial, pipeline.model.config.vae.downsample_factor)
     requests = [dataclasses.replace(request, init_latents=latents, mask=mask) for request in grid.requests]
-    for progress in pipeline.generate(requests, embeddings, sampling):
+    for progress in pipeline.generate(requests, embeddings, sampling, skip):
         if initial.mask is not None:
             images = tuple(init_image.paste(image, initial.pixels, initial.mask) for image in progress.images)
             progress = dataclasses.replace(progress, images=images)

@@ -183,7 +183,7 @@ def test_weights_that_are_no_path_of_a_file_are_one_line(workshop: Workshop, tmp
         assert message in plain.unescape(page.error[0].value)
     page.text_input(key="weight of smallest").set_value("").run()
     page.text_input(key=options.widget_key("vae")).set_value("/dev/zero").run()
-    assert "--vae /dev/zero is a device" in plain.unescape(page.error[0].value)
+    assert '"VAE" /dev/zero is a device' in plain.unescape(page.error[0].value)
     page.text_input(key=options.widget_key("vae")).set_value("").run()
     assert not page.error
 

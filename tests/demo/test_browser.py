@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
@@ -16,9 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -31,6 +34,19 @@ from tests.project import ALL_CORES
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 1000), (390, 844)
 pytestmark = pytest.mark.browser
+_DROP = """
+const [target, content, name] = arguments;
+const bytes = Uint8Array.from(atob(content), (sign) => sign.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], name, {type: "image/png"}));
+for (const type of ["dragenter", "dragover", "drop"])
+  target.dispatchEvent(new DragEvent(type, {bubbles: true, cancelable: true, dataTransfer: data}));
+"""
+_PAINTED = """
+const mask = document.getElementById("mask");
+const pixels = mask.getContext("2d").getImageData(0, 0, mask.width, mask.height).data;
+return pixels.filter((value, k) => k % 4 == 3 && value > 127).length / (mask.width * mask.height);
+"""
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +133,11 @@ class Browser:
         field.send_keys(Keys.CONTROL, Keys.ENTER)
         until(lambda: self.find(selector)[0].get_attribute("value") == text and self.is_idle())
 
+    def drop(self, path: Path, selector: str) -> None:
+        """Drop a file on an element, as from a file manager."""
+        content = base64.b64encode(path.read_bytes()).decode()
+        self.driver.execute_script(_DROP, self.find(selector)[0], content, path.name)
+
     def prompt(self) -> str | None:
         fields = self.find("textarea[aria-label='Prompt']")
         return fields[0].get_attribute("value") if fields else None
@@ -172,7 +193,7 @@ def test_train_an_embedding_and_generate_an_image_with_it(
     until(lambda: [b for b in page.find("button") if b.text == "<humbug>"])[0].click()
     until(lambda: page.find("textarea[aria-label='Prompt']")[0].get_attribute("value") == "<humbug>")
     page.write("Steps", "4")
-    page.write("Images", "1")
+    page.write("Batch count", "1")
     page.button("Generate").click()
     until(lambda: page.find("[data-testid='stDownloadButton'] button"))[0].click()
     (path,) = until(lambda: list((tmp_path / "0").glob("image_*.png")))
@@ -218,3 +239,33 @@ def test_second_user_is_queued_and_both_can_cancel(open_browser: Callable[..., B
     until(lambda: second.shows("Step "))
     second.button("Cancel").click()
     until(lambda: second.shows("Cancelled"))
+
+
+def test_a_dropped_image_fills_the_page_in_and_a_painted_mask_stays(
+    open_browser: Callable[..., Browser], address: str, tmp_path: Path
+) -> None:
+    parameters = {"prompt": "a blue star", "negative_prompt": "", "seed": 7, "sampler": "heun"}
+    image = image_files.save(np.full((64, 96, 3), 200, np.uint8), parameters, tmp_path, "image")
+    page = open_browser()
+    page.driver.get(address)
+    until(lambda: page.prompt() == "" and page.is_idle())
+    page.drop(image, "[data-testid='stMain'] [data-testid='stFileUploaderDropzone']")
+    until(lambda: page.prompt() == "a blue star" and page.shows("Filled in from image_00000.png"))
+    assert page.find("input[aria-label='Seed']")[0].get_attribute("value") == "7"
+    until(lambda: [each for each in page.find("label") if each.text == "Inpaint"])[0].click()
+    until(lambda: page.shows("Upload an init image") and page.is_idle())
+    page.find("[data-testid='stMain'] input[type=file]")[1].send_keys(str(image))
+    frame = until(lambda: page.find("iframe"))[0]
+    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", frame)
+    page.driver.switch_to.frame(frame)
+    stage = until(lambda: [each for each in page.find("#stage") if each.size["height"] > 50])[0]
+    strokes = ActionChains(page.driver).move_to_element_with_offset(stage, -60, 0).click_and_hold()
+    strokes.move_by_offset(60, 20).move_by_offset(60, -20).release().perform()
+    painted = page.driver.execute_script(_PAINTED)
+    assert 0.05 < painted < 0.5
+    page.driver.switch_to.default_content()
+    time.sleep(1)
+    until(page.is_idle)
+    page.driver.refresh()  # the mask is at the server, and comes back from there
+    page.driver.switch_to.frame(until(lambda: page.find("iframe"))[0])
+    until(lambda: abs(page.driver.execute_script(_PAINTED) - painted) < 0.02)

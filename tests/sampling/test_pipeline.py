@@ -217,3 +217,27 @@ def test_graph_mode_generates_the_same(workshop: Workshop, pipeline: Pipeline) -
     graph = Pipeline(workshop.model, Backend("CPU", graph=True, dtype=ms.float32), "end_of_text")
     a, b = (generate(p, ("a <toy>", 7), negative_prompt="blurry").latents for p in (pipeline, graph))
     assert relative_error(b, a) < 1e-4
+
+
+def test_a_skipped_image_leaves_the_others_as_they_are(pipeline: Pipeline) -> None:
+    whole = generate(pipeline, *(("a <toy>", seed) for seed in range(3)))
+    embeddings = combine([toy()], pipeline.model.config)
+    requests = [
+        image_request("a <toy>", seed, pipeline.model.config, embeddings, SamplingConfig(sample_step=3))
+        for seed in range(3)
+    ]
+    answers = iter([False, False, True, False, False])  # not asked after the last step of an image
+    progress = list(pipeline.generate(requests, embeddings, SamplingConfig(sample_step=3), skip=lambda: next(answers)))
+    assert [(step.done, len(step.images), step.skipped) for step in progress] == [
+        (1, 0, 0),
+        (2, 0, 0),
+        (3, 1, 0),
+        (4, 0, 0),
+        (6, 0, 1),
+        (7, 0, 0),
+        (8, 0, 0),
+        (9, 1, 0),
+    ]
+    images = [image for step in progress for image in step.images]
+    for image, seed in zip(images, (0, 2), strict=True):
+        assert np.abs(image.astype(int) - whole.images[seed]).max() <= 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gm.embeddings import diffusers_files
@@ -13,6 +14,8 @@ from gm.errors import UserError
 from gm.training import checkpoint
 
 _SUFFIXES = (".ckpt", ".safetensors", ".pt", ".bin", ".pti")
+# Of a training run, `SD-XL-base-1.0_3000_ti.ckpt`, by the step or as the best by its validation loss.
+_OF_RUN = re.compile(r"(?P<stem>.+)_(?P<step>\d{1,12}|best)_ti")
 _MAX_TOKENS_SHOWN = 4  # of a file
 _MAX_BYTES = 50 * 10**6  # a model's weights are larger, an embedding file is not
 
@@ -22,8 +25,9 @@ def find_embeddings(folder: Path, without: Sequence[Path] = ()) -> dict[str, Pat
 
     The folders `without` are left out.
 
-    The name is the file's placeholder tokens, followed by its path where another file has the same tokens. Files that
-    are not embedding files are left out.
+    The name is the file's placeholder tokens, followed by its path, or its run, where another file has the same tokens;
+    that of a training run's embedding which is not its best also has the step. Files that are not embedding files are
+    left out.
     """
     paths = [path for path in _files(folder, set(without)) if path.suffix in _SUFFIXES and path.is_file()]
     # Training states hold embeddings, too, and training writes each embedding file in two formats.
@@ -33,12 +37,38 @@ def find_embeddings(folder: Path, without: Sequence[Path] = ()) -> dict[str, Pat
     stats = {path: stat for path in paths if (stat := _stat(path))}
     newest = sorted(stats, key=lambda path: stats[path].st_mtime_ns, reverse=True)
     tokens = {path: _placeholder_tokens(path, stats[path].st_mtime_ns, stats[path].st_size) for path in newest}
-    names = list(tokens.values())
+    older = {path: step for steps in steps_of_runs(tokens).values() for step, path in list(steps.items())[1:]}
+    names = [name for path, name in tokens.items() if path not in older]
     return {
-        name if names.count(name) == 1 else f"{name} ({path.relative_to(folder)})": path
+        _display_name(path.relative_to(folder), name, older.get(path, ""), names.count(name) > 1): path
         for path, name in tokens.items()
         if name
     }
+
+
+def steps_of_runs(paths: Iterable[Path]) -> dict[Path, dict[str, Path]]:
+    """Return the embedding files of each training run by their step, under that which stands for the run.
+
+    That is the first of them: "best" if there is one, else the last step; the others follow, the last first.
+    """
+    runs: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in paths:
+        if match := _OF_RUN.fullmatch(path.stem):
+            runs.setdefault((path.parent, match["stem"]), {})[match["step"]] = path
+    ordered = (
+        sorted(steps.items(), key=lambda each: (each[0] == "best", each[0].isdecimal() and int(each[0])), reverse=True)
+        for steps in runs.values()
+    )
+    return {steps[0][1]: dict(steps) for steps in ordered}
+
+
+def _display_name(path: Path, tokens: str, step: str, is_ambiguous: bool) -> str:
+    """Return the name of the file at `path`, below the folder of runs; `step` if it stands beside its run's best."""
+    is_of_run = _OF_RUN.fullmatch(path.stem) is not None and path.parent != Path()
+    place = str(path.parent if is_of_run else path)
+    if step:
+        return f"{tokens}, step {step} ({path})" if not is_of_run else f"{tokens}, step {step} ({place})"
+    return f"{tokens} ({place})" if is_ambiguous else tokens
 
 
 def _files(folder: Path, without: set[Path]) -> Iterator[Path]:

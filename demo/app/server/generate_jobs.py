@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from demo.app.server import limits, worker
@@ -18,16 +21,28 @@ from gm.sampling.request import SamplingJob
 _loaded: list[tuple[object, Toolkit]] = []  # at most one, after its configs; used in the worker's thread only
 
 
+@dataclass(frozen=True)
+class TaskProgress(SamplingProgress):
+    """Progress of a task of one or several jobs; `done` and `total` count the steps of all of their grids.
+
+    image: number of the image, from 1, that the step was of, the first of a batch; of `num_images`
+    time: of the step, monotonic, in seconds
+    """
+
+    image: int = 1
+    num_images: int = 1
+    time: float = 0.0
+
+
 def generate(config: Config, owner: Owner = NOBODY) -> Task:
     """Submit the images that `config` describes; its prompt is never interpreted as a file name.
 
-    The events are `SamplingProgress`, for progress and previews, and the path of every image and grid as it is written.
-    Raises UserError at once for errors that can be detected before the weights are read, as `limits.check_sampling`
-    does, and if too many tasks are waiting.
+    The events are `TaskProgress`, for progress and previews, and the path of every image and grid as it is written.
+    `Task.skip` leaves the image in progress, or its batch, unfinished. Raises UserError at once for errors that can be
+    detected before the weights are read, as `limits.check_sampling` does, and if too many tasks are waiting.
     """
     limits.check_sampling(config.sampling)
-    job = request.prepare(config, literal=True)
-    return worker.shared().submit(config.sampling.prompt, lambda: _sample([job]), owner)
+    return _submit(config.sampling.prompt, [request.prepare(config, literal=True)], owner)
 
 
 def compare(config: Config, baseline_prompt: str, owner: Owner = NOBODY) -> Task:
@@ -36,27 +51,55 @@ def compare(config: Config, baseline_prompt: str, owner: Owner = NOBODY) -> Task
     for each in (baseline, config):
         limits.check_sampling(each.sampling)
     jobs = [request.prepare(each, literal=True) for each in (baseline, config)]
-    return worker.shared().submit(f"{baseline_prompt} → {config.sampling.prompt}", lambda: _sample(jobs), owner)
+    return _submit(f"{baseline_prompt} → {config.sampling.prompt}", jobs, owner)
 
 
-def _sample(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:
+def seconds_left(steps: Sequence[TaskProgress]) -> float | None:
+    """Return the time that the remaining steps take at the mean speed so far; None before two steps.
+
+    The first step, which compiles, is not counted, and neither are steps that were skipped.
+    """
+    taken = [step for step in steps if not step.skipped]
+    if len(taken) < 2:
+        return None
+    seconds = (taken[-1].time - taken[0].time) / (len(taken) - 1)
+    return seconds * (steps[-1].total - steps[-1].done)
+
+
+def _submit(title: str, jobs: Sequence[SamplingJob], owner: Owner) -> Task:
+    skip = threading.Event()
+    return worker.shared().submit(title, lambda: _sample(jobs, skip), owner, skip)
+
+
+def _sample(jobs: Sequence[SamplingJob], skip: threading.Event) -> Iterator[TaskProgress | Path]:
     """Run `jobs` and yield their events, with `done` and `total` counted over all of their grids."""
     toolkit = _load_toolkit(jobs[0].config)
     grids = sum(len(job.grids) for job in jobs)
+    num_images = sum(len(grid.requests) for job in jobs for grid in job.grids)
+    finished = 0  # images, skipped ones among them
     steps_before = 0  # of the finished grids
     grid_steps = 0  # of the current grid
     for job in jobs:
-        for event in run.run_job(toolkit.pipeline, job):
+        for event in run.run_job(toolkit.pipeline, job, skip.is_set):
             if isinstance(event, Path):
                 yield event
                 continue
             if event.done == 1:
                 steps_before += grid_steps
                 grid_steps = event.total
-            done = steps_before + event.done
-            total = max(grids * event.total, steps_before + event.total)
-            # Without arrays: the images are on disk, and a task's events live as long as the browser session.
-            yield dataclasses.replace(event, done=done, total=total, images=(), latents=None)
+            if event.skipped or event.images:  # a request to skip an image that is finished meanwhile is void
+                skip.clear()
+            yield TaskProgress(
+                done=steps_before + event.done,
+                total=max(grids * event.total, steps_before + event.total),
+                # Without arrays: the images are on disk, and a task's events live as long as the browser session.
+                previews=event.previews,
+                skipped=event.skipped,
+                image=finished + 1,
+                num_images=num_images,
+                time=time.monotonic(),
+            )
+            finished += len(event.images) + event.skipped
 
 
 def _load_toolkit(config: Config) -> Toolkit:

@@ -37,7 +37,7 @@ def store_images(contents: Sequence[bytes], folder: Path, notify: Notify = _igno
 
     UserError, before any is stored, for none and for more than `MAX_IMAGES`.
     """
-    _check_number(len(contents))
+    check_number(len(contents))
     return list(dict.fromkeys(store_image(content, folder, notify) for content in contents))
 
 
@@ -54,7 +54,7 @@ def store_training_images(files: Sequence[tuple[str, bytes]], folder: Path, noti
         if name not in mask_names.values():
             kind = "the mask of one that was not uploaded" if masks.is_mask(name) else "OneTrainer's conditioning image"
             raise UserError(f"{name} is by its name not an image to train on, but {kind}; leave it out")
-    _check_number(len(images))
+    check_number(len(images))
     mask_contents = dict(sidecars)
     stored: dict[Path, bytes | None] = {}
     for name, content in images:
@@ -79,7 +79,8 @@ def store_image(content: bytes, folder: Path, notify: Notify = _ignore) -> Path:
     return path
 
 
-def _check_number(number: int) -> None:
+def check_number(number: int) -> None:
+    """Raise UserError for no image, and for more than `MAX_IMAGES`."""
     if not number:
         raise UserError("no image was uploaded; choose at least one")
     if number > MAX_IMAGES:

@@ -40,7 +40,8 @@ NOBODY = Owner()
 class Task:
     """A unit of work, submitted once; `events` is what it has yielded so far.
 
-    `state` is queued, running, done, failed (then `error` is the reason, in one line) or cancelled.
+    `state` is queued, running, done, failed (then `error` is the reason, in one line) or cancelled. Work that can skip
+    a part of itself clears `skip_requested` when it has.
     """
 
     def __init__(self, title: str, work: Callable[[], Iterator[Any]], worker: Worker, owner: Owner = NOBODY) -> None:
@@ -49,6 +50,7 @@ class Task:
         self.state = "queued"
         self.error = ""
         self.events: list[Any] = []
+        self.skip_requested = threading.Event()
         self._work = work
         self._worker = worker
         self._cancelled = threading.Event()
@@ -66,6 +68,10 @@ class Task:
         if self._worker.remove(self):
             self.state = "cancelled"
             self._ended.set()
+
+    def skip(self) -> None:
+        """Ask the work to leave what it is at, such as one image of several, and go on with the next."""
+        self.skip_requested.set()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the task has ended, at most `seconds`; return whether it has."""
@@ -111,12 +117,20 @@ class Worker:
         self._running: Task | None = None
         threading.Thread(target=self._loop, name="worker", daemon=True).start()
 
-    def submit(self, title: str, work: Callable[[], Iterator[Any]], owner: Owner = NOBODY) -> Task:
+    def submit(
+        self,
+        title: str,
+        work: Callable[[], Iterator[Any]],
+        owner: Owner = NOBODY,
+        skip_requested: threading.Event | None = None,
+    ) -> Task:
         """Queue a task; `work` is called and its iterator consumed in the worker's thread.
 
-        Raises UserError if too many tasks wait already, of this owner or in all.
+        `skip_requested` is the task's, for work that looks at it. Raises UserError if too many tasks wait already, of
+        this owner or in all.
         """
         task = Task(title, work, self, owner)
+        task.skip_requested = skip_requested or task.skip_requested
         for other in self.queue:
             if other.owner.is_gone():
                 other.cancel()

@@ -34,3 +34,24 @@ def test_embedding_files_are_found_by_content_and_named_by_token(tmp_path: Path)
     }
     save("<cap>", tmp_path / "first.ckpt")
     assert set(embedding_list.find_embeddings(tmp_path)) == {"<toy>", "<cap>", "<hat>"}
+
+
+def test_a_training_run_is_its_best_with_its_other_steps(tmp_path: Path) -> None:
+    run = tmp_path / "cat-toy"
+    run.mkdir()
+    for step in ("5", "10", "100"):
+        save("<toy>", run / f"smallest_{step}_ti.ckpt")
+    found = embedding_list.find_embeddings(tmp_path)
+    assert found["<toy>"] == run / "smallest_100_ti.ckpt"
+    assert set(found) == {"<toy>", "<toy>, step 5 (cat-toy)", "<toy>, step 10 (cat-toy)"}
+    save("<toy>", run / "smallest_best_ti.ckpt")
+    found = embedding_list.find_embeddings(tmp_path)
+    assert found["<toy>"] == run / "smallest_best_ti.ckpt"
+    assert embedding_list.steps_of_runs(found.values()) == {
+        found["<toy>"]: {step: run / f"smallest_{step}_ti.ckpt" for step in ("best", "100", "10", "5")}
+    }
+    assert list(embedding_list.steps_of_runs(found.values())[found["<toy>"]]) == ["best", "100", "10", "5"]
+    save("<toy>", tmp_path / "other.ckpt")
+    names = embedding_list.find_embeddings(tmp_path)
+    assert names["<toy> (cat-toy)"] == run / "smallest_best_ti.ckpt"
+    assert names["<toy> (other.ckpt)"] == tmp_path / "other.ckpt"

@@ -95,3 +95,36 @@ def test_cancelled_task_keeps_its_finished_images(workshop: Workshop, tmp_path: 
     assert task.wait(60)
     assert task.state == "cancelled"
     assert 1 <= len(list(tmp_path.glob("image_*.png"))) < 50
+
+
+def test_a_skipped_image_is_left_out_and_the_others_have_their_own_parameters(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = generate_jobs.run.run_job
+
+    def run_job(pipeline: Any, job: Any, skip: Any) -> Any:
+        for event in sample(pipeline, job, skip):
+            if isinstance(event, SamplingProgress) and event.done == 4:
+                task.skip()
+            yield event
+
+    monkeypatch.setattr(generate_jobs.run, "run_job", run_job)
+    task = generate_jobs.generate(sampling_config(workshop, tmp_path, num_cols=3))
+    assert task.wait(120)
+    assert (task.state, task.error) == ("done", "")
+    paths = [event for event in task.events if isinstance(event, Path)]
+    assert [image_files.read_parameters(path)["seed"] for path in paths if path.name.startswith("image")] == [42, 44]
+    progress = [event for event in task.events if isinstance(event, generate_jobs.TaskProgress)]
+    assert [(each.image, each.skipped) for each in progress] == [(1, 0)] * 3 + [(2, 0), (2, 1)] + [(3, 0)] * 3
+    assert (progress[-1].done, progress[-1].total, progress[-1].num_images) == (9, 9, 3)
+
+
+def test_time_left_leaves_out_compilation_and_skipped_steps() -> None:
+    def step(done: int, time: float, skipped: int = 0) -> generate_jobs.TaskProgress:
+        return generate_jobs.TaskProgress(done, 20, skipped=skipped, time=time)
+
+    assert generate_jobs.seconds_left([]) is None
+    assert generate_jobs.seconds_left([step(1, 100)]) is None
+    steps = [step(1, 100), step(2, 102), step(3, 104)]
+    assert generate_jobs.seconds_left(steps) == 17 * 2
+    assert generate_jobs.seconds_left([*steps, step(10, 104, skipped=1)]) == 10 * 2
