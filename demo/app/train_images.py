@@ -56,7 +56,7 @@ def gallery(images: list[TrainingImage], selection: ModelSelection, options: dic
     framing = _framing(selection)
     pages = -(-len(images) // _PAGE)
     numbers = range(1, pages + 1)
-    page = (st.segmented_control("Page", numbers, default=1, key="page of images") or 1) if pages > 1 else 1
+    page = st.radio("Page", numbers, key="page of images", horizontal=True) if pages > 1 else 1
     example = train_options.example_prompt(options)
     has_captions = bool(train_options.value("captions", selection))
     enlarged = 0

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import time
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from PIL import Image
 
-from demo.app import browser, plain, sidebar, train_options
+from demo.app import browser, header, plain, sidebar, train_options
 from demo.app.options import widget_key
-from demo.app.server import training_jobs, training_progress
+from demo.app.server import thumbnails, training_jobs, training_progress
 from demo.app.server.training_jobs import TrainingJob
 from demo.app.server.training_record import Launch
 from gm.data import templates
@@ -35,7 +32,7 @@ _SAMPLE = 132  # pixels
 
 def show(job: TrainingJob, previous_state: str) -> None:
     """Show a job, which was in `previous_state` when the page was shown."""
-    if st.session_state.get("open page"):  # by a button here
+    if st.session_state.get(header.OPEN_KEY):  # by a button here
         st.rerun(scope="app")
     try:
         launch, state = job.launch, job.state
@@ -92,7 +89,7 @@ def _fill_in_generate(path: Path, launch: Launch) -> None:
         if earlier.strip():  # nothing that was typed is lost
             st.toast(f"Your prompt was: {plain.escape(earlier)}", duration="infinite")
     st.session_state["task"] = "txt2img"
-    st.session_state["open page"] = "generate"
+    st.session_state[header.OPEN_KEY] = "generate"
 
 
 def _select(path: Path, launch: Launch) -> None:
@@ -115,7 +112,7 @@ def _compare_steps(job: TrainingJob, launch: Launch) -> None:
     path = job.best_embedding_file()
     if path:
         _select(path, launch)
-    st.session_state["open page"] = "compare"
+    st.session_state[header.OPEN_KEY] = "compare"
 
 
 def _controls(job: TrainingJob, launch: Launch, state: str) -> None:
@@ -198,20 +195,8 @@ def _samples(job: TrainingJob) -> None:
         st.markdown("**Sample images over the steps**")
         with st.container(horizontal=True, gap="small"):
             for path in shown:
-                with contextlib.suppress(OSError):
-                    content = _small(path, path.stat().st_mtime_ns)
+                if content := thumbnails.of_image(path, 2 * _SAMPLE):
                     st.image(content, caption=path.stem.replace("_", " "), width=_SAMPLE)
         if len(shown) < len(paths):
             st.caption(f"{len(shown)} of {len(paths)}")
     st.image(str(paths[-1]), caption=f"Preview at {paths[-1].stem.replace('_', ' ')}", width="stretch")
-
-
-@functools.lru_cache(maxsize=1000)
-def _small(path: Path, _modified: int) -> bytes:
-    """Return a JPEG of a sample image, small enough to be sent every two seconds."""
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-    small.thumbnail((2 * _SAMPLE, 4 * _SAMPLE))
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=85)
-    return content.getvalue()

@@ -11,6 +11,7 @@ from demo.app.server.worker import NOBODY, Owner, Task
 from gm import api
 from gm.api import Toolkit
 from gm.config import Config
+from gm.errors import UserError
 from gm.sampling import request, run
 from gm.sampling.pipeline import SamplingProgress
 from gm.sampling.request import SamplingJob
@@ -26,17 +27,24 @@ def generate(config: Config, owner: Owner = NOBODY) -> Task:
     does, and if too many tasks are waiting.
     """
     limits.check_sampling(config.sampling)
-    job = request.prepare(config, literal=True)
-    return worker.shared().submit(config.sampling.prompt, lambda: _sample([job]), owner)
+    return _submit(config.sampling.prompt, [request.prepare(config, literal=True)], owner)
 
 
-def compare(config: Config, baseline_prompt: str, owner: Owner = NOBODY) -> Task:
-    """Submit `baseline_prompt`, then `config`'s prompt with the same seeds; events and errors as of `generate`."""
-    baseline = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt=baseline_prompt))
-    for each in (baseline, config):
+def compare(configs: Sequence[Config], title: str, owner: Owner = NOBODY) -> Task:
+    """Submit the images of several configs of one model, one after the other; events and errors as of `generate`.
+
+    UserError, too, if they are more images than one request may ask for.
+    """
+    for each in configs:
         limits.check_sampling(each.sampling)
-    jobs = [request.prepare(each, literal=True) for each in (baseline, config)]
-    return worker.shared().submit(f"{baseline_prompt} → {config.sampling.prompt}", lambda: _sample(jobs), owner)
+    count = sum(each.sampling.num_cols * each.sampling.num_rows for each in configs)
+    if count > limits.MAX_IMAGES:
+        raise UserError(f"these would be {count} images; compare at most {limits.MAX_IMAGES} at once")
+    return _submit(title, [request.prepare(each, literal=True) for each in configs], owner)
+
+
+def _submit(title: str, jobs: Sequence[SamplingJob], owner: Owner) -> Task:
+    return worker.shared().submit(title, lambda: _sample(jobs), owner)
 
 
 def _sample(jobs: Sequence[SamplingJob]) -> Iterator[SamplingProgress | Path]:
