@@ -20,8 +20,10 @@ from gm.errors import UserError
 FOLDER = "training images"  # key in the session state: the folder of this browser's images
 _FEW, _MANY = 3, 20
 _THUMBNAIL = 320  # pixels, of which a screen may show each with two of its own
-_CARD = 160
+_CARD = 168  # two beside each other on a phone
 _PAGE = 24  # images shown at once
+_FIT = 4  # images; more scroll in a box
+_HEIGHT = 640  # of that box
 
 
 def folder() -> Path | None:
@@ -60,7 +62,8 @@ def gallery(images: list[TrainingImage], selection: ModelSelection, options: dic
     example = train_options.example_prompt(options)
     has_captions = bool(train_options.value("captions", selection))
     enlarged = 0
-    with st.container(horizontal=True):
+    box = st.container(height=_HEIGHT if len(images) > _FIT else "content", border=False)
+    with box, st.container(horizontal=True):
         for image in images[(page - 1) * _PAGE : page * _PAGE]:
             with st.container(width=_CARD, gap="xsmall"):
                 enlarged += _card(image, framing, example if has_captions else "")

@@ -81,8 +81,6 @@ def add(files: Sequence[tuple[str, bytes]], folder: Path, notify: Notify = lambd
     texts = {name: _text(name, content) for name, content in named if _is_caption(name)}
     pictures = [(name, content) for name, content in named if not _is_caption(name)]
     present = load(folder)
-    if not texts and not any(not masks.is_sidecar(Path(name)) for name, _ in pictures) and not present:
-        uploads.store_training_images(pictures, folder, notify)  # says that there is no image
     pictures = _earlier_images_of(pictures, present) + pictures
     new = folder.with_name(f"{folder.name}.new-{secrets.token_hex(4)}")
     try:
