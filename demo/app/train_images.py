@@ -23,7 +23,7 @@ _THUMBNAIL = 320  # pixels, of which a screen may show each with two of its own
 _CARD = 168  # two beside each other on a phone
 _PAGE = 24  # images shown at once
 _FIT = 4  # images; more scroll in a box
-_HEIGHT = 640  # of that box
+_HEIGHT = 600  # of that box, in which a row is cut off, so that one sees that there are more
 
 
 def folder() -> Path | None:

@@ -164,7 +164,7 @@ def check_token(token: str, selected: list[str]) -> None:
         plain.error(error)
         return
     if any(name == check_placeholder(other) for other in selected):
-        plain.warning(f"A selected embedding has the name {token} already; both cannot be used in one prompt.")
+        plain.caption(f"A selected embedding has the name {token} already; both cannot be used in one prompt.")
 
 
 def example_prompt(options: dict[str, Any]) -> str:

@@ -27,12 +27,13 @@ _ICONS = {
     "failed": ":material/error:",
 }
 _MAX_SAMPLES = 24  # of a strip
-_SAMPLE = 132  # pixels
+_SAMPLE = 168  # pixels; two beside each other on a phone
+_LEAVE_KEY = "leave the page"  # in the session state
 
 
 def show(job: TrainingJob, previous_state: str) -> None:
     """Show a job, which was in `previous_state` when the page was shown."""
-    if st.session_state.get(header.OPEN_KEY):  # by a button here
+    if st.session_state.pop(_LEAVE_KEY, False):  # a button here runs this fragment alone
         st.rerun(scope="app")
     try:
         launch, state = job.launch, job.state
@@ -89,7 +90,12 @@ def _fill_in_generate(path: Path, launch: Launch) -> None:
         if earlier.strip():  # nothing that was typed is lost
             st.toast(f"Your prompt was: {plain.escape(earlier)}", duration="infinite")
     st.session_state["task"] = "txt2img"
-    st.session_state[header.OPEN_KEY] = "generate"
+    _open("generate")
+
+
+def _open(page: str) -> None:
+    st.session_state[header.OPEN_KEY] = page
+    st.session_state[_LEAVE_KEY] = True
 
 
 def _select(path: Path, launch: Launch) -> None:
@@ -112,7 +118,7 @@ def _compare_steps(job: TrainingJob, launch: Launch) -> None:
     path = job.best_embedding_file()
     if path:
         _select(path, launch)
-    st.session_state[header.OPEN_KEY] = "compare"
+    _open("compare")
 
 
 def _controls(job: TrainingJob, launch: Launch, state: str) -> None:
@@ -177,8 +183,8 @@ def _downloads(path: Path, launch: Launch, ending: str) -> None:
 def _losses(job: TrainingJob, records: list[dict[str, Any]]) -> None:
     curves = training_progress.losses(job, records)
     points = [(step, loss, name) for name, curve in curves.items() for step, loss in curve]
-    columns = dict(zip(("step", "loss", "of"), map(list, zip(*points, strict=True)), strict=True))
-    st.line_chart(columns, x="step", y="loss", color="of", x_label="step", y_label="loss (smoothed)", height=220)
+    columns = dict(zip(("step", "loss", "Loss"), map(list, zip(*points, strict=True)), strict=True))
+    st.line_chart(columns, x="step", y="loss", color="Loss", x_label="step", y_label="loss (smoothed)", height=220)
     validation = curves.get("validation")
     if validation:
         step, loss = min(validation, key=lambda point: point[1])

@@ -55,9 +55,15 @@ def losses(job: TrainingJob, records: Sequence[dict[str, Any]]) -> dict[str, Cur
     validation = training_record.read_validation(job.folder / LOG)
     curves = {
         "training": [(record["step"], record["loss_smoothed"]) for record in records],
-        "validation": [(record["step"], record["validation_loss"]) for record in validation],
+        "validation": [*_before(validation), *((record["step"], record["validation_loss"]) for record in validation)],
     }
     return {name: thin_out(curve, MAX_POINTS) for name, curve in curves.items() if curve}
+
+
+def _before(validation: Sequence[dict[str, Any]]) -> Curve:
+    """Return the validation loss before training as the point of step 0, unless it has a record of its own."""
+    before = validation[0].get("validation_loss_before") if validation and validation[0]["step"] else None
+    return [(0, before)] if isinstance(before, (int, float)) else []
 
 
 def thin_out(values: Sequence[Any], most: int) -> list[Any]:

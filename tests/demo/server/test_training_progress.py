@@ -56,6 +56,8 @@ def test_both_losses_are_curves_of_a_bounded_length(tmp_path: Path) -> None:
     training = curves["training"]
     assert len(training) == training_progress.MAX_POINTS
     assert (training[0], training[-1]) == ((1, 2.0), (1000, 0.002))
+    late = make_job(tmp_path / "late", [{"step": 9, "validation_loss": 0.1, "validation_loss_before": 0.2}])
+    assert training_progress.losses(late, [])["validation"] == [(0, 0.2), (9, 0.1)]
     assert "validation" not in training_progress.losses(make_job(tmp_path / "other", []), job.records())
 
 
