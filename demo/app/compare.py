@@ -102,7 +102,7 @@ def _steps(selection: ModelSelection, dirs: AppDirs) -> Request | None:
     token = job.launch.placeholder_token
     key = persistent_key(f"prompt of {token}", f"a {token} on a blue background")
     source = Source(st.text_input("Prompt", key=key), token, run=job)
-    x = xy_axes.values_of(xy_axes.STEP, "Steps", source)
+    x = xy_axes.values_of(xy_axes.STEP, "", source)
     return _request(x, NO_AXIS, source, selection)
 
 

@@ -46,7 +46,6 @@ ADVANCED: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Run": {
         "seed": ("training", "Training seed"),
-        "save_ckpt_interval": ("training", "Save interval"),
         "num_validation_samples": ("training", "Validation samples"),
         "validation_loss_interval": ("training", "Validation interval"),
         "infer_prompt": ("training", "Preview prompt"),
@@ -101,7 +100,7 @@ def concept(selection: ModelSelection) -> dict[str, Any]:
     rate_key = _learning_rate_key(selection)
     learning_rate = left.number_input(LABELS["learning_rate"], 0.0, 10.0, format="%g", key=rate_key)
     interval_key = persistent_key(f"preview interval of {steps}", max(steps // 4, 1), between(1, 100000))
-    help_ = "steps between preview images"
+    help_ = "steps between preview images, each with an embedding file"
     preview_interval = int(right.number_input(LABELS["infer_interval"], 1, 100000, key=interval_key, help=help_))
     if initializer:
         _check_initializer(initializer, num_vectors)
@@ -113,6 +112,7 @@ def concept(selection: ModelSelection) -> dict[str, Any]:
         "learning_rate": learning_rate,
         "infer_during_train": True,
         "infer_interval": preview_interval,
+        "save_ckpt_interval": min(preview_interval, training.save_ckpt_interval),
     }
     return options | ({"initializer_token": initializer} if initializer else {})
 
@@ -199,7 +199,7 @@ def _widget(section: type, name: str, label: str, key: str, default: Any) -> Any
     metadata = next(f for f in dataclasses.fields(section) if f.name == name).metadata
     kind, optional = schema.option_type(section, name)
     persistent_key(key.removeprefix("option "), default, _accepts(section, name))
-    shared = {"label": label, "key": key, "help": plain.escape(metadata["doc"])}
+    shared: dict[str, Any] = {"label": label, "key": key, "help": plain.escape(metadata["doc"])}
     if metadata["choices"]:
         return st.selectbox(options=metadata["choices"], **shared)
     if kind is bool:

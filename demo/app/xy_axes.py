@@ -86,7 +86,7 @@ def choose(letter: str, default: str, source: Source, names: Sequence[str] = AXE
 
 
 def values_of(name: str, letter: str, source: Source) -> Axis:
-    """Show the values of an axis and return it; UserError for values that cannot be used."""
+    """Show the values of an axis, "" for one without a letter, and return it; UserError as of `choose`."""
     label = f"{letter} values" if letter else name
     if name == STEP:
         return _steps(label, letter, source)
@@ -161,7 +161,10 @@ def _steps(label: str, letter: str, source: Source) -> Axis:
     files = {training_jobs.file_step(path): path for path in source.run.embedding_files()}
     ordered = sorted((step for step in files if step.isdigit()), key=int) + [step for step in files if step == "best"]
     chosen = _multiselect(
-        label, f"{letter} steps of {source.run.name}", ordered, training_progress.thin_out(ordered, _MAX_STEPS)
+        label,
+        f"{letter or 'compared'} steps of {source.run.name}",
+        ordered,
+        training_progress.thin_out(ordered, _MAX_STEPS),
     )
     token = source.run.launch.placeholder_token
 

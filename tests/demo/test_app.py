@@ -197,6 +197,7 @@ def test_training_starts_with_all_chosen_options(
         "learning_rate": workshop.config().training.learning_rate,
         "infer_during_train": True,
         "infer_interval": 2,
+        "save_ckpt_interval": 2,
         "device_target": workshop.config().run.device_target,
         "ms_mode": 1,
         "precision": "auto",

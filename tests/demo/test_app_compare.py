@@ -75,7 +75,7 @@ def test_the_steps_of_a_run_are_beside_each_other(
     page = app("compare")
     page.multiselect(key="embeddings").select(page.multiselect(key="embeddings").options[0]).run()
     page.radio(key="option comparison").set_value(compare.STEPS).run()
-    assert page.multiselect(key="option Steps steps of toy values").value == ["10", "20"]
+    assert page.multiselect(key="option compared steps of toy values").value == ["10", "20"]
     button(page, "Compare").click().run()
     assert shown(page.error[0]) == "enough"
     assert [Path(each.sampling.textual_inversion_weight[-1]).name for each in asked] == [

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from demo.app.server import limits
 from gm.errors import UserError
 
 MAX_VALUES = 20  # of an axis
@@ -49,10 +50,11 @@ class Comparison:
         if not isinstance(value, dict):
             return None
         rows, columns, folder = value.get("rows"), value.get("columns"), value.get("folder")
-        if not _are_labels(rows) or not _are_labels(columns) or not isinstance(folder, str):
+        labels = _labels(rows), _labels(columns)
+        if not all(labels) or not isinstance(folder, str):
             return None
         path = Path(folder)
-        return cls(rows, columns, path) if path.parent == parent and ".." not in path.parts else None
+        return cls(*labels, path) if path.parent == parent and ".." not in path.parts else None
 
 
 def parse_numbers(text: str, kind: type, low: float, high: float) -> list[Any]:
@@ -143,5 +145,8 @@ def _fitting(text: str, width: int, font: Any) -> str:
     return text
 
 
-def _are_labels(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= 100 and all(isinstance(each, str) for each in value)
+def _labels(value: Any) -> list[str]:
+    """Return a list of labels; [] for anything else."""
+    if not isinstance(value, list) or len(value) > limits.MAX_IMAGES:
+        return []
+    return value if all(isinstance(each, str) for each in value) else []

@@ -186,7 +186,7 @@ def _thumbnail(path: Path, mask_path: Path | None, _modified: int, framing: Fram
     if cropped.mask is not None:
         pixels = pixels * (_MASKED + (1 - _MASKED) * cropped.mask[..., None])
     content = io.BytesIO()
-    Image.fromarray(np.uint8(pixels.round().clip(0, 255))).save(content, "JPEG", quality=85)
+    Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(content, "JPEG", quality=85)
     ratios = height / original[0], width / original[1]
     return Thumbnail(content.getvalue(), original, max(ratios) > 1)
 
@@ -213,7 +213,7 @@ def _text(name: str, content: bytes) -> str:
 
 def _match_captions(texts: dict[str, str], names: dict[str, str]) -> dict[str, str]:
     """Return the captions by the name of the stored image; UserError for one without its image."""
-    matched = {}
+    matched: dict[str, str] = {}
     for text_name, text in texts.items():
         files = [file for file, name in names.items() if Path(name).stem == Path(text_name).stem]
         if not files:

@@ -104,7 +104,7 @@ class TrainingJob:
         """Return the embedding file with the lowest validation loss, else that of the most steps; None without any."""
         files = self.embedding_files()
         best = [path for path in files if file_step(path) == BEST]
-        return (best or sorted(files, key=lambda path: int(file_step(path) or 0), reverse=True) or [None])[0]
+        return best[0] if best else max(files, key=lambda path: int(file_step(path) or 0), default=None)
 
     def report(self) -> Path | None:
         """Return the HTML report, which training writes at its end."""
