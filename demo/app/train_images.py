@@ -76,7 +76,11 @@ def gallery(images: list[TrainingImage], selection: ModelSelection, options: dic
         plain.warning(
             f"{enlarged} images here are smaller than training needs and are enlarged; larger ones have more detail."
         )
-    st.button("Remove all images", icon=":material/delete:", on_click=st.session_state.pop, args=(FOLDER, None))
+    st.button("Remove all images", icon=":material/delete:", on_click=_remove_all)
+
+
+def _remove_all() -> None:
+    st.session_state[FOLDER] = ""  # a key that is missing would be restored
 
 
 def _add(files: list[tuple[str, bytes]], dirs: AppDirs) -> None:
