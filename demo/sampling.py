@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from demo.app import browser, compare, generate, options, sidebar, train
+from demo.app import browser, compare, generate, header, options, sidebar, train
 from demo.app.app_dirs import AppDirs
 from demo.app.sidebar import ModelSelection
 from gm.config import paths
@@ -93,14 +93,17 @@ class App:
         browser.check_host()
         browser.restore(self.dirs)
         options.persist_widgets()
-        page = st.navigation(
-            [
-                st.Page(self.generate, title="Generate", icon=":material/brush:", url_path="generate"),
-                st.Page(self.compare, title="Compare", icon=":material/compare:", url_path="compare"),
-                st.Page(self.train, title="Train", icon=":material/model_training:", url_path="train"),
-            ],
-            position="top",
-        )
+        pages = {
+            "generate": st.Page(self.generate, title="Generate", icon=":material/brush:", url_path="generate"),
+            "compare": st.Page(self.compare, title="Compare", icon=":material/compare:", url_path="compare"),
+            "train": st.Page(self.train, title="Train", icon=":material/model_training:", url_path="train"),
+        }
+        # Streamlit has no path for its default page: it would refuse /generate.
+        home = st.Page(lambda: None, title="Textual inversion", url_path="home", default=True)
+        page = st.navigation([home, *pages.values()], position="hidden")
+        if page == home:
+            st.switch_page(pages["generate"])
+        header.show(pages)
         self.selection = sidebar.show(self.specs, self.dirs)
         page.run()
         browser.save(self.dirs)

@@ -29,7 +29,7 @@ _SAVED: dict[str, type | tuple[type, ...]] = {
     "version": str,
     "embeddings": list,
     "compared embedding": str,
-    "compared prompts": list,
+    "last comparison": dict,
     "training run": str,
     "training images": str,
     "previous inputs": dict,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from demo.app import compare, generate, labels, options, plain
-from demo.app.server import training_jobs, uploads
+from demo.app.server import training_jobs
 from demo.sampling import VERSION2SPECS
 from gm import config as configuration
 from gm.config import SamplingConfig, family_options
@@ -166,13 +167,16 @@ def test_training_starts_with_all_chosen_options(
 ) -> None:
     started: dict[str, Any] = {}
 
-    def start(config: str, root: Path, options: dict[str, Any], owner: str) -> training_jobs.TrainingJob:
+    def start(config: str, root: Path, options: dict[str, Any], owner: str, version: str) -> training_jobs.TrainingJob:
         started.update(options, config=config)
+        assert version == "smallest"
         return training_jobs.TrainingJob(root)
 
-    monkeypatch.setattr(uploads, "store_training_images", lambda files, folder, notify: [])
+    images = tmp_path / "runs" / "app" / "images" / "uploaded"
+    shutil.copytree(workshop.folder / "images", images)
     monkeypatch.setattr(training_jobs, "start", start)
     page = app("train")
+    page.session_state["training images"] = str(images)
     page.selectbox(key="option pooling").set_value("argmax")
     page.text_input(key="option vae").set_value(" sdxl_vae.safetensors ")
     page.text_area(key="option lora_weight").set_value("detail.safetensors:0.5")
@@ -182,7 +186,9 @@ def test_training_starts_with_all_chosen_options(
     page.number_input(key="option steps of smallest").set_value(8)
     button(page, "Train").click().run()
     assert not page.error
-    assert Path(started.pop("data_path")).parent == tmp_path / "runs" / "app" / "images"
+    copied = Path(started.pop("data_path"))
+    assert copied.parent == images.parent != images
+    assert sorted(path.name for path in copied.iterdir()) == ["0.png", "1.png", "2.png"]
     assert started == {
         "config": str(workshop.yaml),
         "placeholder_token": "<new>",
@@ -192,6 +198,7 @@ def test_training_starts_with_all_chosen_options(
         "learning_rate": workshop.config().training.learning_rate,
         "infer_during_train": True,
         "infer_interval": 2,
+        "save_ckpt_interval": 2,
         "device_target": workshop.config().run.device_target,
         "ms_mode": 1,
         "precision": "auto",

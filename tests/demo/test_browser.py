@@ -122,7 +122,7 @@ class Browser:
         return buttons[0]
 
     def open_page(self, name: str) -> None:
-        """Go to another page of the same session, by the links that a wide screen shows."""
+        """Go to another page of the same session, by the links at its head."""
         until(lambda: [a for a in self.find("a") if a.text.split("\n")[-1] == name])[0].click()
 
     def write(self, label: str, text: str) -> None:
@@ -178,6 +178,7 @@ def test_train_an_embedding_and_generate_an_image_with_it(
     page.driver.get(f"{address}/train")
     uploader = until(lambda: page.find("[data-testid='stMain'] input[type=file]"))[0]
     uploader.send_keys("\n".join(str(path) for path in sorted((ROOT / "datasets" / "humbug").glob("*.png"))))
+    until(lambda: page.shows("humbug_1.png · 256×256"))
     page.write("Placeholder token", "<humbug>")
     page.write("Steps", "3")
     page.button("Train").click()
@@ -185,20 +186,22 @@ def test_train_an_embedding_and_generate_an_image_with_it(
     page.driver.get("about:blank")  # a user who leaves and returns finds the run
     page.driver.get(f"{address}/train")
     until(lambda: page.shows("finished · step 3 of 3"), 400)  # it compiles four graphs
-    assert until(lambda: page.find("[data-testid='stMain'] img"))
+    until(lambda: page.shows("Sample images over the steps"))
+    assert len(page.find("[data-testid='stMain'] textarea[aria-label='Caption']")) == 5
     assert page.fits()
-    page.button("Use this embedding").click()
-    until(page.selected_embeddings)  # leaving the page before would lose the click
-    page.open_page("Generate")
+    page.button("Try it").click()
+    until(page.selected_embeddings)
+    until(lambda: page.prompt() == "a photo of <humbug>")
+    assert page.driver.current_url == f"{address}/generate"
     until(lambda: [b for b in page.find("button") if b.text == "<humbug>"])[0].click()
-    until(lambda: page.find("textarea[aria-label='Prompt']")[0].get_attribute("value") == "<humbug>")
+    until(lambda: page.prompt() == "a photo of <humbug> <humbug>")
     page.write("Steps", "4")
     page.write("Batch count", "1")
     page.button("Generate").click()
     until(lambda: page.find("[data-testid='stDownloadButton'] button"))[0].click()
     (path,) = until(lambda: list((tmp_path / "0").glob("image_*.png")))
     parameters = image_files.read_parameters(path)
-    assert (parameters["prompt"], parameters["sample_step"]) == ("<humbug>", 4)
+    assert (parameters["prompt"], parameters["sample_step"]) == ("a photo of <humbug> <humbug>", 4)
     for name, text in (("Generate", "Generated images"), ("Compare", "Baseline prompt"), ("Train", "New embedding")):
         page.resize(*WIDE)
         page.open_page(name)
@@ -209,6 +212,10 @@ def test_train_an_embedding_and_generate_an_image_with_it(
         page.resize(*NARROW)
         until(page.is_idle)
         assert page.fits()
+        links = [a for a in page.find("[data-testid='stMain'] a") if a.is_displayed()]
+        assert [a.text.split("\n")[-1] for a in links][:3] == ["Generate", "Compare", "Train"]
+        page.driver.get(f"{address}/{name.lower()}")  # each page has an address of its own
+        until(lambda text=text: page.shows(text) and page.is_idle())
 
 
 def test_second_user_is_queued_and_both_can_cancel(open_browser: Callable[..., Browser], address: str) -> None:

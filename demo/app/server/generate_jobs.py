@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from demo.app.server.worker import NOBODY, Owner, Task
 from gm import api
 from gm.api import Toolkit
 from gm.config import Config
+from gm.errors import UserError
 from gm.sampling import request, run
 from gm.sampling.pipeline import SamplingProgress
 from gm.sampling.request import SamplingJob
@@ -45,13 +45,17 @@ def generate(config: Config, owner: Owner = NOBODY) -> Task:
     return _submit(config.sampling.prompt, [request.prepare(config, literal=True)], owner)
 
 
-def compare(config: Config, baseline_prompt: str, owner: Owner = NOBODY) -> Task:
-    """Submit `baseline_prompt`, then `config`'s prompt with the same seeds; events and errors as of `generate`."""
-    baseline = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt=baseline_prompt))
-    for each in (baseline, config):
+def compare(configs: Sequence[Config], title: str, owner: Owner = NOBODY) -> Task:
+    """Submit the images of several configs of one model, one after the other; events and errors as of `generate`.
+
+    UserError, too, if they are more images than one request may ask for.
+    """
+    for each in configs:
         limits.check_sampling(each.sampling)
-    jobs = [request.prepare(each, literal=True) for each in (baseline, config)]
-    return _submit(f"{baseline_prompt} → {config.sampling.prompt}", jobs, owner)
+    count = sum(each.sampling.num_cols * each.sampling.num_rows for each in configs)
+    if count > limits.MAX_IMAGES:
+        raise UserError(f"these would be {count} images; compare at most {limits.MAX_IMAGES} at once")
+    return _submit(title, [request.prepare(each, literal=True) for each in configs], owner)
 
 
 def seconds_left(steps: Sequence[TaskProgress]) -> float | None:

@@ -22,6 +22,14 @@ MAXIMA: dict[str, float] = {
     "total_step": 100_000,
     "infer_interval": 100_000,
     "learning_rate": 10.0,
+    "resolution": 2048,
+    "train_batch_size": 64,
+    "gradient_accumulation_steps": 1000,
+    "lr_warmup_steps": 100_000,
+    "num_validation_samples": 1000,
+    "validation_loss_interval": 100_000,
+    "save_ckpt_interval": 100_000,
+    "min_snr_gamma": 1000.0,
 }
 
 

@@ -28,6 +28,7 @@ from demo.app.server.training_record import Launch, read_log
 from gm.embeddings.embedding import safe_filename
 from gm.errors import UserError
 from gm.training import checkpoint
+from gm.training.embedding_files import BEST
 from gm.training.output_dir import LOG, PREVIEWS, REPORT
 
 log = logging.getLogger("gm")
@@ -99,14 +100,20 @@ class TrainingJob:
                 times[path] = path.stat().st_mtime_ns
         return sorted((path for path in times if path.is_file()), key=lambda path: times[path], reverse=True)
 
+    def best_embedding_file(self) -> Path | None:
+        """Return the embedding file with the lowest validation loss, else that of the most steps; None without any."""
+        files = self.embedding_files()
+        best = [path for path in files if file_step(path) == BEST]
+        return best[0] if best else max(files, key=lambda path: int(file_step(path) or 0), default=None)
+
     def report(self) -> Path | None:
         """Return the HTML report, which training writes at its end."""
         path = self.folder / REPORT
         return path if path.is_file() else None
 
-    def console_tail(self, lines: int = 20) -> str:
-        """Return the last `lines` of the console log."""
-        text = self._console()[-_MAX_TAIL:].decode("utf-8", errors="replace")
+    def console_tail(self, lines: int = 20, offset: int = 0) -> str:
+        """Return the last `lines` of the console log after `offset` bytes."""
+        text = self._console()[offset:][-_MAX_TAIL:].decode("utf-8", errors="replace")
         return "\n".join(re.split(r"[\r\n]+", text.strip())[-lines:])
 
     def stop(self) -> None:
@@ -141,12 +148,19 @@ class TrainingJob:
         return b""
 
 
-def start(config: str, root: Path, options: dict[str, Any], owner: str = "") -> TrainingJob:
+def file_step(path: Path) -> str:
+    """Return the step in the name of an embedding file, or `BEST`; "" for another name."""
+    match = re.fullmatch(rf".*_(\d{{1,12}}|{BEST})_ti", path.stem)
+    return match[1] if match else ""
+
+
+def start(config: str, root: Path, options: dict[str, Any], owner: str = "", version: str = "") -> TrainingJob:
     """Start training with the YAML file `config` in a new folder of `root`; `options` are command-line options by name.
 
     A `config` of "" is that of the weights' family. `owner` is the id of the browser that may see the run, "" for
-    everyone. Returns at once; the run may have to wait for others. UserError if too many are waiting, if the folder
-    cannot be made, and as of `limits.check_training`. Other invalid options make the job fail.
+    everyone, `version` the name of the model on the page. Returns at once; the run may have to wait for others.
+    UserError if too many are waiting, if the folder cannot be made, and as of `limits.check_training`. Other invalid
+    options make the job fail.
     """
     if "total_step" not in options or "placeholder_token" not in options:
         raise UserError("a training run needs placeholder_token and total_step")
@@ -158,7 +172,7 @@ def start(config: str, root: Path, options: dict[str, Any], owner: str = "") -> 
         folder = _new_folder(root, stem)
     except OSError as error:
         raise UserError(f"cannot make a folder in {root}: {error.strerror}; choose another") from error
-    launch = Launch(config, {**options, "save_path": str(folder)}, 0, time.time(), owner=owner)
+    launch = Launch(config, {**options, "save_path": str(folder)}, 0, time.time(), owner=owner, version=version)
     try:
         _spawn(folder, launch)
     except UserError:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gm.errors import UserError, shorten
 from gm.runtime import atomic_io
 
 _NUMBERS = ("step", "loss", "loss_smoothed")  # of a record of a training step
+_VALIDATION = ("step", "validation_loss")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Launch:
 
     `console_offset` is the size of the console log before this process. `stop_requested`: SIGTERM has been sent.
     `queued`: time of this start. `owner`: id of the browser that started it, "" for everyone's; `shared`: by its owner,
-    with everyone. The process id is 0 until the process has been started.
+    with everyone; `version`: name of the model on the page. The process id is 0 until the process has been started.
     """
 
     config: str
@@ -37,10 +39,15 @@ class Launch:
     queued: float = 0.0
     owner: str = ""
     shared: bool = False
+    version: str = ""
 
     @property
     def total_step(self) -> int:
         return int(self.options["total_step"])
+
+    @property
+    def placeholder_token(self) -> str:
+        return str(self.options.get("placeholder_token") or "")
 
     def is_visible_to(self, browser: str) -> bool:
         """Return whether the browser of this id may see the run."""
@@ -80,18 +87,27 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     Others hold nearest tokens or validation losses. Lines that are damaged, or are being written, are left out.
     """
+    return [record for record in _read_lines(path) if _has_numbers(record, _NUMBERS)]
+
+
+def read_validation(path: Path) -> list[dict[str, Any]]:
+    """Return the records of validation losses in a log: `step`, `validation_loss` and more."""
+    return [record for record in _read_lines(path) if _has_numbers(record, _VALIDATION)]
+
+
+def _read_lines(path: Path) -> list[Any]:
     records = []
     with contextlib.suppress(OSError):
         if path.is_file():
             for line in path.read_bytes().splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
                     records.append(json.loads(line))
-    return [record for record in records if _is_of_step(record)]
+    return records
 
 
-def _is_of_step(record: Any) -> bool:
-    if not isinstance(record, dict) or "loss" not in record:
+def _has_numbers(record: Any, names: Sequence[str]) -> bool:
+    if not isinstance(record, dict):
         return False
-    values = [record.get(name) for name in _NUMBERS]
+    values = [record.get(name) for name in names]
     numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return len(numbers) == len(_NUMBERS) and math.isfinite(numbers[0])
+    return len(numbers) == len(names) and math.isfinite(numbers[0])

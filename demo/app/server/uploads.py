@@ -14,7 +14,7 @@ from gm.runtime import atomic_io
 MAX_IMAGE_BYTES = 50 * 10**6
 MAX_IMAGES = 200  # per upload
 MAX_PIXELS = 36 * 10**6  # of which decoding takes 25 bytes each
-_decoding = threading.Lock()  # one upload at a time, whatever the number of visitors
+decoding = threading.Lock()  # one upload at a time, whatever the number of visitors
 _SUFFIXES = {  # by the first bytes of a file
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -58,7 +58,7 @@ def store_training_images(files: Sequence[tuple[str, bytes]], folder: Path, noti
     mask_contents = dict(sidecars)
     stored: dict[Path, bytes | None] = {}
     for name, content in images:
-        path = store_image(content, folder, notify)
+        path = _store_named(name.name, content, folder, notify)
         mask = mask_contents[mask_names[name.stem]] if name.stem in mask_names else None
         if stored.setdefault(path, mask) != mask:
             raise UserError(f"{name} was uploaded twice, with different masks; upload it once")
@@ -66,6 +66,14 @@ def store_training_images(files: Sequence[tuple[str, bytes]], folder: Path, noti
         if mask is not None:
             _store_image(mask, folder, f"{path.stem}{masks.ENDING}")
     return list(stored)
+
+
+def _store_named(name: str, content: bytes, folder: Path, notify: Notify) -> Path:
+    """Store an image as `store_image` does, with its `name` in messages."""
+    try:
+        return store_image(content, folder, lambda note: notify(f"{name}: {note}"))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def store_image(content: bytes, folder: Path, notify: Notify = _ignore) -> Path:
@@ -99,7 +107,7 @@ def _store_image(content: bytes, folder: Path, stem: str = "") -> tuple[Path, tu
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}×{image.height}"
                 raise UserError(f"an image has {size} pixels; upload at most {MAX_PIXELS // 10**6} million")
-        with _decoding:
+        with decoding:
             return path, image_reader.read_image(path).notes
     except UserError as error:
         path.unlink()

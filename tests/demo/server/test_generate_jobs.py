@@ -42,7 +42,8 @@ def test_task_yields_images_and_progress(workshop: Workshop, tmp_path: Path) -> 
 
 
 def test_compare_uses_the_same_seeds_for_both_prompts(workshop: Workshop, tmp_path: Path) -> None:
-    task = generate_jobs.compare(sampling_config(workshop, tmp_path, prompt="a red cat", num_cols=2), "a cat")
+    configs = [sampling_config(workshop, tmp_path, prompt=prompt, num_cols=2) for prompt in ("a cat", "a red cat")]
+    task = generate_jobs.compare(configs, "a cat → a red cat")
     assert task.wait(120)
     assert steps(task.events) == [(k, 12) for k in range(1, 13)]
     parameters = [
@@ -51,6 +52,12 @@ def test_compare_uses_the_same_seeds_for_both_prompts(workshop: Workshop, tmp_pa
     assert [(p["prompt"], p["seed"]) for p in parameters] == [
         (prompt, 42 + k) for prompt in ("a cat", "a red cat") for k in (0, 1)
     ]
+
+
+def test_a_comparison_of_too_many_images_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    configs = [sampling_config(workshop, tmp_path, prompt="a cat", num_cols=26)] * 4
+    with pytest.raises(UserError, match="these would be 104 images; compare at most 100"):
+        generate_jobs.compare(configs, "a cat")
 
 
 def test_model_is_loaded_once_and_replaced_by_another(
