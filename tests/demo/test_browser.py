@@ -119,11 +119,17 @@ class Browser:
 
     def button(self, label: str) -> WebElement:
         buttons: list[WebElement] = until(lambda: [b for b in self.find("button") if b.text.split("\n")[-1] == label])
-        return buttons[0]
+        return self.centered(buttons[0])
+
+    def centered(self, element: WebElement) -> WebElement:
+        """Scroll to an element, which the driver would put under the head of the page."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        return element
 
     def open_page(self, name: str) -> None:
         """Go to another page of the same session, by the links at its head."""
-        until(lambda: [a for a in self.find("a") if a.text.split("\n")[-1] == name])[0].click()
+        links = until(lambda: [a for a in self.find("a") if a.text.split("\n")[-1] == name])
+        self.centered(links[0]).click()
 
     def write(self, label: str, text: str) -> None:
         selector = f"textarea[aria-label='{label}'], input[aria-label='{label}']"

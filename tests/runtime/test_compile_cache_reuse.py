@@ -69,7 +69,7 @@ def test_a_later_process_reads_the_right_graphs(tmp_path: Path) -> None:
     assert run_process(tmp_path / "another", str(cache), "3/2", "4/1", "2/1", "3/1") == [48.0, 48.0, 12.0, 24.0]
     # A graph that was read is not written again; the same script in another folder reads the same graphs.
     assert {path: path.stat().st_ino for path in cached} == cached
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.glob("*.mindir"))) == 4
 
 
 @pytest.mark.e2e
@@ -97,12 +97,12 @@ print(backend.compile_cell(nn.ReLU(), True)(Tensor(np.array([-1, 2], np.float32)
 def test_a_damaged_graph_is_compiled_again(tmp_path: Path) -> None:
     cache = tmp_path / "graphs"
     run_process(tmp_path, str(cache), "2/1", "3/1")
-    whole = {path: path.read_bytes() for path in cache.iterdir()}
+    whole = {path: path.read_bytes() for path in cache.glob("*.mindir")}
     cut, noise = sorted(whole)
     cut.write_bytes(whole[cut][: len(whole[cut]) // 2])
     noise.write_bytes(b"noise" * 100)
     assert run_process(tmp_path, str(cache), "2/1", "3/1") == [12.0, 24.0]
-    assert {path: len(path.read_bytes()) for path in cache.iterdir()} == {p: len(b) for p, b in whole.items()}
+    assert {path: len(path.read_bytes()) for path in cache.glob("*.mindir")} == {p: len(b) for p, b in whole.items()}
 
 
 @pytest.mark.e2e
@@ -248,4 +248,4 @@ def test_ascend_caches_the_graph_of_the_front_end_alone(tmp_path: Path) -> None:
         return process.stdout.splitlines()[-1]
 
     assert [run("O0"), run("O0"), run("O1")] == ["compiled", "cached", "compiled"]
-    assert [path.suffix for path in (tmp_path / "graphs").iterdir()] == [".mindir", ".mindir"]
+    assert len(list((tmp_path / "graphs").glob("*.mindir"))) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -61,8 +62,10 @@ def test_too_many_skipped_steps_end_the_run_with_the_last_finite_vectors(
 
 
 def test_update_that_makes_vectors_infinite_is_reverted(workshop: Workshop, tmp_path: Path) -> None:
-    options = {"total_step": 50, "max_skipped_steps": 3, "learning_rate": 3e38, "save_path": str(tmp_path / "run")}
-    training_setup = setup.prepare(workshop.config(training=options))
+    options = {"total_step": 50, "max_skipped_steps": 3, "save_path": str(tmp_path / "run")}
+    config = workshop.config(training=options)
+    training = dataclasses.replace(config.training, learning_rate=3e38)  # more than a user may choose
+    training_setup = setup.prepare(dataclasses.replace(config, training=training))
     start = trainer.prepare(workshop.model, training_setup, EAGER).state.vector_arrays()
     with pytest.raises(UserError, match="in a row without a finite"):
         whole_run(training_setup.config)
