@@ -147,10 +147,10 @@ def _request(x: Axis, y: Axis, source: Source, selection: ModelSelection) -> Req
 def _options(selection: ModelSelection, hidden: list[str]) -> dict[str, Any]:
     """Show the options of all cells, without the `hidden` ones; return them."""
     defaults = selection.config.sampling
-    shown = {"sample_step": "Steps", "guidance_scale": "CFG scale", "seed": "Seed"}
+    labels = {"sample_step": "Steps", "guidance_scale": "CFG scale", "seed": "Seed"}
     values: dict[str, Any] = {"num_rows": 1, "preview_interval": _PREVIEW_INTERVAL}
     with st.container(horizontal=True):
-        for name, label in shown.items():
+        for name, label in labels.items():
             if name not in hidden:
                 default = getattr(defaults, name)
                 kind = type(default)

@@ -29,9 +29,9 @@ def show(folder: Path, dirs: AppDirs) -> None:
     st.subheader("Generated images", divider="gray")
     if error := st.session_state.pop(_ERROR_KEY, ""):
         messages.error(error, dirs)
-    shown = _page(paths)
-    for first in range(0, len(shown), _COLUMNS):
-        for column, path in zip(st.columns(_COLUMNS), shown[first : first + _COLUMNS], strict=False):
+    page_paths = _page(paths)
+    for first in range(0, len(page_paths), _COLUMNS):
+        for column, path in zip(st.columns(_COLUMNS), page_paths[first : first + _COLUMNS], strict=False):
             with column:
                 _card(path, dirs)
     _footer(paths)

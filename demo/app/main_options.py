@@ -66,13 +66,13 @@ def _size(defaults: SamplingConfig, model: ModelConfig, task: str) -> dict[str, 
         default = {"width": size.width, "height": size.height}
     except UserError:  # of the config; it is reported with the request
         default = {"width": model.resolution, "height": model.resolution}
-    shown = {name: str(side) if task == "txt2img" else "auto" for name, side in default.items()}
+    placeholders = {name: str(side) if task == "txt2img" else "auto" for name, side in default.items()}
     columns = st.columns([4, 2, 4, 4], gap="small", vertical_alignment="bottom")
     values: dict[str, Any] = {}
     for column, name in zip(columns[::2], ("width", "height"), strict=True):
         with column:
             values[name] = options.widget(
-                SamplingConfig, name, getattr(defaults, name), model.vae.downsample_factor, shown[name]
+                SamplingConfig, name, getattr(defaults, name), model.vae.downsample_factor, placeholders[name]
             )
     columns[1].button(
         ":material/swap_horiz:", key="swap size", help="Swap width and height", on_click=_swap, args=(default,)

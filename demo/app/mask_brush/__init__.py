@@ -24,11 +24,11 @@ def show(image: Path, mask: Path | None, key: str) -> bytes | None:
 
     The mask is a PNG, white where to inpaint, from the browser: it may hold anything.
     """
-    picture = thumbnails.of_image(image, _SIDE)
-    if picture is None:
+    thumbnail = thumbnails.of_image(image, _SIDE)
+    if thumbnail is None:
         return None
     painted = None if mask is None else thumbnails.of_image(mask, _SIDE)
-    value = _component(image=_data_url(picture), mask=_data_url(painted) if painted else "", key=key, default=None)
+    value = _component(image=_data_url(thumbnail), mask=_data_url(painted) if painted else "", key=key, default=None)
     return decode(value)
 
 

@@ -79,13 +79,13 @@ def add(files: Sequence[tuple[str, bytes]], folder: Path, notify: Notify = lambd
     """
     named = [(PureWindowsPath(name).name[-_MAX_NAME:], content) for name, content in files]
     texts = {name: _text(name, content) for name, content in named if _is_caption(name)}
-    pictures = [(name, content) for name, content in named if not _is_caption(name)]
+    image_files = [(name, content) for name, content in named if not _is_caption(name)]
     present = load(folder)
-    pictures = _earlier_images_of(pictures, present) + pictures
+    image_files = _earlier_images_of(image_files, present) + image_files
     new = folder.with_name(f"{folder.name}.new-{secrets.token_hex(4)}")
     try:
-        stored = uploads.store_training_images(pictures, new, notify) if pictures else []
-        names = {uploads.hash_of(content): name for name, content in pictures if not masks.is_sidecar(Path(name))}
+        stored = uploads.store_training_images(image_files, new, notify) if image_files else []
+        names = {uploads.hash_of(content): name for name, content in image_files if not masks.is_sidecar(Path(name))}
         names = {path.name: names.get(path.stem, path.name) for path in stored}
         all_names = {image.path.name: image.name for image in present} | names
         if len(all_names) > uploads.MAX_IMAGES:
@@ -191,10 +191,10 @@ def _thumbnail(path: Path, mask_path: Path | None, _modified: int, framing: Fram
     return Thumbnail(content.getvalue(), original, max(ratios) > 1)
 
 
-def _earlier_images_of(pictures: Sequence[tuple[str, bytes]], present: Sequence[TrainingImage]) -> list:
+def _earlier_images_of(image_files: Sequence[tuple[str, bytes]], present: Sequence[TrainingImage]) -> list:
     """Return the images, names and contents, that are there already and whose masks are uploaded now."""
-    uploaded = {Path(name).stem for name, _ in pictures}
-    stems = {masks.image_stem(Path(name)) for name, _ in pictures if masks.is_mask(Path(name))} - uploaded
+    uploaded = {Path(name).stem for name, _ in image_files}
+    stems = {masks.image_stem(Path(name)) for name, _ in image_files if masks.is_mask(Path(name))} - uploaded
     return [(image.name, image.path.read_bytes()) for image in present if Path(image.name).stem in stems]
 
 
