@@ -53,6 +53,16 @@ def device() -> None:
     backend.setup(RunConfig(device_target="CPU", ms_mode=1))
 
 
+@pytest.fixture(autouse=True)
+def operators(device: None) -> Iterator[None]:
+    """Forget operators that a test has compiled into a folder of its own, which is deleted after it."""
+    from gm.runtime import onednn
+
+    yield
+    if not onednn.library().startswith(os.environ["GM_GRAPHS"]):
+        onednn.unload()
+
+
 @pytest.fixture(scope="session")
 def cases(device: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """Return the function from a name in `ALL` or `STABLE_DIFFUSION` to its model, built once a session."""

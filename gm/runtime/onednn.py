@@ -52,9 +52,9 @@ def has_bfloat16() -> bool:
 
 
 def load() -> None:
-    """Find or compile the library. Raises Unavailable where that is not possible."""
+    """Find or compile the library, again if its file was deleted. Raises Unavailable where that is not possible."""
     global _path
-    if not _path:
+    if not (_path and Path(_path).exists()):
         root, compiler = find_onednn(), find_compiler()
         path = _folder() / f"operators_{_key(root, compiler)}.so"
         if not path.exists():

@@ -87,7 +87,7 @@ def _status(url: str, host: str) -> int:
         return error.code
 
 
-def until(condition: Callable[[], Any], seconds: float = 400) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 900) -> Any:
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(StaleElementReferenceException):

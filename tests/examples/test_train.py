@@ -173,7 +173,7 @@ def train_miniature(workshop: Workshop, state: Path, ms_mode: int, *launcher: st
     }
     pairs = [str(part) for pair in flags.items() for part in pair]
     command = [*launcher, sys.executable, train.__file__, *pairs]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return load_file(state / "model.safetensors")
 

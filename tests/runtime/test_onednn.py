@@ -90,3 +90,20 @@ def test_the_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(onednn, "compile_library", lambda *_: pytest.fail("compiled again"))
     onednn.load()
     assert onednn.library() == first
+
+
+def test_the_library_is_compiled_again_after_its_folder_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(onednn, "find_onednn", lambda: tmp_path)
+    monkeypatch.setattr(onednn, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(onednn, "_open_library", lambda path: None)
+    monkeypatch.setattr(onednn, "compile_library", lambda path, *_: (compiled.append(path), path.touch()))
+    monkeypatch.setattr(onednn, "_folder", lambda: tmp_path)
+    for _ in range(2):
+        onednn.load()
+    assert len(compiled) == 1
+    Path(onednn.library()).unlink()
+    onednn.load()
+    assert compiled[1:] == [Path(onednn.library())]
