@@ -22,11 +22,19 @@ from gm.errors import UserError
 
 NONE = "None"
 EMBEDDING, STEP, STRENGTH = "Embedding", "Training step", "Embedding strength"
+DENOISING = "Denoising strength"  # of img2img
 WITHOUT = "no embedding"  # among the values of EMBEDDING
 _MAX_STEPS = 6  # of a run that are chosen at first
-_NUMBERS = {"guidance_scale": (float, "3, 5, 7.5"), "sample_step": (int, "10, 20, 40"), "seed": (int, "42-45")}
+_NUMBERS = {
+    "guidance_scale": (float, "3, 5, 7.5"),
+    "sample_step": (int, "10, 20, 40"),
+    "seed": (int, "42-45"),
+    "strength": (float, "0.4-0.8 (+0.2)"),
+    "guidance_rescale": (float, "0, 0.35, 0.7"),
+}
+_IMPLIED = {"guidance_rescale": {"guider": "rescaled"}}  # options without which another has no effect
 _CHOICES = {"sampler": list(samplers.SAMPLERS), "schedule": list(schedule.SCHEDULES)}
-OPTION_OF = {LABELS[name]: name for name in (*_NUMBERS, *_CHOICES)}
+OPTION_OF = {{**LABELS, "strength": DENOISING}[name]: name for name in (*_NUMBERS, *_CHOICES)}
 AXES = (*OPTION_OF, EMBEDDING, STEP, STRENGTH)
 
 
@@ -56,10 +64,10 @@ class Cell:
     def prompt(self, source: Source) -> str:
         """Return the prompt, in which `{}` and the source's token stand for the cell's."""
         text = source.prompt.replace(source.token, "{}") if source.token else source.prompt
-        shown = self.token or source.baseline
+        words = self.token or source.baseline
         if self.token and self.strength != 1:
-            shown = f"({shown}:{self.strength:g})"
-        return text.replace("{}", shown)
+            words = f"({words}:{self.strength:g})"
+        return text.replace("{}", words)
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def config_of(cell: Cell, source: Source, selection: ModelSelection, sampling: d
 
 
 def _with_option(cell: Cell, option: str, value: Any) -> Cell:
-    return dataclasses.replace(cell, options={**cell.options, option: value})
+    return dataclasses.replace(cell, options={**cell.options, **_IMPLIED.get(option, {}), option: value})
 
 
 def _with_strength(cell: Cell, strength: float) -> Cell:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -59,6 +60,46 @@ def test_a_grid_over_two_options_has_each_combination(
     again.session_state["last comparison"] = page.session_state["last comparison"]
     again.session_state["session_id"] = page.session_state["session_id"]
     assert len(again.run().get("imgs")) == 4
+
+
+def test_a_grid_over_denoising_strength_starts_from_an_init_image(
+    app: Callable[[str], AppTest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Config] = []
+
+    def submit(configs: list[Config], title: str, owner: Any) -> None:
+        requests.extend(configs)
+        raise UserError("enough")
+
+    monkeypatch.setattr(generate_jobs, "compare", submit)
+    page = open_kind(app, compare.GRID)
+    page.selectbox(key="option Y axis").set_value("Denoising strength").run()
+    assert "Upload an init image" in shown(page.info[0])
+    assert not any(each.label == "Compare" for each in page.button)
+    images = [image_files.save(np.zeros((16, 16, 3), np.uint8), {}, tmp_path, "init") for _ in range(2)]
+    page.session_state["previous inputs"] = {"img": [str(path) for path in images], "mask": None}
+    page.text_input(key="option X CFG scale values").set_value("2")
+    page.text_input(key="option Y Denoising strength values").set_value("0.2-0.6 (+0.4)").run()
+    assert "2 × 1 cells of 2 images: 4 images" in [shown(each) for each in page.caption]
+    button(page, "Compare").click().run()
+    assert [(each.sampling.task, each.sampling.strength, each.sampling.guidance_scale) for each in requests] == [
+        ("img2img", 0.2, 2.0),
+        ("img2img", 0.6, 2.0),
+    ]
+    assert requests[0].sampling.img == [str(path) for path in images]
+    page.text_input(key="option Y Denoising strength values").set_value("1.5").run()
+    assert "1.5 is not possible here; it must be from 0 to 1" in shown(page.error[0])
+    page.selectbox(key="option Y axis").set_value("Guidance rescale").run()
+    page.checkbox(key="option grid of img2img").check().run()
+    page.slider(key="option compared strength").set_value(0.3).run()
+    requests.clear()
+    button(page, "Compare").click().run()
+    assert [(each.sampling.strength, each.sampling.guider, each.sampling.guidance_rescale) for each in requests] == [
+        (0.3, "rescaled", 0.0),
+        (0.3, "rescaled", 0.35),
+        (0.3, "rescaled", 0.7),
+    ]
+    assert not page.exception
 
 
 def test_the_steps_of_a_run_are_beside_each_other(

@@ -52,7 +52,7 @@ def compare(configs: Sequence[Config], title: str, owner: Owner = NOBODY) -> Tas
     """
     for each in configs:
         limits.check_sampling(each.sampling)
-    count = sum(each.sampling.num_cols * each.sampling.num_rows for each in configs)
+    count = sum(limits.number_of_images(each.sampling) for each in configs)
     if count > limits.MAX_IMAGES:
         raise UserError(f"these would be {count} images; compare at most {limits.MAX_IMAGES} at once")
     return _submit(title, [request.prepare(each, literal=True) for each in configs], owner)
@@ -63,10 +63,10 @@ def seconds_left(steps: Sequence[TaskProgress]) -> float | None:
 
     The first step, which compiles, is not counted, and neither are steps that were skipped.
     """
-    taken = [step for step in steps if not step.skipped]
-    if len(taken) < 2:
+    times = [step.time for step in steps if not step.skipped]
+    if len(times) < 2:
         return None
-    seconds = (taken[-1].time - taken[0].time) / (len(taken) - 1)
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
     return seconds * (steps[-1].total - steps[-1].done)
 
 

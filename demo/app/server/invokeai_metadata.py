@@ -47,11 +47,24 @@ _UNINTERESTING = (
 _MODELS = {"model": "Model", "vae": "VAE", "model_id": "Model", "model_weights": "Model"}
 _MODES = ("txt2img", "img2img", "inpaint", "outpaint")
 _SWITCHES = {
-    **{"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "f": "strength"},
-    **{"I": "init_img", "M": "init_mask", "G": "facetool_strength", "U": "upscale", "V": "variations"},
+    "s": "steps",
+    "S": "seed",
+    "W": "width",
+    "H": "height",
+    "C": "cfg_scale",
+    "A": "sampler",
+    "f": "strength",
+    "I": "init_img",
+    "M": "init_mask",
+    "G": "facetool_strength",
+    "U": "upscale",
+    "V": "variations",
 }
 # A switch is one letter, whose value may follow without a space, or a word after two hyphens.
-_SWITCH = re.compile(r"\s-(?:-(?P<name>\w+)|(?P<letter>[A-Za-z]))(?=[\s\d./]|k_|ddim|plms|$)(?P<value>(?:(?!\s-[-A-Za-z]).)*)")
+_SWITCH = re.compile(
+    r"\s-(?:-(?P<name>\w+)|(?P<letter>[A-Za-z]))(?=[\s\d./]|k_|ddim|plms|$)"
+    r"(?P<value>(?:(?!\s-[-A-Za-z]).)*)"
+)
 _NEGATIVE = re.compile(r"\[(.*?)\]", re.DOTALL)
 
 

@@ -58,6 +58,9 @@ def test_a_comparison_of_too_many_images_is_refused(workshop: Workshop, tmp_path
     configs = [sampling_config(workshop, tmp_path, prompt="a cat", num_cols=26)] * 4
     with pytest.raises(UserError, match="these would be 104 images; compare at most 100"):
         generate_jobs.compare(configs, "a cat")
+    configs = [sampling_config(workshop, tmp_path, prompt="a cat", num_cols=17, img=["a.png", "b.png"])] * 3
+    with pytest.raises(UserError, match="these would be 102 images; compare at most 100"):
+        generate_jobs.compare(configs, "a cat")
 
 
 def test_model_is_loaded_once_and_replaced_by_another(
