@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -13,7 +15,7 @@ import streamlit as st
 from demo.app import browser, compare_results, init_inputs, plain, task_progress, xy_axes
 from demo.app.app_dirs import AppDirs
 from demo.app.options import between, persistent_key
-from demo.app.server import generate_jobs, limits, training_jobs
+from demo.app.server import generate_jobs, limits, training_jobs, weight_files
 from demo.app.server.comparison import Comparison
 from demo.app.server.training_jobs import TrainingJob
 from demo.app.sidebar import ModelSelection
@@ -115,15 +117,24 @@ def _grid(selection: ModelSelection, dirs: AppDirs) -> Request | None:
     help_ = "{} stands for the placeholder token" + (f", as {plain.escape(token)} does" if token else "")
     prompt = st.text_input("Prompt", key=key, help=help_)
     baseline = initializer_token(embeddings[token][1]) if token else _DEFAULT_TOKEN
-    source = Source(prompt, token, baseline, files)
+    source = Source(prompt, token, baseline, files, checkpoints=_checkpoints(selection, dirs))
     state = st.session_state
     if xy_axes.STEP in (state.get("option X axis"), state.get("option Y axis")):
         job = _run(dirs)
-        source = Source(prompt, job.launch.placeholder_token if job else token, baseline, files, job)
+        source = dataclasses.replace(source, token=job.launch.placeholder_token if job else token, run=job)
     x = _axis("X", "CFG scale", source)
     y = _axis("Y", xy_axes.STRENGTH if token else "Steps", source)
     inputs = _init_images(x, y, selection, dirs) if x and y else None
     return None if x is None or y is None or inputs is None else _request(x, y, source, selection, inputs)
+
+
+def _checkpoints(selection: ModelSelection, dirs: AppDirs) -> dict[str, str]:
+    """Return the paths of the checkpoints by label: the selected one, and those in the folder of weights."""
+    folder = dirs.checkpoints
+    paths = {str(path.relative_to(folder)): str(path) for path in weight_files.checkpoints(folder)}
+    weight = selection.config.run.weight
+    is_listed = any(os.path.abspath(path) == os.path.abspath(weight) for path in paths.values())
+    return paths if is_listed else {Path(weight).name: weight, **paths}
 
 
 def _init_images(x: Axis, y: Axis, selection: ModelSelection, dirs: AppDirs) -> dict[str, Any] | None:

@@ -12,12 +12,15 @@ from streamlit.testing.v1 import AppTest
 
 from demo.app import compare, xy_axes
 from demo.app.server import generate_jobs
+from demo.app.sidebar import ModelSelection
 from demo.app.xy_axes import NO_AXIS, Axis, Source
+from gm.checkpoints import config_choice
 from gm.config import Config
 from gm.errors import UserError
 from gm.sampling import image_files
 from tests.demo.test_app import button, shown, wait_for
 from tests.demo.test_app_train import write_run
+from tests.project import Workshop
 
 
 def axis(name: str, values: list[Any], apply: Callable[..., Any]) -> Axis:
@@ -157,6 +160,21 @@ def test_cells_name_the_embedding_or_its_baseline() -> None:
         ("a cat, cat", None),
         ("a cat, cat", None),
     ]
+
+
+def test_checkpoints_of_the_family_are_an_axis(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = workshop.config()
+    selection = ModelSelection(config, str(workshop.yaml), {})
+    weights = axis(xy_axes.CHECKPOINT, [config.run.weight, "other.ckpt"], xy_axes._with_weight)
+    source = Source("a cat")
+    cells = xy_axes.cells(weights, NO_AXIS, source)
+    configs = [xy_axes.config_of(cell, source, selection, {"seed": 7}) for cell in cells]
+    assert [(each.run.weight, each.sampling.seed) for each in configs] == [(config.run.weight, 7), ("other.ckpt", 7)]
+    assert {each.model for each in configs} == {config.model}
+    sd_config = "configs/training/sd_v1.5_textual_inversion.yaml"
+    monkeypatch.setattr(config_choice, "config_for", lambda *_: (sd_config, {}))
+    with pytest.raises(UserError, match=r"other.ckpt is of the family sd1, not sdxl; take it off the axis"):
+        xy_axes.config_of(cells[1], source, selection, {})
 
 
 @pytest.mark.parametrize(
