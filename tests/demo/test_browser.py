@@ -265,8 +265,7 @@ def test_a_dropped_image_fills_the_page_in_and_a_painted_mask_stays(
     until(lambda: page.prompt() == "" and page.is_idle())
     page.drop(image, "[data-testid='stMain'] [data-testid='stFileUploaderDropzone']")
     until(lambda: page.prompt() == "a blue star" and page.shows("Filled in from image_00000.png"))
-    assert page.find("input[aria-label='Seed']")[0].get_attribute("value") == "7"
-    until(page.is_idle)
+    until(lambda: page.find("input[aria-label='Seed']")[0].get_attribute("value") == "7" and page.is_idle())
     other = image_files.save(np.zeros((8, 8, 3), np.uint8), {"prompt": "a red heart", "seed": 8}, tmp_path, "other")
     page.drop(other, "h1")  # anywhere else on the page is the box, too
     until(lambda: page.prompt() == "a red heart" and page.shows("Filled in from other_00000.png"))

@@ -179,7 +179,7 @@ def test_runs_wait_for_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         until(lambda: jobs[1].state == "stopped")
         assert jobs[1].console_tail() == ""
         # The waiting process knows its turn by itself, without the server that started it.
-        assert training_queue.read_pid(jobs[2].folder) == jobs[2].launch.pid
+        until(lambda: training_queue.read_pid(jobs[2].folder) == jobs[2].launch.pid)
         jobs[0].stop()
         until(lambda: jobs[2].state == "running" and "training" in jobs[2].console_tail())
     finally:
