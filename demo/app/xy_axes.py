@@ -171,10 +171,13 @@ def _model_of(weight: str, selection: ModelSelection) -> ModelConfig:
     """Return the config of the model at `weight`; UserError if it is of another family than the selected one."""
     default = [selection.config_path] if selection.config_path else []
     path, sections = config_choice.config_for(weight, *default)
-    model, family = _load_model(path, json.dumps(sections)), selection.config.model.family
-    if model.family != family:
-        raise UserError(f"{Path(weight).name} is of the family {model.family}, not {family}; take it off the axis")
-    return model
+    model, selected = _load_model(path, json.dumps(sections)), selection.config.model
+    if model.family != selected.family:
+        raise UserError(
+            f"{Path(weight).name} is of the family {model.family}, not {selected.family}; take it off the axis"
+        )
+    # As in the sidebar, the selected config stays where the weights do not contradict it.
+    return selected if (model.schedule, model.kind) == (selected.schedule, selected.kind) else model
 
 
 @functools.lru_cache(maxsize=32)

@@ -199,4 +199,4 @@ def test_every_option_under_advanced_exists_and_has_a_label_of_its_own() -> None
     assert {"optimizer", "lr_scheduler", "train_batch_size", "gradient_accumulation_steps"} <= set(names)
     assert {"seed", "resolution", "captions", "class_word"} <= set(names)
     assert len(set(train_options.LABELS.values())) == len(train_options.LABELS)
-    assert len(set(xy_axes.AXES)) == 8
+    assert len(set(xy_axes.AXES)) == 11
