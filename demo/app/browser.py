@@ -63,16 +63,16 @@ def identify() -> str:
 def state(dirs: AppDirs) -> BrowserState:
     """Return what is stored of this browser."""
     context = get_script_run_ctx()
-    found = _store().get(identify(), dirs.pages)
-    found.seen(context.session_id if context else "", _is_connected)
-    return found
+    browser_state = _store().get(identify(), dirs.pages)
+    browser_state.note_session(context.session_id if context else "", _is_connected)
+    return browser_state
 
 
 def restore(dirs: AppDirs) -> None:
     """Give the widgets that Streamlit has dropped their values again; called before any is shown."""
-    stored = state(dirs)
-    values = {name: value for name, value in stored.values.items() if _is_saved(name) and _has_type(name, value)}
-    for name, value in {**values, **stored.tasks}.items():
+    browser_state = state(dirs)
+    values = {name: value for name, value in browser_state.values.items() if _is_saved(name) and _has_type(name, value)}
+    for name, value in {**values, **browser_state.tasks}.items():
         if name not in st.session_state:
             st.session_state[name] = value
     save(dirs)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from demo.app import browser, compare_results, plain, task_progress, xy_axes
+from demo.app import browser, compare_results, init_inputs, plain, task_progress, xy_axes
 from demo.app.app_dirs import AppDirs
 from demo.app.options import between, persistent_key
-from demo.app.server import generate_jobs, limits, training_jobs
+from demo.app.server import generate_jobs, limits, training_jobs, weight_files
 from demo.app.server.comparison import Comparison
 from demo.app.server.training_jobs import TrainingJob
 from demo.app.sidebar import ModelSelection
-from demo.app.xy_axes import NO_AXIS, Axis, Source
+from demo.app.xy_axes import DENOISING, NO_AXIS, Axis, Source
 from gm.config import Config
 from gm.embeddings.embedding import Embedding
 from gm.errors import UserError
@@ -103,7 +105,7 @@ def _steps(selection: ModelSelection, dirs: AppDirs) -> Request | None:
     key = persistent_key(f"prompt of {token}", f"a {token} on a blue background")
     source = Source(st.text_input("Prompt", key=key), token, run=job)
     x = xy_axes.values_of(xy_axes.STEP, "", source)
-    return _request(x, NO_AXIS, source, selection)
+    return _request(x, NO_AXIS, source, selection, {})
 
 
 def _grid(selection: ModelSelection, dirs: AppDirs) -> Request | None:
@@ -115,14 +117,43 @@ def _grid(selection: ModelSelection, dirs: AppDirs) -> Request | None:
     help_ = "{} stands for the placeholder token" + (f", as {plain.escape(token)} does" if token else "")
     prompt = st.text_input("Prompt", key=key, help=help_)
     baseline = initializer_token(embeddings[token][1]) if token else _DEFAULT_TOKEN
-    source = Source(prompt, token, baseline, files)
+    source = Source(prompt, token, baseline, files, checkpoints=_checkpoints(selection, dirs))
     state = st.session_state
     if xy_axes.STEP in (state.get("option X axis"), state.get("option Y axis")):
         job = _run(dirs)
-        source = Source(prompt, job.launch.placeholder_token if job else token, baseline, files, job)
+        source = dataclasses.replace(source, token=job.launch.placeholder_token if job else token, run=job)
     x = _axis("X", "CFG scale", source)
     y = _axis("Y", xy_axes.STRENGTH if token else "Steps", source)
-    return _request(x, y, source, selection) if x and y else None
+    inputs = _init_images(x, y, selection, dirs) if x and y else None
+    return None if x is None or y is None or inputs is None else _request(x, y, source, selection, inputs)
+
+
+def _checkpoints(selection: ModelSelection, dirs: AppDirs) -> dict[str, str]:
+    """Return the paths of the checkpoints by label: the selected one, and those in the folder of weights."""
+    folder = dirs.checkpoints
+    paths = {str(path.relative_to(folder)): str(path) for path in weight_files.checkpoints(folder)}
+    weight = selection.config.run.weight
+    is_listed = any(os.path.abspath(path) == os.path.abspath(weight) for path in paths.values())
+    return paths if is_listed else {Path(weight).name: weight, **paths}
+
+
+def _init_images(x: Axis, y: Axis, selection: ModelSelection, dirs: AppDirs) -> dict[str, Any] | None:
+    """Show the init images of a grid, which are also those of the page Generate; return the options of img2img.
+
+    None if an image is needed and there is none yet.
+    """
+    is_axis = DENOISING in (x.name, y.name)
+    key = persistent_key("grid of img2img", False)
+    if not is_axis and not st.checkbox("From init images (img2img)", key=key):
+        return {}
+    images = init_inputs.images(dirs)
+    if not images:
+        st.info("Upload an init image, from which all cells start.")
+        return None
+    if is_axis:
+        return {"task": "img2img", "img": images}
+    key = persistent_key("compared strength", selection.config.sampling.strength, between(0.0, 1.0, float))
+    return {"task": "img2img", "img": images, "strength": st.slider(DENOISING, 0.0, 1.0, key=key)}
 
 
 def _axis(letter: str, default: str, source: Source) -> Axis | None:
@@ -134,13 +165,13 @@ def _axis(letter: str, default: str, source: Source) -> Axis | None:
         return None
 
 
-def _request(x: Axis, y: Axis, source: Source, selection: ModelSelection) -> Request:
-    """Show the options that no axis sets; return what the axes and they ask for."""
-    sampling = _options(selection, [xy_axes.OPTION_OF.get(axis.name, "") for axis in (x, y)])
+def _request(x: Axis, y: Axis, source: Source, selection: ModelSelection, inputs: dict[str, Any]) -> Request:
+    """Show the options that no axis sets; return what the axes, they and the `inputs` of img2img ask for."""
+    sampling = {**inputs, **_options(selection, [xy_axes.OPTION_OF.get(axis.name, "") for axis in (x, y)])}
     configs = [xy_axes.config_of(cell, source, selection, sampling) for cell in xy_axes.cells(x, y, source)]
-    count = len(configs) * sampling["num_cols"]
-    each = f" of {sampling['num_cols']} images" if sampling["num_cols"] > 1 else ""
-    plain.caption(f"{len(y.values)} × {len(x.values)} cells{each}: {count} images")
+    number = sampling["num_cols"] * len(inputs.get("img") or [""])
+    each = f" of {number} images" if number > 1 else ""
+    plain.caption(f"{len(y.values)} × {len(x.values)} cells{each}: {len(configs) * number} images")
     return configs, y.labels, x.labels
 
 

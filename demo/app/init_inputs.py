@@ -24,15 +24,19 @@ def show(task: str, default_strength: float, dirs: AppDirs) -> dict[str, Any]:
     """Show the inputs of a task; return the paths of the stored files, and the denoising strength."""
     if task == "txt2img":
         return {}
-    inputs: dict[str, Any] = {}
-    files = st.file_uploader("Init images", accept_multiple_files=True, key=reuse.upload_key("img"))
-    inputs["img"] = _inputs("img", files, dirs)
+    inputs: dict[str, Any] = {"img": images(dirs)}
     if task == "inpaint":
         inputs["mask"] = _mask(inputs["img"], dirs)
     if not options.between(0.0, 1.0, float)(st.session_state.get("strength")):
         st.session_state["strength"] = default_strength
     inputs["strength"] = st.slider("Denoising strength", 0.0, 1.0, key="strength", help="1 ignores the init image")
     return inputs
+
+
+def images(dirs: AppDirs) -> list[str]:
+    """Show the upload of init images; return their paths."""
+    files = st.file_uploader("Init images", accept_multiple_files=True, key=reuse.upload_key("img"))
+    return _inputs("img", files, dirs)
 
 
 def _mask(images: list[str], dirs: AppDirs) -> str | None:
@@ -53,22 +57,22 @@ def _paint(image: Path, dirs: AppDirs) -> None:
     mask = _previous("mask")
     # Another image, or a mask from elsewhere, is another brush.
     mount = st.session_state.get("brush mount", 0)
-    painted = mask_brush.show(image, Path(mask[0]) if mask else None, reuse.upload_key(f"brush {image.stem} {mount}"))
-    digest = hashlib.sha256(painted).hexdigest() if painted else ""
-    if not painted or st.session_state.get(_BRUSH_KEY) == digest:
+    content = mask_brush.show(image, Path(mask[0]) if mask else None, reuse.upload_key(f"brush {image.stem} {mount}"))
+    digest = hashlib.sha256(content).hexdigest() if content else ""
+    if not content or st.session_state.get(_BRUSH_KEY) == digest:
         return
     try:
-        stored = store_painted(painted, image, _folder(dirs))
+        path = store_mask(content, image, _folder(dirs))
     except UserError as error:
         messages.error(error, dirs)
         return
-    if stored:
-        messages.remember_name(stored, "the painted mask")
+    if path:
+        messages.remember_name(path, "the painted mask")
     st.session_state[_BRUSH_KEY] = digest
-    _set_previous("mask", [str(stored)] if stored else [])
+    _set_previous("mask", [str(path)] if path else [])
 
 
-def store_painted(content: bytes, image: Path, folder: Path) -> Path | None:
+def store_mask(content: bytes, image: Path, folder: Path) -> Path | None:
     """Store a painted mask in the size of its image; return its path, None if nothing is painted.
 
     `content` is a PNG from a browser. UserError if it is not one.
@@ -92,13 +96,13 @@ def _inputs(name: str, files: list[Any], dirs: AppDirs) -> list[str]:
     if ids and st.session_state.get(f"{name} ids") != ids:
         try:
             uploads.check_number(len(files))
-            stored = [_store(file, dirs) for file in files]
+            paths = [_store(file, dirs) for file in files]
         except UserError as error:
             plain.error(error)
             return []
         st.session_state[f"{name} ids"] = ids
         st.session_state["brush mount"] = st.session_state.get("brush mount", 0) + 1
-        _set_previous(name, list(dict.fromkeys(stored)))
+        _set_previous(name, list(dict.fromkeys(paths)))
         if name == "img":
             _set_previous("mask", [])
     paths = _previous(name)

@@ -19,10 +19,10 @@ _REPLACED = re.compile(r"(?<=http)(?=s?://)|(?<=https)(?=://)|(?<=www)(?=\.)|(?<
 
 def escape(text: object) -> str:
     """Return Markdown that shows `text`, cut at a length, and nothing else."""
-    shown = str(text)
-    if len(shown) > _MAX_LENGTH:
-        shown = f"{shown[:_MAX_LENGTH]}…"
-    lines = [_REPLACED.sub(_JOINER, line.strip()).translate(_ESCAPED) for line in shown.splitlines()]
+    content = str(text)
+    if len(content) > _MAX_LENGTH:
+        content = f"{content[:_MAX_LENGTH]}…"
+    lines = [_REPLACED.sub(_JOINER, line.strip()).translate(_ESCAPED) for line in content.splitlines()]
     return "  \n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from demo.app import browser, options, plain
+from demo.app import browser, options, page_drop, plain
 from demo.app.app_dirs import AppDirs
 from demo.app.labels import LABELS
 from demo.app.options import MAIN, PROMPT_KEYS, RUN, TABS, TASKS, between, widget_key
@@ -19,6 +19,7 @@ from gm.errors import UserError
 from gm.sampling import resolution
 
 _NOTE_KEY = "filled in"  # of what was filled in last, in the session state
+_DROP_KEY = "drop-zone"  # of the container of the box for images, also a CSS class
 _MOUNT_KEY = "input widgets"  # of a number that uploads have in their keys, so that another empties them
 _BOXES = {"prompt": "Prompt", "negative_prompt": "Negative prompt", "task": "Task", "strength": "Denoising strength"}
 _RESOLVERS = {"sampler": samplers.resolve_name, "schedule": schedule.resolve_name, "guider": guidance.resolve_name}
@@ -76,16 +77,19 @@ def apply_parameters(parameters: dict[str, Any], source: str = "", unused: Seque
 
 
 def drop_zone(dirs: AppDirs) -> None:
-    """Show the upload of an image whose generation parameters are to be filled in."""
+    """Show the upload of an image whose generation parameters are to be filled in; all of the page is a part of it."""
     key = f"dropped image {st.session_state.get('dropped images', 0)}"
-    st.file_uploader(
-        "Parameters from an image",
-        key=key,
-        type=["png", "jpg", "jpeg", "webp"],
-        help="an image of this app, AUTOMATIC1111 or ComfyUI: drop it here, and its parameters are filled in",
-        on_change=_apply_dropped,
-        args=(key, dirs),
-    )
+    with st.container(key=_DROP_KEY):
+        st.file_uploader(
+            "Parameters from an image",
+            key=key,
+            type=["png", "jpg", "jpeg", "webp"],
+            help="an image of this app, AUTOMATIC1111, InvokeAI or ComfyUI: drop it anywhere on the page, and its "
+            "parameters are filled in",
+            on_change=_apply_dropped,
+            args=(key, dirs),
+        )
+        page_drop.show(_DROP_KEY, key="page drop")
     if error := st.session_state.get("dropped image error"):
         plain.error(error)
 
@@ -120,20 +124,22 @@ def _apply_dropped(key: str, dirs: AppDirs) -> None:
 def apply_content(content: bytes, name: str, dirs: AppDirs) -> None:
     """Fill in the parameters in an image that a visitor gives, or remember why that is not possible."""
     try:
-        found = image_texts.read(content, name)
+        content_parameters = image_texts.read(content, name)
     except UserError as error:
         st.session_state["dropped image error"] = str(error)
         return
-    parameters, unused = dict(found.options), list(found.unused)
+    parameters, unused = dict(content_parameters.options), list(content_parameters.unused)
     # The file may be a stranger's: of the machine's images it can name those alone that this browser has itself.
-    own = dirs.images(browser.identify()).resolve()
+    folder = dirs.images(browser.identify()).resolve()
     images = _texts(parameters.get("img"))
-    parameters["img"] = [path for path in images if _is_below(path, own)]
-    if not _is_below(parameters.get("mask"), own):
+    parameters["img"] = [path for path in images if _is_below(path, folder)]
+    if not _is_below(parameters.get("mask"), folder):
         parameters["mask"] = None
     if len(parameters["img"]) < len(images):
         unused.append("init image: not this browser's; upload it")
-    apply_parameters(parameters, f"{name} ({found.program})" if found.program else name, unused)
+    apply_parameters(
+        parameters, f"{name} ({content_parameters.program})" if content_parameters.program else name, unused
+    )
 
 
 def _is_below(path: Any, folder: Path) -> bool:

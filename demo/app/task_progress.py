@@ -101,6 +101,6 @@ def _buttons(key: str, task: Task, steps: list[TaskProgress]) -> None:
 def _images(key: str) -> None:
     """Show the task's finished images, the newest first."""
     paths = image_paths(key)[: -_MAX_IMAGES - 1 : -1]
-    shown = [content for content in (thumbnails.of_image(path, _SIDE) for path in paths) if content]
-    for column, content in zip(st.columns(1 if len(shown) == 1 else 2) * len(shown), shown, strict=False):
+    contents = [content for content in (thumbnails.of_image(path, _SIDE) for path in paths) if content]
+    for column, content in zip(st.columns(1 if len(contents) == 1 else 2) * len(contents), contents, strict=False):
         column.image(content, width="stretch")

@@ -57,10 +57,10 @@ def _start(options: dict[str, Any], selection: ModelSelection, dirs: AppDirs) ->
 
 def _copy_images() -> Path:
     """Return a folder with the images of a run; UserError if there are none."""
-    kept = train_images.folder()
-    if not kept or not training_images.load(kept):
+    folder = train_images.folder()
+    if not folder or not training_images.load(folder):
         raise UserError("no image was uploaded; choose at least one above")
-    return training_images.copy(kept)
+    return training_images.copy(folder)
 
 
 def _show_amount(options: dict[str, Any], selection: ModelSelection, images: int) -> None:
@@ -68,8 +68,8 @@ def _show_amount(options: dict[str, Any], selection: ModelSelection, images: int
     batch = options.get("train_batch_size", selection.config.training.train_batch_size)
     updates = -(-options["total_step"] // _accumulation(options, selection))
     if images:
-        seen = options["total_step"] * batch / images
-        plain.caption(f"Each image is seen about {seen:,.0f} times; {updates:,} updates of the embedding.")
+        times = options["total_step"] * batch / images
+        plain.caption(f"Each image is seen about {times:,.0f} times; {updates:,} updates of the embedding.")
 
 
 def _accumulation(options: dict[str, Any], selection: ModelSelection) -> int:

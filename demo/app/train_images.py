@@ -28,8 +28,8 @@ _HEIGHT = 600  # of that box, in which a row is cut off, so that one sees that t
 
 def folder() -> Path | None:
     """Return the folder of the training images, None if there are none."""
-    kept = st.session_state.get(FOLDER)
-    return Path(kept) if isinstance(kept, str) and os.path.isdir(kept) else None
+    path = st.session_state.get(FOLDER)
+    return Path(path) if isinstance(path, str) and os.path.isdir(path) else None
 
 
 def upload(dirs: AppDirs) -> list[TrainingImage]:
@@ -97,9 +97,9 @@ def _add(files: list[tuple[str, bytes]], dirs: AppDirs) -> None:
 
 
 def _load() -> list[TrainingImage]:
-    kept = folder()
+    path = folder()
     try:
-        return training_images.load(kept) if kept else []
+        return training_images.load(path) if path else []
     except (UserError, OSError) as error:
         plain.error(error)
         return []

@@ -144,11 +144,11 @@ def value(name: str, selection: ModelSelection) -> Any:
 def check(config: Config, options: dict[str, Any]) -> None:
     """Raise UserError for options that a run would refuse before it reads an image."""
     limits.check_training(options)
-    known = {f.name: section for section, kind in _SECTIONS.items() for f in dataclasses.fields(kind)}
+    section_of = {f.name: section for section, kind in _SECTIONS.items() for f in dataclasses.fields(kind)}
     sections: dict[str, dict[str, Any]] = {}
     for name, option in options.items():
-        if name in known:
-            sections.setdefault(known[name], {})[name] = option
+        if name in section_of:
+            sections.setdefault(section_of[name], {})[name] = option
     for section, values in sections.items():
         config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
     schema.check_limits(config)

@@ -196,13 +196,13 @@ def _samples(job: TrainingJob) -> None:
     paths = job.previews()
     if not paths:
         return
-    shown = training_progress.thin_out(paths, _MAX_SAMPLES)
+    samples = training_progress.thin_out(paths, _MAX_SAMPLES)
     if len(paths) > 1:
         st.markdown("**Sample images over the steps**")
         with st.container(horizontal=True, gap="small"):
-            for path in shown:
+            for path in samples:
                 if content := thumbnails.of_image(path, 2 * _SAMPLE):
                     st.image(content, caption=path.stem.replace("_", " "), width=_SAMPLE)
-        if len(shown) < len(paths):
-            st.caption(f"{len(shown)} of {len(paths)}")
+        if len(samples) < len(paths):
+            st.caption(f"{len(samples)} of {len(paths)}")
     st.image(str(paths[-1]), caption=f"Preview at {paths[-1].stem.replace('_', ' ')}", width="stretch")

@@ -39,15 +39,15 @@ def show(version: str, default: str, dirs: AppDirs) -> tuple[str, str]:
     return checkpoint.strip() or default, str(vae)
 
 
-def _choice(label: str, key: str, default: str, found: list[Path], dirs: AppDirs) -> None:
+def _choice(label: str, key: str, default: str, files: list[Path], dirs: AppDirs) -> None:
     """Show a list of files that sets the text field `key`, and shows what is typed there."""
-    listed = {str(path): str(path.relative_to(dirs.checkpoints)) for path in found}
+    listed = {str(path): str(path.relative_to(dirs.checkpoints)) for path in files}
     others: dict[str, str] = {}
     current = str(st.session_state.get(key) or "").strip() or default
-    for path, shown in ((default, Path(default).name or _OF_CHECKPOINT), (current, current)):
+    for path, name in ((default, Path(default).name or _OF_CHECKPOINT), (current, current)):
         if not any(_is_same(path, each) for each in (*listed, *others)):
             # Streamlit tells options apart by their labels.
-            others[path] = f"{shown} (elsewhere)" if shown in (*listed.values(), *others.values()) else shown
+            others[path] = f"{name} (elsewhere)" if name in (*listed.values(), *others.values()) else name
     labels = {**others, **listed}
     choice_key = f"choice of {key}"
     st.session_state[choice_key] = next((path for path in labels if _is_same(path, current)), current)

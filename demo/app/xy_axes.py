@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,25 +18,37 @@ from demo.app.options import persistent_key
 from demo.app.server import comparison, limits, training_jobs, training_progress
 from demo.app.server.training_jobs import TrainingJob
 from demo.app.sidebar import ModelSelection
+from gm import config as configuration
+from gm.checkpoints import config_choice
 from gm.config import Config, SamplingConfig
+from gm.config.model import ModelConfig
 from gm.diffusion import samplers, schedule
 from gm.errors import UserError
 
 NONE = "None"
 EMBEDDING, STEP, STRENGTH = "Embedding", "Training step", "Embedding strength"
+CHECKPOINT = "Checkpoint"
+DENOISING = "Denoising strength"  # of img2img
 WITHOUT = "no embedding"  # among the values of EMBEDDING
 _MAX_STEPS = 6  # of a run that are chosen at first
-_NUMBERS = {"guidance_scale": (float, "3, 5, 7.5"), "sample_step": (int, "10, 20, 40"), "seed": (int, "42-45")}
+_NUMBERS = {
+    "guidance_scale": (float, "3, 5, 7.5"),
+    "sample_step": (int, "10, 20, 40"),
+    "seed": (int, "42-45"),
+    "strength": (float, "0.4-0.8 (+0.2)"),
+    "guidance_rescale": (float, "0, 0.35, 0.7"),
+}
+_IMPLIED = {"guidance_rescale": {"guider": "rescaled"}}  # options without which another has no effect
 _CHOICES = {"sampler": list(samplers.SAMPLERS), "schedule": list(schedule.SCHEDULES)}
-OPTION_OF = {LABELS[name]: name for name in (*_NUMBERS, *_CHOICES)}
-AXES = (*OPTION_OF, EMBEDDING, STEP, STRENGTH)
+OPTION_OF = {{**LABELS, "strength": DENOISING}[name]: name for name in (*_NUMBERS, *_CHOICES)}
+AXES = (*OPTION_OF, EMBEDDING, STEP, STRENGTH, CHECKPOINT)
 
 
 @dataclass(frozen=True)
 class Source:
     """What the axes choose from: the prompt, its placeholder token ("" for none) and the words in place of it.
 
-    files: embedding file of each selected placeholder token; run: whose steps are compared
+    files: embedding file of each selected placeholder token; run: whose steps are compared; checkpoints: by label
     """
 
     prompt: str
@@ -42,24 +56,29 @@ class Source:
     baseline: str = ""
     files: dict[str, Path] = field(default_factory=dict)
     run: TrainingJob | None = None
+    checkpoints: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell of the grid generates: the placeholder token and its file, its strength, and sampling options."""
+    """What one cell of the grid generates: the placeholder token and its file, its strength, and sampling options.
+
+    weight: the checkpoint, "" for the one that is selected
+    """
 
     token: str
     path: Path | None
     strength: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+    weight: str = ""
 
     def prompt(self, source: Source) -> str:
         """Return the prompt, in which `{}` and the source's token stand for the cell's."""
         text = source.prompt.replace(source.token, "{}") if source.token else source.prompt
-        shown = self.token or source.baseline
+        words = self.token or source.baseline
         if self.token and self.strength != 1:
-            shown = f"({shown}:{self.strength:g})"
-        return text.replace("{}", shown)
+            words = f"({words}:{self.strength:g})"
+        return text.replace("{}", words)
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,10 @@ def values_of(name: str, letter: str, source: Source) -> Axis:
     if name == STRENGTH:
         strengths = _numbers(label, f"{letter} {name}", "0.6-1.4 (+0.4)", float, 0.0, 3.0)
         return Axis(name, strengths, [f"strength {s:g}" for s in strengths], _with_strength)
+    if name == CHECKPOINT:
+        names = list(source.checkpoints)
+        chosen = _multiselect(label, f"{letter} {name}", names, names[:1])
+        return Axis(name, chosen, chosen, lambda cell, each: _with_weight(cell, source.checkpoints[each]))
     option = OPTION_OF[name]
     if option in _CHOICES:
         chosen = _multiselect(label, f"{letter} {name}", _CHOICES[option], _CHOICES[option][:3])
@@ -128,9 +151,13 @@ def cells(x: Axis, y: Axis, source: Source) -> list[Cell]:
 def config_of(cell: Cell, source: Source, selection: ModelSelection, sampling: dict[str, Any]) -> Config:
     """Return the config of a cell: the page's `sampling` options, those of the cell, and its embedding file.
 
-    Of the selected files those with the same placeholder token are left out.
+    Of the selected files those with the same placeholder token are left out. UserError for a checkpoint that is not of
+    the selected one's family.
     """
     config = selection.sampling_config(**{**sampling, **cell.options, "prompt": cell.prompt(source)})
+    if cell.weight:
+        run = dataclasses.replace(config.run, weight=cell.weight)
+        config = dataclasses.replace(config, model=_model_of(cell.weight, selection), run=run)
     weights = [
         str(path)
         for path, loaded in selection.embeddings.items()
@@ -140,8 +167,30 @@ def config_of(cell: Cell, source: Source, selection: ModelSelection, sampling: d
     return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, textual_inversion_weight=weights))
 
 
+def _model_of(weight: str, selection: ModelSelection) -> ModelConfig:
+    """Return the config of the model at `weight`; UserError if it is of another family than the selected one."""
+    default = [selection.config_path] if selection.config_path else []
+    path, sections = config_choice.config_for(weight, *default)
+    model, selected = _load_model(path, json.dumps(sections)), selection.config.model
+    if model.family != selected.family:
+        raise UserError(
+            f"{Path(weight).name} is of the family {model.family}, not {selected.family}; take it off the axis"
+        )
+    # As in the sidebar, the selected config stays where the weights do not contradict it.
+    return selected if (model.schedule, model.kind) == (selected.schedule, selected.kind) else model
+
+
+@functools.lru_cache(maxsize=32)
+def _load_model(path: str, sections: str) -> ModelConfig:
+    return configuration.load(path, json.loads(sections)).model
+
+
+def _with_weight(cell: Cell, weight: str) -> Cell:
+    return dataclasses.replace(cell, weight=weight)
+
+
 def _with_option(cell: Cell, option: str, value: Any) -> Cell:
-    return dataclasses.replace(cell, options={**cell.options, option: value})
+    return dataclasses.replace(cell, options={**cell.options, **_IMPLIED.get(option, {}), option: value})
 
 
 def _with_strength(cell: Cell, strength: float) -> Cell:

@@ -269,3 +269,8 @@ def test_baseline_prompt_uses_the_initializer_token(recipe: Any, token: str) -> 
 def test_server_listens_on_localhost_and_sends_no_statistics() -> None:
     assert st.get_option("server.address") == "localhost"
     assert st.get_option("browser.gatherUsageStats") is False
+
+
+def test_pages_follow_the_choice_of_light_or_dark() -> None:
+    assert st.get_option("theme.base") is None  # it would be the same for all
+    assert st.get_option("theme.light.primaryColor") != st.get_option("theme.dark.primaryColor")

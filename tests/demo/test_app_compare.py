@@ -6,17 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from demo.app import compare, xy_axes
 from demo.app.server import generate_jobs
+from demo.app.sidebar import ModelSelection
 from demo.app.xy_axes import NO_AXIS, Axis, Source
+from gm.checkpoints import config_choice
 from gm.config import Config
 from gm.errors import UserError
 from gm.sampling import image_files
 from tests.demo.test_app import button, shown, wait_for
 from tests.demo.test_app_train import write_run
+from tests.project import Workshop
 
 
 def axis(name: str, values: list[Any], apply: Callable[..., Any]) -> Axis:
@@ -59,6 +63,46 @@ def test_a_grid_over_two_options_has_each_combination(
     again.session_state["last comparison"] = page.session_state["last comparison"]
     again.session_state["session_id"] = page.session_state["session_id"]
     assert len(again.run().get("imgs")) == 4
+
+
+def test_a_grid_over_denoising_strength_starts_from_an_init_image(
+    app: Callable[[str], AppTest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Config] = []
+
+    def submit(configs: list[Config], title: str, owner: Any) -> None:
+        requests.extend(configs)
+        raise UserError("enough")
+
+    monkeypatch.setattr(generate_jobs, "compare", submit)
+    page = open_kind(app, compare.GRID)
+    page.selectbox(key="option Y axis").set_value("Denoising strength").run()
+    assert "Upload an init image" in shown(page.info[0])
+    assert not any(each.label == "Compare" for each in page.button)
+    images = [image_files.save(np.zeros((16, 16, 3), np.uint8), {}, tmp_path, "init") for _ in range(2)]
+    page.session_state["previous inputs"] = {"img": [str(path) for path in images], "mask": None}
+    page.text_input(key="option X CFG scale values").set_value("2")
+    page.text_input(key="option Y Denoising strength values").set_value("0.2-0.6 (+0.4)").run()
+    assert "2 × 1 cells of 2 images: 4 images" in [shown(each) for each in page.caption]
+    button(page, "Compare").click().run()
+    assert [(each.sampling.task, each.sampling.strength, each.sampling.guidance_scale) for each in requests] == [
+        ("img2img", 0.2, 2.0),
+        ("img2img", 0.6, 2.0),
+    ]
+    assert requests[0].sampling.img == [str(path) for path in images]
+    page.text_input(key="option Y Denoising strength values").set_value("1.5").run()
+    assert "1.5 is not possible here; it must be from 0 to 1" in shown(page.error[0])
+    page.selectbox(key="option Y axis").set_value("Guidance rescale").run()
+    page.checkbox(key="option grid of img2img").check().run()
+    page.slider(key="option compared strength").set_value(0.3).run()
+    requests.clear()
+    button(page, "Compare").click().run()
+    assert [(each.sampling.strength, each.sampling.guider, each.sampling.guidance_rescale) for each in requests] == [
+        (0.3, "rescaled", 0.0),
+        (0.3, "rescaled", 0.35),
+        (0.3, "rescaled", 0.7),
+    ]
+    assert not page.exception
 
 
 def test_the_steps_of_a_run_are_beside_each_other(
@@ -116,6 +160,21 @@ def test_cells_name_the_embedding_or_its_baseline() -> None:
         ("a cat, cat", None),
         ("a cat, cat", None),
     ]
+
+
+def test_checkpoints_of_the_family_are_an_axis(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = workshop.config()
+    selection = ModelSelection(config, str(workshop.yaml), {})
+    weights = axis(xy_axes.CHECKPOINT, [config.run.weight, "other.ckpt"], xy_axes._with_weight)
+    source = Source("a cat")
+    cells = xy_axes.cells(weights, NO_AXIS, source)
+    configs = [xy_axes.config_of(cell, source, selection, {"seed": 7}) for cell in cells]
+    assert [(each.run.weight, each.sampling.seed) for each in configs] == [(config.run.weight, 7), ("other.ckpt", 7)]
+    assert {each.model for each in configs} == {config.model}
+    sd_config = "configs/training/sd_v1.5_textual_inversion.yaml"
+    monkeypatch.setattr(config_choice, "config_for", lambda *_: (sd_config, {}))
+    with pytest.raises(UserError, match=r"other.ckpt is of the family sd1, not sdxl; take it off the axis"):
+        xy_axes.config_of(cells[1], source, selection, {})
 
 
 @pytest.mark.parametrize(

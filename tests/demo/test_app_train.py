@@ -13,7 +13,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from demo.app import plain, train_options, xy_axes
-from demo.app.server import training_images, training_jobs
+from demo.app.server import training_images, training_jobs, training_process
 from demo.app.server.training_record import Launch
 from tests.demo.test_app import button, shown
 from tests.project import Workshop
@@ -186,7 +186,8 @@ def test_a_failure_is_one_text_with_the_labels_of_the_page(app: Callable[[str], 
     folder = tmp_path / "runs" / "app" / "toy"
     folder.mkdir(parents=True)
     Launch("c.yaml", {"placeholder_token": "<toy>", "total_step": 20}, 999_999_999, 1000.0).write(folder)
-    (folder / training_jobs.CONSOLE).write_text("error: --train_batch_size 9 is more than the images; lower it ![x](y)")
+    console = folder / training_process.CONSOLE
+    console.write_text("error: --train_batch_size 9 is more than the images; lower it ![x](y)")
     page = app("train")
     assert shown(page.error[0]) == "Batch size 9 is more than the images; lower it ![x](y)"
     assert "](y)" not in page.error[0].value
@@ -198,4 +199,4 @@ def test_every_option_under_advanced_exists_and_has_a_label_of_its_own() -> None
     assert {"optimizer", "lr_scheduler", "train_batch_size", "gradient_accumulation_steps"} <= set(names)
     assert {"seed", "resolution", "captions", "class_word"} <= set(names)
     assert len(set(train_options.LABELS.values())) == len(train_options.LABELS)
-    assert len(set(xy_axes.AXES)) == 8
+    assert len(set(xy_axes.AXES)) == 11

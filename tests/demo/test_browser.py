@@ -34,6 +34,7 @@ from tests.project import ALL_CORES
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 1000), (390, 844)
 pytestmark = pytest.mark.browser
+_BRUSH = "iframe[title$='mask_brush']"
 _DROP = """
 const [target, content, name] = arguments;
 const bytes = Uint8Array.from(atob(content), (sign) => sign.charCodeAt(0));
@@ -264,11 +265,14 @@ def test_a_dropped_image_fills_the_page_in_and_a_painted_mask_stays(
     until(lambda: page.prompt() == "" and page.is_idle())
     page.drop(image, "[data-testid='stMain'] [data-testid='stFileUploaderDropzone']")
     until(lambda: page.prompt() == "a blue star" and page.shows("Filled in from image_00000.png"))
-    assert page.find("input[aria-label='Seed']")[0].get_attribute("value") == "7"
+    until(lambda: page.find("input[aria-label='Seed']")[0].get_attribute("value") == "7" and page.is_idle())
+    other = image_files.save(np.zeros((8, 8, 3), np.uint8), {"prompt": "a red heart", "seed": 8}, tmp_path, "other")
+    page.drop(other, "h1")  # anywhere else on the page is the box, too
+    until(lambda: page.prompt() == "a red heart" and page.shows("Filled in from other_00000.png"))
     until(lambda: [each for each in page.find("label") if each.text == "Inpaint"])[0].click()
     until(lambda: page.shows("Upload an init image") and page.is_idle())
     page.find("[data-testid='stMain'] input[type=file]")[1].send_keys(str(image))
-    frame = until(lambda: page.find("iframe"))[0]
+    frame = until(lambda: page.find(_BRUSH))[0]
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", frame)
     page.driver.switch_to.frame(frame)
     stage = until(lambda: [each for each in page.find("#stage") if each.size["height"] > 50])[0]
@@ -280,5 +284,5 @@ def test_a_dropped_image_fills_the_page_in_and_a_painted_mask_stays(
     time.sleep(1)
     until(page.is_idle)
     page.driver.refresh()  # the mask is at the server, and comes back from there
-    page.driver.switch_to.frame(until(lambda: page.find("iframe"))[0])
+    page.driver.switch_to.frame(until(lambda: page.find(_BRUSH))[0])
     until(lambda: abs(page.driver.execute_script(_PAINTED) - painted) < 0.02)

@@ -289,7 +289,7 @@ def test_painted_masks_have_the_size_of_their_image(tmp_path: Path) -> None:
     painted.paste("white", (0, 0, 10, 10))
     content = io.BytesIO()
     painted.save(content, "PNG")
-    path = init_inputs.store_painted(content.getvalue(), image, tmp_path / "init")
+    path = init_inputs.store_mask(content.getvalue(), image, tmp_path / "init")
     assert path is not None
     mask = np.asarray(Image.open(path))
     assert mask.shape == (20, 40)
@@ -298,9 +298,9 @@ def test_painted_masks_have_the_size_of_their_image(tmp_path: Path) -> None:
     assert list((tmp_path / "init").iterdir()) == [path]
     empty = io.BytesIO()
     Image.new("RGB", (20, 10)).save(empty, "PNG")
-    assert init_inputs.store_painted(empty.getvalue(), image, tmp_path / "init") is None
+    assert init_inputs.store_mask(empty.getvalue(), image, tmp_path / "init") is None
     with pytest.raises(UserError, match="not an image"):
-        init_inputs.store_painted(b"<svg>", image, tmp_path / "init")
+        init_inputs.store_mask(b"<svg>", image, tmp_path / "init")
 
 
 def test_masks_from_the_browser_are_png_or_nothing() -> None:

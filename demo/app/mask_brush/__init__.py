@@ -27,8 +27,8 @@ def show(image: Path, mask: Path | None, key: str) -> bytes | None:
     thumbnail = thumbnails.of_image(image, _SIDE)
     if thumbnail is None:
         return None
-    painted = None if mask is None else thumbnails.of_image(mask, _SIDE)
-    value = _component(image=_data_url(thumbnail), mask=_data_url(painted) if painted else "", key=key, default=None)
+    strokes = None if mask is None else thumbnails.of_image(mask, _SIDE)
+    value = _component(image=_data_url(thumbnail), mask=_data_url(strokes) if strokes else "", key=key, default=None)
     return decode(value)
 
 

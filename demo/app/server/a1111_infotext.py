@@ -29,7 +29,7 @@ _UNINTERESTING = ("version", "model hash", "vae hash", "ti hashes", "lora hashes
 
 def parse(text: str) -> ForeignParameters:
     """Return the parameters in an infotext; those of a text that is none are a prompt alone."""
-    found = ForeignParameters("AUTOMATIC1111")
+    parameters = ForeignParameters("AUTOMATIC1111")
     lines = text.strip().split("\n")
     fields = _FIELD.findall(lines[-1])
     if len(fields) < 3:  # as AUTOMATIC1111 decides whether the last line holds fields
@@ -37,44 +37,44 @@ def parse(text: str) -> ForeignParameters:
     else:
         lines.pop()
     prompt, separator, negative = "\n".join(["", *lines]).partition(f"\n{_NEGATIVE}")
-    found.options["prompt"] = _without_loras(prompt.strip(), found)
-    found.options["negative_prompt"] = negative.strip() if separator else ""
+    parameters.options["prompt"] = _without_loras(prompt.strip(), parameters)
+    parameters.options["negative_prompt"] = negative.strip() if separator else ""
     for name, value in fields:
-        _set(name.strip(), _unquote(value.strip()), found)
-    return found
+        _set(name.strip(), _unquote(value.strip()), parameters)
+    return parameters
 
 
-def _set(name: str, value: str, found: ForeignParameters) -> None:
+def _set(name: str, value: str, parameters: ForeignParameters) -> None:
     key = name.lower()
     if key in _INTEGERS:
-        found.set_int(_INTEGERS[key], name, value)
+        parameters.set_int(_INTEGERS[key], name, value)
     elif key in _FLOATS:
-        found.set_float(_FLOATS[key], name, value)
+        parameters.set_float(_FLOATS[key], name, value)
     elif key == "sampler":
-        _set_sampler(name, value, found)
+        _set_sampler(name, value, parameters)
     elif key == "schedule type":
-        found.set_schedule(name, value, _SCHEDULES)
+        parameters.set_schedule(name, value, _SCHEDULES)
     elif key == "size" and (size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)):
-        found.options["width"], found.options["height"] = int(size[1]), int(size[2])
+        parameters.options["width"], parameters.options["height"] = int(size[1]), int(size[2])
     elif key not in _UNINTERESTING:
-        found.note(name, value)
+        parameters.note(name, value)
 
 
-def _set_sampler(name: str, value: str, found: ForeignParameters) -> None:
+def _set_sampler(name: str, value: str, parameters: ForeignParameters) -> None:
     """Set the sampler and, as before version 1.9, the schedule at the end of its name."""
     sampler, _, schedule = value.rpartition(" ")
-    if found.set_sampler(name, value):
-        found.options.setdefault("schedule", "legacy")
-    elif schedule.lower() in _SCHEDULES and found.set_sampler(name, sampler):
-        found.set_schedule(name, schedule, _SCHEDULES)
+    if parameters.set_sampler(name, value):
+        parameters.options.setdefault("schedule", "legacy")
+    elif schedule.lower() in _SCHEDULES and parameters.set_sampler(name, sampler):
+        parameters.set_schedule(name, schedule, _SCHEDULES)
     else:
-        found.note(name, value)
+        parameters.note(name, value)
 
 
-def _without_loras(prompt: str, found: ForeignParameters) -> str:
+def _without_loras(prompt: str, parameters: ForeignParameters) -> str:
     """Return the prompt without the tags of LoRAs, which are not part of the prompt here, and note them."""
     for kind, name, strength in _LORA.findall(prompt):
-        found.note({"lora": "LoRA", "lyco": "LoRA", "hypernet": "Hypernetwork"}[kind], name + strength)
+        parameters.note({"lora": "LoRA", "lyco": "LoRA", "hypernet": "Hypernetwork"}[kind], name + strength)
     return _LORA.sub("", prompt)
 
 

@@ -49,7 +49,7 @@ class BrowserState:
         """The browser as the owner of tasks."""
         return Owner(self.id, self.is_gone)
 
-    def seen(self, session: str, is_connected: IsConnected) -> None:
+    def note_session(self, session: str, is_connected: IsConnected) -> None:
         """Note that a session of this browser asked for something just now."""
         others = {other: check for other, check in self.sessions.items() if check(other)}
         self.sessions = {**others, session: is_connected}
@@ -67,11 +67,11 @@ class BrowserState:
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Replace and save those of the `values` that JSON can hold; a full disk is logged and loses nothing else."""
-        kept = {name: value for name, value in values.items() if _is_small(value)}
-        if all(name in self.values and self.values[name] == value for name, value in kept.items()):
+        small = {name: value for name, value in values.items() if _is_small(value)}
+        if all(name in self.values and self.values[name] == value for name, value in small.items()):
             return
-        older = {name: value for name, value in self.values.items() if name not in kept}
-        self.values = dict(list({**older, **kept}.items())[-_MAX_VALUES:])
+        older = {name: value for name, value in self.values.items() if name not in small}
+        self.values = dict(list({**older, **small}.items())[-_MAX_VALUES:])
         while len(text := json.dumps(self.values, indent=1)) > _MAX_FILE:
             self.values = dict(list(self.values.items())[len(self.values) // 2 :])
         try:

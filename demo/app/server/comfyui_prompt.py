@@ -31,21 +31,21 @@ def parse(workflow: Any) -> ForeignParameters:
     if sampler is None:
         raise UserError("the image's ComfyUI workflow has no KSampler, so that its parameters cannot be read")
     inputs = sampler["inputs"]
-    found = ForeignParameters("ComfyUI")
+    parameters = ForeignParameters("ComfyUI")
     for option, input_ in (("prompt", "positive"), ("negative_prompt", "negative")):
         text = _text(nodes, inputs.get(input_), input_)
         if text is None:
-            found.note(option.replace("_", " "), "made by nodes that are not known here")
-        found.options[option] = text or ""
+            parameters.note(option.replace("_", " "), "made by nodes that are not known here")
+        parameters.options[option] = text or ""
     for option, name in (("seed", "seed"), ("seed", "noise_seed"), ("sample_step", "steps")):
         if name in inputs:
-            found.set_int(option, name, _value(nodes, inputs[name]))
+            parameters.set_int(option, name, _value(nodes, inputs[name]))
     if "cfg" in inputs:
-        found.set_float("guidance_scale", "cfg", _value(nodes, inputs["cfg"]))
-    _set_sampler(nodes, inputs, found)
-    _set_latents(nodes, inputs, found)
-    _note_models(nodes, found)
-    return found
+        parameters.set_float("guidance_scale", "cfg", _value(nodes, inputs["cfg"]))
+    _set_sampler(nodes, inputs, parameters)
+    _set_latents(nodes, inputs, parameters)
+    _note_models(nodes, parameters)
+    return parameters
 
 
 def _nodes(workflow: Any) -> dict[str, Node]:
@@ -92,34 +92,34 @@ def _text(nodes: Mapping[str, Node], value: Any, side: str, seen: frozenset[str]
     return _text(nodes, inputs[names[0]], side, seen | {str(value[0])}) if names else None
 
 
-def _set_sampler(nodes: Mapping[str, Node], inputs: Node, found: ForeignParameters) -> None:
+def _set_sampler(nodes: Mapping[str, Node], inputs: Node, parameters: ForeignParameters) -> None:
     selected = _linked(nodes, inputs.get("sampler"))  # of SamplerCustom
     name = _value(nodes, (selected["inputs"] if selected else inputs).get("sampler_name"))
-    if name is not None and not found.set_sampler("sampler", _SAMPLER_NAMES.get(str(name), name)):
-        found.note("sampler", name)
+    if name is not None and not parameters.set_sampler("sampler", _SAMPLER_NAMES.get(str(name), name)):
+        parameters.note("sampler", name)
     scheduler = _linked(nodes, inputs.get("sigmas"))
     source = scheduler["inputs"] if scheduler else inputs
     if scheduler and "steps" in source:
-        found.set_int("sample_step", "steps", _value(nodes, source["steps"]))
+        parameters.set_int("sample_step", "steps", _value(nodes, source["steps"]))
     if "scheduler" in source:
-        found.set_schedule("scheduler", _value(nodes, source["scheduler"]), _SCHEDULES)
+        parameters.set_schedule("scheduler", _value(nodes, source["scheduler"]), _SCHEDULES)
 
 
-def _set_latents(nodes: Mapping[str, Node], inputs: Node, found: ForeignParameters) -> None:
+def _set_latents(nodes: Mapping[str, Node], inputs: Node, parameters: ForeignParameters) -> None:
     """Set the size of empty latents, or else the denoising strength, as the latents are of an image."""
     node = _linked(nodes, inputs.get("latent_image"))
     if node and {"width", "height"} <= node["inputs"].keys():
         for name in ("width", "height"):
-            found.set_int(name, name, _value(nodes, node["inputs"][name]))
+            parameters.set_int(name, name, _value(nodes, node["inputs"][name]))
     elif node:
         if "denoise" in inputs:
-            found.set_float("strength", "denoise", _value(nodes, inputs["denoise"]))
-        found.note("init image", "not in the file; upload it")
+            parameters.set_float("strength", "denoise", _value(nodes, inputs["denoise"]))
+        parameters.note("init image", "not in the file; upload it")
 
 
-def _note_models(nodes: Mapping[str, Node], found: ForeignParameters) -> None:
+def _note_models(nodes: Mapping[str, Node], parameters: ForeignParameters) -> None:
     for name, value in _model_files(nodes):
-        found.note(name, value)
+        parameters.note(name, value)
 
 
 def _model_files(nodes: Mapping[str, Node]) -> Iterator[tuple[str, str]]:

@@ -67,15 +67,15 @@ def store_embeddings(files: Sequence[tuple[str, bytes]], folder: Path, family: s
     for name, content in named:
         uploads.check_size(content, MAX_BYTES, f"the embedding file {name}")
     identifier = next((content for name, content in named if name == IDENTIFIER), None)
-    found = [_read(name, content) for name, content in named if name not in (IDENTIFIER, *_IGNORED)]
-    if not found:
+    embeddings = [_read(name, content) for name, content in named if name not in (IDENTIFIER, *_IGNORED)]
+    if not embeddings:
         raise UserError("no embedding file was uploaded; choose at least one")
     pairs: dict[tuple[str, ...], list[_Upload]] = {}
-    for upload in found:
+    for upload in embeddings:
         parts = pairs.setdefault(upload.pair, []) if upload.is_half else []
         if upload.is_half and all(upload.content != part.content for part in parts):
             parts.append(upload)
-    singles = [upload for upload in found if not upload.is_half]
+    singles = [upload for upload in embeddings if not upload.is_half]
     for upload in singles:
         _check([upload], None, family)
     for pair in pairs.values():

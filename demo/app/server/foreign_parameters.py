@@ -44,9 +44,9 @@ class ForeignParameters:
         except (ValueError, OverflowError):
             self.note(name, value)
 
-    def set_schedule(self, name: str, value: object, known: Mapping[str, str]) -> None:
-        """Set the schedule by the program's name of it, in lower case in `known`, or note that it is unknown."""
-        schedule = known.get(str(value).lower())
+    def set_schedule(self, name: str, value: object, names: Mapping[str, str]) -> None:
+        """Set the schedule by the program's name of it, in lower case in `names`, or note that it is unknown."""
+        schedule = names.get(str(value).lower())
         if schedule is None:
             self.note(name, value)
         else:
@@ -54,9 +54,9 @@ class ForeignParameters:
 
     def set_sampler(self, name: str, value: object) -> bool:
         """Set the sampler by its title or name, in any case; return whether it is known."""
-        known = {title.lower(): sampler for sampler, title in samplers.TITLES.items()}
-        known |= {sampler: sampler for sampler in samplers.SAMPLERS}
-        sampler = known.get(str(value).lower())
+        names = {title.lower(): sampler for sampler, title in samplers.TITLES.items()}
+        names |= {sampler: sampler for sampler in samplers.SAMPLERS}
+        sampler = names.get(str(value).lower())
         if sampler is None:
             return False
         self.options["sampler"] = sampler

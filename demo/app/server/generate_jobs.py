@@ -46,15 +46,21 @@ def generate(config: Config, owner: Owner = NOBODY) -> Task:
 
 
 def compare(configs: Sequence[Config], title: str, owner: Owner = NOBODY) -> Task:
-    """Submit the images of several configs of one model, one after the other; events and errors as of `generate`.
+    """Submit the images of several configs, one after the other; events and errors as of `generate`.
 
-    UserError, too, if they are more images than one request may ask for.
+    Those of one model are generated together, so that each model is loaded once. UserError, too, if they are more
+    images than one request may ask for.
     """
     for each in configs:
         limits.check_sampling(each.sampling)
-    count = sum(each.sampling.num_cols * each.sampling.num_rows for each in configs)
+    count = sum(limits.number_of_images(each.sampling) for each in configs)
     if count > limits.MAX_IMAGES:
         raise UserError(f"these would be {count} images; compare at most {limits.MAX_IMAGES} at once")
+    models: list[object] = []
+    for each in configs:
+        if _model_key(each) not in models:
+            models.append(_model_key(each))
+    configs = sorted(configs, key=lambda each: models.index(_model_key(each)))
     return _submit(title, [request.prepare(each, literal=True) for each in configs], owner)
 
 
@@ -63,10 +69,10 @@ def seconds_left(steps: Sequence[TaskProgress]) -> float | None:
 
     The first step, which compiles, is not counted, and neither are steps that were skipped.
     """
-    taken = [step for step in steps if not step.skipped]
-    if len(taken) < 2:
+    times = [step.time for step in steps if not step.skipped]
+    if len(times) < 2:
         return None
-    seconds = (taken[-1].time - taken[0].time) / (len(taken) - 1)
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
     return seconds * (steps[-1].total - steps[-1].done)
 
 
@@ -77,14 +83,13 @@ def _submit(title: str, jobs: Sequence[SamplingJob], owner: Owner) -> Task:
 
 def _sample(jobs: Sequence[SamplingJob], skip: threading.Event) -> Iterator[TaskProgress | Path]:
     """Run `jobs` and yield their events, with `done` and `total` counted over all of their grids."""
-    toolkit = _load_toolkit(jobs[0].config)
     grids = sum(len(job.grids) for job in jobs)
     num_images = sum(len(grid.requests) for job in jobs for grid in job.grids)
     finished = 0  # images, skipped ones among them
     steps_before = 0  # of the finished grids
     grid_steps = 0  # of the current grid
     for job in jobs:
-        for event in run.run_job(toolkit.pipeline, job, skip.is_set):
+        for event in run.run_job(_load_toolkit(job.config).pipeline, job, skip.is_set):
             if isinstance(event, Path):
                 yield event
                 continue
@@ -106,9 +111,13 @@ def _sample(jobs: Sequence[SamplingJob], skip: threading.Event) -> Iterator[Task
             finished += len(event.images) + event.skipped
 
 
+def _model_key(config: Config) -> tuple[object, object]:
+    return config.model, config.run
+
+
 def _load_toolkit(config: Config) -> Toolkit:
     """Return the toolkit for `config`; another one is released first, since memory may not hold both."""
-    key = config.model, config.run
+    key = _model_key(config)
     if not _loaded or _loaded[0][0] != key:
         _loaded.clear()
         _loaded.append((key, api.load(config)))

@@ -1,4 +1,4 @@
-"""Generation parameters in an image that a visitor gives: ours, AUTOMATIC1111's, or ComfyUI's."""
+"""Generation parameters in an image that a visitor gives: ours, AUTOMATIC1111's, InvokeAI's, or ComfyUI's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from demo.app.server import a1111_infotext, comfyui_prompt, uploads
+from demo.app.server import a1111_infotext, comfyui_prompt, invokeai_metadata, uploads
 from demo.app.server.foreign_parameters import ForeignParameters
 from gm.errors import UserError
 from gm.sampling import image_files
@@ -32,6 +32,12 @@ def read(content: bytes, name: str) -> ForeignParameters:
                 return ForeignParameters("", _json(texts[key]))
         if image_files.A1111_KEY in texts:
             return a1111_infotext.parse(texts[image_files.A1111_KEY])
+        if invokeai_metadata.KEY in texts:
+            return invokeai_metadata.parse(_json(texts[invokeai_metadata.KEY]))
+        if invokeai_metadata.SD_KEY in texts:
+            return invokeai_metadata.parse_sd(_json(texts[invokeai_metadata.SD_KEY]))
+        if invokeai_metadata.DREAM_KEY in texts:
+            return invokeai_metadata.parse_dream(texts[invokeai_metadata.DREAM_KEY])
         if _COMFYUI_KEY in texts:
             return comfyui_prompt.parse(_json(texts[_COMFYUI_KEY]))
     except ValueError as error:

@@ -39,13 +39,17 @@ def check_sampling(sampling: SamplingConfig) -> None:
         _check_maximum(name, getattr(sampling, name, None))
     for name, text in (("prompt", sampling.prompt), ("negative prompt", sampling.negative_prompt)):
         check_text(text, name)
-    inputs = max(len(sampling.img), 1)
-    count = sampling.num_cols * sampling.num_rows * inputs
+    inputs, count = max(len(sampling.img), 1), number_of_images(sampling)
     if count > MAX_IMAGES:
         of_inputs = f" × {inputs} init images" if inputs > 1 else ""
         raise UserError(
             f"{sampling.num_cols} × {sampling.num_rows} images{of_inputs} are {count}; ask for at most {MAX_IMAGES}"
         )
+
+
+def number_of_images(sampling: SamplingConfig) -> int:
+    """Return how many images a request asks for: those of each init image."""
+    return sampling.num_cols * sampling.num_rows * max(len(sampling.img), 1)
 
 
 def check_training(options: dict[str, Any]) -> None:

@@ -84,13 +84,13 @@ def add(files: Sequence[tuple[str, bytes]], folder: Path, notify: Notify = lambd
     image_files = _earlier_images_of(image_files, present) + image_files
     new = folder.with_name(f"{folder.name}.new-{secrets.token_hex(4)}")
     try:
-        stored = uploads.store_training_images(image_files, new, notify) if image_files else []
+        paths = uploads.store_training_images(image_files, new, notify) if image_files else []
         names = {uploads.hash_of(content): name for name, content in image_files if not masks.is_sidecar(Path(name))}
-        names = {path.name: names.get(path.stem, path.name) for path in stored}
+        names = {path.name: names.get(path.stem, path.name) for path in paths}
         all_names = {image.path.name: image.name for image in present} | names
         if len(all_names) > uploads.MAX_IMAGES:
             raise UserError(f"these would be {len(all_names)} images; at most {uploads.MAX_IMAGES} are possible")
-        captioned = _match_captions(texts, all_names)
+        captions = _match_captions(texts, all_names)
         uploads.make_folder(folder)
         for path in new.iterdir() if new.is_dir() else ():
             if masks.is_mask(path):  # in place of one of another format
@@ -98,7 +98,7 @@ def add(files: Sequence[tuple[str, bytes]], folder: Path, notify: Notify = lambd
                     earlier.unlink()
             path.replace(folder / path.name)
         _write(folder / NAMES, json.dumps(all_names, indent=1))
-        for file, text in captioned.items():
+        for file, text in captions.items():
             set_caption(folder / file, text)
     except OSError as error:
         raise UserError(f"cannot store an uploaded file: {error.strerror}; tell the owner of the machine") from error
@@ -112,9 +112,10 @@ def load(folder: Path) -> list[TrainingImage]:
         return []
     names = read_names(folder)
     paths = image_folder.image_files(folder)
-    found = masks.match(image_folder.sidecar_files(folder), paths)
+    mask_files = masks.match(image_folder.sidecar_files(folder), paths)
     images = [
-        TrainingImage(path, names.get(path.name, path.name), _caption(path), found.get(path.stem)) for path in paths
+        TrainingImage(path, names.get(path.name, path.name), _caption(path), mask_files.get(path.stem))
+        for path in paths
     ]
     return sorted(images, key=lambda image: (image.name, image.path.name))
 
@@ -213,15 +214,15 @@ def _text(name: str, content: bytes) -> str:
 
 def _match_captions(texts: dict[str, str], names: dict[str, str]) -> dict[str, str]:
     """Return the captions by the name of the stored image; UserError for one without its image."""
-    matched: dict[str, str] = {}
+    captions: dict[str, str] = {}
     for text_name, text in texts.items():
         files = [file for file, name in names.items() if Path(name).stem == Path(text_name).stem]
         if not files:
             raise UserError(
                 f"{text_name} is by its name the caption of an image that is not here; upload both, or leave it out"
             )
-        matched |= dict.fromkeys(files, text)
-    return matched
+        captions |= dict.fromkeys(files, text)
+    return captions
 
 
 def _caption(image: Path) -> str:

@@ -1,7 +1,7 @@
 """Training runs in processes of their own, which outlive the page and the server that started them.
 
 A job is its folder: `job.json` says how the process was launched, the rest is what training writes there. Of the runs
-in one folder `AT_ONCE` are going on at a time, the others wait (`training_queue`).
+in one folder `training_process.AT_ONCE` are going on at a time, the others wait (`training_queue`).
 """
 
 from __future__ import annotations
@@ -9,20 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import logging
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from demo.app.server import limits, training_queue
+from demo.app.server import limits, training_process
 from demo.app.server.training_queue import JOB_FILE, WAITING
 from demo.app.server.training_record import Launch, read_log
 from gm.embeddings.embedding import safe_filename
@@ -31,17 +24,10 @@ from gm.training import checkpoint
 from gm.training.embedding_files import BEST
 from gm.training.output_dir import LOG, PREVIEWS, REPORT
 
-log = logging.getLogger("gm")
-
-AT_ONCE = 1  # runs; a machine has memory for one
 MAX_WAITING = 20  # runs that wait or are going on, of all browsers
 MAX_WAITING_OF_OWNER = 5
-CONSOLE = "console.txt"  # standard output and error of the process
-_SCRIPT = Path(__file__).resolve().parents[3] / "train_textual_inversion.py"
-_QUEUE = Path(training_queue.__file__).resolve()
 _PREVIEW = re.compile(r"step_(\d{1,12})\.png")
 _MAX_TAIL = 20_000  # bytes of the console log that are shown
-_children: dict[int, subprocess.Popen] = {}  # of this process: only their parent can reap them
 
 
 @dataclass(frozen=True)
@@ -66,14 +52,14 @@ class TrainingJob:
         Raises UserError as `launch` does.
         """
         launch = self.launch
-        if _is_alive(launch.pid, self.folder):
+        if training_process.is_alive(launch.pid, self.folder):
             return "queued" if (self.folder / WAITING).exists() else "running"
         last = self.records()[-1:]
         if last and last[0]["step"] >= launch.total_step:
             return "finished"
         if not launch.pid:
             return "failed"
-        console = self._console()[launch.console_offset :]
+        console = training_process.console(self.folder)[launch.console_offset :]
         killed = bool(last) and last[0].get("ended") is None  # no last record, so nothing was saved at the end
         return "failed" if killed or b"error:" in console or b"Traceback" in console else "stopped"
 
@@ -88,8 +74,8 @@ class TrainingJob:
 
     def previews(self) -> list[Path]:
         """Return the grids of preview images, ordered by step."""
-        found = {path: _PREVIEW.fullmatch(path.name) for path in (self.folder / PREVIEWS).glob("step_*.png")}
-        steps = {path: int(match[1]) for path, match in found.items() if match and path.is_file()}
+        matches = {path: _PREVIEW.fullmatch(path.name) for path in (self.folder / PREVIEWS).glob("step_*.png")}
+        steps = {path: int(match[1]) for path, match in matches.items() if match and path.is_file()}
         return sorted(steps, key=lambda path: steps[path])
 
     def embedding_files(self) -> list[Path]:
@@ -113,16 +99,15 @@ class TrainingJob:
 
     def console_tail(self, lines: int = 20, offset: int = 0) -> str:
         """Return the last `lines` of the console log after `offset` bytes."""
-        text = self._console()[offset:][-_MAX_TAIL:].decode("utf-8", errors="replace")
+        text = training_process.console(self.folder)[offset:][-_MAX_TAIL:].decode("utf-8", errors="replace")
         return "\n".join(re.split(r"[\r\n]+", text.strip())[-lines:])
 
     def stop(self) -> None:
         """Ask the process to finish its step, save everything and exit; a second call has no effect."""
         launch = self.launch
-        if not launch.stop_requested and _is_alive(launch.pid, self.folder):
+        if not launch.stop_requested and training_process.is_alive(launch.pid, self.folder):
             dataclasses.replace(launch, stop_requested=True).write(self.folder)
-            with contextlib.suppress(ProcessLookupError):  # ended just now
-                os.kill(launch.pid, signal.SIGTERM)  # not SIGINT, which background processes may ignore
+            training_process.request_stop(launch.pid)
 
     def resume(self) -> None:
         """Continue from the newest state; UserError if the job is running or has saved none, or as `start` does."""
@@ -132,7 +117,7 @@ class TrainingJob:
             raise UserError(f"{self.name} has no saved state to resume from; start a new run")
         launch = self.launch
         _check_number(self.folder.parent, launch.owner)
-        _spawn(self.folder, launch, "latest")
+        training_process.start(self.folder, launch, "latest")
 
     def share(self, shared: bool) -> None:
         """Let every browser see the run, or its owner's alone."""
@@ -140,12 +125,6 @@ class TrainingJob:
 
     def _has_checkpoint(self) -> bool:
         return any(self.folder.glob(checkpoint.PATTERN))
-
-    def _console(self) -> bytes:
-        with contextlib.suppress(OSError):
-            if (self.folder / CONSOLE).is_file():
-                return (self.folder / CONSOLE).read_bytes()
-        return b""
 
 
 def file_step(path: Path) -> str:
@@ -174,7 +153,7 @@ def start(config: str, root: Path, options: dict[str, Any], owner: str = "", ver
         raise UserError(f"cannot make a folder in {root}: {error.strerror}; choose another") from error
     launch = Launch(config, {**options, "save_path": str(folder)}, 0, time.time(), owner=owner, version=version)
     try:
-        _spawn(folder, launch)
+        training_process.start(folder, launch)
     except UserError:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if not even the record could be written
@@ -217,7 +196,7 @@ def _check_number(root: Path, owner: str) -> None:
     for job in all_jobs(root):
         with contextlib.suppress(UserError):
             launch = job.launch
-            if _is_alive(launch.pid, job.folder):
+            if training_process.is_alive(launch.pid, job.folder):
                 owners.append(launch.owner)
     if owner and owners.count(owner) >= MAX_WAITING_OF_OWNER:
         raise UserError(
@@ -235,61 +214,3 @@ def _new_folder(root: Path, stem: str) -> Path:
             folder.mkdir()
             break
     return folder
-
-
-def as_flags(options: dict[str, Any]) -> list[str]:
-    """Return options as arguments of a command; those without a value (None, an empty list) are left out."""
-    flags: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, (list, tuple)):
-            flags += [f"--{name}", *map(str, value)] if value else []
-        elif value is not None:
-            flags.append(f"--{name}={value}")
-    return flags
-
-
-def _spawn(folder: Path, launch: Launch, resume: str = "") -> None:
-    """Write the job file and start the process, which may have to wait; UserError if that is not possible."""
-    console = folder / CONSOLE
-    try:
-        with FileLock(folder.parent / ".queue.lock"):  # two at once would not count each other
-            offset = console.stat().st_size if console.exists() else 0
-            launch = dataclasses.replace(launch, pid=0, queued=time.time(), console_offset=offset, stop_requested=False)
-            (folder / training_queue.PID).unlink(missing_ok=True)
-            launch.write(folder)  # before the process: of a run without a record nobody would know
-            child = _start_process(folder, launch, resume)
-            _children[child.pid] = child
-    except OSError as error:
-        raise UserError(
-            f"cannot start the training {folder.name}: {error.strerror}; make room, or try again later"
-        ) from error
-    try:
-        dataclasses.replace(launch, pid=child.pid).write(folder)
-    except UserError as error:
-        log.warning("%s", error)  # the process writes its id itself, too
-
-
-def _start_process(folder: Path, launch: Launch, resume: str) -> subprocess.Popen:
-    flags = as_flags(launch.options)
-    flags += [f"--resume={resume}"] if resume else []
-    command = [sys.executable, str(_SCRIPT), *(["--config", launch.config] if launch.config else []), *flags]
-    queue = [sys.executable, "-I", str(_QUEUE), str(folder), str(AT_ONCE)]
-    (folder / WAITING).unlink(missing_ok=True)
-    if training_queue.count_earlier(folder) >= AT_ONCE:
-        (folder / WAITING).touch()
-    with (folder / CONSOLE).open("ab") as console:
-        # A session of its own, so that the server's Ctrl-C and exit do not reach it.
-        return subprocess.Popen(
-            [*queue, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def _is_alive(pid: int, folder: Path) -> bool:
-    """Return whether process `pid` is alive and is that of the job in `folder`."""
-    if pid in _children:
-        return _children[pid].poll() is None
-    return training_queue.is_alive(pid, folder)

@@ -33,9 +33,9 @@ def seconds_left(job: TrainingJob, launch: Launch, records: Sequence[dict[str, A
     step = records[-1]["step"]
     times = [record["seconds"] for record in records[-_RECENT:] if isinstance(record.get("seconds"), (int, float))]
     per_step = statistics.median(times) if times else None
-    written = _times_of_previews(job, launch)
-    if len(written) > 1:
-        (first, start), (last, end) = min(written), max(written)
+    preview_times = _times_of_previews(job, launch)
+    if len(preview_times) > 1:
+        (first, start), (last, end) = min(preview_times), max(preview_times)
         per_step = max((end - start) / (last - first), per_step or 0.0)
     return None if per_step is None else per_step * max(launch.total_step - step, 0)
 
@@ -107,10 +107,10 @@ def _in_own_words(text: str, launch: Launch) -> str:
 
 def _times_of_previews(job: TrainingJob, launch: Launch) -> list[tuple[int, float]]:
     """Return (step, time) of the sample images that this process has written."""
-    written = []
+    times = []
     for path in job.previews():
         with contextlib.suppress(OSError):
             modified = path.stat().st_mtime
             if modified > (launch.queued or launch.started):
-                written.append((int(path.stem.partition("_")[2]), modified))
-    return [(step, modified) for step, modified in written if modified <= time.time()]
+                times.append((int(path.stem.partition("_")[2]), modified))
+    return [(step, modified) for step, modified in times if modified <= time.time()]

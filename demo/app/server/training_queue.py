@@ -22,9 +22,9 @@ _SECONDS = 1.0  # between two looks
 
 def count_earlier(folder: Path) -> int:
     """Return how many runs beside `folder` that were queued before it are waiting or running."""
-    own = _queued(folder)
+    rank = _queued(folder), folder.name
     others = (path.parent for path in folder.parent.glob(f"*/{JOB_FILE}") if path.parent != folder)
-    return sum((_queued(other), other.name) < (own, folder.name) and is_alive(_pid(other), other) for other in others)
+    return sum((_queued(other), other.name) < rank and is_alive(_pid(other), other) for other in others)
 
 
 def is_alive(pid: int, folder: Path) -> bool:

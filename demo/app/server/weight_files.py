@@ -26,15 +26,15 @@ def _is_vae(path: Path, folder: Path) -> bool:
 
 
 def _weights(folder: Path) -> list[Path]:
-    found: list[Path] = []
+    paths: list[Path] = []
     for name, folders, files in os.walk(folder):  # leaves out what cannot be read
         parent = Path(name)
         models = [each for each in folders if (parent / each / "model_index.json").is_file()]
-        found += [parent / each for each in models]
+        paths += [parent / each for each in models]
         is_deep = len(parent.relative_to(folder).parts) >= _MAX_DEPTH
         folders[:] = [] if is_deep else sorted(set(folders).difference(models))
-        found += [parent / each for each in files if each.endswith(_SUFFIXES) and _is_large(parent / each)]
-    return sorted(found, key=lambda path: str(path.relative_to(folder)).lower())[:_MAX_FILES]
+        paths += [parent / each for each in files if each.endswith(_SUFFIXES) and _is_large(parent / each)]
+    return sorted(paths, key=lambda path: str(path.relative_to(folder)).lower())[:_MAX_FILES]
 
 
 def _is_large(path: Path) -> bool:

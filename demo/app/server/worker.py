@@ -135,9 +135,9 @@ class Worker:
             if other.owner.is_gone():
                 other.cancel()
         with self._changed:
-            own = sum(other.owner.id == owner.id for other in self.queue)
-            if owner.id and own >= MAX_WAITING_OF_OWNER:
-                raise UserError(f"{own} of your requests are waiting or running; wait for one, or cancel one")
+            count = sum(other.owner.id == owner.id for other in self.queue)
+            if owner.id and count >= MAX_WAITING_OF_OWNER:
+                raise UserError(f"{count} of your requests are waiting or running; wait for one, or cancel one")
             if len(self.queue) >= MAX_WAITING:
                 raise UserError(f"{len(self.queue)} requests of all users are waiting; try again later")
             self.queue = (*self.queue, task)

@@ -70,8 +70,8 @@ def test_a_full_disk_loses_nothing_in_memory(
 def test_a_browser_is_gone_after_the_grace_without_a_connected_tab(tmp_path: Path) -> None:
     connected = {"one": True, "two": False}
     state = BrowserStore().get("a", tmp_path)
-    state.seen("one", connected.__getitem__)
-    state.seen("two", connected.__getitem__)
+    state.note_session("one", connected.__getitem__)
+    state.note_session("two", connected.__getitem__)
     state.last_seen = time.monotonic() - 2 * browser_store.GRACE_SECONDS
     assert not state.owner.is_gone()
     connected["one"] = False

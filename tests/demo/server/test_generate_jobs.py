@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from demo.app.server import generate_jobs
 from gm import api
 from gm.config import Config
 from gm.errors import UserError
-from gm.sampling import image_files
+from gm.sampling import image_files, run
 from gm.sampling.pipeline import SamplingProgress
 from tests.project import Workshop
 
@@ -58,6 +59,9 @@ def test_a_comparison_of_too_many_images_is_refused(workshop: Workshop, tmp_path
     configs = [sampling_config(workshop, tmp_path, prompt="a cat", num_cols=26)] * 4
     with pytest.raises(UserError, match="these would be 104 images; compare at most 100"):
         generate_jobs.compare(configs, "a cat")
+    configs = [sampling_config(workshop, tmp_path, prompt="a cat", num_cols=17, img=["a.png", "b.png"])] * 3
+    with pytest.raises(UserError, match="these would be 102 images; compare at most 100"):
+        generate_jobs.compare(configs, "a cat")
 
 
 def test_model_is_loaded_once_and_replaced_by_another(
@@ -73,6 +77,27 @@ def test_model_is_loaded_once_and_replaced_by_another(
         assert task.state == "done"
     assert loads == ["end_of_text", "argmax", "end_of_text"]
     assert len(generate_jobs._loaded) == 1
+
+
+def test_models_of_a_comparison_are_loaded_one_after_the_other(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    monkeypatch.setattr(generate_jobs, "_loaded", [])
+    monkeypatch.setattr(
+        api, "load", lambda config: events.append(("load", config.run.pooling)) or SimpleNamespace(pipeline=None)
+    )
+    monkeypatch.setattr(
+        run, "run_job", lambda pipeline, job, _: events.append(job.config.sampling.seed) or iter([tmp_path])
+    )
+    configs = [
+        workshop.config(run={"pooling": pooling}, sampling={"save_path": str(tmp_path), "prompt": "a cat", "seed": k})
+        for k, pooling in enumerate(("argmax", "end_of_text", "argmax", "end_of_text"))
+    ]
+    task = generate_jobs.compare(configs, "a cat")
+    assert task.wait(20)
+    assert (task.state, task.error) == ("done", "")
+    assert events == [("load", "argmax"), 0, 2, ("load", "end_of_text"), 1, 3]
 
 
 def test_prompt_is_not_a_file_name_and_errors_are_raised_at_once(workshop: Workshop, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.app.server import training_jobs
+from demo.app.server import training_jobs, training_process
 from demo.app.server.training_jobs import Launch, TrainingJob
 from gm.config import cli
 from gm.embeddings import io as embedding_io
@@ -23,9 +23,9 @@ from tests.project import Workshop
 @pytest.fixture(autouse=True)
 def _no_process_is_left_behind() -> Iterator[None]:
     """End the training processes that a test started, also when the test fails."""
-    earlier = set(training_jobs._children)
+    earlier = set(training_process.children)
     yield
-    for pid, child in training_jobs._children.items():
+    for pid, child in training_process.children.items():
         if pid not in earlier and child.poll() is None:
             child.kill()
             child.wait(20)
@@ -63,7 +63,7 @@ def test_job_is_stopped_and_resumed(workshop: Workshop, tmp_path: Path) -> None:
     until(lambda: job.state != "running")
     assert job.state == "stopped", job.console_tail()
     assert job.is_resumable
-    with (job.folder / training_jobs.CONSOLE).open("a") as console:
+    with (job.folder / training_process.CONSOLE).open("a") as console:
         console.write("error: something from before\n")
     assert job.state == "failed"
     steps = len(job.records())
@@ -133,9 +133,9 @@ def test_options_become_flags_that_the_script_reads_back(workshop: Workshop) -> 
         "vae": "",
         "placeholder_token": "<a=b c>",
     }
-    flags = ["--config", str(workshop.yaml), *training_jobs.as_flags(options)]
+    flags = ["--config", str(workshop.yaml), *training_process.as_flags(options)]
     config = cli.parse("", ("run", "concept"), flags)
     assert (config.run.revision, config.run.cache_weights, config.run.vae) == (None, False, "")
     assert config.run.lora_weight == ["a.safetensors:0.5", "b c.safetensors"]
     assert config.concept.placeholder_token == "<a=b c>"
-    assert training_jobs.as_flags({"lora_weight": []}) == []
+    assert training_process.as_flags({"lora_weight": []}) == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from demo.app.server import training_images, training_jobs, training_progress
+from demo.app.server import training_images, training_jobs, training_process, training_progress
 from demo.app.server.training_jobs import TrainingJob
 from demo.app.server.training_record import Launch
 
@@ -19,7 +19,7 @@ def make_job(folder: Path, records: list[dict[str, Any]], console: str = "", **o
     options = {"placeholder_token": "<toy>", "total_step": 100, **options}
     Launch("c.yaml", options, 999_999_999, 1000.0, queued=1000.0).write(folder)
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / training_jobs.CONSOLE).write_text(console)
+    (folder / training_process.CONSOLE).write_text(console)
     return TrainingJob(folder)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from demo.app.server import training_jobs, training_queue, training_record
-from demo.app.server.training_jobs import CONSOLE, TrainingJob
+from demo.app.server import training_jobs, training_process, training_queue, training_record
+from demo.app.server.training_jobs import TrainingJob
+from demo.app.server.training_process import CONSOLE
 from demo.app.server.training_record import Launch, read_log
 from gm.errors import UserError
 from gm.runtime import atomic_io
@@ -149,7 +150,7 @@ class _Process:
 
 def test_runs_beyond_the_limits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", _Process)
-    monkeypatch.setattr(training_jobs, "_children", {})
+    monkeypatch.setattr(training_process, "children", {})
     monkeypatch.setattr(training_jobs, "MAX_WAITING_OF_OWNER", 2)
     monkeypatch.setattr(training_jobs, "MAX_WAITING", 3)
     for _ in range(2):
@@ -166,7 +167,7 @@ def test_runs_wait_for_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The command is `sleep`, with the option by which a run's process is known."""
     script = tmp_path / "train.py"
     script.write_text("import time\nprint('training', flush=True)\ntime.sleep(60)\n")
-    monkeypatch.setattr(training_jobs, "_SCRIPT", script)
+    monkeypatch.setattr(training_process, "_SCRIPT", script)
     root = tmp_path / "runs"
     jobs = [training_jobs.start("", root, OPTIONS, "me") for _ in range(3)]
     try:
@@ -178,13 +179,13 @@ def test_runs_wait_for_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         until(lambda: jobs[1].state == "stopped")
         assert jobs[1].console_tail() == ""
         # The waiting process knows its turn by itself, without the server that started it.
-        assert training_queue.read_pid(jobs[2].folder) == jobs[2].launch.pid
+        until(lambda: training_queue.read_pid(jobs[2].folder) == jobs[2].launch.pid)
         jobs[0].stop()
         until(lambda: jobs[2].state == "running" and "training" in jobs[2].console_tail())
     finally:
         for job in jobs:
-            training_jobs._children[job.launch.pid].kill()
-            training_jobs._children[job.launch.pid].wait(20)
+            training_process.children[job.launch.pid].kill()
+            training_process.children[job.launch.pid].wait(20)
 
 
 def test_a_record_without_the_process_id_finds_it(tmp_path: Path) -> None:
