@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.cases import REFERENCES, SIZES, Case, Size
 from benchmarks.workers import Measurement, median_of_ratios, worker
 from gm.config import RunConfig, paths
-from gm.config.cli import Parser
+from gm.config.parser import Parser
 from gm.errors import UserError
 
 _LIBRARIES = ("mindspore", "torch", "diffusers", "transformers", "numpy")

@@ -20,6 +20,7 @@ from examples.tiny_sdxl.measure import CONCEPTS
 from gm import api
 from gm.api import Toolkit
 from gm.config import cli
+from gm.config.parser import Parser
 
 RESULTS = "examples/tiny_sdxl/ablation.jsonl"
 PHRASES = {"<humbug>": "pink striped heart", "<confetti>": "red outline yellow spots"}
@@ -111,7 +112,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = cli.Parser("Ablation of training options on the tiny model, one at a time.")
+    parser = Parser("Ablation of training options on the tiny model, one at a time.")
     parser.add_argument("--seeds", type=int, default=2, help="runs per change (default: %(default)s)")
     parser.add_path("--results", "file of JSON lines (default: %(default)s)", default=RESULTS)
     parser.add_argument("--table", default="False", choices=("True", "False"), help="print the table, train nothing")

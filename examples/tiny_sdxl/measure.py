@@ -20,6 +20,7 @@ from examples.tiny_sdxl.world import SHAPES
 from gm import api
 from gm.api import Embedding, Toolkit
 from gm.config import cli
+from gm.config.parser import Parser
 
 BACKDROPS = ("white", "blue", "yellow", "black")
 STYLED = ("a red circle", "a blue star", "a yellow heart", "a black cross")
@@ -146,7 +147,7 @@ def negative_guidance(toolkit: Toolkit, target: UnseenConcept, num_vectors: int,
 
 
 def main() -> None:
-    parser = cli.Parser("Measure how the tiny model follows prompts and how textual inversion works on it.")
+    parser = Parser("Measure how the tiny model follows prompts and how textual inversion works on it.")
     parser.add_argument("what", choices=("prompts", "concepts", "joint", "negative"), help="what to measure")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--weight", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")

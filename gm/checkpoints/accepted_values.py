@@ -12,7 +12,8 @@ from typing import Any
 
 from gm.checkpoints.diffusers_format import TEXT_ENCODERS
 from gm.checkpoints.statements import Accepted
-from gm.config.model import ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gm.config.model import ModelConfig, ScheduleConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig, VAEConfig
 
 # Schedulers of models that predict on DDPM's noise schedule; their other settings are those of a sampler.
 _SCHEDULERS = re.compile(

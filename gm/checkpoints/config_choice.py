@@ -21,8 +21,9 @@ from gm import config as configuration
 from gm.checkpoints import containers, detect, diffusers_configs, diffusers_format, single_file_statements
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.statements import PREDICTION_TYPE, ZERO_TERMINAL_SNR, Statement
-from gm.config import cli, paths
+from gm.config import paths
 from gm.config.model import FAMILIES, PREDICTIONS, ModelConfig
+from gm.config.parser import DEFAULT_CONFIG
 
 log = logging.getLogger("gm")
 
@@ -50,7 +51,7 @@ class _Source:
     kind: str
 
 
-def config_for(weight: str | Path, default: str = cli.DEFAULT_CONFIG) -> tuple[str, dict[str, Any]]:
+def config_for(weight: str | Path, default: str = DEFAULT_CONFIG) -> tuple[str, dict[str, Any]]:
     """Return the shipped config of the model at `weight`, a file or a diffusers folder, and sections that override it.
 
     It is the `default` one for a path that does not exist and for a model that is not recognized, of which loading says

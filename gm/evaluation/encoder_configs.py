@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gm.config.image_encoder import CLIPConfig, ImageEncoderConfig
-from gm.config.model import TextEncoderConfig
+from gm.config.networks import TextEncoderConfig
 from gm.errors import UserError
 
 CLIP, DINO, DINOV2 = "clip", "vit", "dinov2"

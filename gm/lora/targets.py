@@ -17,7 +17,8 @@ import numpy as np
 
 from gm.checkpoints.diffusers_key_mapping import unet_key_mapping
 from gm.checkpoints.key_mapping import ParameterShapes
-from gm.config.model import ModelConfig, UNetConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import UNetConfig
 
 _UNET = "model.diffusion_model."
 # Of SDXL (`conditioner.embedders.0.`) and of Stable Diffusion 1 and 2 (`cond_stage_model.`); CLIP and OpenCLIP.

@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
-from gm.config.model import UNetConfig
+from gm.config.networks import UNetConfig
 from gm.models.layers import Conv2d, GroupNorm, Linear, PointwiseConv2d, SinusoidalEmbedding, Upsample
 from gm.models.spatial_transformer import SpatialTransformer
 from gm.ops import layout

@@ -20,9 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from gm.config import Config, SamplingConfig, cli, family_options, schema
+from gm.config import Config, SamplingConfig, family_options, schema
 from gm.config.coming_from import invokeai
 from gm.config.coming_from.original import replace_star
+from gm.config.parser import add_flags
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError, did_you_mean
 from gm.sampling import request, run
@@ -176,7 +177,7 @@ def _split(line: str) -> list[str]:
 
 def _line_parser() -> _LineParser:
     parser = _LineParser(add_help=False, allow_abbrev=False)
-    cli.add_flags(parser, "sampling", {}, without=_SESSION_OPTIONS)
+    add_flags(parser, "sampling", {}, without=_SESSION_OPTIONS)
     for name, flags in _ALIASES.items():
         parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*")

@@ -13,7 +13,8 @@ import numpy as np
 
 from gm import config as configuration
 from gm.config import Config, SamplingConfig, family_options
-from gm.config.model import ModelConfig, VAEConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import VAEConfig
 from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
 from gm.embeddings import io as embedding_io

@@ -9,7 +9,8 @@ import pytest
 
 from gm import config as configuration
 from gm.config import Config, cli
-from gm.config.model import ModelConfig, TextEncoderConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig
 from gm.errors import UserError
 from tests.config.refusal import refusal
 
