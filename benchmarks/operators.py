@@ -91,12 +91,12 @@ def from_json(text: str) -> list[Shape]:
 
 def main() -> None:
     parser = report.parser("Time single operators against MindSpore's own and PyTorch's.", "full")
-    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    report.add_resolution(parser)
     parser.add_argument("--only", help="measure operators of this name only: layer_norm, attention, …")
     report.add_turns(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
-    pixels = flags["resolution"] or size.pixels
+    pixels = report.resolution(flags)
     every = shapes(size.config().model, pixels)
     wanted = [shape for shape in every if flags["only"] in (None, shape.operator)]
     if not wanted:

@@ -28,6 +28,22 @@ def parser(description: str, size: str = "tiny") -> Parser:
     return new
 
 
+def add_resolution(parser: Parser) -> None:
+    """Add the flag --resolution, whose default is the size's."""
+    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+
+
+def case(flags: dict[str, Any]) -> Case:
+    """Return the case of a command; what no flag sets has its default."""
+    values = {field.name: flags[field.name] for field in dataclasses.fields(Case) if field.name in flags}
+    return Case(**{**values, "resolution": resolution(flags)})
+
+
+def resolution(flags: dict[str, Any]) -> int:
+    """Return the pixels a side that the flags give, or those of the size."""
+    return flags["resolution"] or SIZES[flags["size"]].pixels
+
+
 def add_turns(parser: Parser) -> None:
     """Add the flags for the number of measurements."""
     parser.add_argument("--rounds", type=int, help="turns of each side (default: the size's)")

@@ -36,7 +36,7 @@ def main() -> None:
     report.add_turns(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
-    pixels = flags["resolution"] or size.pixels
+    pixels = report.resolution(flags)
     if flags["ranks"] > 1:
         compare_ranks(size, pixels, flags["ranks"], flags["steps"], flags["json"])
         return
