@@ -35,12 +35,12 @@ def unseen_prompts() -> list[tuple[str, str, str]]:
     return [(shape, name, backdrop) for shape, name in pairs for backdrop in BACKDROPS if backdrop != name]
 
 
-def prompt_accuracy(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]]) -> dict[str, float]:
+def prompt_accuracy(toolkit: Toolkit, scenes: Sequence[tuple[str, str, str]]) -> dict[str, float]:
     """Return the shares of images whose shape, color and backdrop match the prompt."""
-    prompts = [f"a {color} {shape} on a {backdrop} background" for shape, color, backdrop in wanted]
+    prompts = [f"a {color} {shape} on a {backdrop} background" for shape, color, backdrop in scenes]
     images = api.generate(toolkit, prompts, batch_size=BATCH_SIZE)
     matches = []
-    for image, (shape, color, backdrop) in zip(images, wanted, strict=True):
+    for image, (shape, color, backdrop) in zip(images, scenes, strict=True):
         seen = evaluator.parse_scene(image)
         matches.append((seen.shape == shape, nearest_name(seen.fill) == color, nearest_name(seen.backdrop) == backdrop))
     shares = np.mean(matches, axis=0)

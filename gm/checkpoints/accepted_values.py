@@ -151,8 +151,8 @@ def _accepted_text_encoder(encoder: TextEncoderConfig, activation: str) -> dict[
 def _at_levels(values: Sequence[int], depth: Sequence[int]) -> Callable[[Any], bool]:
     """Return whether a number for all levels, or a list with one per level, is `values` where `depth` is not 0."""
 
-    def accepts(found: Any) -> bool:
-        each = [found] * len(values) if isinstance(found, int) else list(found)
+    def accepts(entry: Any) -> bool:
+        each = [entry] * len(values) if isinstance(entry, int) else list(entry)
         return len(each) == len(values) and all(
             one == value for one, value, blocks in zip(each, values, depth, strict=True) if blocks
         )

@@ -116,10 +116,10 @@ def _fits(model: ModelConfig, tensors: Mapping[str, LazyTensor]) -> bool:
 
 def _prediction(source: _Source) -> tuple[str, str]:
     """Return what the UNet predicts, and how this is known where the checkpoint does not say it."""
-    said = _says(source.entries, PREDICTION_TYPE)
-    if said is not None:
+    prediction_type = _says(source.entries, PREDICTION_TYPE)
+    if prediction_type is not None:
         # Another kind of prediction is refused when the weights are loaded.
-        return (said if said in PREDICTIONS else "epsilon"), ""
+        return (prediction_type if prediction_type in PREDICTIONS else "epsilon"), ""
     if source.kind != "sd2":
         return "epsilon", ""
     matches = {key: match for key in source.tensors if (match := _LAST_NORM.fullmatch(key))}

@@ -169,13 +169,13 @@ def _family_of_context(shapes: Shapes) -> str:
     return KIND_OF_CONTEXT.get(widths.pop(), "") if len(widths) == 1 else ""
 
 
-def check_family(found: str, config: ModelConfig, source: str | Path) -> None:
-    """Raise UserError if the kind `found` of the model `source` is of another family than that of `config`."""
-    family = {"base": "sdxl", "refiner": "sdxl"}.get(found, found)
-    if found and family != config.family:
+def check_family(kind: str, config: ModelConfig, source: str | Path) -> None:
+    """Raise UserError if the model `source`, of this `kind`, is of another family than that of `config`."""
+    family = {"base": "sdxl", "refiner": "sdxl"}.get(kind, kind)
+    if kind and family != config.family:
         raise UserError(
             f"{source} is {FAMILIES[family].title}, but the config describes {config.traits.title} ({config.version}); "
-            f"leave out --config, or give --config {' or '.join(_published(found))}"
+            f"leave out --config, or give --config {' or '.join(_published(kind))}"
         )
 
 

@@ -37,17 +37,17 @@ def check_prediction(model: StableDiffusion, source: str) -> None:
     if config.is_refiner:
         return
     try:
-        found = detect_prediction(model)
+        detected = detect_prediction(model)
     except RuntimeError as error:  # MindSpore's, of a device's operators or memory: a check must not end what works
         log.warning("what %s predicts was not checked: %s", source, shorten(error))
         return
-    if found in ("", config.schedule.prediction):
+    if detected in ("", config.schedule.prediction):
         return
     names = {"epsilon": "epsilon, the noise", "v_prediction": "v, the velocity"}
     raise UserError(
-        f"{source} predicts {names[found]}, but the config describes a model that predicts "
+        f"{source} predicts {names[detected]}, but the config describes a model that predicts "
         f"{names[config.schedule.prediction]}: images would be spoilt; give a --config with model.schedule.prediction "
-        f"{found}{_zero_snr(config, found)}"
+        f"{detected}{_zero_snr(config, detected)}"
     )
 
 
@@ -95,7 +95,7 @@ def _class_embedding(model: StableDiffusion) -> Tensor | None:
     return embed(Tensor(pooled), Tensor(sizes))
 
 
-def _zero_snr(config: ModelConfig, found: str) -> str:
+def _zero_snr(config: ModelConfig, detected: str) -> str:
     """Return what else the config must say, because zero terminal SNR is for v-prediction alone."""
-    has_it = config.schedule.rescale_betas_zero_snr and found == "epsilon"
+    has_it = config.schedule.rescale_betas_zero_snr and detected == "epsilon"
     return " and without model.schedule.rescale_betas_zero_snr" if has_it else ""

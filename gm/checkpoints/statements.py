@@ -38,7 +38,7 @@ PREDICTION_TYPES = {
 _MAX_SHOWN = 4  # in a message
 _USE_OTHER = "such models are not supported; use one that predicts epsilon, the noise, or v_prediction, the velocity"
 _USE_SAME = "use a model of the architecture that the config describes, or give a --config that describes this one"
-_WAYS_OUT = {
+_REMEDIES = {
     TRAINED_BETAS: "use a model with Stable Diffusion's noise schedule",
     "scheduler._class_name": _USE_OTHER,
     "unet.in_channels": "inpainting models have 9 input channels, instruct-pix2pix models 8, upscalers 7, "
@@ -172,7 +172,7 @@ def _way_out(statement: Statement) -> str:
         if statement.name in (PREDICTION_TYPE, ZERO_TERMINAL_SNR):
             return f"if that is right, leave out --config, or give one with {field}"
         return f"if that is right, give a --config with {field}"
-    return _WAYS_OUT.get(statement.name, _USE_SAME)
+    return _REMEDIES.get(statement.name, _USE_SAME)
 
 
 def _quote(value: Any) -> str:

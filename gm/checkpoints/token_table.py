@@ -49,10 +49,10 @@ def write_grown(folder: Path, path: Path, first: int, vectors: np.ndarray) -> in
 
 
 def _key(folder: Path, tensors: diffusers_format.Tensors) -> str:
-    found = [key for key in tensors if key.endswith(_KEY) and len(tensors[key].shape) == 2]
-    if len(found) != 1:
+    keys = [key for key in tensors if key.endswith(_KEY) and len(tensors[key].shape) == 2]
+    if len(keys) != 1:
         raise UserError(f"{folder} has no {_KEY}, the token embeddings of a text encoder; download or copy it again")
-    return found[0]
+    return keys[0]
 
 
 def _with_numpy_dtype(tensor: LazyTensor) -> LazyTensor:

@@ -87,14 +87,14 @@ def _without_averages(tensors: Tensors, shapes: ParameterShapes) -> tuple[Tensor
     """
     averages = {"model_ema." + published_name(name).removeprefix("model.").replace(".", ""): name for name in shapes}
     averages |= {f"ema.{key}": name for name in shapes for key in (name, published_name(name))}
-    found = {key: tensor for key, tensor in tensors.items() if key.startswith(("model_ema.", "ema."))}
-    used = {averages[key]: tensor for key, tensor in found.items() if averages.get(key, key) not in {*tensors, key}}
-    rest = {key: tensor for key, tensor in tensors.items() if key not in found}
+    ema = {key: tensor for key, tensor in tensors.items() if key.startswith(("model_ema.", "ema."))}
+    used = {averages[key]: tensor for key, tensor in ema.items() if averages.get(key, key) not in {*tensors, key}}
+    rest = {key: tensor for key, tensor in tensors.items() if key not in ema}
     notes = []
     if used:
         notes.append(f"nothing else for {len(used)} weights, of which the file has moving averages alone")
-    elif found:
-        notes.append(_describe("moving averages of the weights", list(found)))
+    elif ema:
+        notes.append(_describe("moving averages of the weights", list(ema)))
     return rest | used, notes
 
 

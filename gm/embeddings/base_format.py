@@ -82,8 +82,8 @@ class NamedTensorsFormat(Format):
         return (*self.keys.values(), "num_vectors")
 
     def remarks(self, tree: Tree) -> list[str]:
-        found = self._read_keys(tree)
-        moved = [encoder for encoder, array in encoders.place(found).items() if array is not found.get(encoder)]
+        vectors = self._read_keys(tree)
+        moved = [encoder for encoder, array in encoders.place(vectors).items() if array is not vectors.get(encoder)]
         return super().remarks(tree) + [
             f"vectors as wide as {ENCODERS[encoder]}, used there" for encoder in moved if encoder in ENCODERS
         ]

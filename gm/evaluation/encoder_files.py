@@ -99,13 +99,13 @@ def _fetch(option: str, name: str) -> Path:
         ) from error
     log.info("fetching %s from the Hugging Face Hub", name)
     try:
-        wanted = _wanted(huggingface_hub.HfApi().list_repo_files(name))
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+        patterns = _patterns(huggingface_hub.HfApi().list_repo_files(name))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # of the client, its HTTP library or the disk
         raise UserError(f"{option} {name} cannot be fetched ({shorten(error, 300)}); {advice}") from error
     return folder
 
 
-def _wanted(listed: Sequence[str]) -> list[str]:
+def _patterns(listed: Sequence[str]) -> list[str]:
     weights = [name for name in WEIGHTS if name in listed][:1]
     return [name for name in (CONFIG, PREPROCESSOR) if name in listed] + weights

@@ -156,14 +156,14 @@ def _find(file: LoraFile) -> LoraFile:
         return file
     if not path.is_dir():
         raise UserError(_missing_message(path))
-    found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
-    found = found or sorted(each for each in path.iterdir() if each.suffix == ".safetensors")
-    if not found:
+    files = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+    files = files or sorted(each for each in path.iterdir() if each.suffix == ".safetensors")
+    if not files:
         raise UserError(f"--lora_weight {path} is a folder without a LoRA file; give the file")
-    if len(found) > 1 and found[0].name not in _FOLDER_FILES:
-        names = shorten(", ".join(each.name for each in found), 100)
+    if len(files) > 1 and files[0].name not in _FOLDER_FILES:
+        names = shorten(", ".join(each.name for each in files), 100)
         raise UserError(f"--lora_weight {path} is a folder of several files ({names}); give one of them")
-    return LoraFile(found[0], file.strength)
+    return LoraFile(files[0], file.strength)
 
 
 def _missing_message(path: Path) -> str:

@@ -175,5 +175,5 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    wanted = ("model name", "flags")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+    prefixes = ("model name", "flags")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(prefixes)))
