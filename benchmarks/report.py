@@ -34,7 +34,7 @@ def add_resolution(parser: Parser) -> None:
 
 
 def case(flags: dict[str, Any]) -> Case:
-    """Return the case of a command; what no flag sets has its default."""
+    """Return the case of a command; fields without a flag have their defaults."""
     values = {field.name: flags[field.name] for field in dataclasses.fields(Case) if field.name in flags}
     return Case(**{**values, "resolution": resolution(flags)})
 

@@ -1,4 +1,4 @@
-"""How a training step of this toolkit scales: with resolution, batch, vectors, accumulation, and with several ranks.
+"""Scaling of a training step of this toolkit with resolution, batch, vectors, accumulation, and with several ranks.
 
     python benchmarks/scaling.py --size small
     python benchmarks/scaling.py --size tiny --ranks 2

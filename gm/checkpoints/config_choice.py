@@ -1,6 +1,6 @@
 """The shipped config of a model, chosen by its weights, for commands without `--config`.
 
-Family and sizes are those of the tensors. What the UNet predicts is what the checkpoint says (statements.py); Stable
+Family and sizes follow from the tensors. The prediction of the UNet is that of the metadata (statements.py); Stable
 Diffusion 2 was published with both kinds and says nothing in a single file, where ComfyUI's rule decides
 (`SD20.model_type` in comfy/supported_models.py).
 """
@@ -35,7 +35,7 @@ _LAST_NORM = re.compile(
 
 @dataclass(frozen=True)
 class _Choice:
-    """A config file, the fields of its model's schedule that the weights ask for, and what the model is."""
+    """A config file, the fields of its model's schedule that the weights need, and a description of the model."""
 
     path: str
     schedule: Mapping[str, Any]
@@ -44,7 +44,7 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a checkpoint holds: tensors by key, what it says, and its kind as `detect.detect_family` returns it."""
+    """A checkpoint's tensors by key, its statements, and its kind as `detect.detect_family` returns it."""
 
     tensors: Mapping[str, LazyTensor]
     entries: list[Statement]
@@ -115,7 +115,7 @@ def _fits(model: ModelConfig, tensors: Mapping[str, LazyTensor]) -> bool:
 
 
 def _prediction(source: _Source) -> tuple[str, str]:
-    """Return what the UNet predicts, and how this is known where the checkpoint does not say it."""
+    """Return the prediction of the UNet, and its source where the checkpoint does not state it."""
     prediction_type = _says(source.entries, PREDICTION_TYPE)
     if prediction_type is not None:
         # Another kind of prediction is refused when the weights are loaded.

@@ -67,7 +67,7 @@ def cache_folder() -> Path | None:
 
 
 def _files(source: Path) -> list[Path]:
-    """Return the files of a source that its weights and what is said of them are read from."""
+    """Return the files of a source that its weights and configs are read from."""
     if not source.is_dir():
         return [source]
     suffixes = (".safetensors", ".bin", ".json")

@@ -114,7 +114,7 @@ def find_global(module: Any, attribute: Any, skip_unknown: bool = False) -> Glob
 
 
 def rebuild(function: Any, arguments: Any) -> Any:
-    """Return what calling `function`, a global, would return; an Unknown for what is made by or of one."""
+    """Return the result of calling `function`, a global; an Unknown if the function or an argument is one."""
     if isinstance(function, Unknown):
         return function
     unknown = [each for each in arguments if isinstance(each, Unknown)] if isinstance(arguments, tuple) else []

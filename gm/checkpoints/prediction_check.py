@@ -1,4 +1,4 @@
-"""What a loaded UNet predicts, found out by running it: a wrong setting gives noise or gray instead of images.
+"""Check of a loaded UNet's prediction, by one run: a wrong setting gives noise or gray instead of images.
 
 No tensor says whether a UNet predicts ε or v. At the last timestep its input is noise almost alone (a² = 0.0047), so
 that ε is the input itself, and v = a·ε - s·x₀ holds 0.068 times as much of it. AUTOMATIC1111 tells the models of Stable
@@ -31,7 +31,7 @@ def check_prediction(model: StableDiffusion, source: str) -> None:
     """Raise UserError if the UNet of `model`, loaded from `source`, does not predict what its config says.
 
     It runs the UNet once, in PyNative mode, on two small latents. A UNet whose outputs fit neither kind, such as one
-    that is not trained, and a refiner, which knows the last steps only, pass.
+    that is not trained, and a refiner, which is trained on the last steps only, pass.
     """
     config = model.config
     if config.is_refiner:

@@ -96,12 +96,12 @@ def check(statements: Iterable[Statement], accepted: Mapping[str, Accepted], sou
 
 
 def prediction_type(statements: Iterable[Statement]) -> str:
-    """Return what the network predicts, by diffusers' name; a checkpoint that does not say so predicts epsilon."""
+    """Return the network's prediction, by diffusers' name; epsilon for a checkpoint that does not state it."""
     return next((str(s.value) for s in statements if s.name == PREDICTION_TYPE), "epsilon")
 
 
 def carried_metadata(statements: Iterable[Statement], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata of a converted file: that of its source, and what the source says elsewhere.
+    """Return the metadata of a converted file: that of its source, and the source's other statements.
 
     The prediction type is under the name of Stability AI's ModelSpec, which other programs read.
     """
@@ -117,7 +117,7 @@ def carried_metadata(statements: Iterable[Statement], metadata: Mapping[str, str
 
 
 def configured_metadata(config: ModelConfig) -> dict[str, str]:
-    """Return the metadata of a converted file about what no tensor shows, where a reader would guess otherwise.
+    """Return the metadata of a converted file for properties that no tensor shows and a reader would guess wrong.
 
     A file without a prediction type predicts epsilon, but for Stable Diffusion 2, of which both kinds are published.
     """

@@ -51,9 +51,9 @@ _TOKEN_TABLE = re.compile(r".*\.token_embedding\.embedding_table")
 
 
 def to_published_layout(tensors: Tensors, shapes: ParameterShapes) -> tuple[Tensors, list[str]]:
-    """Return `tensors` with MindSpore's names for those in `shapes`, and descriptions of what was left out.
+    """Return `tensors` with MindSpore's names for those in `shapes`, and descriptions of the tensors left out.
 
-    A tensor that no rule knows is returned as it is: the strict check reports it.
+    A tensor without a rule is returned as it is: the strict check reports it.
     """
     names = {published_name(name): name for name in shapes}
     tensors = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}

@@ -49,8 +49,8 @@ class LossConfig(Section):
     )
     context_loss_weight: float = option(
         0.0,
-        "weight of the context loss: words in prompts without images shall be beside the placeholder token what they "
-        "are beside the class word",
+        "weight of the context loss, which keeps the hidden states of the tokens behind the placeholder token, in "
+        "prompts without images, close to those behind the class word",
         minimum=0.0,
         maximum=1e6,
     )
@@ -58,7 +58,7 @@ class LossConfig(Section):
         None, "text file of the prompts of the context loss, one per line, {} for the placeholder token", path="path"
     )
     context_encoders: str = option(
-        "all", "text encoders that the context loss looks at", choices=("all", "clip_l", "clip_g", "clip_h")
+        "all", "text encoders of the context loss", choices=("all", "clip_l", "clip_g", "clip_h")
     )
     initializer_reg_weight: float = option(
         0.0,

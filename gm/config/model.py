@@ -17,7 +17,7 @@ PREDICTIONS = ("epsilon", "v_prediction")  # diffusers' names of the noise and o
 
 @dataclass(frozen=True)
 class Family:
-    """What the sizes of a config do not say of a family of models.
+    """Traits of a family of models that do not follow from the sizes in its config.
 
     title: its name in messages
     text_encoders: their names, in the order of their hidden states in the context
@@ -57,7 +57,7 @@ class ScheduleConfig:
     beta_start: float = option(0.00085, "beta of the first timestep", maximum=1.0)
     beta_end: float = option(0.012, "beta of the last timestep", maximum=1.0)
     prediction: str = option(
-        "epsilon", "what the UNet predicts: epsilon, the noise, or v_prediction, the velocity", choices=PREDICTIONS
+        "epsilon", "prediction of the UNet: epsilon, the noise, or v_prediction, the velocity", choices=PREDICTIONS
     )
     rescale_betas_zero_snr: bool = option(
         False, "zero terminal SNR: the last timestep is noise alone; for v_prediction"
@@ -112,7 +112,7 @@ class ModelConfig:
 
     @property
     def traits(self) -> Family:
-        """What distinguishes the model's family."""
+        """Traits of the model's family."""
         return FAMILIES[self.family]
 
     @property
@@ -170,7 +170,7 @@ class ModelConfig:
 
 
 def _check_family(model: ModelConfig) -> None:
-    """Raise UserError for what the model's family does not have."""
+    """Raise UserError for options that the model's family does not have."""
     title = model.traits.title
     if model.is_refiner and model.family != "sdxl":
         raise UserError(f"model.kind is refiner, but {title} has none; leave it out, or give model.family sdxl")

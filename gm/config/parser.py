@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
         return flags
 
     def _foreign_flag_hint(self, flag: str) -> str:
-        """Return what a flag of other trainers is called here, "" if this command has nothing like it."""
+        """Return the counterpart here of a flag of other trainers, "" if this command has none."""
         hint = _FOREIGN_FLAGS.get(flag, "")
         known = all(name.rstrip(",") in self._option_string_actions for name in re.findall(r"--\w+", hint))
         return f"; {hint}" if hint and known else ""

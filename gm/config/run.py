@@ -35,7 +35,7 @@ class RunConfig(Section):
     )
     jit_level: str = option(
         "O0",
-        "how graphs run on Ascend: O0 kernel by kernel, O1 with fused operators, O2 as a whole by CANN's graph engine",
+        "execution of graphs on Ascend: O0 kernel by kernel, O1 with fused operators, O2 whole by CANN's graph engine",
         choices=("O0", "O1", "O2"),
     )
     max_device_memory: str = option(

@@ -12,7 +12,9 @@ from gm.config.schema import MAX_SEED, Section, option
 class SamplingConfig(Section):
     """Image generation."""
 
-    task: str = option("txt2img", "what to generate images from", choices=("txt2img", "img2img", "inpaint"))
+    task: str = option(
+        "txt2img", "text to image, image to image, or inpainting", choices=("txt2img", "img2img", "inpaint")
+    )
     textual_inversion_weight: list[str] = option(
         [], "embedding files to use, any number; file=<token> chooses another placeholder token", path="path"
     )
@@ -48,9 +50,9 @@ class SamplingConfig(Section):
     s_churn: float = option(0.0, "noise that euler and heun add, over all steps; 0 is none", minimum=0.0, maximum=1e6)
     s_tmin: float = option(0.0, "lowest noise level at which s_churn adds noise", minimum=0.0, maximum=1e6)
     s_tmax: float = option(999.0, "highest noise level at which s_churn adds noise", minimum=0.0, maximum=math.inf)
-    guider: str = option("cfg", "how prompt and negative prompt are combined")
+    guider: str = option("cfg", "combination of prompt and negative prompt")
     guidance_rescale: float = option(
-        0.7, "how far the guider rescaled restores the contrast of the prompt alone", minimum=0.0, maximum=1.0
+        0.7, "share of the contrast of the prompt alone that the guider rescaled restores", minimum=0.0, maximum=1.0
     )
     sample_step: int = option(40, "sampler steps", minimum=1, maximum=10_000)
     guidance_scale: float = option(5.0, "guidance (CFG) scale; 1 is no guidance", minimum=0.0, maximum=1000.0)

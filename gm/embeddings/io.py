@@ -100,7 +100,7 @@ def load_all(path: str | Path, family: str | None = "sdxl") -> list[Embedding]:
 
 
 def log_remarks(file: EmbeddingFile, path: str | Path) -> None:
-    """Log what is not used of `file`, which was read from `path`, or is used in another place."""
+    """Log the parts of `file`, which was read from `path`, that are not used or are used in another place."""
     for remark in file.remarks:
         log.warning("%s: %s", path, remark)
 

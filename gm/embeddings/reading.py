@@ -35,7 +35,7 @@ def read_one(path: Path) -> EmbeddingFile:
 
 
 def _probable_content(content: Any) -> str:
-    """Return what a file without embeddings that are known seems to be."""
+    """Return the probable kind of a file without known embeddings, for a message."""
     keys = list(map(str, content)) if isinstance(content, dict) else []
     if other := detect.detect_other_model(keys, "base"):
         return f": it seems to be {other}"

@@ -1,4 +1,4 @@
-"""config.json of transformers → the architecture of an image encoder; what is not computed here is refused."""
+"""config.json of transformers → the architecture of an image encoder; unsupported architectures are refused."""
 
 from __future__ import annotations
 

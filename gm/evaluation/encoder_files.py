@@ -21,7 +21,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there 
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """What a published image encoder consists of; `preprocessor` is empty without its file."""
+    """Files of a published image encoder; `preprocessor` is empty without its file."""
 
     name: str
     weights: Path
@@ -37,7 +37,7 @@ def find(option: str, name: str) -> EncoderFiles:
     """Return the files of the encoder `name`: a folder, a file of weights in it, or user/name of a model of the Hub.
 
     The Hub's local cache comes before the Hub, which needs huggingface_hub. `option` names the flag in messages. Raises
-    UserError for what is not there or cannot be fetched, and for a config.json that is not one.
+    UserError for files that are missing or cannot be fetched, and for a config.json that is not one.
     """
     if hub_models.is_name(name):
         folder = hub_models.find_snapshot(name)

@@ -1,4 +1,4 @@
-"""Checked options of an evaluation: embeddings, prompts, real images; what no option says is read from the files."""
+"""Checked options of an evaluation: embeddings, prompts, real images; defaults are read from the files."""
 
 from __future__ import annotations
 

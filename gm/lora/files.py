@@ -44,7 +44,7 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class LoraRecord:
-    """What is stored of a LoRA in images, embedding files and training states.
+    """Record of a LoRA in images, embedding files and training states.
 
     hash: that of AUTOMATIC1111 and Civitai (`short_hash`)
     """
@@ -95,12 +95,12 @@ def parse_all(texts: Iterable[str]) -> list[LoraFile]:
 
 
 def read_records(texts: Iterable[str]) -> list[LoraRecord]:
-    """Return what is stored of the files that the option's values name; raises UserError as `parse_all` does."""
+    """Return the records of the files that the option's values name; raises UserError as `parse_all` does."""
     return records(parse_all(texts))
 
 
 def records(files: Iterable[LoraFile]) -> list[LoraRecord]:
-    """Return what is stored of `files`, without those of strength 0, which change nothing."""
+    """Return the records of `files`, without those of strength 0, which change nothing."""
     return [LoraRecord(file.name, file.strength, short_hash(file.path)) for file in files if file.strength]
 
 

@@ -254,7 +254,7 @@ def _describe_unmatched(unmatched: list[str]) -> str:
 
 
 def _describe(content: LoraContent) -> str:
-    """Return what the file says of itself that its user should know."""
+    """Return the entries of the file's metadata that concern its user."""
     titles = {
         "ss_sd_model_name": "trained on",
         "modelspec.trigger_phrase": "trigger phrase",

@@ -51,7 +51,7 @@ class _Downsample(nn.Cell):
         return self.op(x)
 
 
-# What a layer takes besides x, by its type; the others take x alone.
+# Inputs of a layer besides x, by its type; the others take x alone.
 _EMB = "emb"
 _CONTEXT = "context_kv"
 _SIZE = "size"

@@ -101,7 +101,7 @@ class Session:
                     self._answer(line, pipeline, show)
 
     def options(self, line: str) -> SamplingConfig:
-        """Return the options of a line; UserError for what is not one, or outside its limits."""
+        """Return the options of a line; UserError for an unknown option, or a value outside its limits."""
         known, unknown = self.parser.parse_known_intermixed_args(_split(line))
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -121,7 +121,7 @@ class Session:
         return schema.merge(SamplingConfig, {"the session": base, "the line": values})
 
     def _answer(self, line: str, pipeline: Pipeline, show: Show) -> None:
-        """Do what a line says: a command that begins with `!`, or a prompt."""
+        """Execute a line: a command that begins with `!`, or a prompt."""
         if line == "!":
             without = {*_SESSION_OPTIONS, *family_options.inapplicable(self.config.model)}
             names = [f"--{f.name}" for f in dataclasses.fields(SamplingConfig) if f.name not in without]

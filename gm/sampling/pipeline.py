@@ -187,7 +187,7 @@ def _image_names(batch: Sequence[ImageRequest], first: int, total: int) -> list[
 
 
 def _batch_key(request: ImageRequest, sampling: SamplingConfig) -> tuple[object, ...]:
-    """Return what the requests of a batch have in common."""
+    """Return the options that the requests of a batch have in common."""
     prompts = [request.prompt]
     if guider_name(sampling, request.guidance_scale) != "none":
         prompts.append(request.negative_prompt)

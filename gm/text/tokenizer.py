@@ -17,7 +17,7 @@ from gm.text.bpe import END, START, VOCAB_SIZE
 
 __all__ = ["END", "PADDING_IDS", "START", "VOCAB_SIZE", "Tokenizer", "check_placeholder", "pool_positions"]
 
-# What a text encoder was trained to see after the end of a prompt.
+# Padding after the end of a prompt that a text encoder was trained with.
 PADDING_IDS = {"clip_l": END, "clip_g": 0, "clip_h": 0}
 _MAX_QUOTE = 60  # characters of a prompt that an error message repeats
 _MAX_PLACEHOLDER = 256  # characters, as many as the name of a file; cleaning a name of a megabyte takes seconds

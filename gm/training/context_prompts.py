@@ -29,7 +29,7 @@ class ContextPrompt:
     """A prompt with a placeholder token, and its reference, the same with the class word.
 
     ids: int32 [77] by text encoder; positions: of its context tokens, those after the placeholder token up to the end
-    of the text, int64 [n]; those of the reference are the same tokens. What stands before the token sees nothing of it.
+    of the text, int64 [n]; those of the reference are the same tokens. The tokens before it do not attend to it.
     """
 
     text: str

@@ -42,7 +42,7 @@ class Flag:
 
 @dataclass
 class Translation:
-    """A command in the making: what the user gave, and the options and notes that follow from it.
+    """Translation of a command in progress: its flags, and the options and notes that follow from them.
 
     flags: values by the name of the flag there, only of flags on the command line
     values: the same with the program's defaults for the others
