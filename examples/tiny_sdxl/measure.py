@@ -148,7 +148,7 @@ def negative_guidance(toolkit: Toolkit, target: UnseenConcept, num_vectors: int,
 
 def main() -> None:
     parser = Parser("Measure how the tiny model follows prompts and how textual inversion works on it.")
-    parser.add_argument("what", choices=("prompts", "concepts", "joint", "negative"), help="what to measure")
+    parser.add_argument("what", choices=("prompts", "concepts", "joint", "negative"), help="measurement")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--weight", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")

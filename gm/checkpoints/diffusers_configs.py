@@ -109,7 +109,7 @@ def _read_pipeline(path: Path, is_sdxl: bool) -> Iterator[Statement]:
 
 
 def _read_tokenizers(folder: Path, pad_tokens: Mapping[str, tuple[str, ...]]) -> Iterator[Statement]:
-    """Yield added tokens, whose rows of the token tables are left out, and another padding than the toolkit's."""
+    """Yield added tokens, whose vectors in the token tables are left out, and another padding than the toolkit's."""
     for tokenizer, usual in pad_tokens.items():
         fields = read_json(folder / tokenizer / _TOKENIZER)
         token = fields.get("pad_token")

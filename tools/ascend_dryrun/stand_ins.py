@@ -192,7 +192,7 @@ def _gcc(*arguments: str | Path) -> None:
 
 def _check_tools() -> None:
     if os.uname().machine != "x86_64":
-        raise UserError(f"the dry run knows x86-64 alone; this machine is {os.uname().machine}")
+        raise UserError(f"the dry run supports x86-64 alone; this machine is {os.uname().machine}")
     for tool in ("gcc", "nm"):
         if shutil.which(tool) is None:
             raise UserError(f"the dry run needs {tool}: apt-get install gcc binutils")
