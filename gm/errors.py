@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A request that cannot be carried out; the message names the cause and the way out.
+    """A request that cannot be carried out; the message names the cause and the remedy.
 
     The message is one line whatever it quotes of a file: characters that cannot be printed are escaped. The lines of
     `details`, such as the output of a process that failed, follow below it.
