@@ -174,12 +174,12 @@ class Case:
 
 def product_speed(multiply: Callable[[], Any]) -> float:
     """Return the FLOPs a second of `multiply`, a product 2048³, in the median of ten."""
-    taken = []
+    seconds = []
     for _ in range(12):
         started = time.perf_counter()
         multiply()
-        taken.append(time.perf_counter() - started)
-    return 2 * PRODUCT_SIDE**3 / statistics.median(taken[2:])
+        seconds.append(time.perf_counter() - started)
+    return 2 * PRODUCT_SIDE**3 / statistics.median(seconds[2:])
 
 
 def from_json(text: str) -> Case:

@@ -18,19 +18,13 @@ _WITHOUT, _WITH = "without", "with"
 def main() -> None:
     parser = report.parser("Time a training step of this toolkit with and without the context loss.")
     report.add_mode(parser)
-    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    report.add_resolution(parser)
     parser.add_argument("--batch", type=int, default=1, help="images a step (default: %(default)s)")
     report.add_turns(parser)
     report.add_graphs(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
-    base = Case(
-        size.name,
-        flags["resolution"] or size.pixels,
-        flags["batch"],
-        mode=flags["mode"],
-        low_memory=flags["low_memory"],
-    )
+    base = report.case(flags)
     cases = {_WITHOUT: base, _WITH: dataclasses.replace(base, context_loss=0.1)}
     turns = report.turns(flags, size)
     prepare(size)

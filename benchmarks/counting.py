@@ -27,7 +27,7 @@ class Part:
     moved: int = 0  # in and out of a product, forward, beside its weights
     saved: int = 0  # for the backward pass, in the precision of the weights
     saved_float32: int = 0
-    saved_if_half: int = 0  # copies in half precision of what is saved in float32
+    saved_if_half: int = 0  # copies in half precision of tensors saved in float32
 
 
 @dataclass(frozen=True)

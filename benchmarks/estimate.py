@@ -89,8 +89,8 @@ def _seconds(cost: Cost, speed: float) -> float:
     return max(cost.flops / speed, cost.moved / _BANDWIDTH)
 
 
-def _table(what: str, costs_by_name: dict[str, Cost]) -> str:
-    header = [what, "GFLOP forward", "GFLOP backward", "weights GB", "saved GB", "moved GB"]
+def _table(title: str, costs_by_name: dict[str, Cost]) -> str:
+    header = [title, "GFLOP forward", "GFLOP backward", "weights GB", "saved GB", "moved GB"]
     rows = [
         [name, *(f"{flops / 1e9:.5g}" for flops in (c.forward, c.backward)), *map(_gb, (c.weights, c.saved, c.moved))]
         for name, c in costs_by_name.items()

@@ -26,12 +26,12 @@ _SHOWN = 2000  # characters of a failed command's output in the message
 def main() -> None:
     parser = report.parser("Measure the peak memory of converting, loading, training and sampling.")
     report.add_mode(parser)
-    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    report.add_resolution(parser)
     parser.add_argument("--steps", type=int, default=3, help="of training, and of the sampler (default: %(default)s)")
     flags = parser.read()
     size = SIZES[flags["size"]]
     prepare(size)
-    case = Case(size.name, flags["resolution"] or size.pixels, mode=flags["mode"], low_memory=flags["low_memory"])
+    case = report.case(flags)
     model = float32_size(case)
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory(dir=size.weight.parent) as folder:

@@ -14,7 +14,8 @@ from benchmarks.counting import (
     unused,
     without_gradient,
 )
-from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig, VAEConfig
 
 Side = tuple[int, int]  # height and width
 

@@ -80,8 +80,8 @@ def _sequence(width: int, tokens: int, heads: int, keys: int) -> list[Shape]:
     return [*operators, Shape("softmax", keys, tokens, heads, keys=keys), attention, across]
 
 
-def to_json(wanted: list[Shape]) -> str:
-    return json.dumps([dataclasses.asdict(shape) for shape in wanted])
+def to_json(selected: list[Shape]) -> str:
+    return json.dumps([dataclasses.asdict(shape) for shape in selected])
 
 
 def from_json(text: str) -> list[Shape]:
@@ -91,18 +91,18 @@ def from_json(text: str) -> list[Shape]:
 
 def main() -> None:
     parser = report.parser("Time single operators against MindSpore's own and PyTorch's.", "full")
-    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    report.add_resolution(parser)
     parser.add_argument("--only", help="measure operators of this name only: layer_norm, attention, …")
     report.add_turns(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
-    pixels = flags["resolution"] or size.pixels
+    pixels = report.resolution(flags)
     every = shapes(size.config().model, pixels)
-    wanted = [shape for shape in every if flags["only"] in (None, shape.operator)]
-    if not wanted:
+    selected = [shape for shape in every if flags["only"] in (None, shape.operator)]
+    if not selected:
         known = ", ".join(dict.fromkeys(shape.operator for shape in every))
         raise UserError(f"--only {flags['only']} names no operator; known are {known}")
-    text = to_json(wanted)
+    text = to_json(selected)
     sides = {
         "ours": worker("benchmarks.operators_mindspore", "ours", text),
         "native": worker("benchmarks.operators_mindspore", "native", text),
@@ -112,7 +112,7 @@ def main() -> None:
     turns = report.turns(flags, size, rounds=20, pieces=1, warm_ups=20)
     measured = alternate(sides, **turns, together=True)
     title = f"Operators of {size.name} at {pixels} px, microseconds each, {LINKS} in a graph"
-    report.answer(flags["json"], title, *show([str(shape) for shape in wanted], measured))
+    report.answer(flags["json"], title, *show([str(shape) for shape in selected], measured))
 
 
 def show(names: list[str], measured: dict[str, Measurement]) -> tuple[str, dict[str, Any]]:

@@ -113,12 +113,12 @@ def inputs(shape: Shape, ours: bool) -> list[Tensor]:
     return [layout.from_tokens(Tensor(each)) if ours else Tensor(each) for each in (x, context)]
 
 
-def set_up(side: str, wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
+def set_up(side: str, shapes: list[Shape]) -> tuple[dict[str, Any], Work]:
     """Return a worker that runs every chain once per piece, forward, and forward and backward."""
     ours = side != "native"
     dtype = backend.setup(RunConfig(device_target="CPU", precision="bfloat16" if side == "bfloat16" else "auto")).dtype
     pairs = {}
-    for shape in wanted:
+    for shape in shapes:
         chain = _Chain(shape, ours, dtype)
         count = 2 if shape.operator == "attention" and shape.keys else 1
         both = backend.compile_cell(_Both(chain, count), True)

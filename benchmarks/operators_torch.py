@@ -53,10 +53,10 @@ def inputs(shape: Shape) -> tuple[Tensor, Tensor]:
     return torch.randn(1, shape.tokens, shape.width), context
 
 
-def set_up(wanted: list[Shape]) -> tuple[dict[str, Any], Work]:
+def set_up(shapes: list[Shape]) -> tuple[dict[str, Any], Work]:
     """Return a worker that runs every chain once per piece, forward, and forward and backward."""
     torch.set_num_threads(os.cpu_count() or 1)
-    chains = {str(shape): (link(shape), inputs(shape)) for shape in wanted}
+    chains = {str(shape): (link(shape), inputs(shape)) for shape in shapes}
     return {}, lambda: {"chains": {name: [_timed(f, x, False), _timed(f, x, True)] for name, (f, x) in chains.items()}}
 
 

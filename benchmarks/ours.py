@@ -23,7 +23,7 @@ def step(case: Case) -> tuple[dict[str, Any], Work]:
     prepared = setup.prepare(config)
     toolkit = api.load(config)
     run = trainer.prepare(toolkit.model, prepared, toolkit.backend)
-    toolkit.model.release_vae()  # as training does where no previews are drawn
+    toolkit.model.release_vae()  # as training does without previews
     reports = run.steps()
     facts = {"product_flops_per_second": product_speed()}
 

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.cases import REFERENCES, SIZES, Case, Size
 from benchmarks.workers import Measurement, median_of_ratios, worker
 from gm.config import RunConfig, paths
-from gm.config.cli import Parser
+from gm.config.parser import Parser
 from gm.errors import UserError
 
 _LIBRARIES = ("mindspore", "torch", "diffusers", "transformers", "numpy")
@@ -26,6 +26,22 @@ def parser(description: str, size: str = "tiny") -> Parser:
     new.add_argument("--size", default=size, choices=list(SIZES), help="of the model (default: %(default)s)")
     new.add_argument("--json", metavar="PATH", type=paths.expand, help="file to write everything measured to, as JSON")
     return new
+
+
+def add_resolution(parser: Parser) -> None:
+    """Add the flag --resolution, whose default is the size's."""
+    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+
+
+def case(flags: dict[str, Any]) -> Case:
+    """Return the case of a command; fields without a flag have their defaults."""
+    values = {field.name: flags[field.name] for field in dataclasses.fields(Case) if field.name in flags}
+    return Case(**{**values, "resolution": resolution(flags)})
+
+
+def resolution(flags: dict[str, Any]) -> int:
+    """Return the pixels a side that the flags give, or those of the size."""
+    return flags["resolution"] or SIZES[flags["size"]].pixels
 
 
 def add_turns(parser: Parser) -> None:

@@ -19,7 +19,7 @@ def main() -> None:
     parser = report.parser("Compare time and memory of generating an image with diffusers' pipeline.")
     report.add_mode(parser)
     report.add_precision(parser)
-    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    report.add_resolution(parser)
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler, at least 3 (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale; 1 is none (default: %(default)s)")
@@ -31,16 +31,7 @@ def main() -> None:
             f"--steps is {flags['steps']}; it must be at least 3: the first and the last are not timed alone"
         )
     size = SIZES[flags["size"]]
-    case = Case(
-        size.name,
-        flags["resolution"] or size.pixels,
-        flags["batch"],
-        mode=flags["mode"],
-        low_memory=flags["low_memory"],
-        precision=flags["precision"],
-        steps=flags["steps"],
-        guidance=flags["guidance"],
-    )
+    case = report.case(flags)
     turns = report.turns(flags, size, rounds=size.image_rounds, pieces=1, warm_ups=1)
     prepare(size)
     report.choose_graphs(flags)

@@ -1,4 +1,4 @@
-"""How a training step of this toolkit scales: with resolution, batch, vectors, accumulation, and with several ranks.
+"""Scaling of a training step of this toolkit with resolution, batch, vectors, accumulation, and with several ranks.
 
     python benchmarks/scaling.py --size small
     python benchmarks/scaling.py --size tiny --ranks 2
@@ -36,7 +36,7 @@ def main() -> None:
     report.add_turns(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
-    pixels = flags["resolution"] or size.pixels
+    pixels = report.resolution(flags)
     if flags["ranks"] > 1:
         compare_ranks(size, pixels, flags["ranks"], flags["steps"], flags["json"])
         return

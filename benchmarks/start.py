@@ -28,11 +28,11 @@ _LOADED, _STEP = "loaded ", "step 1/"  # starts of lines that the run prints
 def main() -> None:
     parser = report.parser("Time a training run from its command to its first step, without and with cached graphs.")
     parser.add_argument("--mode", default="graph", choices=("graph", "pynative"), help="(default: %(default)s)")
-    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    report.add_resolution(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
     prepare(size)
-    pixels = flags["resolution"] or size.pixels
+    pixels = report.resolution(flags)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = {which: first_step(size, pixels, flags["mode"], folder, which) for which in ("cold", "again")}

@@ -18,7 +18,7 @@ def main() -> None:
     parser = report.parser("Compare time and memory of a training step with diffusers'.")
     report.add_mode(parser)
     report.add_precision(parser)
-    parser.add_argument("--resolution", type=int, help="pixels a side (default: the size's)")
+    report.add_resolution(parser)
     parser.add_argument("--batch", type=int, default=1, help="images a step (default: %(default)s)")
     parser.add_argument("--vectors", type=int, default=4, help="embedding vectors (default: %(default)s)")
     parser.add_argument("--accumulation", type=int, default=1, help="steps an update (default: %(default)s)")
@@ -26,16 +26,7 @@ def main() -> None:
     report.add_graphs(parser)
     flags = parser.read()
     size = SIZES[flags["size"]]
-    case = Case(
-        size.name,
-        flags["resolution"] or size.pixels,
-        flags["batch"],
-        flags["vectors"],
-        flags["accumulation"],
-        mode=flags["mode"],
-        low_memory=flags["low_memory"],
-        precision=flags["precision"],
-    )
+    case = report.case(flags)
     turns = report.turns(flags, size)
     prepare(size)
     report.choose_graphs(flags)

@@ -1,7 +1,7 @@
 """The exceptions that the toolkit raises on purpose, and helpers for their messages.
 
 `UserError` is for what the user can correct: the scripts print its one line and exit with code 2. `DamagedFileError` is
-for code that reads a file format: the caller that knows the path catches it and raises a UserError.
+for code that reads a file format: the caller that has the path catches it and raises a UserError.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A request that cannot be carried out; the message names the cause and the way out.
+    """A request that cannot be carried out; the message names the cause and the remedy.
 
     The message is one line whatever it quotes of a file: characters that cannot be printed are escaped. The lines of
     `details`, such as the output of a process that failed, follow below it.
@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class DamagedFileError(Exception):
-    """Bytes that contradict the format of their file; the message says what is wrong, without the file's path."""
+    """Bytes that contradict the format of their file; the message names the contradiction, without the file's path."""
 
 
 def _printable(text: str) -> str:

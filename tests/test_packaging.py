@@ -13,6 +13,7 @@ import pytest
 
 import gm
 from gm.config import cli
+from gm.config.parser import DEFAULT_CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = dict(re.findall(r'^(gm-[\w-]+) = "([\w.:]+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M))
@@ -76,7 +77,7 @@ def test_shipped_config_is_found_from_any_folder(tmp_path: Path, monkeypatch: py
 
 def test_config_of_the_current_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / cli.DEFAULT_CONFIG
+    path = tmp_path / DEFAULT_CONFIG
     path.parent.mkdir(parents=True)
     path.write_text("model: {version: mine}\n", encoding="utf-8")
     assert cli.parse("", ("run",), []).model.version == "mine"

@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from gm.config import cli, paths
+from gm.config.parser import Parser
 from gm.data.templates import TEMPLATES
 from gm.hub import export, layout, upload
 
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def _parse_flags() -> dict[str, Any]:
-    parser = cli.Parser(
+    parser = Parser(
         "Make a folder to publish from an embedding, and push it to the Hugging Face Hub.", ("source", "target")
     )
     parser.add_path("--source", "embedding file of any program that holds one embedding")

@@ -20,6 +20,7 @@ from examples.tiny_sdxl.measure import CONCEPTS
 from gm import api
 from gm.api import Toolkit
 from gm.config import cli
+from gm.config.parser import Parser
 
 RESULTS = "examples/tiny_sdxl/ablation.jsonl"
 PHRASES = {"<humbug>": "pink striped heart", "<confetti>": "red outline yellow spots"}
@@ -30,7 +31,7 @@ OTHERS = {"<humbug>": "blue", "<confetti>": "circle"}
 class Change:
     """Options that differ from `BASE`; a dict as an option of the concept has one value per concept."""
 
-    what: str
+    option: str
     level: str
     concept: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +51,7 @@ BASE = Change(
 )
 CHANGES = (
     BASE,
-    Change("initialisation", "random rows", {"initializer_token": None}),
+    Change("initialisation", "random vectors", {"initializer_token": None}),
     Change("initialisation", "a phrase", {"initializer_token": PHRASES}),
     Change("initialisation", "a word for something else", {"initializer_token": OTHERS}),
     *(Change("vectors", str(n), {"num_vectors": n}) for n in (1, 2, 8)),
@@ -80,38 +81,40 @@ def measure_change(toolkit: Toolkit, target: UnseenConcept, change: Change, seed
     )
     after = measure.distances(toolkit, target, target.placeholder_token, [embedding])
     return {
-        "word": target.placeholder_token,
-        "what": change.what,
+        "placeholder_token": target.placeholder_token,
+        "option": change.option,
         "level": change.level,
         "seed": seed,
         "distance": round(float(np.median(after)), 4),
         "worst": round(float(after.max()), 4),
-        "obeys": measure.backdrop_accuracy(toolkit, target, embedding),
+        "backdrop_accuracy": measure.backdrop_accuracy(toolkit, target, embedding),
         "norm": round(float(np.median(np.linalg.norm(embedding.vectors["clip_l"], axis=1))), 3),
     }
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Return a Markdown table: median distance over the seeds, its range, and the backdrop accuracy."""
-    lines = ["| | | " + " | ".join(f"`{target.placeholder_token}`: distance | obeys" for target in CONCEPTS) + " |"]
+    lines = ["| | | " + " | ".join(f"`{target.placeholder_token}`: distance | backdrop" for target in CONCEPTS) + " |"]
     lines.append("|---|---|" + "---|---|" * len(CONCEPTS))
     for change in CHANGES:
         cells = []
         for target in CONCEPTS:
-            key = (target.placeholder_token, change.what, change.level)
-            matching = [r for r in records if (r["word"], r["what"], r["level"]) == key]
+            key = (target.placeholder_token, change.option, change.level)
+            matching = [r for r in records if (r["placeholder_token"], r["option"], r["level"]) == key]
             if not matching:
                 cells.append("– | –")
                 continue
             distances = sorted(r["distance"] for r in matching)
-            obeys = float(np.mean([r["obeys"] for r in matching]))
-            cells.append(f"{np.median(distances):.2f} ({distances[0]:.2f}–{distances[-1]:.2f}) | {100 * obeys:.0f} %")
-        lines.append(f"| {change.what} | {change.level} | " + " | ".join(cells) + " |")
+            accuracy = float(np.mean([r["backdrop_accuracy"] for r in matching]))
+            cells.append(
+                f"{np.median(distances):.2f} ({distances[0]:.2f}–{distances[-1]:.2f}) | {100 * accuracy:.0f} %"
+            )
+        lines.append(f"| {change.option} | {change.level} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = cli.Parser("Ablation of training options on the tiny model, one at a time.")
+    parser = Parser("Ablation of training options on the tiny model, one at a time.")
     parser.add_argument("--seeds", type=int, default=2, help="runs per change (default: %(default)s)")
     parser.add_path("--results", "file of JSON lines (default: %(default)s)", default=RESULTS)
     parser.add_argument("--table", default="False", choices=("True", "False"), help="print the table, train nothing")
@@ -121,13 +124,13 @@ def main() -> None:
     if flags["table"] == "True":
         print(table(records))
         return
-    done = {(r["word"], r["what"], r["level"], r["seed"]) for r in records}
+    done = {(r["placeholder_token"], r["option"], r["level"], r["seed"]) for r in records}
     weight = {"weight": "checkpoints/tiny_sd_xl_base.safetensors"}
     toolkit = api.load("configs/training/tiny_textual_inversion.yaml", run=weight)
     for seed in range(42, 42 + flags["seeds"]):
         for change in CHANGES:
             for target in CONCEPTS:
-                if (target.placeholder_token, change.what, change.level, seed) in done:
+                if (target.placeholder_token, change.option, change.level, seed) in done:
                     continue
                 record = measure_change(toolkit, target, change, seed)
                 with path.open("a") as file:

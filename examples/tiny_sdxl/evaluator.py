@@ -120,10 +120,10 @@ def _colors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarra
     colors = np.zeros_like(sums)
     for r in is_fixed:
         colors[:, r] = fixed[layouts.names[r]]
-    wanted = sums[:, free] - layouts.products[:, free][:, :, is_fixed] @ colors[:, is_fixed]
+    target = sums[:, free] - layouts.products[:, free][:, :, is_fixed] @ colors[:, is_fixed]
     # The ridge term gives regions of no area the color 0.
     normal = layouts.products[:, free][:, :, free] + 1e-4 * np.eye(len(free), dtype=np.float32)
-    colors[:, free] = np.linalg.solve(normal, wanted)
+    colors[:, free] = np.linalg.solve(normal, target)
     return colors
 
 

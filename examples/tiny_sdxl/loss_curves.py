@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 
 from gm.config import cli
+from gm.config.parser import Parser
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -29,7 +30,7 @@ def plot(curves: Mapping[str, Sequence[float]], every: int, target: Path) -> Non
 
 
 def main() -> None:
-    parser = cli.Parser("Plot the figure of the model card: the training losses.")
+    parser = Parser("Plot the figure of the model card: the training losses.")
     parser.add_path(
         "--source",
         "(default: %(default)s)",

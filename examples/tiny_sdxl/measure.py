@@ -20,6 +20,7 @@ from examples.tiny_sdxl.world import SHAPES
 from gm import api
 from gm.api import Embedding, Toolkit
 from gm.config import cli
+from gm.config.parser import Parser
 
 BACKDROPS = ("white", "blue", "yellow", "black")
 STYLED = ("a red circle", "a blue star", "a yellow heart", "a black cross")
@@ -34,12 +35,12 @@ def unseen_prompts() -> list[tuple[str, str, str]]:
     return [(shape, name, backdrop) for shape, name in pairs for backdrop in BACKDROPS if backdrop != name]
 
 
-def prompt_accuracy(toolkit: Toolkit, wanted: Sequence[tuple[str, str, str]]) -> dict[str, float]:
+def prompt_accuracy(toolkit: Toolkit, scenes: Sequence[tuple[str, str, str]]) -> dict[str, float]:
     """Return the shares of images whose shape, color and backdrop match the prompt."""
-    prompts = [f"a {color} {shape} on a {backdrop} background" for shape, color, backdrop in wanted]
+    prompts = [f"a {color} {shape} on a {backdrop} background" for shape, color, backdrop in scenes]
     images = api.generate(toolkit, prompts, batch_size=BATCH_SIZE)
     matches = []
-    for image, (shape, color, backdrop) in zip(images, wanted, strict=True):
+    for image, (shape, color, backdrop) in zip(images, scenes, strict=True):
         seen = evaluator.parse_scene(image)
         matches.append((seen.shape == shape, nearest_name(seen.fill) == color, nearest_name(seen.backdrop) == backdrop))
     shares = np.mean(matches, axis=0)
@@ -146,8 +147,8 @@ def negative_guidance(toolkit: Toolkit, target: UnseenConcept, num_vectors: int,
 
 
 def main() -> None:
-    parser = cli.Parser("Measure how the tiny model follows prompts and how textual inversion works on it.")
-    parser.add_argument("what", choices=("prompts", "concepts", "joint", "negative"), help="what to measure")
+    parser = Parser("Measure how the tiny model follows prompts and how textual inversion works on it.")
+    parser.add_argument("what", choices=("prompts", "concepts", "joint", "negative"), help="measurement")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--weight", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")

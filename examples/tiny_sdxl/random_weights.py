@@ -14,6 +14,7 @@ from gm import config as configuration
 from gm.checkpoints import containers, key_mapping
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.config import cli
+from gm.config.parser import Parser
 from gm.models import stable_diffusion
 from gm.runtime import rng
 
@@ -28,7 +29,7 @@ def values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = cli.Parser("Write a checkpoint with seeded random weights in the published single-file format.")
+    parser = Parser("Write a checkpoint with seeded random weights in the published single-file format.")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--target", "(default: %(default)s)", default="checkpoints/random.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")

@@ -14,6 +14,7 @@ from examples.tiny_sdxl.image_grid import image_grid
 from gm import api
 from gm.api import Embedding, Toolkit
 from gm.config import cli
+from gm.config.parser import Parser
 
 SCENES = {
     HUMBUG.placeholder_token: (
@@ -50,7 +51,7 @@ def figure_rows(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -
 
 
 def main() -> None:
-    parser = cli.Parser("Generate the figure of the README; takes a few minutes.")
+    parser = Parser("Generate the figure of the README; takes a few minutes.")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--weight", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
     parser.add_path("--target", "(default: %(default)s)", default="docs/images/strip.png")

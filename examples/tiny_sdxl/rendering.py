@@ -1,4 +1,4 @@
-"""Rendering of scenes at any resolution: Pillow draws polygons four times as large, which are then averaged."""
+"""Rendering of scenes at any resolution: Pillow rasterizes polygons four times as large, which are then averaged."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from gm import config as configuration
 from gm.checkpoints import containers, key_mapping
 from gm.checkpoints.lazy_tensor import in_memory
 from gm.config import RunConfig, cli
+from gm.config.parser import Parser
 from gm.errors import UserError
 from gm.models import stable_diffusion
 from gm.models.stable_diffusion import StableDiffusion
@@ -123,7 +124,7 @@ def write_curves(curves: dict[str, list[float]], target: Path) -> None:
 
 
 def main() -> None:
-    parser = cli.Parser("Train the tiny model from scratch on two cores, resuming where it was stopped.")
+    parser = Parser("Train the tiny model from scratch on two cores, resuming where it was stopped.")
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--state", "folder of the state to resume from (default: %(default)s)", default="runs/tiny_model")
     parser.add_path("--autoencoder", "take the autoencoder of this checkpoint and do not train one", default="")

@@ -80,9 +80,9 @@ def encode(model: StableDiffusion, device: Backend, path: Path, seed: int, scene
     parts = []
     for first in range(0, scenes, 64):
         part = range(first, min(first + 64, scenes))
-        mine = part[device.rank :: device.world_size]
+        own_batch = part[device.rank :: device.world_size]
         latents = np.zeros((len(part), *latent_shape(model.config)), np.float32)
-        mean, _ = model.first_stage_model.encode(Tensor(images(mine, seed, model.config.resolution)))
+        mean, _ = model.first_stage_model.encode(Tensor(images(own_batch, seed, model.config.resolution)))
         latents[device.rank :: device.world_size] = mean.asnumpy() * model.config.vae.scale_factor
         parts.append(all_reduce_mean(Tensor(latents)).asnumpy() * device.world_size)
     all_latents = np.concatenate(parts)

@@ -12,7 +12,8 @@ from typing import Any
 
 from gm.checkpoints.diffusers_format import TEXT_ENCODERS
 from gm.checkpoints.statements import Accepted
-from gm.config.model import ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gm.config.model import ModelConfig, ScheduleConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig, VAEConfig
 
 # Schedulers of models that predict on DDPM's noise schedule; their other settings are those of a sampler.
 _SCHEDULERS = re.compile(
@@ -150,8 +151,8 @@ def _accepted_text_encoder(encoder: TextEncoderConfig, activation: str) -> dict[
 def _at_levels(values: Sequence[int], depth: Sequence[int]) -> Callable[[Any], bool]:
     """Return whether a number for all levels, or a list with one per level, is `values` where `depth` is not 0."""
 
-    def accepts(found: Any) -> bool:
-        each = [found] * len(values) if isinstance(found, int) else list(found)
+    def accepts(entry: Any) -> bool:
+        each = [entry] * len(values) if isinstance(entry, int) else list(entry)
         return len(each) == len(values) and all(
             one == value for one, value, blocks in zip(each, values, depth, strict=True) if blocks
         )

@@ -1,6 +1,6 @@
 """The shipped config of a model, chosen by its weights, for commands without `--config`.
 
-Family and sizes are those of the tensors. What the UNet predicts is what the checkpoint says (statements.py); Stable
+Family and sizes follow from the tensors. The prediction of the UNet is that of the metadata (statements.py); Stable
 Diffusion 2 was published with both kinds and says nothing in a single file, where ComfyUI's rule decides
 (`SD20.model_type` in comfy/supported_models.py).
 """
@@ -21,8 +21,9 @@ from gm import config as configuration
 from gm.checkpoints import containers, detect, diffusers_configs, diffusers_format, single_file_statements
 from gm.checkpoints.lazy_tensor import LazyTensor
 from gm.checkpoints.statements import PREDICTION_TYPE, ZERO_TERMINAL_SNR, Statement
-from gm.config import cli, paths
+from gm.config import paths
 from gm.config.model import FAMILIES, PREDICTIONS, ModelConfig
+from gm.config.parser import DEFAULT_CONFIG
 
 log = logging.getLogger("gm")
 
@@ -34,7 +35,7 @@ _LAST_NORM = re.compile(
 
 @dataclass(frozen=True)
 class _Choice:
-    """A config file, the fields of its model's schedule that the weights ask for, and what the model is."""
+    """A config file, the fields of its model's schedule that the weights need, and a description of the model."""
 
     path: str
     schedule: Mapping[str, Any]
@@ -43,14 +44,14 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a checkpoint holds: tensors by key, what it says, and its kind as `detect.detect_family` returns it."""
+    """A checkpoint's tensors by key, its statements, and its kind as `detect.detect_family` returns it."""
 
     tensors: Mapping[str, LazyTensor]
     entries: list[Statement]
     kind: str
 
 
-def config_for(weight: str | Path, default: str = cli.DEFAULT_CONFIG) -> tuple[str, dict[str, Any]]:
+def config_for(weight: str | Path, default: str = DEFAULT_CONFIG) -> tuple[str, dict[str, Any]]:
     """Return the shipped config of the model at `weight`, a file or a diffusers folder, and sections that override it.
 
     It is the `default` one for a path that does not exist and for a model that is not recognized, of which loading says
@@ -114,11 +115,11 @@ def _fits(model: ModelConfig, tensors: Mapping[str, LazyTensor]) -> bool:
 
 
 def _prediction(source: _Source) -> tuple[str, str]:
-    """Return what the UNet predicts, and how this is known where the checkpoint does not say it."""
-    said = _says(source.entries, PREDICTION_TYPE)
-    if said is not None:
+    """Return the prediction of the UNet, and its source where the checkpoint does not state it."""
+    prediction_type = _says(source.entries, PREDICTION_TYPE)
+    if prediction_type is not None:
         # Another kind of prediction is refused when the weights are loaded.
-        return (said if said in PREDICTIONS else "epsilon"), ""
+        return (prediction_type if prediction_type in PREDICTIONS else "epsilon"), ""
     if source.kind != "sd2":
         return "epsilon", ""
     matches = {key: match for key in source.tensors if (match := _LAST_NORM.fullmatch(key))}

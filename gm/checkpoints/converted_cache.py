@@ -67,12 +67,12 @@ def cache_folder() -> Path | None:
 
 
 def _files(source: Path) -> list[Path]:
-    """Return the files of a source that its weights and what is said of them are read from."""
+    """Return the files of a source that its weights and configs are read from."""
     if not source.is_dir():
         return [source]
-    wanted = (".safetensors", ".bin", ".json")
-    found = [path for path in source.rglob("*") if path.suffix in wanted and path.is_file()]
-    return sorted(path for path in found if path.relative_to(source).parts[0] != "safety_checker")
+    suffixes = (".safetensors", ".bin", ".json")
+    files = [path for path in source.rglob("*") if path.suffix in suffixes and path.is_file()]
+    return sorted(path for path in files if path.relative_to(source).parts[0] != "safety_checker")
 
 
 def _key(source: Path, config: ModelConfig) -> str:

@@ -111,7 +111,7 @@ KIND_OF_CONTEXT = {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "base"}  # by
 
 
 def detect_foreign_format(header: bytes) -> str:
-    """Return what a file that begins with `header` seems to be, and what to do; "" if it may be a tensor file."""
+    """Return the probable kind of a file that begins with `header`, and a remedy; "" if it may be a tensor file."""
     for pattern, description in _FILE_SIGNATURES:
         if re.match(pattern, header, re.IGNORECASE | re.DOTALL):
             return description
@@ -169,13 +169,13 @@ def _family_of_context(shapes: Shapes) -> str:
     return KIND_OF_CONTEXT.get(widths.pop(), "") if len(widths) == 1 else ""
 
 
-def check_family(found: str, config: ModelConfig, source: str | Path) -> None:
-    """Raise UserError if the kind `found` of the model `source` is of another family than that of `config`."""
-    family = {"base": "sdxl", "refiner": "sdxl"}.get(found, found)
-    if found and family != config.family:
+def check_family(kind: str, config: ModelConfig, source: str | Path) -> None:
+    """Raise UserError if the model `source`, of this `kind`, is of another family than that of `config`."""
+    family = {"base": "sdxl", "refiner": "sdxl"}.get(kind, kind)
+    if kind and family != config.family:
         raise UserError(
             f"{source} is {FAMILIES[family].title}, but the config describes {config.traits.title} ({config.version}); "
-            f"leave out --config, or give --config {' or '.join(_published(found))}"
+            f"leave out --config, or give --config {' or '.join(_published(kind))}"
         )
 
 
@@ -185,7 +185,7 @@ def _published(kind: str) -> list[str]:
 
 
 def detect_other_model(keys: Iterable[str], kind: str) -> str:
-    """Return what a file with tensors of these `keys` seems to be where a model of `kind` is wanted, and what to do.
+    """Return the probable kind of a file with these `keys` in place of a model of `kind`, and a remedy.
 
     Returns "" if nothing is recognized.
     """
@@ -204,7 +204,7 @@ def explain_misfit(
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
     kind: str,
 ) -> str:
-    """Return what a checkpoint seems to be that has most tensors of a model of `kind`, but not all or others too.
+    """Return the probable kind of a checkpoint that has most tensors of a model of `kind`, but not all, or others too.
 
     mismatched: shape in the checkpoint and shape in the model, by name
     """

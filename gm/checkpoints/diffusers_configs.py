@@ -46,7 +46,7 @@ _SAMPLER_SETTINGS = {
 
 
 def read(folder: Path, networks: Sequence[str]) -> list[Statement]:
-    """Return what the configs of `networks`, the scheduler and the pipeline in `folder` say; missing ones say nothing.
+    """Return the statements in the configs of `networks`, of the scheduler and of the pipeline in `folder`, if present.
 
     Raises UserError for a config that is not a JSON object.
     """
@@ -62,7 +62,7 @@ def read(folder: Path, networks: Sequence[str]) -> list[Statement]:
 
 
 def read_network(folder: Path, network: str) -> list[Statement]:
-    """Return what the config in the folder of a network says; UserError as of `read`."""
+    """Return the statements of the config in the folder of a network; UserError as of `read`."""
     is_known = _TEXT_FIELDS.__contains__ if network.startswith("text_encoder") else _has_effect
     return [
         Statement(f"{network}.{field}", value, f"{folder.name}/config.json")
@@ -76,7 +76,7 @@ def _has_effect(field: str) -> bool:
 
 
 def _read_scheduler(path: Path) -> Iterator[Statement]:
-    """Yield what is of the model; the rest are settings of a sampler, which are options here."""
+    """Yield the statements about the model; the others are settings of a sampler, which are options here."""
     place = f"scheduler/{path.name}"
     fields = read_json(path)
     known = accepted_scheduler(ScheduleConfig())
@@ -109,7 +109,7 @@ def _read_pipeline(path: Path, is_sdxl: bool) -> Iterator[Statement]:
 
 
 def _read_tokenizers(folder: Path, pad_tokens: Mapping[str, tuple[str, ...]]) -> Iterator[Statement]:
-    """Yield added tokens, whose rows of the token tables are left out, and another padding than the toolkit's."""
+    """Yield added tokens, whose vectors in the token tables are left out, and another padding than the toolkit's."""
     for tokenizer, usual in pad_tokens.items():
         fields = read_json(folder / tokenizer / _TOKENIZER)
         token = fields.get("pad_token")

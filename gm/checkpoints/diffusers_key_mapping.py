@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
-from gm.config.model import UNetConfig, VAEConfig
+from gm.config.networks import UNetConfig, VAEConfig
 
 KeyMapping = Callable[[str], str]
 _Rule = tuple[str, str | Callable[[re.Match], str]]  # pattern, replacement

@@ -65,14 +65,14 @@ def prepare(
     index = _read_index(source)
     encoders = {name: diffusers_format.TEXT_ENCODERS[name] for name in config.text_encoders}
     tokenizers = {name: _tokenizer_of(folder) for name, folder in encoders.items()}
-    listed = [name for name, entry in index.items() if _is_component(name, entry)]
-    folders = {name: source / name for name in listed}
+    names = [name for name, entry in index.items() if _is_component(name, entry)]
+    folders = {name: source / name for name in names}
     folders |= {name: _network_folder(name, path) for name, path in (networks or {}).items()}
     missing = [name for name, folder in folders.items() if not _is_whole(folder)]
-    needed = {*diffusers_format.networks(config), *tokenizers.values(), _SCHEDULER}
-    lacking = sorted(needed - {*folders} | {*missing} - {*_OPTIONAL})
-    if lacking:
-        raise UserError(f"{_OPTION}: {source} has no complete {lacking[0]}; download or copy the folder again")
+    required = {*diffusers_format.networks(config), *tokenizers.values(), _SCHEDULER}
+    incomplete = sorted(required - {*folders} | {*missing} - {*_OPTIONAL})
+    if incomplete:
+        raise UserError(f"{_OPTION}: {source} has no complete {incomplete[0]}; download or copy the folder again")
     components = {name: folder for name, folder in folders.items() if name not in missing}
     first_ids = {}
     for name, encoder in encoders.items():
@@ -103,15 +103,15 @@ def component_names(folder: Path) -> list[str]:
 
 
 def _read_index(source: Path) -> dict[str, Any]:
-    wants = f"{_OPTION} needs the diffusers folder of the base model as --weight"
+    requirement = f"{_OPTION} needs the diffusers folder of the base model as --weight"
     if not source.is_dir():
         raise UserError(
-            f"{wants}, and {source} is a single file; diffusers' from_single_file(…).save_pretrained(<folder>) makes "
-            "the folder of it"
+            f"{requirement}, and {source} is a single file; diffusers' from_single_file(…).save_pretrained(<folder>) "
+            "makes the folder of it"
         )
     index = read_json(source / INDEX)
     if not index:
-        raise UserError(f"{wants}, and {source} has no {INDEX}; download or copy the whole folder")
+        raise UserError(f"{requirement}, and {source} has no {INDEX}; download or copy the whole folder")
     return index
 
 

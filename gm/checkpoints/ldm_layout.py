@@ -87,16 +87,16 @@ def split_unused(tensors: Tensors, shapes: ParameterShapes) -> tuple[Tensors, di
     if not any(name.startswith(_TEXT) for name in shapes):
         return tensors, {}
     last = 1 + max((int(match[1]) for name in shapes if (match := _LAYER.fullmatch(name))), default=-2)
-    found: dict[str, list[str]] = {}
+    keys_by_description: dict[str, list[str]] = {}
     for key in tensors:
         layer = _LAYER.fullmatch(key)
         if layer and int(layer[1]) == last:
-            found.setdefault("the text encoder's last layer, which no image depends on", []).append(key)
+            keys_by_description.setdefault("the text encoder's last layer, which no image depends on", []).append(key)
         for description, pattern in _NOT_USED.items():
             if key not in shapes and pattern.fullmatch(key):
-                found.setdefault(description, []).append(key)
-    unused = {key for keys in found.values() for key in keys}
-    return {key: tensor for key, tensor in tensors.items() if key not in unused}, found
+                keys_by_description.setdefault(description, []).append(key)
+    unused = {key for keys in keys_by_description.values() for key in keys}
+    return {key: tensor for key, tensor in tensors.items() if key not in unused}, keys_by_description
 
 
 def _rename(key: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:

@@ -40,7 +40,7 @@ _NUMPY_DTYPES = {ms.float16: "float16", ms.float32: "float32", ms.float64: "floa
 
 
 def check_tensors(shapes: ParameterShapes, tensors: Mapping[str, LazyTensor], source: str | Path, kind: str) -> None:
-    """Raise UserError naming what `source` lacks, what is unexpected and what has another shape.
+    """Raise UserError naming the missing, unexpected and misshapen tensors of `source`.
 
     `kind` is that of the model with these `shapes`, as `detect.model_kind` returns it.
     """

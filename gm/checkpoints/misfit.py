@@ -37,7 +37,7 @@ class Misfit:
         return bool(self.missing or self.unexpected or self.mismatched)
 
     def explain(self, kind: str) -> str:
-        """Return what the checkpoint probably is, where a model of `kind` is wanted, and what to do."""
+        """Return the probable kind of the checkpoint in place of a model of `kind`, and a remedy."""
         return explain_misfit(self.missing, self.unexpected, self.mismatched, kind)
 
     def counts(self) -> str:

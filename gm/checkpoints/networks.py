@@ -113,11 +113,11 @@ def read(network: str, path: str | Path, shapes: ParameterShapes, config: ModelC
         log.info("%s: %d tensors beside the %s are not used (%s)", path, len(unused), kind.title, shorten_keys(unused))
     tensors = {key: tensor for key, tensor in tensors.items() if key not in set(unused)}
     own_shapes = {name: shape for name, shape in shapes.items() if name.startswith(kind.prefix)}
-    found, left_out = variants.to_published_layout(kind.convert(tensors, config), own_shapes)
+    published, left_out = variants.to_published_layout(kind.convert(tensors, config), own_shapes)
     if left_out:
         log.info("%s: not used: %s", path, "; ".join(left_out))
-    _check(network, path, own_shapes, found, detect.model_kind(config))
-    return found
+    _check(network, path, own_shapes, published, detect.model_kind(config))
+    return published
 
 
 def check_present(tensors: Tensors, files: WeightFiles, shapes: ParameterShapes, config: ModelConfig) -> None:
@@ -164,9 +164,9 @@ def _check_family(network: str, path: Path, file: TensorFile, config: ModelConfi
         )
     if not family or family == config.family or (network == "vae" and _VAES[family] == _VAES[config.family]):
         return
-    title, wanted = FAMILIES[family].title, config.traits.title
+    title, expected = FAMILIES[family].title, config.traits.title
     raise UserError(
-        f"--{network} {path} is {title}, whose {NETWORKS[network].title} is another; give that of a model of {wanted}"
+        f"--{network} {path} is {title}, whose {NETWORKS[network].title} is another; give that of a model of {expected}"
     )
 
 
@@ -180,9 +180,9 @@ def _read(network: str, path: Path) -> TensorFile:
 def _without_prefix(network: Network, tensors: Tensors) -> Tensors:
     """Return the tensors of the network without their prefix; a file that has no prefix is the network alone."""
     for prefix in (network.prefix, *network.other_prefixes):
-        found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        if found:
-            return found
+        selected = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if selected:
+            return selected
     return tensors
 
 

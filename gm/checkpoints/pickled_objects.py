@@ -1,6 +1,6 @@
 """Objects that a pickle of PyTorch may name: recorded, never called.
 
-`find_global` knows the names on a short list; `rebuild` returns what PyTorch or NumPy would make of its arguments. Any
+`find_global` finds the names on a short list; `rebuild` returns the result of PyTorch or NumPy for its arguments. Any
 other name is refused, or stands for an `Unknown`, of which nothing is kept. Facts are from torch/_utils.py,
 torch/_tensor.py and numpy/core/src/multiarray/{scalartypes,descriptor}.c.
 """
@@ -55,7 +55,7 @@ _ALLOWED_GLOBALS = {
 
 
 class UnsafePickleError(Exception):
-    """The pickle asks for a global or an opcode that no tensor needs; the text names it."""
+    """The pickle needs a global or an opcode that no tensor needs; the text names it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Global:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Class or function that is not on the list, or an object made by it: `name` says which."""
+    """Class or function `name` that is not on the list, or an object of it."""
 
     name: str
 
@@ -114,7 +114,7 @@ def find_global(module: Any, attribute: Any, skip_unknown: bool = False) -> Glob
 
 
 def rebuild(function: Any, arguments: Any) -> Any:
-    """Return what calling `function`, a global, would return; an Unknown for what is made by or of one."""
+    """Return the result of calling `function`, a global; an Unknown if the function or an argument is one."""
     if isinstance(function, Unknown):
         return function
     unknown = [each for each in arguments if isinstance(each, Unknown)] if isinstance(arguments, tuple) else []

@@ -1,4 +1,4 @@
-"""What a loaded UNet predicts, found out by running it: a wrong setting gives noise or gray instead of images.
+"""Check of a loaded UNet's prediction, by one run: a wrong setting gives noise or gray instead of images.
 
 No tensor says whether a UNet predicts ε or v. At the last timestep its input is noise almost alone (a² = 0.0047), so
 that ε is the input itself, and v = a·ε - s·x₀ holds 0.068 times as much of it. AUTOMATIC1111 tells the models of Stable
@@ -31,23 +31,23 @@ def check_prediction(model: StableDiffusion, source: str) -> None:
     """Raise UserError if the UNet of `model`, loaded from `source`, does not predict what its config says.
 
     It runs the UNet once, in PyNative mode, on two small latents. A UNet whose outputs fit neither kind, such as one
-    that is not trained, and a refiner, which knows the last steps only, pass.
+    that is not trained, and a refiner, which is trained on the last steps only, pass.
     """
     config = model.config
     if config.is_refiner:
         return
     try:
-        found = detect_prediction(model)
+        detected = detect_prediction(model)
     except RuntimeError as error:  # MindSpore's, of a device's operators or memory: a check must not end what works
         log.warning("what %s predicts was not checked: %s", source, shorten(error))
         return
-    if found in ("", config.schedule.prediction):
+    if detected in ("", config.schedule.prediction):
         return
     names = {"epsilon": "epsilon, the noise", "v_prediction": "v, the velocity"}
     raise UserError(
-        f"{source} predicts {names[found]}, but the config describes a model that predicts "
+        f"{source} predicts {names[detected]}, but the config describes a model that predicts "
         f"{names[config.schedule.prediction]}: images would be spoilt; give a --config with model.schedule.prediction "
-        f"{found}{_zero_snr(config, found)}"
+        f"{detected}{_zero_snr(config, detected)}"
     )
 
 
@@ -95,7 +95,7 @@ def _class_embedding(model: StableDiffusion) -> Tensor | None:
     return embed(Tensor(pooled), Tensor(sizes))
 
 
-def _zero_snr(config: ModelConfig, found: str) -> str:
+def _zero_snr(config: ModelConfig, detected: str) -> str:
     """Return what else the config must say, because zero terminal SNR is for v-prediction alone."""
-    has_it = config.schedule.rescale_betas_zero_snr and found == "epsilon"
+    has_it = config.schedule.rescale_betas_zero_snr and detected == "epsilon"
     return " and without model.schedule.rescale_betas_zero_snr" if has_it else ""

@@ -1,4 +1,4 @@
-"""A checkpoint of any kind as tensors under MindSpore's names, with what it says of its model checked."""
+"""A checkpoint of any kind as tensors under MindSpore's names, with its statements about its model checked."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _read(path: Path, config: ModelConfig, without: Collection[str]) -> TensorFi
 
 
 def _read_statements(path: Path, file: TensorFile, config: ModelConfig) -> list[Statement]:
-    """Return what the checkpoint at `path`, with the contents `file`, says of its model."""
+    """Return the statements of the checkpoint at `path`, with the contents `file`, about its model."""
     if path.is_dir():
         return diffusers_configs.read(path, diffusers_format.networks(config))
     return single_file_statements.read(path, file.tensors, file.metadata, config)

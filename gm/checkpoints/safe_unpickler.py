@@ -159,7 +159,7 @@ class _Machine:
                 raise UnsafePickleError(f"the opcode {name}")
 
     def pop_to_mark(self) -> list[Any]:
-        """Remove and return what is on the stack above the last mark."""
+        """Remove and return the stack's items above the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]

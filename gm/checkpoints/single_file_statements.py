@@ -82,7 +82,7 @@ _MAX_YAML_SIZE = 1 << 20
 def read(
     path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str], config: ModelConfig
 ) -> list[Statement]:
-    """Return what the file at `path`, with these `tensors` and `metadata`, says of its model."""
+    """Return the statements of the file at `path`, with these `tensors` and `metadata`, about its model."""
     return [
         *_read_metadata(metadata, detect.model_kind(config)),
         *_read_markers(tensors),
@@ -158,7 +158,7 @@ def _is_schedule(alphas_cumprod: np.ndarray, schedule: ScheduleConfig) -> bool:
 
 
 def _read_yaml(path: Path) -> Iterator[Statement]:
-    """Yield what a config of latent diffusion or sgm at `path` says; any other file is none of ours."""
+    """Yield the statements of a config of latent diffusion or sgm at `path`; any other file is not used."""
     try:
         if not path.is_file() or path.stat().st_size > _MAX_YAML_SIZE:
             return

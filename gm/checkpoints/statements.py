@@ -38,7 +38,7 @@ PREDICTION_TYPES = {
 _MAX_SHOWN = 4  # in a message
 _USE_OTHER = "such models are not supported; use one that predicts epsilon, the noise, or v_prediction, the velocity"
 _USE_SAME = "use a model of the architecture that the config describes, or give a --config that describes this one"
-_WAYS_OUT = {
+_REMEDIES = {
     TRAINED_BETAS: "use a model with Stable Diffusion's noise schedule",
     "scheduler._class_name": _USE_OTHER,
     "unet.in_channels": "inpainting models have 9 input channels, instruct-pix2pix models 8, upscalers 7, "
@@ -96,12 +96,12 @@ def check(statements: Iterable[Statement], accepted: Mapping[str, Accepted], sou
 
 
 def prediction_type(statements: Iterable[Statement]) -> str:
-    """Return what the network predicts, by diffusers' name; a checkpoint that does not say so predicts epsilon."""
+    """Return the network's prediction, by diffusers' name; epsilon for a checkpoint that does not state it."""
     return next((str(s.value) for s in statements if s.name == PREDICTION_TYPE), "epsilon")
 
 
 def carried_metadata(statements: Iterable[Statement], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata of a converted file: that of its source, and what the source says elsewhere.
+    """Return the metadata of a converted file: that of its source, and the source's other statements.
 
     The prediction type is under the name of Stability AI's ModelSpec, which other programs read.
     """
@@ -117,7 +117,7 @@ def carried_metadata(statements: Iterable[Statement], metadata: Mapping[str, str
 
 
 def configured_metadata(config: ModelConfig) -> dict[str, str]:
-    """Return the metadata of a converted file about what no tensor shows, where a reader would guess otherwise.
+    """Return the metadata of a converted file for properties that no tensor shows and a reader would guess wrong.
 
     A file without a prediction type predicts epsilon, but for Stable Diffusion 2, of which both kinds are published.
     """
@@ -172,7 +172,7 @@ def _way_out(statement: Statement) -> str:
         if statement.name in (PREDICTION_TYPE, ZERO_TERMINAL_SNR):
             return f"if that is right, leave out --config, or give one with {field}"
         return f"if that is right, give a --config with {field}"
-    return _WAYS_OUT.get(statement.name, _USE_SAME)
+    return _REMEDIES.get(statement.name, _USE_SAME)
 
 
 def _quote(value: Any) -> str:

@@ -19,18 +19,18 @@ _READ_AS = {"bfloat16": "float32", **dict.fromkeys(FLOAT8, "float16")}  # types 
 def check(folder: Path, num_tokens: int) -> None:
     """Raise UserError unless the text encoder in `folder` has a token embedding for each of the tokens."""
     tensors = diffusers_format.read_network(folder)
-    rows = tensors[_key(folder, tensors)].shape[0]
-    if rows < num_tokens:
+    count = tensors[_key(folder, tensors)].shape[0]
+    if count < num_tokens:
         raise UserError(
-            f"{folder} has {rows} token embeddings, and its tokenizer {num_tokens} tokens: they do not belong "
+            f"{folder} has {count} token embeddings, and its tokenizer {num_tokens} tokens: they do not belong "
             "together; download or copy the folder again"
         )
 
 
 def write_grown(folder: Path, path: Path, first: int, vectors: np.ndarray) -> int:
-    """Write the text encoder in `folder` to `path` with `vectors` [n, width] as the rows from `first` on.
+    """Write the text encoder in `folder` to `path` with `vectors` [n, width] in its token table from the id `first` on.
 
-    Returns the number of rows. Rows after `first`, which belong to no token, are left out as by
+    Returns the size of the table. Vectors after `first`, which belong to no token, are left out as by
     `resize_token_embeddings`. The table is float32, so that the vectors are not rounded; other tensors keep their type
     (bfloat16 becomes float32, float8 float16, which hold the same values). Raises UserError as `containers.write`.
     """
@@ -49,10 +49,10 @@ def write_grown(folder: Path, path: Path, first: int, vectors: np.ndarray) -> in
 
 
 def _key(folder: Path, tensors: diffusers_format.Tensors) -> str:
-    found = [key for key in tensors if key.endswith(_KEY) and len(tensors[key].shape) == 2]
-    if len(found) != 1:
+    keys = [key for key in tensors if key.endswith(_KEY) and len(tensors[key].shape) == 2]
+    if len(keys) != 1:
         raise UserError(f"{folder} has no {_KEY}, the token embeddings of a text encoder; download or copy it again")
-    return found[0]
+    return keys[0]
 
 
 def _with_numpy_dtype(tensor: LazyTensor) -> LazyTensor:

@@ -51,9 +51,9 @@ _TOKEN_TABLE = re.compile(r".*\.token_embedding\.embedding_table")
 
 
 def to_published_layout(tensors: Tensors, shapes: ParameterShapes) -> tuple[Tensors, list[str]]:
-    """Return `tensors` with MindSpore's names for those in `shapes`, and descriptions of what was left out.
+    """Return `tensors` with MindSpore's names for those in `shapes`, and descriptions of the tensors left out.
 
-    A tensor that no rule knows is returned as it is: the strict check reports it.
+    A tensor without a rule is returned as it is: the strict check reports it.
     """
     names = {published_name(name): name for name in shapes}
     tensors = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
@@ -87,14 +87,14 @@ def _without_averages(tensors: Tensors, shapes: ParameterShapes) -> tuple[Tensor
     """
     averages = {"model_ema." + published_name(name).removeprefix("model.").replace(".", ""): name for name in shapes}
     averages |= {f"ema.{key}": name for name in shapes for key in (name, published_name(name))}
-    found = {key: tensor for key, tensor in tensors.items() if key.startswith(("model_ema.", "ema."))}
-    used = {averages[key]: tensor for key, tensor in found.items() if averages.get(key, key) not in {*tensors, key}}
-    rest = {key: tensor for key, tensor in tensors.items() if key not in found}
+    ema = {key: tensor for key, tensor in tensors.items() if key.startswith(("model_ema.", "ema."))}
+    used = {averages[key]: tensor for key, tensor in ema.items() if averages.get(key, key) not in {*tensors, key}}
+    rest = {key: tensor for key, tensor in tensors.items() if key not in ema}
     notes = []
     if used:
         notes.append(f"nothing else for {len(used)} weights, of which the file has moving averages alone")
-    elif found:
-        notes.append(_describe("moving averages of the weights", list(found)))
+    elif ema:
+        notes.append(_describe("moving averages of the weights", list(ema)))
     return rest | used, notes
 
 

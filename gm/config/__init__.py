@@ -1,17 +1,11 @@
 """Options: schema, model architecture, sections of the YAML files, command line."""
 
-from gm.config.config import (
-    POOLING_RULES,
-    Config,
-    RunConfig,
-    SamplingConfig,
-    check,
-    load,
-    save,
-    with_concepts,
-)
+from gm.config.config import Config, check, load, save, with_concepts
 from gm.config.evaluation import EvaluationConfig
-from gm.config.training import ConceptConfig, DataConfig, LossConfig, TrainingConfig
+from gm.config.loss import LossConfig
+from gm.config.run import POOLING_RULES, RunConfig
+from gm.config.sampling import SamplingConfig
+from gm.config.training import ConceptConfig, DataConfig, TrainingConfig
 
 __all__ = [
     "POOLING_RULES",

@@ -36,7 +36,7 @@ class EvaluationConfig(Section):
     )
     class_word: str | None = option(
         None,
-        "what the concept is, such as dog: follows the placeholder token in prompts, and stands for it in CLIP-T's "
+        "class of the concept, such as dog: follows the placeholder token in prompts, and stands for it in CLIP-T's "
         "texts; default: the class word or initializer token that the embedding file records",
     )
     class_word_in_prompts: bool = option(

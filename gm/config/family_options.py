@@ -29,10 +29,10 @@ def check_sampling(model: ModelConfig, sampling: SamplingConfig) -> None:
     if model.has_class_embedding:
         return
     default = SamplingConfig()
-    for name, way_out in _OF_CLASS_EMBEDDING.items():
+    for name, remedy in _OF_CLASS_EMBEDDING.items():
         value = getattr(sampling, name)
         if value != getattr(default, name):
-            raise UserError(f"--{name} {value} is for SDXL, and {model.version} is {model.traits.title}; {way_out}")
+            raise UserError(f"--{name} {value} is for SDXL, and {model.version} is {model.traits.title}; {remedy}")
 
 
 def check_training(model: ModelConfig, training: TrainingConfig) -> None:

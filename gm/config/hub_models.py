@@ -105,13 +105,13 @@ def _networks(index: Path) -> list[str]:
 
 def _weights_of(network: str, names: Iterable[str], variant: str | None) -> list[str]:
     """Return the files with the weights of a network: those of the variant, else of the usual names; one format."""
-    found = [
+    candidates = [
         name
         for name in names
         if name.startswith(f"{network}/") and name.endswith(_SUFFIXES) and not _OTHER_WEIGHTS.search(name)
     ]
     for suffix in _SUFFIXES:
-        of_format = [name for name in found if name.endswith(suffix)]
+        of_format = [name for name in candidates if name.endswith(suffix)]
         chosen = [name for name in of_format if variant and f".{variant}" in name]
         usual = [name for name in of_format if re.fullmatch(r"[^.]+", Path(name).stem)]
         for files in (chosen, usual, of_format):
@@ -133,8 +133,8 @@ def _fetch(name: str, revision: str, variant: str | None) -> Path:
     log.info("fetching %s, revision %s, from the Hugging Face Hub", name, revision)
     try:
         listed = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
-        wanted = _wanted(listed, _listed_networks(huggingface_hub, name, revision, listed), variant)
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        patterns = _patterns(listed, _listed_networks(huggingface_hub, name, revision, listed), variant)
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # of the client, its HTTP library or the disk
         raise UserError(f"--weight {name} cannot be fetched ({shorten(error, 300)}); {advice}") from error
     model = _model_in(folder)
@@ -149,7 +149,7 @@ def _listed_networks(client: Any, name: str, revision: str, listed: Collection[s
     return _networks(Path(client.hf_hub_download(name, _INDEX, revision=revision)))
 
 
-def _wanted(listed: Collection[str], networks: list[str], variant: str | None) -> list[str]:
+def _patterns(listed: Collection[str], networks: list[str], variant: str | None) -> list[str]:
     """Return the files to fetch: configs and tokenizers, and the weights of each network in one format."""
     if not networks:
         return [name for name in listed if "/" not in name and name.endswith((".safetensors", ".ckpt", ".json"))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gm.config.model import TextEncoderConfig
+from gm.config.networks import TextEncoderConfig
 
 
 @dataclass(frozen=True)

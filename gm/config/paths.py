@@ -58,7 +58,7 @@ def special_kind(path: str | Path) -> str:
     try:
         return _SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode), "")
     except (OSError, ValueError):
-        return ""  # whoever reads it says what is wrong
+        return ""  # its reader reports the error
 
 
 def find_shipped(path: str | Path) -> str:

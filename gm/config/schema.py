@@ -195,7 +195,7 @@ def _user_error(error: Exception, source: str) -> UserError:
 def _literal(tree: Any) -> Any:
     """Escape `${`, which OmegaConf would resolve as a reference: text may hold any characters.
 
-    Backslashes in front of it are doubled, as OmegaConf's grammar wants it, so that `\\${` does not undo the escape.
+    Backslashes in front of it are doubled, as OmegaConf's grammar requires it, so that `\\${` does not undo the escape.
     """
     if isinstance(tree, dict):
         return {key: _literal(value) for key, value in tree.items()}

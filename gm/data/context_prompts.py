@@ -1,6 +1,6 @@
 """Context prompts: prompts without images, for the context loss; `{}` is the placeholder token, or the class word.
 
-The words after `{}` are what the loss compares, so most of each prompt follows it.
+The loss compares the words after `{}`, so most of each prompt follows it.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def read_mask(path: Path) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _decode(path: Path, kind: str) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
-    """Return the colors of a file as upright sRGB, its opacity, None if it is opaque, and what is not used of it."""
+    """Return the colors of a file as upright sRGB, its opacity, None if it is opaque, and its unused content."""
     with open_image(path, kind) as file:
         file.load()
         image, notes = _turn_upright(file)

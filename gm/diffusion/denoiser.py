@@ -40,7 +40,7 @@ def training_input(latents: Any, noise: Any, sigma: Any) -> Any:
 
 
 def training_target(latents: Any, noise: Any, sigma: Any, prediction: str) -> Any:
-    """Return what the network is trained to predict of a sample: ε, or v = (ε - σ·x) / (σ² + 1)^½, at infinite σ -x."""
+    """Return the target of training for a sample: ε, or v = (ε - σ·x) / (σ² + 1)^½, at infinite σ -x."""
     if prediction == "epsilon":
         return noise
     if sigma >= TERMINAL_SIGMA:

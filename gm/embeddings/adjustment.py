@@ -1,6 +1,6 @@
 """Adjustment of embeddings when sampling: their vectors move towards those of a class word, in norm and direction.
 
-Trained vectors drift from the word for their kind of thing, and prompts are followed less. This is undone in part
+Trained vectors drift from those of their class word, and prompts are followed less. This is undone in part
 without training (Bui et al., 2025, "Mitigating Semantic Collapse in Generative Personalization with Test-Time Embedding
 Adjustment", https://arxiv.org/abs/2506.22685; α 0.5 and ρ 0.2 are their choice). For a vector e and that of the class
 word, c::
@@ -21,11 +21,11 @@ from gm.embeddings.embedding import LoadedEmbeddings, VectorAdjustment
 from gm.embeddings.interpolation import slerp
 from gm.text.tokenizer import VOCAB_SIZE
 
-TokenVectorsOf = Callable[[str, Sequence[int]], np.ndarray]  # encoder, ids → rows of its token table [n, width]
+TokenVectorsOf = Callable[[str, Sequence[int]], np.ndarray]  # encoder, ids → vectors of its token table [n, width]
 
 
 def adjust(vectors: np.ndarray, class_vectors: np.ndarray, alpha: float, rho: float) -> np.ndarray:
-    """Return `vectors` [n, width] adjusted towards `class_vectors` [n, width], float32; rows without length stay."""
+    """Return `vectors` [n, width] adjusted towards `class_vectors` [n, width], float32; zero vectors stay."""
     e, c = np.asarray(vectors, np.float64), np.asarray(class_vectors, np.float64)
     norm_e, norm_c = (np.linalg.norm(each, axis=1, keepdims=True) for each in (e, c))
     is_zero = (norm_e == 0) | (norm_c == 0)
@@ -46,10 +46,10 @@ def adjusted_vectors(
     for encoder in encoders:
         result = embeddings.vectors[encoder].copy()
         for each in embeddings.adjustments:
-            rows = result[each.vector_slice]
+            vectors = result[each.vector_slice]
             table = token_vectors(encoder, each.class_ids)
-            class_vectors = init.from_tokens(table, list(range(len(table))), len(rows))
-            result[each.vector_slice] = adjust(rows, class_vectors, each.alpha, each.rho)
+            class_vectors = init.from_tokens(table, list(range(len(table))), len(vectors))
+            result[each.vector_slice] = adjust(vectors, class_vectors, each.alpha, each.rho)
         adjusted[encoder] = result
     return adjusted
 

@@ -1,4 +1,4 @@
-"""What the file formats of all programs share: a format translates between the tree of a file and vectors."""
+"""Base class of the file formats of all programs, which translate between the tree of a file and vectors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Format(ABC):
         return self.program, self.pooling
 
     def remarks(self, tree: Tree) -> list[str]:
-        """Return what the user should know of the file: the tensors that are not used, and those in a wrong place."""
+        """Return remarks for the user: tensors that are not used, and those in a wrong place."""
         used = self.used_keys(tree)
         unused = [key for key, value in tree.items() if isinstance(value, LazyTensor) and key not in used]
         if not unused:
@@ -82,8 +82,8 @@ class NamedTensorsFormat(Format):
         return (*self.keys.values(), "num_vectors")
 
     def remarks(self, tree: Tree) -> list[str]:
-        found = self._read_keys(tree)
-        moved = [encoder for encoder, array in encoders.place(found).items() if array is not found.get(encoder)]
+        vectors = self._read_keys(tree)
+        moved = [encoder for encoder, array in encoders.place(vectors).items() if array is not vectors.get(encoder)]
         return super().remarks(tree) + [
             f"vectors as wide as {ENCODERS[encoder]}, used there" for encoder in moved if encoder in ENCODERS
         ]

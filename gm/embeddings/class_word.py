@@ -1,4 +1,4 @@
-"""Class word of an embedding: the word for the kind of thing that its concept is, as its file tells it."""
+"""Class word of an embedding: the class of its concept, such as dog, as its file records it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Files that cog-sdxl writes beside `embeddings.pti`: `special_params.json` names the placeholder tokens.
 
-It maps what is written in a prompt to the tokens with vectors, as in `{"TOK": "<s0><s1>"}`
+It maps strings in a prompt to the tokens with vectors, as in `{"TOK": "<s0><s1>"}`
 (https://github.com/replicate/cog-sdxl, train.py).
 """
 

@@ -60,9 +60,9 @@ def _read_tables(path: Path) -> dict[str, np.ndarray]:
     tensors = {key_mapping.published_name(name): each for name, each in containers.read_weights(path).tensors.items()}
     for keys in (MindoneSDFormat.keys, MindoneFormat.keys):
         names = {encoder: key_mapping.published_name(name) for encoder, name in keys.items()}
-        found = {encoder: tensors[name].read() for encoder, name in names.items() if name in tensors}
-        if found and (keys is MindoneSDFormat.keys or len(found) == len(keys)):
-            return found
+        tables = {encoder: tensors[name].read() for encoder, name in names.items() if name in tensors}
+        if tables and (keys is MindoneSDFormat.keys or len(tables) == len(keys)):
+            return tables
     raise UserError(
         f"--weight {path} is no model of SDXL, Stable Diffusion 1 or 2: it lacks the token embeddings of their text "
         "encoders"

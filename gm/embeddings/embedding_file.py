@@ -20,7 +20,7 @@ class EmbeddingFile:
     """Contents of an embedding file: format name, vectors by placeholder token and encoder, other entries by key.
 
     program, default_pooling: who wrote the file, and the pooling rule where the metadata have none ("": the format's);
-    unused: keys of tensors that are not ours; remarks: what the user should know of the file, without its path
+    unused: keys of tensors that are not ours; remarks: messages for the user, without the file's path
     """
 
     format: str

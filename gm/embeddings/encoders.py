@@ -34,7 +34,7 @@ EncoderVectors = dict[str, np.ndarray]  # float32 [num_vectors, width] by encode
 
 
 class ForeignEmbeddingError(Exception):
-    """An embedding that SDXL's text encoders cannot take; the message names what the file holds and the way out."""
+    """An embedding that SDXL's text encoders cannot take; the message names the content of the file and the remedy."""
 
 
 def by_width(vectors: np.ndarray) -> str:
@@ -93,7 +93,7 @@ def for_only_encoder(vectors: EncoderVectors, encoder: str, title: str) -> Encod
 
 
 def describe_other_key(key: Any) -> str:
-    """Return what a tensor of this key is that SDXL does not use, "" if it is not known."""
+    """Return the description of a tensor of this key that SDXL does not use, "" if it is not known."""
     return next((text for pattern, text in _OTHER_KEYS.items() if re.fullmatch(pattern, str(key))), "")
 
 

@@ -1,4 +1,4 @@
-"""Interpolation of embedding vectors on the sphere (slerp), row by row."""
+"""Interpolation of embedding vectors on the sphere (slerp), vector by vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def slerp(start: np.ndarray, end: np.ndarray, fraction: float) -> np.ndarray:
     """Return the points at `fraction` of the great circles from `start` to `end`, float64 [n, width].
 
     Rows of both [n, width] have the same norm (Shoemake, 1985, "Animating rotation with quaternion curves"). Parallel
-    and opposite rows are joined by a straight line.
+    and opposite vectors are joined by a straight line.
     """
     start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
     norms = np.linalg.norm(start, axis=1, keepdims=True) * np.linalg.norm(end, axis=1, keepdims=True)
@@ -34,7 +34,7 @@ def spherical_mean(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> n
 
     Of two arrays it is their slerp; of more, the point from which the weighted sum of the ways to all is zero (Buss &
     Fillmore, 2001, "Spherical averages and applications to spherical splines and interpolation", algorithm A1). The
-    weights are divided by their sum. Raises ValueError for a row of zeros, for rows that lie opposite each other, and
+    weights are divided by their sum. Raises ValueError for a zero vector, for vectors that lie opposite each other, and
     where there is no such point.
     """
     shares = np.asarray(weights, np.float64) / np.sum(weights)

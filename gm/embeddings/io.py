@@ -100,7 +100,7 @@ def load_all(path: str | Path, family: str | None = "sdxl") -> list[Embedding]:
 
 
 def log_remarks(file: EmbeddingFile, path: str | Path) -> None:
-    """Log what is not used of `file`, which was read from `path`, or is used in another place."""
+    """Log the parts of `file`, which was read from `path`, that are not used or are used in another place."""
     for remark in file.remarks:
         log.warning("%s: %s", path, remark)
 
@@ -224,9 +224,9 @@ def _check_model(path: Path, file: EmbeddingFile, vectors: EncoderVectors) -> No
         return
     others = [key for key in file.unused if not key.endswith("_out")]
     if not is_sdxl or others:
-        guess = f"one with {encoders.describe_other_key(others[0]) or others[0]}" if others else architecture
+        description = f"one with {encoders.describe_other_key(others[0]) or others[0]}" if others else architecture
         raise UserError(
             f"{path} lacks the vectors of {missing}; SDXL needs both text encoders, and the embedding was trained on "
-            f"another model ({guess or 'probably Stable Diffusion 1'}): train it on SDXL"
+            f"another model ({description or 'probably Stable Diffusion 1'}): train it on SDXL"
         )
     log.warning("%s has no vectors for %s, which gets zeros in their place", path, missing)

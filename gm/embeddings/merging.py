@@ -107,7 +107,7 @@ MIX_METHODS = {"linear": _linear, "slerp": _slerp}
 
 
 def _shared_metadata(embeddings: Sequence[Embedding]) -> dict[str, Any]:
-    """Return what the embeddings' metadata agree on, but what is of one run of training."""
+    """Return the entries that are equal in all embeddings' metadata, without those of one run of training."""
     words = [class_word(embedding) for embedding in embeddings]
     first, *others = [dict(embedding.metadata) for embedding in embeddings]
     shared = {

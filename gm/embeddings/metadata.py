@@ -24,7 +24,7 @@ _ENTRY_OF_A_PROGRAM = re.compile(r"modelspec\.|ss_|ot_")  # other programs look 
 
 
 def token_metadata(metadata: Mapping[str, Any], token: str | None, default_pooling: str) -> dict[str, str]:
-    """Return what the `metadata` of a file says of one placeholder token: "pooling", and "details" if there are any.
+    """Return the `metadata` of a file for one placeholder token: "pooling", and "details" if there are any.
 
     Raises DamagedFileError for values of another type.
     """
@@ -41,7 +41,7 @@ def token_metadata(metadata: Mapping[str, Any], token: str | None, default_pooli
 
 
 def other_metadata(metadata: Mapping[str, Any], token: str | None) -> dict[str, Any]:
-    """Return what the `metadata` of a file, as other programs wrote them, say of one placeholder token."""
+    """Return the `metadata` of a file, as other programs wrote them, for one placeholder token."""
     entry = metadata
     if BY_TOKEN_KEY in metadata:
         entry = metadata | _parse_json(metadata[BY_TOKEN_KEY], BY_TOKEN_KEY).get(token or "", {})

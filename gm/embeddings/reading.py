@@ -31,11 +31,11 @@ def read_one(path: Path) -> EmbeddingFile:
         raise UserError(f"{path} holds {error}: the file is damaged, or another program's") from error
     except ForeignEmbeddingError as error:
         raise UserError(f"{path} holds {error}") from error
-    raise UserError(f"{path} is not an embedding file{_guess(content)}")
+    raise UserError(f"{path} is not an embedding file{_probable_content(content)}")
 
 
-def _guess(content: Any) -> str:
-    """Return what a file without embeddings that are known seems to be."""
+def _probable_content(content: Any) -> str:
+    """Return the probable kind of a file without known embeddings, for a message."""
     keys = list(map(str, content)) if isinstance(content, dict) else []
     if other := detect.detect_other_model(keys, "base"):
         return f": it seems to be {other}"
@@ -97,20 +97,20 @@ def _unnamed(vectors: TokenVectors, program: str) -> EmbeddingFile:
 def _read_bundles(bundles: Mapping[str, Tree], content: Tree, metadata: dict[str, Any]) -> EmbeddingFile | None:
     """Return the embeddings in a LoRA file."""
     files = {token: _read_tree(tree, metadata) for token, tree in bundles.items()}
-    found = {token: file for token, file in files.items() if file is not None}
-    if not found:
+    embeddings = {token: file for token, file in files.items() if file is not None}
+    if not embeddings:
         return None
-    remarks = [f"{token}: {remark}" for token, file in found.items() for remark in file.remarks]
-    if others := files.keys() - found.keys():
+    remarks = [f"{token}: {remark}" for token, file in embeddings.items() for remark in file.remarks]
+    if others := files.keys() - embeddings.keys():
         remarks.append(f"no vectors that are known in the bundled {', '.join(sorted(others))}, not used")
     if rest := nested.without_bundles(content):
         remarks.append(
-            f"embeddings {', '.join(found)} used, the LoRA ({len(rest)} tensors and its metadata) not used here: "
+            f"embeddings {', '.join(embeddings)} used, the LoRA ({len(rest)} tensors and its metadata) not used here: "
             "--lora_weight merges it into a model"
         )
-    first = next(iter(found.values()))
-    vectors: TokenVectors = {token: next(iter(file.vectors.values())) for token, file in found.items()}
-    unused = tuple(key for file in found.values() for key in file.unused)
+    first = next(iter(embeddings.values()))
+    vectors: TokenVectors = {token: next(iter(file.vectors.values())) for token, file in embeddings.items()}
+    unused = tuple(key for file in embeddings.values() for key in file.unused)
     return EmbeddingFile(
         first.format,
         vectors,

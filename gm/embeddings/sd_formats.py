@@ -70,9 +70,9 @@ class KohyaFormat(Format):
         return any(key in tree or f"{key}_out" in tree for key in self.keys)
 
     def read(self, tree: Tree) -> TokenVectors:
-        found = {key: read_vectors(tree[key]) for key in self.keys if key in tree}
-        check_output_embedding(tree, list(found.values()))
-        array = next(iter(found.values()))
+        arrays = {key: read_vectors(tree[key]) for key in self.keys if key in tree}
+        check_output_embedding(tree, list(arrays.values()))
+        array = next(iter(arrays.values()))
         return {None: {encoders.by_width(array): array}}
 
     def used_keys(self, tree: Tree) -> Collection[str]:

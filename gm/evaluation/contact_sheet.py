@@ -17,7 +17,7 @@ _MAX_IMAGES = 4  # images of a prompt, or real ones of a kind, in a row
 Row = tuple[str, list[Image.Image]]
 
 
-def draw(
+def render(
     real: Mapping[str, Sequence[Image.Image]],
     prompts: Sequence[EvaluationPrompt],
     images: Mapping[str, Sequence[Image.Image]],
@@ -33,17 +33,17 @@ def draw(
         rows.append((", ".join(f"{number}: {name}" for number, name in enumerate(names, 1)), []))
     for number, prompt in enumerate(prompts):
         per_prompt = [len(of_name) // len(prompts) for of_name in images.values()]
-        shown = _MAX_IMAGES if len(names) == 1 else 1
+        limit = _MAX_IMAGES if len(names) == 1 else 1
         row = [
             image
             for count, of_name in zip(per_prompt, images.values(), strict=True)
-            for image in of_name[number * count : number * count + min(count, shown)]
+            for image in of_name[number * count : number * count + min(count, limit)]
         ]
         rows.append((f"{prompt.group}: {prompt.text or prompt.prompt}", row))
-    return _draw_rows(rows)
+    return _render_rows(rows)
 
 
-def _draw_rows(rows: Sequence[Row]) -> np.ndarray:
+def _render_rows(rows: Sequence[Row]) -> np.ndarray:
     columns = max(len(images) for _, images in rows)
     width = max(columns, 2) * (_SIDE + _GAP) + _GAP
     heights = [_LINE + (_SIDE + _GAP if images else 0) for _, images in rows]

@@ -1,4 +1,4 @@
-"""config.json of transformers → the architecture of an image encoder; what is not computed here is refused."""
+"""config.json of transformers → the architecture of an image encoder; unsupported architectures are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gm.config.image_encoder import CLIPConfig, ImageEncoderConfig
-from gm.config.model import TextEncoderConfig
+from gm.config.networks import TextEncoderConfig
 from gm.errors import UserError
 
 CLIP, DINO, DINOV2 = "clip", "vit", "dinov2"
@@ -59,8 +59,8 @@ def clip_config(values: Mapping[str, Any], image_size: int, path: object) -> CLI
     text = _CLIP_TEXT | dict(values.get("text_config") or {}) | dict(values.get("text_config_dict") or {})
     for part, name in ((image, "vision_config"), (text, "text_config")):
         width = _whole(part, "hidden_size", path)
-        wanted = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "intermediate_size": 4 * width}
-        _check(part, wanted, f"{path}: {name}.")
+        expected = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "intermediate_size": 4 * width}
+        _check(part, expected, f"{path}: {name}.")
     width, layers, heads = _sizes(text, path)
     vocabulary, length = (_whole(text, key, path) for key in ("vocab_size", "max_position_embeddings"))
     encoder = TextEncoderConfig(width, layers, heads, vocabulary, length)
@@ -72,12 +72,12 @@ def dino_config(values: Mapping[str, Any], image_size: int, path: object) -> Ima
     """Return the architecture that the config.json of DINO or DINOv2 at `path` describes; as `clip_config`."""
     kind = values["model_type"]
     encoder = (_DINO if kind == DINO else _DINOV2) | dict(values)
-    wanted: dict[str, Any] = {"hidden_act": "gelu", "qkv_bias": True}
+    expected: dict[str, Any] = {"hidden_act": "gelu", "qkv_bias": True}
     if kind == DINO:
-        wanted["intermediate_size"] = 4 * _whole(encoder, "hidden_size", path)
+        expected["intermediate_size"] = 4 * _whole(encoder, "hidden_size", path)
     else:
-        wanted |= {"mlp_ratio": 4, "use_swiglu_ffn": False}
-    _check(encoder, wanted, f"{path}: ")
+        expected |= {"mlp_ratio": 4, "use_swiglu_ffn": False}
+    _check(encoder, expected, f"{path}: ")
     return _image_encoder(encoder, image_size, path, layer_scale=kind == DINOV2)
 
 
@@ -122,8 +122,8 @@ def check_kind(values: Mapping[str, Any], kinds: tuple[str, ...], path: object) 
     return str(kind)
 
 
-def _check(values: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> None:
-    for key, value in wanted.items():
+def _check(values: Mapping[str, Any], expected: Mapping[str, Any], place: str) -> None:
+    for key, value in expected.items():
         if values[key] != value:
             raise UserError(f"{place}{key} is {values[key]!r}, and only {value!r} is computed; choose another model")
 

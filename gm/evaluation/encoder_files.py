@@ -21,7 +21,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there 
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """What a published image encoder consists of; `preprocessor` is empty without its file."""
+    """Files of a published image encoder; `preprocessor` is empty without its file."""
 
     name: str
     weights: Path
@@ -37,7 +37,7 @@ def find(option: str, name: str) -> EncoderFiles:
     """Return the files of the encoder `name`: a folder, a file of weights in it, or user/name of a model of the Hub.
 
     The Hub's local cache comes before the Hub, which needs huggingface_hub. `option` names the flag in messages. Raises
-    UserError for what is not there or cannot be fetched, and for a config.json that is not one.
+    UserError for files that are missing or cannot be fetched, and for a config.json that is not one.
     """
     if hub_models.is_name(name):
         folder = hub_models.find_snapshot(name)
@@ -99,13 +99,13 @@ def _fetch(option: str, name: str) -> Path:
         ) from error
     log.info("fetching %s from the Hugging Face Hub", name)
     try:
-        wanted = _wanted(huggingface_hub.HfApi().list_repo_files(name))
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+        patterns = _patterns(huggingface_hub.HfApi().list_repo_files(name))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # of the client, its HTTP library or the disk
         raise UserError(f"{option} {name} cannot be fetched ({shorten(error, 300)}); {advice}") from error
     return folder
 
 
-def _wanted(listed: Sequence[str]) -> list[str]:
+def _patterns(listed: Sequence[str]) -> list[str]:
     weights = [name for name in WEIGHTS if name in listed][:1]
     return [name for name in (CONFIG, PREPROCESSOR) if name in listed] + weights

@@ -33,7 +33,7 @@ log = logging.getLogger("gm")
 _BATCH = 8  # images or texts at once
 _TEXT_KEYS = ("text_model.", "text_projection.")
 _POSITIONS = ("embeddings.position_embeddings", "vision_model.embeddings.position_embedding.weight")
-# What the published files hold besides: numbers 0, 1, 2, …; the temperature of CLIP's loss; heads of other tasks.
+# Unused tensors of the published files: numbers 0, 1, 2, …; the temperature of CLIP's loss; heads of other tasks.
 _COUNTS = re.compile(r".*\.position_ids")
 _UNUSED = {
     CLIP: re.compile(r"logit_scale"),
@@ -75,7 +75,7 @@ class ImageEncoder:
 
 
 def load_clip(option: str, name: str) -> ImageEncoder:
-    """Load CLIP from the folder, file or Hub name that `option` gives; UserError for what is not CLIP or damaged."""
+    """Load CLIP from the folder, file or Hub name that `option` gives; UserError for another or a damaged encoder."""
     files = encoder_files.find(option, name)
     steps = _preprocessing(files, (CLIP,))
     config = encoder_configs.clip_config(files.config, steps.size, files.config_path)

@@ -1,4 +1,4 @@
-"""Checked options of an evaluation: embeddings, prompts, real images; what no option says is read from the files."""
+"""Checked options of an evaluation: embeddings, prompts, real images; defaults are read from the files."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def prepare(config: Config) -> EvaluationJob:
         raise UserError("--clip and --dino are both empty, so that nothing is scored; give one of them")
     atomic_io.check_writable(sampling.save_path, "--save_path")
     lora_files.parse_all(config.run.lora_weight)
-    for sentence in option_checks.ineffective_options(config):
-        log.warning("%s", sentence)
+    for message in option_checks.ineffective_options(config):
+        log.warning("%s", message)
     request.check(config.model, sampling)
     evaluated, helpers = _embeddings(config)
     first = evaluated[0][1]
@@ -130,8 +130,8 @@ def _names(evaluated: Sequence[tuple[str, Embedding]]) -> list[str]:
 
 def _recorded(embedding: Embedding) -> dict[str, Any]:
     """Return the options with which the embedding's concept was trained, as far as its file records them."""
-    recipe = embedding.metadata.get("recipe")
-    concept = recipe.get("concept") if isinstance(recipe, dict) else None
+    options = embedding.metadata.get("recipe")
+    concept = options.get("concept") if isinstance(options, dict) else None
     if not isinstance(concept, dict):
         return {}
     several = concept.get("concepts")

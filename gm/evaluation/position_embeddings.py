@@ -1,6 +1,6 @@
 """Position embeddings of a vision transformer for another number of patches than it was trained with.
 
-DINOv2 was published for 37 × 37 patches and sees 16 × 16 of an image of 224 pixels. As in its own code and in
+DINOv2 was published for 37 × 37 patches; an image of 224 pixels has 16 × 16. As in its own code and in
 transformers', the embeddings are interpolated by cubic convolution (Keys, 1981, "Cubic convolution interpolation for
 digital image processing") with a = -0.75, PyTorch's constant, half-pixel centers and repeated borders.
 """

@@ -24,7 +24,7 @@ _MOMENTS = ("mean", "std")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the pixels of a network.
+    """Preprocessing of an image to the pixels of a network.
 
     shortest_edge: pixels to which the shorter side is resized; 0: the image is squashed to `size` × `size`
     size: side of the center crop, and of the result
@@ -66,7 +66,7 @@ PUBLISHED = {
 
 
 def read(values: Mapping[str, Any], kind: str, path: object) -> Preprocessing:
-    """Return the preprocessing in the preprocessor_config.json at `path`; what it leaves out is that of its `kind`.
+    """Return the preprocessing in the preprocessor_config.json at `path`; missing values are those of its `kind`.
 
     Raises UserError for a step that is not computed here.
     """

@@ -33,7 +33,7 @@ class Evaluation:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """Return the tables, with a line on what they hold."""
+    """Return the tables, with a line on their contents."""
     lines = ["# Evaluation", "", *_description(evaluation)]
     for group in GROUPS:
         rows = {result.name: _cells(result.estimates, group, evaluation.metrics) for result in evaluation.results}

@@ -63,8 +63,8 @@ def run_job(
             temporary.write_text(content, encoding="utf-8")
         yield path
     sheet = folder / f"{STEM}_{number:05d}.png"
-    shown = {each.subject.name: generation.read(each) for each in planned}
-    image_files.write(contact_sheet.draw(job.real, job.subjects[0].prompts, shown), {}, sheet)
+    images = {each.subject.name: generation.read(each) for each in planned}
+    image_files.write(contact_sheet.render(job.real, job.subjects[0].prompts, images), {}, sheet)
     yield sheet
 
 

@@ -67,8 +67,8 @@ class Scorer:
     def _text_cosines(self, clip: ImageEncoder, features: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         different = list(dict.fromkeys(texts))
         of_texts = dict(zip(different, clip.text_features(different, self.backend), strict=True))
-        wanted = np.stack([of_texts[text] for text in texts]).astype(np.float64)
-        cosines: np.ndarray = (features.astype(np.float64) * wanted).sum(axis=1)
+        text_features = np.stack([of_texts[text] for text in texts]).astype(np.float64)
+        cosines: np.ndarray = (features.astype(np.float64) * text_features).sum(axis=1)
         return cosines
 
     def real_scores(self) -> dict[Metric, float]:

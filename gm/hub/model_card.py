@@ -108,8 +108,8 @@ def _images(publication: Publication, image_names: list[str]) -> list[str]:
 
 
 def _describe_parameters(parameters: Mapping[str, Any]) -> str:
-    shown = {name: parameters[name] for name in _PARAMETERS if parameters.get(name) not in (None, "")}
-    return ", ".join(f"{name} {_code(str(value))}" for name, value in shown.items())
+    selected = {name: parameters[name] for name in _PARAMETERS if parameters.get(name) not in (None, "")}
+    return ", ".join(f"{name} {_code(str(value))}" for name, value in selected.items())
 
 
 def _diffusers(publication: Publication) -> list[str]:

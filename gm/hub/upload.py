@@ -42,7 +42,7 @@ def push_folder(folder: str | Path, names: list[str], repo: str, private: bool) 
 
 
 def logged_in() -> bool:
-    """Return whether there is a token for the Hub; whether it is valid only the Hub knows."""
+    """Return whether there is a token for the Hub; only the Hub can tell whether it is valid."""
     return bool(_client().get_token())
 
 

@@ -1,4 +1,4 @@
-"""What a file seems to be whose modules are not those of the model, for error messages."""
+"""Probable kind of a file whose modules are not those of the model, for error messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BY_METADATA = (("sdxl", "SDXL"), ("sd_v1", "Stable Diffusion 1"), ("sd_v2", "St
 
 
 def detect_without_modules(keys: Sequence[str]) -> str:
-    """Return what a file with tensors of these `keys`, none of them a LoRA's, seems to be; "" if unknown."""
+    """Return the probable kind of a file with these `keys`, none of them a LoRA's; "" if unknown."""
     if any(key.startswith(("model.diffusion_model.", "conditioner.", "cond_stage_model.")) for key in keys):
         return "a whole model, which goes to --weight"
     if any(re.match(r"(down|up|input|output)_blocks\.", key) for key in keys):

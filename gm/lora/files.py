@@ -44,7 +44,7 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class LoraRecord:
-    """What is stored of a LoRA in images, embedding files and training states.
+    """Record of a LoRA in images, embedding files and training states.
 
     hash: that of AUTOMATIC1111 and Civitai (`short_hash`)
     """
@@ -95,12 +95,12 @@ def parse_all(texts: Iterable[str]) -> list[LoraFile]:
 
 
 def read_records(texts: Iterable[str]) -> list[LoraRecord]:
-    """Return what is stored of the files that the option's values name; raises UserError as `parse_all` does."""
+    """Return the records of the files that the option's values name; raises UserError as `parse_all` does."""
     return records(parse_all(texts))
 
 
 def records(files: Iterable[LoraFile]) -> list[LoraRecord]:
-    """Return what is stored of `files`, without those of strength 0, which change nothing."""
+    """Return the records of `files`, without those of strength 0, which change nothing."""
     return [LoraRecord(file.name, file.strength, short_hash(file.path)) for file in files if file.strength]
 
 
@@ -156,14 +156,14 @@ def _find(file: LoraFile) -> LoraFile:
         return file
     if not path.is_dir():
         raise UserError(_missing_message(path))
-    found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
-    found = found or sorted(each for each in path.iterdir() if each.suffix == ".safetensors")
-    if not found:
+    files = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+    files = files or sorted(each for each in path.iterdir() if each.suffix == ".safetensors")
+    if not files:
         raise UserError(f"--lora_weight {path} is a folder without a LoRA file; give the file")
-    if len(found) > 1 and found[0].name not in _FOLDER_FILES:
-        names = shorten(", ".join(each.name for each in found), 100)
+    if len(files) > 1 and files[0].name not in _FOLDER_FILES:
+        names = shorten(", ".join(each.name for each in files), 100)
         raise UserError(f"--lora_weight {path} is a folder of several files ({names}); give one of them")
-    return LoraFile(found[0], file.strength)
+    return LoraFile(files[0], file.strength)
 
 
 def _missing_message(path: Path) -> str:

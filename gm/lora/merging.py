@@ -155,14 +155,14 @@ def _changes(lora: LoraFile, by_name: Mapping[str, Target], config: ModelConfig)
     if lora.strength == 0:
         log.info("%s: strength 0, not used%s", lora.path, _describe_unmatched(unmatched))
         return []
-    found = [_change(lora, modules[name], target) for name, target in by_name.items() if name in modules]
-    misshapen = [problem for change in found if (problem := _check_shapes(change))]
+    changes = [_change(lora, modules[name], target) for name, target in by_name.items() if name in modules]
+    misshapen = [problem for change in changes if (problem := _check_shapes(change))]
     if unmatched or misshapen:
         _refuse(lora, content, unmatched, misshapen, config)
-    found = _without_duplicates(lora, found)
-    log.info("merging %s into %d layers%s", lora, len(found), _describe(content))
+    changes = _without_duplicates(lora, changes)
+    log.info("merging %s into %d layers%s", lora, len(changes), _describe(content))
     _check_prediction(lora, content, config)
-    return found
+    return changes
 
 
 def _check_prediction(lora: LoraFile, content: LoraContent, config: ModelConfig) -> None:
@@ -184,9 +184,9 @@ def _change(lora: LoraFile, module: Module, target: Target) -> Change:
     parts = {name: tensor for name, tensor in module.parts.items() if name not in ("alpha", "dora_scale", "magnitude")}
     method = methods.find(parts)
     if method is None:
-        found = ", ".join(sorted(module.parts))
+        names = ", ".join(sorted(module.parts))
         raise UserError(
-            f"{lora.path}: {module.name} has {found} alone, which is no complete LoRA, LoHa or LoKr; download or copy "
+            f"{lora.path}: {module.name} has {names} alone, which is no complete LoRA, LoHa or LoKr; download or copy "
             "the file again"
         )
     for name, tensor in module.parts.items():
@@ -201,8 +201,8 @@ def _check_shapes(change: Change) -> str:
     shapes = {name: tensor.shape for name, tensor in module.parts.items()}
     shape = change.method.shape(shapes)
     if not methods.fits(shape, target.shape):
-        found = "factors that do not fit each other" if shape is None else f"a change of {list(shape)}"
-        return f"{module.name}: {found}, the model's layer has {list(target.shape)}"
+        mismatch = "factors that do not fit each other" if shape is None else f"a change of {list(shape)}"
+        return f"{module.name}: {mismatch}, the model's layer has {list(target.shape)}"
     if math.prod(shapes.get("alpha", ())) != 1:
         return f"{module.name}: alpha of {list(shapes['alpha'])}, which should be one number"
     magnitude = _magnitude(module.parts)
@@ -254,14 +254,14 @@ def _describe_unmatched(unmatched: list[str]) -> str:
 
 
 def _describe(content: LoraContent) -> str:
-    """Return what the file says of itself that its user should know."""
+    """Return the entries of the file's metadata that concern its user."""
     titles = {
         "ss_sd_model_name": "trained on",
         "modelspec.trigger_phrase": "trigger phrase",
     }
-    said = {title: content.metadata.get(key, "") for key, title in titles.items()}
+    statements = {title: content.metadata.get(key, "") for key, title in titles.items()}
     usual = ("", "None", "epsilon")
-    return "".join(f"; {title}: {shorten(value, 80)}" for title, value in said.items() if value not in usual)
+    return "".join(f"; {title}: {shorten(value, 80)}" for title, value in statements.items() if value not in usual)
 
 
 def _merged(metadata: Mapping[str, str]) -> list[LoraRecord]:

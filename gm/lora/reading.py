@@ -93,10 +93,10 @@ def read(path: Path) -> LoraContent:
 
 def _refuse_other_methods(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     for title, pattern in _OTHER_METHODS.items():
-        found = [key for key in tensors if re.fullmatch(pattern, key)]
-        if found:
+        keys = [key for key in tensors if re.fullmatch(pattern, key)]
+        if keys:
             raise UserError(
-                f"{path} holds {title}, such as {shorten(found[0])}, which is not supported; use a LoRA, LoCon, LoHa, "
+                f"{path} holds {title}, such as {shorten(keys[0])}, which is not supported; use a LoRA, LoCon, LoHa, "
                 "LoKr or DoRA"
             )
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from gm.checkpoints.diffusers_key_mapping import unet_key_mapping
 from gm.checkpoints.key_mapping import ParameterShapes
-from gm.config.model import ModelConfig, UNetConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import UNetConfig
 
 _UNET = "model.diffusion_model."
 # Of SDXL (`conditioner.embedders.0.`) and of Stable Diffusion 1 and 2 (`cond_stage_model.`); CLIP and OpenCLIP.
@@ -54,21 +55,21 @@ class Target:
 
 def targets(shapes: ParameterShapes, config: ModelConfig) -> dict[str, Target]:
     """Return the modules of the model with these parameters by all of their names in LoRA files."""
-    found: dict[str, Target] = {}
+    by_name: dict[str, Target] = {}
     stems = _diffusers_stems(config.unet)
     for name, shape in shapes.items():
         if name.startswith(_UNET) and name.endswith(".weight") and len(shape) > 1:
             path = name.removeprefix(_UNET).removesuffix(".weight")
-            found |= dict.fromkeys(_unet_names(path, _diffusers_path(path, stems)), Target(name, shape))
+            by_name |= dict.fromkeys(_unet_names(path, _diffusers_path(path, stems)), Target(name, shape))
     prefixes = list(dict.fromkeys(match["prefix"] for match in map(_TEXT_ENCODER.match, shapes) if match))
     for number, prefix in enumerate(prefixes):
         parameters = {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)}
         for key, name in parameters.items():
             for path, target in _text_modules(key, name, shapes[name]):
-                found |= dict.fromkeys(_text_names(path, number, len(prefixes)), target)
+                by_name |= dict.fromkeys(_text_names(path, number, len(prefixes)), target)
                 if target.parameter.endswith(".weight"):
-                    found[name.removesuffix(".weight")] = target  # of mindone
-    return found
+                    by_name[name.removesuffix(".weight")] = target  # of mindone
+    return by_name
 
 
 def _unet_names(published: str, diffusers: str) -> Iterator[str]:

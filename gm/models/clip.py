@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from gm.config.image_encoder import CLIPConfig, ImageEncoderConfig
-from gm.config.model import TextEncoderConfig
+from gm.config.networks import TextEncoderConfig
 from gm.models.layers import FrozenEmbedding, LayerNorm, Linear, parameter
 from gm.models.patches import PatchEmbedding, prepend_class_token
 from gm.models.text_encoders import CLIPEncoder, CLIPTextEncoder

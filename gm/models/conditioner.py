@@ -5,7 +5,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.config.model import ModelConfig, TextEncoderConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig
 from gm.models.layers import SinusoidalEmbedding
 from gm.models.text_encoders import CLIPTextEncoder, OpenCLIPFinalTextEncoder, OpenCLIPTextEncoder
 from gm.models.token_embedding import TokenEmbedding

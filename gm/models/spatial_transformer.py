@@ -10,7 +10,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn
 
 from gm import ops as gm_ops
-from gm.config.model import UNetConfig
+from gm.config.networks import UNetConfig
 from gm.models.layers import GroupNorm, LayerNorm, Projection, ProjectionFromImage, ProjectionToImage
 from gm.ops import layout
 from gm.runtime.backend import DType

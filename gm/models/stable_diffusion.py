@@ -69,7 +69,7 @@ class StableDiffusion(nn.Cell):
         return norms
 
     def text_encoder_output(self, encoder: str, vectors: np.ndarray) -> np.ndarray:
-        """Return what a text encoder makes of token embeddings [n, width] as a prompt, float32 [n, width].
+        """Return a text encoder's outputs for token embeddings [n, width] as a prompt, float32 [n, width].
 
         It is the last layer's hidden state of each, after the final norm, as CLIP was trained. n is at most 75.
         """

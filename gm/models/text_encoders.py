@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
 from gm.config.image_encoder import ImageEncoderConfig
-from gm.config.model import TextEncoderConfig
+from gm.config.networks import TextEncoderConfig
 from gm.models.layers import FrozenEmbedding, LayerNorm, Projection, parameter
 from gm.models.token_embedding import TokenEmbedding
 from gm.ops import layout

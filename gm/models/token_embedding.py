@@ -1,8 +1,8 @@
 """Token embedding of a text encoder, extended by the embedding vectors of concepts.
 
 The frozen table keeps its published shape, and the trained vectors are an argument. So the table is not concatenated in
-every forward pass (405 MB at full size) and not part of the optimizer (810 MB of Adam state), there are no frozen rows
-to restore after a step, and one model serves any number of concepts. The idea of a small trainable extension follows
+every forward pass (405 MB at full size) and not part of the optimizer (810 MB of Adam state), no frozen vectors
+are restored after a step, and one model serves any number of concepts. The idea of a small trainable extension follows
 refiners' `foundationals/clip/concepts.py`.
 """
 

@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
-from gm.config.model import UNetConfig
+from gm.config.networks import UNetConfig
 from gm.models.layers import Conv2d, GroupNorm, Linear, PointwiseConv2d, SinusoidalEmbedding, Upsample
 from gm.models.spatial_transformer import SpatialTransformer
 from gm.ops import layout
@@ -51,7 +51,7 @@ class _Downsample(nn.Cell):
         return self.op(x)
 
 
-# What a layer takes besides x, by its type; the others take x alone.
+# Inputs of a layer besides x, by its type; the others take x alone.
 _EMB = "emb"
 _CONTEXT = "context_kv"
 _SIZE = "size"

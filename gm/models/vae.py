@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm import ops as gm_ops
-from gm.config.model import VAEConfig
+from gm.config.networks import VAEConfig
 from gm.models.layers import Conv2d, GroupNorm, PointwiseConv2d, Upsample
 from gm.ops import layout
 

@@ -1,4 +1,4 @@
-"""Kernels of Ascend that the networks use there; `gm.ops` chooses between them and what is composed for the CPU.
+"""Kernels of Ascend that the networks use there; `gm.ops` chooses between them and the operators composed for the CPU.
 
 They are operators that CANN ships as prebuilt binaries ("aclnn"): the older `ops.Conv2D`, `ops.LayerNorm` and
 `ops.BiasAdd` are compiled for each shape at first use, and the older GELU is five kernels. Half-precision input needs

@@ -1,6 +1,6 @@
 """Products and convolutions of the CPU in bfloat16: the operators of `bfloat16.cpp`, with their gradients.
 
-Weights are bfloat16, everything else is float32: the operators round what they multiply, and sum in float32. The
+Weights are bfloat16, everything else is float32: the operators round factors to bfloat16, and sum in float32. The
 gradient is that of the activations alone, since weights and biases are frozen. Every Cell here needs `available()`.
 """
 

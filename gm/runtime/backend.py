@@ -41,7 +41,7 @@ _KEEP_HALF_ABOVE = {"off": math.inf, "some": 2**23, "most": 2**20}
 _on_ascend = False
 _rank = 0
 _world_size = 1
-_target: tuple[object, ...] = ()  # what a compiled graph depends on besides its Cell
+_target: tuple[object, ...] = ()  # dependencies of a compiled graph besides its Cell
 _flash_attention = "off"
 _in_graph = False  # set by `compile_cell`
 # Input shapes and dtypes for which a Cell has been compiled.

@@ -105,7 +105,7 @@ def flash_attention(name: str, run: RunConfig, dtype: DType) -> str:
 
 
 def _missing_operators() -> str:
-    """Load the operators of `onednn`; return what they need here, empty if they are there."""
+    """Load the operators of `onednn`; return the requirements that are missing here, empty if they are loaded."""
     try:
         onednn.load()
     except onednn.Unavailable as missing:

@@ -17,7 +17,7 @@ from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloat
 from gm.errors import UserError
 from gm.runtime import devices
 
-# MindSpore's variable, and CANN's: A2 and A3 cards obey the second only if the third is set, too.
+# MindSpore's variable, and CANN's: A2 and A3 cards follow the second only if the third is set, too.
 _SATURATING_MODES = {
     "MS_ASCEND_CHECK_OVERFLOW_MODE": "SATURATION_MODE",
     "INF_NAN_MODE_ENABLE": "0",

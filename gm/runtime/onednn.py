@@ -38,7 +38,7 @@ _has_bfloat16 = False
 
 
 class Unavailable(Exception):
-    """The reason why there are no such operators, with the way out."""
+    """The reason why there are no such operators, with the remedy."""
 
 
 def library() -> str:
@@ -76,7 +76,7 @@ def load_bfloat16() -> None:
 
 
 def unload() -> None:
-    """Forget the library, for networks that are constructed without it."""
+    """Unload the library, for networks that are constructed without it."""
     global _path, _has_bfloat16
     _path, _has_bfloat16 = "", False
 
@@ -156,7 +156,7 @@ def _process_folder() -> tempfile.TemporaryDirectory:
 
 
 def _key(root: Path, compiler: str) -> str:
-    """Return a hash of what the library depends on: source, compiler, oneDNN, processor."""
+    """Return a hash of the library's dependencies: source, compiler, oneDNN, processor."""
     parts: list[object] = [
         *(source.read_text(encoding="utf-8") for source in SOURCES),
         _FLAGS,
@@ -170,10 +170,10 @@ def _key(root: Path, compiler: str) -> str:
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the name of this processor and its instruction sets; empty where Linux does not tell."""
+    """Return the name of this processor and its instruction sets; empty where Linux does not list them."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    wanted = ("model name", "flags")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+    prefixes = ("model name", "flags")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(prefixes)))

@@ -23,16 +23,16 @@ _USAGE = "write --embedding_adjust alpha,rho with two numbers from 0 to 1, such 
 class _Planner:
     """Turns requests for adjustments into `VectorAdjustment`s.
 
-    `given` are the class words of `--embedding_class_word`, by placeholder token, "" for all.
+    `class_words` are the class words of `--embedding_class_word`, by placeholder token, "" for all.
     """
 
-    def __init__(self, concepts: Sequence[Embedding], tokenizer: Tokenizer, given: Mapping[str, str]) -> None:
+    def __init__(self, concepts: Sequence[Embedding], tokenizer: Tokenizer, class_words: Mapping[str, str]) -> None:
         self.concepts = {concept.placeholder_token: concept for concept in concepts}
         self.tokenizer = tokenizer
-        self.given = given
+        self.class_words = class_words
         self.plain = Tokenizer(tokenizer.context_length)  # without placeholder tokens
 
-    def plan(self, token: str, alpha: float, rho: float, word: str = "") -> VectorAdjustment | None:
+    def adjustment(self, token: str, alpha: float, rho: float, word: str = "") -> VectorAdjustment | None:
         """Return the adjustment of the vectors of `token`, None if it would change nothing."""
         if alpha == 0 and rho == 0:
             return None
@@ -42,7 +42,7 @@ class _Planner:
 
     def _class_ids(self, token: str, word: str) -> tuple[int, ...]:
         concept = self.concepts[token]
-        word = word or self.given.get(token) or self.given.get("") or class_word(concept)
+        word = word or self.class_words.get(token) or self.class_words.get("") or class_word(concept)
         if not word:
             source = f"the file {concept.source}" if concept.source else "its metadata"
             raise UserError(
@@ -79,13 +79,13 @@ def load(concepts: Sequence[Embedding], options: Sequence[SamplingConfig], model
     if sampling.embedding_adjust is not None:
         where = f"--embedding_adjust {sampling.embedding_adjust!r}"
         alpha, rho = adjusted_references.parse_values(sampling.embedding_adjust, where, _USAGE)
-        adjustments = [planner.plan(token, alpha, rho) for token in tokens]
+        adjustments = [planner.adjustment(token, alpha, rho) for token in tokens]
     if sampling.embedding_class_word and sampling.embedding_adjust is None and not references:
         log.warning(
             "--embedding_class_word %s has no effect without --embedding_adjust, or <token>{alpha,rho} in a prompt",
             " ".join(sampling.embedding_class_word),
         )
-    copies = [(each.token, each.name, planner.plan(*each)) for each in references]
+    copies = [(each.token, each.name, planner.adjustment(*each)) for each in references]
     adjusted = LoadedEmbeddings(
         embeddings.tokenizer, embeddings.vectors, tuple(each for each in adjustments if each is not None)
     )
@@ -102,7 +102,7 @@ def _references(options: Iterable[SamplingConfig], tokenizer: Tokenizer) -> Iter
 
 def _class_words(entries: Sequence[str], tokens: Sequence[str]) -> dict[str, str]:
     """Return the words of `--embedding_class_word` by placeholder token, "" for all; UserError for a wrong entry."""
-    words: dict[str, str] = {}
+    class_words: dict[str, str] = {}
     for entry in entries:
         token, sign, word = entry.rpartition("=")
         known = next((each for each in tokens if each.lower() == token.strip().lower()), "")
@@ -111,7 +111,7 @@ def _class_words(entries: Sequence[str], tokens: Sequence[str]) -> dict[str, str
             raise UserError(f"--embedding_class_word {entry!r} is for {token!r}, and the embeddings are {loaded}")
         if not word.strip():
             raise UserError(f'--embedding_class_word {entry!r} holds no word; write it as dog or "<token>=dog"')
-        if known in words:
+        if known in class_words:
             raise UserError(f"--embedding_class_word has two words for {known or 'all embeddings'}; give one")
-        words[known] = word.strip()
-    return words
+        class_words[known] = word.strip()
+    return class_words

@@ -128,7 +128,7 @@ class CFGDenoiser:
     def without_noise(self, x: Tensor, sigma: float) -> Tensor:
         """Return the latents to decode, of `x` at the noise level `sigma` at which the sampler ended, 0 or very low.
 
-        What the mask protects is the initial latents again, as in diffusers' inpainting.
+        The protected area is reset to the initial latents, as in diffusers' inpainting.
         """
         if sigma == 0:
             return x
@@ -136,7 +136,7 @@ class CFGDenoiser:
         return latents if self._mask is None else latents * self._mask + self._protected
 
     def _conditioning_of_step(self, step: int) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """Return y and the projected context of what the prompts' schedules use in `step`; each is encoded once."""
+        """Return y and the projected context of the schedules' prompts in `step`; each is encoded once."""
         key = tuple(prompt_schedule.by_step[step] for prompt_schedule in self._schedules)
         if key not in self._conditioning:
             texts = [

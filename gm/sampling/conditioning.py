@@ -102,6 +102,6 @@ class PromptEncoder:
         return encoded if isinstance(encoded, tuple) else (encoded, None)
 
     def _token_vectors(self, encoder: str, ids: Sequence[int]) -> np.ndarray:
-        """Return the rows of `ids` in a text encoder's token table, float32 [n, width]."""
+        """Return the vectors of `ids` in a text encoder's token table, float32 [n, width]."""
         table = self.model.conditioner.token_embeddings()[encoder].embedding_table
         return ops.gather(table, Tensor(list(ids), ms.int32), 0).asnumpy().astype(np.float32)

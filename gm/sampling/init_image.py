@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from gm.config import SamplingConfig, paths
-from gm.config.model import ModelConfig, VAEConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import VAEConfig
 from gm.data import bucketing, image_folder, latent_cache, masks
 from gm.data.bucketing import Size
 from gm.data.image import CroppedImage, resize_and_crop

@@ -20,9 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from gm.config import Config, SamplingConfig, cli, family_options, schema
+from gm.config import Config, SamplingConfig, family_options, schema
 from gm.config.coming_from import invokeai
 from gm.config.coming_from.original import replace_star
+from gm.config.parser import add_flags
 from gm.embeddings import io as embedding_io
 from gm.errors import UserError, did_you_mean
 from gm.sampling import request, run
@@ -100,7 +101,7 @@ class Session:
                     self._answer(line, pipeline, show)
 
     def options(self, line: str) -> SamplingConfig:
-        """Return the options of a line; UserError for what is not one, or outside its limits."""
+        """Return the options of a line; UserError for an unknown option, or a value outside its limits."""
         known, unknown = self.parser.parse_known_intermixed_args(_split(line))
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -120,7 +121,7 @@ class Session:
         return schema.merge(SamplingConfig, {"the session": base, "the line": values})
 
     def _answer(self, line: str, pipeline: Pipeline, show: Show) -> None:
-        """Do what a line says: a command that begins with `!`, or a prompt."""
+        """Execute a line: a command that begins with `!`, or a prompt."""
         if line == "!":
             without = {*_SESSION_OPTIONS, *family_options.inapplicable(self.config.model)}
             names = [f"--{f.name}" for f in dataclasses.fields(SamplingConfig) if f.name not in without]
@@ -176,7 +177,7 @@ def _split(line: str) -> list[str]:
 
 def _line_parser() -> _LineParser:
     parser = _LineParser(add_help=False, allow_abbrev=False)
-    cli.add_flags(parser, "sampling", {}, without=_SESSION_OPTIONS)
+    add_flags(parser, "sampling", {}, without=_SESSION_OPTIONS)
     for name, flags in _ALIASES.items():
         parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*")

@@ -135,7 +135,7 @@ class Pipeline:
         """Return the latents at noise level `sigma`: of noise alone, or of the initial latents under noise."""
         noise = np.stack([request.initial_noise(self.model.config.vae) for request in requests])
         if requests[0].init_latents is None or sigma >= denoiser.TERMINAL_SIGMA:
-            # Noise alone, with the variance of latents and noise together, 1 + σ², as the UNet knows them.
+            # Noise alone, with the variance of latents and noise together, 1 + σ², as in the UNet's training.
             return Tensor((noise * (sigma**2 + 1.0) ** 0.5).astype(np.float32))
         init_latents = stack([request.init_latents for request in requests])
         return Tensor((init_latents + noise * sigma).astype(np.float32))
@@ -187,7 +187,7 @@ def _image_names(batch: Sequence[ImageRequest], first: int, total: int) -> list[
 
 
 def _batch_key(request: ImageRequest, sampling: SamplingConfig) -> tuple[object, ...]:
-    """Return what the requests of a batch have in common."""
+    """Return the options that the requests of a batch have in common."""
     prompts = [request.prompt]
     if guider_name(sampling, request.guidance_scale) != "none":
         prompts.append(request.negative_prompt)

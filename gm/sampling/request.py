@@ -13,7 +13,8 @@ import numpy as np
 
 from gm import config as configuration
 from gm.config import Config, SamplingConfig, family_options
-from gm.config.model import ModelConfig, VAEConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import VAEConfig
 from gm.data.image import CroppedImage
 from gm.diffusion import guidance, samplers, schedule
 from gm.embeddings import io as embedding_io
@@ -124,8 +125,8 @@ def prepare(config: Config, literal: bool = False) -> SamplingJob:
         raise UserError(f"--num_rows × --num_cols are {count} images of a prompt; it must be at most {_MAX_IMAGES}")
     atomic_io.check_writable(sampling.save_path, "--save_path")
     lora_files.parse_all(config.run.lora_weight)
-    for sentence in option_checks.ineffective_options(config):
-        log.warning("%s", sentence)
+    for message in option_checks.ineffective_options(config):
+        log.warning("%s", message)
     paths, family = sampling.textual_inversion_weight, config.model.family
     concepts = [concept for path in paths for concept in embedding_io.load_all(path, family)]
     lines = prompt_file.read(sampling.prompt, "--prompt", literal)

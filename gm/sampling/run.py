@@ -71,7 +71,7 @@ def generate_grid(
     sampling: SamplingConfig,
     skip: Callable[[], bool] = never,
 ) -> Iterator[SamplingProgress]:
-    """Generate a grid's images; with an initial image and a mask, what the mask protects keeps its own pixels."""
+    """Generate a grid's images; with an initial image and a mask, the protected area keeps its pixels."""
     initial = grid.init_image
     if initial is None:
         yield from pipeline.generate(grid.requests, embeddings, sampling, skip)

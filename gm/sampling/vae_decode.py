@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from gm.config import SamplingConfig
-from gm.config.model import VAEConfig
+from gm.config.networks import VAEConfig
 from gm.errors import UserError
 from gm.models.stable_diffusion import StableDiffusion
 from gm.runtime import rng

@@ -17,7 +17,7 @@ that the tree shows in one step and reads the emphasis in it (`gm.text.emphasis`
 
     (cat:1.3)  weight 1.3        (cat)  1.1      [cat]  1 / 1.1      nested factors multiply
 
-No prompt of this language is a syntax error; what only another program understands is refused
+No prompt of this language is a syntax error; syntax that only another program supports is refused
 (`gm.text.foreign_syntax`), and its names of embeddings become placeholder tokens first
 (`gm.text.embedding_references`), as do placeholder tokens with an adjustment (`gm.text.adjusted_references`). Brackets
 match by these rules:

@@ -17,7 +17,7 @@ from gm.text.bpe import END, START, VOCAB_SIZE
 
 __all__ = ["END", "PADDING_IDS", "START", "VOCAB_SIZE", "Tokenizer", "check_placeholder", "pool_positions"]
 
-# What a text encoder was trained to see after the end of a prompt.
+# Padding after the end of a prompt that a text encoder was trained with.
 PADDING_IDS = {"clip_l": END, "clip_g": 0, "clip_h": 0}
 _MAX_QUOTE = 60  # characters of a prompt that an error message repeats
 _MAX_PLACEHOLDER = 256  # characters, as many as the name of a file; cleaning a name of a megabyte takes seconds
@@ -106,15 +106,15 @@ class Tokenizer:
         return next(token for token, ids in self.placeholders.items() if number in ids)
 
     def _check_names_are_free(self, placeholder_token: str, names: dict[str, tuple[int, ...]]) -> None:
-        taken = next((name for name in names if name in self._names), None)
-        if taken is None:
+        duplicate = next((name for name in names if name in self._names), None)
+        if duplicate is None:
             return
-        other = self._placeholder_of(self._names[taken][0])
-        if self._names[taken] != self.placeholders[other]:
+        other = self._placeholder_of(self._names[duplicate][0])
+        if self._names[duplicate] != self.placeholders[other]:
             raise UserError(
                 f"placeholder {placeholder_token!r} already names a vector of {other!r}; rename one of them"
             )
-        if taken != next(iter(names)):
+        if duplicate != next(iter(names)):
             raise UserError(
                 f"a vector of placeholder {placeholder_token!r} would have the name of {other!r}; rename one of them"
             )

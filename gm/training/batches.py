@@ -118,7 +118,7 @@ class BatchLoader:
         return (level * mask_weights).astype(np.float32).reshape(shape)
 
     def _noised_latents(self, sample: Sample, stream: str, noise_offset: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scaled UNet input and what the UNet is to predict of it, float32 [z, h, w]."""
+        """Return the scaled UNet input and the target of its prediction, float32 [z, h, w]."""
         seed = self.config.training.seed
         shape = self.latents.mean[sample.image].shape[1:]
         posterior = rng.normal(shape, seed, f"{stream} posterior", sample.index)

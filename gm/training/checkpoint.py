@@ -128,9 +128,9 @@ def _file_in(path: Path) -> Path:
     """Return the newest checkpoint of a folder, or a file itself."""
     if not path.is_dir():
         return path
-    found = _checkpoints_in(path)
-    if found:
-        return found[0][1]
+    checkpoints = _checkpoints_in(path)
+    if checkpoints:
+        return checkpoints[0][1]
     if (path / "random_states_0.pkl").exists() or (path / "optimizer.bin").exists():
         raise UserError(
             f"{path} is a checkpoint of PyTorch's accelerate, which cannot be continued here; --initializer_file "

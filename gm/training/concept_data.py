@@ -61,8 +61,8 @@ def file_stems(concepts: Sequence[ConceptConfig]) -> list[str]:
     stems: list[str] = []
     for number, concept in enumerate(concepts, 1):
         stem = safe_filename(concept.placeholder_token) or f"word{number}"
-        taken = {each.lower() for each in stems}
-        stems.append(f"{stem}-{number}" if stem.lower() in taken else stem)
+        used = {each.lower() for each in stems}
+        stems.append(f"{stem}-{number}" if stem.lower() in used else stem)
     return stems
 
 

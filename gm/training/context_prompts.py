@@ -29,7 +29,7 @@ class ContextPrompt:
     """A prompt with a placeholder token, and its reference, the same with the class word.
 
     ids: int32 [77] by text encoder; positions: of its context tokens, those after the placeholder token up to the end
-    of the text, int64 [n]; those of the reference are the same tokens. What stands before the token sees nothing of it.
+    of the text, int64 [n]; those of the reference are the same tokens. The tokens before it do not attend to it.
     """
 
     text: str
@@ -125,8 +125,8 @@ def create_sampler(model: StableDiffusion, config: Config, prompts: Sequence[Con
             ids = Tensor(np.stack([prompt.reference_ids[encoder] for prompt in batch]))
             states = hidden_states(model, encoder, ids).asnumpy().astype(np.float32)
             for k, prompt in enumerate(batch):
-                rows = states[k, prompt.reference_positions]
-                references[first + k][encoder] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+                vectors = states[k, prompt.reference_positions]
+                references[first + k][encoder] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     log.info("context loss: %d prompts, such as %r", len(prompts), prompts[0].text)
     return ContextSampler(prompts, encoders, config.training.seed, references)
 

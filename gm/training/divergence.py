@@ -47,7 +47,7 @@ class DivergenceGuard:
 
 
 def cause(model: StableDiffusion, state: TrainState, result: StepResult, backend: Backend) -> str:
-    """Return why loss or gradient are not finite, and the way out, to follow "without"/"with" in a sentence."""
+    """Return why loss or gradient are not finite, and the remedy, to follow "without"/"with" in a sentence."""
     if not all(np.isfinite(vectors).all() for vectors in state.vector_arrays().values()):
         return "without a finite gradient: the embedding vectors are not finite; look at --adam_epsilon"
     for parameter in (*model.unet.get_parameters(), *model.conditioner.get_parameters()):

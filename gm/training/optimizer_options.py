@@ -42,8 +42,8 @@ def _check_direction(training: TrainingConfig) -> None:
     for name, (off, reason) in _NOT_OF_DIRECTION.items():
         value = getattr(training, name)
         if value not in (off, getattr(default, name)):
-            way_out = "leave it out" if off is None else f"leave it out, or give {off:g}"
-            raise UserError(f"--{name} {value:g} has no meaning with --optimizer direction: {reason}; {way_out}")
+            remedy = "leave it out" if off is None else f"leave it out, or give {off:g}"
+            raise UserError(f"--{name} {value:g} has no meaning with --optimizer direction: {reason}; {remedy}")
     scale = training.token_scale
     if scale not in _TOKEN_SCALES and not _is_positive(scale):
         raise UserError(f"--token_scale {scale!r} must be {', '.join(_TOKEN_SCALES)} or a number above 0")

@@ -81,8 +81,8 @@ def _prepare(folder: Path, setup: TrainingSetup) -> None:
 def _move_aside(paths: list[Path], folder: Path) -> None:
     if not paths:
         return
-    taken = {path.name for path in folder.glob("earlier_*")}
-    subfolder = next(folder / name for k in itertools.count(1) if (name := f"earlier_{k}") not in taken)
+    existing = {path.name for path in folder.glob("earlier_*")}
+    subfolder = next(folder / name for k in itertools.count(1) if (name := f"earlier_{k}") not in existing)
     for path in sorted(paths):
         target = subfolder / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)

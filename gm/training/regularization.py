@@ -22,10 +22,10 @@ def hidden_states(model: StableDiffusion, encoder: str, ids: Tensor) -> Tensor:
 
 
 class ContextLoss(nn.Cell):
-    """Context loss: how far the words after a placeholder token are from what they are after the class word.
+    """Context loss: distance of the tokens after a placeholder token from the same tokens after the class word.
 
     Mean over prompts and `encoders` of the mean over context tokens of 1 - cos(E(p), E(p_ref)), where E are the hidden
-    states that the UNet is given, p has the placeholder token and p_ref the class word. It is the embedding part of
+    states in the UNet's context, p has the placeholder token and p_ref the class word. It is the embedding part of
     Wu et al., 2024, "CoRe: Context-Regularized Text Embedding Learning for Text-to-Image Personalization"
     (https://arxiv.org/abs/2408.15914), whose second part compares attention maps.
     """

@@ -184,8 +184,8 @@ def _filled(line: str, concept: ConceptConfig) -> str:
 def _log_ineffective_options(setup: TrainingSetup) -> None:
     has_masks = any(image.mask is not None for image in setup.images)
     has_captions = any(any(concept.captions) for concept in setup.concepts)
-    for sentence in option_checks.ineffective_options(setup.config, setup.num_updates, has_masks, has_captions):
-        log.warning("%s", sentence)
+    for message in option_checks.ineffective_options(setup.config, setup.num_updates, has_masks, has_captions):
+        log.warning("%s", message)
 
 
 def _check_timesteps(config: Config) -> None:

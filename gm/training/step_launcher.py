@@ -1,4 +1,4 @@
-"""Launching of training steps: what a step and its update compute, as tensors that the device may not have yet."""
+"""Launching of training steps; their results are tensors that the device may not have computed yet."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def usual_norms(tables: Mapping[str, np.ndarray], prompt_tokens: Sequence[int]) 
     It is the mean over the table, as in directional textual inversion (Kim et al., 2026, arXiv 2512.13672). Where at
     least a quarter of the words in the prompts, `prompt_tokens`, have more than twice this norm, most of the table was
     never trained, and it is the mean over these words. (Published text encoders have trained all tokens to about one
-    norm; a small model knows a few words, and the other vectors are short.)
+    norm; a small model was trained on a few words, and its other vectors are short.)
     """
     return {encoder: _usual_norm(table, prompt_tokens) for encoder, table in tables.items()}
 

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """The inputs of one step: B noised images with prompts and size conditioning."""
 
     x: Tensor  # scaled UNet input, float32 [B, z, h, w]
-    target: Tensor  # what the UNet is to predict, noise or velocity, float32 [B, z, h, w]
+    target: Tensor  # target of the UNet's prediction, noise or velocity, float32 [B, z, h, w]
     loss_weight: Tensor  # float32 [B, 1, h, w]
     timesteps: Tensor  # float32 [B]
     sizes: Tensor  # size conditioning, float32 [B, 6]

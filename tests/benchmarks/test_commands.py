@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import context_loss, estimate, operators, scaling
+from benchmarks import context_loss, estimate, operators, report, scaling
 from benchmarks.cases import SIZES, Case
 from benchmarks.workers import Measurement
 from gm.config.model import ModelConfig
@@ -44,6 +44,14 @@ def test_user_error_is_one_line() -> None:
     assert result.stderr == "error: --steps is 2; it must be at least 3: the first and the last are not timed alone\n"
     assert run("step", "--rounds", "0").stderr == "error: --rounds is 0; it must be at least 1\n"
     assert "did you mean '--batch'" in run("step", "--bach", "2").stderr
+
+
+def test_a_case_has_the_flags_of_its_command_and_defaults_for_the_others() -> None:
+    flags = {"size": "tiny", "resolution": None, "batch": 2, "mode": "pynative", "low_memory": "most", "json": None}
+    assert report.case(flags) == Case("tiny", 64, batch=2, mode="pynative", low_memory="most")
+    assert report.case({**flags, "resolution": 96, "steps": 5, "guidance": 1.0}) == Case(
+        "tiny", 96, batch=2, mode="pynative", low_memory="most", steps=5, guidance=1.0
+    )
 
 
 def test_estimate_counts_and_estimates(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import costs, networks
 from benchmarks.counting import Block
 from gm import config as configuration
-from gm.config.model import ModelConfig, TextEncoderConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig
 from tests.reference.case import Case
 from tests.reference.configs import CONFIGS, STABLE_DIFFUSION
 

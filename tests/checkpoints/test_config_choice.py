@@ -14,6 +14,7 @@ from gm import config as configuration
 from gm.checkpoints import config_choice, containers, detect
 from gm.config import Config, cli, paths
 from gm.config.model import ModelConfig
+from gm.config.parser import DEFAULT_CONFIG
 from gm.errors import UserError
 from tests.checkpoints.files import lazy
 from tests.checkpoints.test_ldm_layout import LAYOUTS, mindone
@@ -84,7 +85,7 @@ def test_sizes_choose_among_the_configs_of_a_family() -> None:
 
 
 def test_the_default_config_is_taken_for_what_is_not_there_or_not_a_model(tmp_path: Path) -> None:
-    default = (cli.DEFAULT_CONFIG, {})
+    default = (DEFAULT_CONFIG, {})
     assert config_choice.config_for(tmp_path / "none.safetensors") == default
     assert config_choice.config_for(tmp_path) == default
     assert config_choice.config_for(written(tmp_path, {"x": np.zeros(3)})) == default
@@ -183,7 +184,7 @@ def test_the_command_line_takes_the_config_of_the_weights_unless_one_is_given(
     config = parse("--weight", path, "--total_step", "7")
     assert (config.model.family, config.model.schedule.prediction) == ("sd1", "v_prediction")
     assert (config.run.weight, config.training.total_step) == (str(path), 7)
-    assert parse("--weight", path, "--config", cli.DEFAULT_CONFIG).model == ModelConfig()
+    assert parse("--weight", path, "--config", DEFAULT_CONFIG).model == ModelConfig()
     assert parse().model == ModelConfig()
     assert parse("--weight", tmp_path / "none.ckpt").model == ModelConfig()
 

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from gm.checkpoints import containers, key_mapping, ldm_layout, loading, variants
 from gm.checkpoints.lazy_tensor import LazyTensor, in_memory
-from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig, VAEConfig
 from gm.models import stable_diffusion
 from tests.checkpoints.files import lazy
 from tests.reference.case import Case

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from gm.config import Config, cli
+from gm.config.parser import Parser
 from gm.errors import UserError
 
 TRAINING = ("run", "concept", "data", "training", "loss")
@@ -90,7 +91,7 @@ def test_user_errors_name_the_flag(arguments: list[str], message: str) -> None:
 
 def test_path_flags_of_other_commands_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    parser = cli.Parser("a command")
+    parser = Parser("a command")
     parser.add_path("--source", "files", nargs="+")
     parser.add_path("--target", "a file", default="~/out")
     parser.add_argument("--prompt")
@@ -99,7 +100,7 @@ def test_path_flags_of_other_commands_expand_the_home_folder(monkeypatch: pytest
 
 
 def test_hints_for_foreign_flags_name_flags_of_the_command() -> None:
-    parser = cli.Parser("without training")
+    parser = Parser("without training")
     with pytest.raises(UserError) as caught:
         parser.read(["--output_dir", "x"])
     assert str(caught.value) == "unknown argument --output_dir"

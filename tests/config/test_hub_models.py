@@ -131,8 +131,8 @@ def test_the_cache_is_that_of_the_client(monkeypatch: pytest.MonkeyPatch, tmp_pa
     [(None, "diffusion_pytorch_model.safetensors"), ("fp16", "diffusion_pytorch_model.fp16.safetensors")],
 )
 def test_only_the_files_that_are_needed_are_fetched(variant: str | None, unet: str) -> None:
-    wanted = hub_models._wanted(list(FILES), ["unet", "vae"], variant)
-    assert sorted(wanted) == [
+    patterns = hub_models._patterns(list(FILES), ["unet", "vae"], variant)
+    assert sorted(patterns) == [
         "model_index.json",
         "unet/config.json",
         f"unet/{unet}",

@@ -8,7 +8,8 @@ import pytest
 
 from gm import config as configuration
 from gm.config import cli
-from gm.config.model import ModelConfig, TextEncoderConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig
 from gm.errors import UserError
 
 CONFIG = "configs/training/sd_v1.5_textual_inversion.yaml"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.tiny_sdxl import draw_datasets
+from examples.tiny_sdxl import render_datasets
 from gm.data import image_folder
 
 DATASETS = Path(__file__).parents[2] / "datasets"
@@ -20,8 +20,8 @@ def shipped():
 
 
 def test_the_script_draws_the_shipped_images(tmp_path):
-    drawn = draw_datasets.draw(tmp_path)
-    assert sorted(p.relative_to(tmp_path) for p in drawn) == shipped()
+    rendered = render_datasets.render(tmp_path)
+    assert sorted(p.relative_to(tmp_path) for p in rendered) == shipped()
     for path in shipped():
         old, new = (np.asarray(Image.open(root / path), np.float32) for root in (DATASETS, tmp_path))
         assert old.shape == new.shape
@@ -32,7 +32,7 @@ def test_the_script_draws_the_shipped_images(tmp_path):
 
 
 def test_another_seed_draws_other_images(tmp_path):
-    for path in draw_datasets.draw(tmp_path, seed=1):
+    for path in render_datasets.render(tmp_path, seed=1):
         ours = np.asarray(Image.open(DATASETS / path.relative_to(tmp_path)), np.float32)
         assert np.abs(ours - np.asarray(Image.open(path), np.float32)).mean() > 0.5, path
 

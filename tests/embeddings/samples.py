@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
 from gm.embeddings.formats import EncoderVectors
 
@@ -26,6 +29,16 @@ def random_vectors(num_vectors: int = 1, encoders: tuple[str, ...] = ("clip_l", 
     return {
         encoder: rng.standard_normal((num_vectors, SDXL_WIDTHS[encoder])).astype(np.float32) for encoder in encoders
     }
+
+
+def save_dog(folder: Path, token: str = "<dog>", num_vectors: int = 2, pooling: str = "end_of_text") -> Path:
+    """Save an embedding of the widths of `toy` in `folder`, and return its file."""
+    vectors = {
+        encoder: np.random.default_rng(9 + width).standard_normal((num_vectors, width)).astype(np.float32)
+        for encoder, width in (("clip_l", 16), ("clip_g", 24))
+    }
+    embedding_io.save(Embedding(token, vectors, pooling), folder / "dog_ti.ckpt")
+    return folder / "dog_ti.ckpt"
 
 
 def assert_same_vectors(vectors: EncoderVectors, expected: EncoderVectors) -> None:

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig
 from gm.embeddings.embedding import Embedding, combine
 from gm.errors import UserError
 from tests.embeddings.samples import random_embedding

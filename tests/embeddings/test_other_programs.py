@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import combine
 from gm.errors import UserError

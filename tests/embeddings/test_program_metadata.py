@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from gm.embeddings import io as embedding_io
 from tests.embeddings.samples import random_embedding, random_vectors
 from tests.project import Call
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_weights" / "embedding.py"
 SDXL = "stable-diffusion-xl-v1-base"
 KOHYA = {
     "modelspec.architecture": f"{SDXL}/textual-inversion",
@@ -29,12 +27,6 @@ PUBLISHED = {
     "modelspec.trigger_phrase": "sks cat",
     "ss_learning_rate": "1e-4",
 }
-
-
-@pytest.fixture
-def embedding(call: Call) -> Call:
-    """Return the function that calls the script."""
-    return functools.partial(call, SCRIPT)
 
 
 def save(folder: Path, metadata: dict[str, str] | None = None, name: str = "my-toy", **more: np.ndarray) -> Path:

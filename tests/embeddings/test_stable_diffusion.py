@@ -11,7 +11,8 @@ import safetensors.numpy
 from mindspore import Tensor
 
 from gm import api
-from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig
 from gm.embeddings import description
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import NO_POOLING, Embedding, combine

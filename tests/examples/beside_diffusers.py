@@ -17,6 +17,7 @@ from diffusers import StableDiffusionXLPipeline
 from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config import SamplingConfig, cli
+from gm.config.parser import Parser
 from gm.embeddings.embedding import Embedding, combine
 from gm.models import stable_diffusion
 from gm.models.stable_diffusion import StableDiffusion
@@ -67,7 +68,7 @@ def generate(
 def main() -> None:
     from examples.tiny_sdxl.image_grid import image_grid
 
-    parser = cli.Parser("Generate images of the same prompts from the same noise here and with diffusers.")
+    parser = Parser("Generate images of the same prompts from the same noise here and with diffusers.")
     parser.add_argument("--target", default="docs/images/beside_diffusers.png", help="(default: %(default)s)")
     flags = parser.read()
     model = stable_diffusion.build(CONFIG.model)

@@ -17,21 +17,28 @@ def test_every_change_sets_one_option() -> None:
     assert CHANGES[0] == BASE
     for change in CHANGES[1:]:
         options = {**change.concept_of(CONFETTI), **change.training, **change.loss}
-        assert len(options) == 1 or change.what == "together"
+        assert len(options) == 1 or change.option == "together"
         assert all(base[name] != value for name, value in options.items())
     phrase = Change("a", "b", {"initializer_token": {"<humbug>": "x", "<confetti>": "y"}})
     assert phrase.concept_of(CONFETTI) == {"initializer_token": "y"}
 
 
 def test_table_has_medians_and_ranges() -> None:
-    what, level = CHANGES[1].what, CHANGES[1].level
+    option, level = CHANGES[1].option, CHANGES[1].level
     records = [
-        {"word": "<humbug>", "what": what, "level": level, "seed": seed, "distance": distance, "obeys": obeys}
-        for seed, distance, obeys in ((1, 0.5, 1.0), (2, 0.2, 0.5), (3, 0.3, 0.0))
+        {
+            "placeholder_token": "<humbug>",
+            "option": option,
+            "level": level,
+            "seed": seed,
+            "distance": distance,
+            "backdrop_accuracy": accuracy,
+        }
+        for seed, distance, accuracy in ((1, 0.5, 1.0), (2, 0.2, 0.5), (3, 0.3, 0.0))
     ]
     lines = ablation.table(records).splitlines()
     assert len(lines) == 2 + len(CHANGES)
-    assert lines[3] == f"| {what} | {level} | 0.30 (0.20–0.50) | 50 % | – | – |"
+    assert lines[3] == f"| {option} | {level} | 0.30 (0.20–0.50) | 50 % | – | – |"
 
 
 def test_docs_show_the_measured_table() -> None:

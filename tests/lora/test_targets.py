@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gm.checkpoints.key_mapping import parameter_shapes
-from gm.config.model import ModelConfig, UNetConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import UNetConfig
 from gm.lora.targets import Target, targets
 from gm.models import stable_diffusion
 

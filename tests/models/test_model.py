@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 from gm import config as configuration
 from gm.checkpoints import loading
-from gm.config.model import TextEncoderConfig, UNetConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig
 from gm.errors import UserError
 from gm.models import stable_diffusion
 from gm.runtime import backend

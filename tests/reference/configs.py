@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gm.config.model import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig, UNetConfig, VAEConfig
 
 # SDXL base at a tenth of its width: the published vocabulary, two residual blocks, attention on two levels.
 LIKE_BASE = ModelConfig(

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from gm.config.model import ModelConfig, TextEncoderConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import TextEncoderConfig
 
 torch.set_num_threads(1)  # with networks this small, more threads are slower
 

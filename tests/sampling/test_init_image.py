@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from gm.config import SamplingConfig
-from gm.config.model import ModelConfig, VAEConfig
+from gm.config.model import ModelConfig
+from gm.config.networks import VAEConfig
 from gm.errors import UserError
 from gm.sampling import init_image
 from tests.data.images import noise, save

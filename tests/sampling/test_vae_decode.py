@@ -12,7 +12,7 @@ from mindspore import Tensor
 from PIL import Image
 
 from gm.config import SamplingConfig
-from gm.config.model import VAEConfig
+from gm.config.networks import VAEConfig
 from gm.data import image_folder, latent_cache
 from gm.errors import UserError
 from gm.models.stable_diffusion import StableDiffusion

@@ -129,7 +129,7 @@ def missing_symbols(lib: Path) -> list[str]:
 
 
 def plugin_files(lib: Path) -> list[Path]:
-    """Return the plug-in for Ascend and what it loads; UserError if the wheel has none."""
+    """Return the plug-in for Ascend and its libraries; UserError if the wheel has none."""
     files = [lib / name for name in _PLUGIN]
     for file in files:
         if not file.exists():
@@ -192,7 +192,7 @@ def _gcc(*arguments: str | Path) -> None:
 
 def _check_tools() -> None:
     if os.uname().machine != "x86_64":
-        raise UserError(f"the dry run knows x86-64 alone; this machine is {os.uname().machine}")
+        raise UserError(f"the dry run supports x86-64 alone; this machine is {os.uname().machine}")
     for tool in ("gcc", "nm"):
         if shutil.which(tool) is None:
             raise UserError(f"the dry run needs {tool}: apt-get install gcc binutils")
@@ -200,7 +200,7 @@ def _check_tools() -> None:
 
 @functools.cache
 def _key() -> str:
-    """Return a name for the stand-ins: MindSpore's version, and a hash of what they are made from."""
+    """Return a name for the stand-ins: MindSpore's version, and a hash of their sources."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for file in plugin_files(mindspore_lib()):
         digest.update(f"{file.name} {file.stat().st_size}".encode())

@@ -17,6 +17,7 @@ from gm import config
 from gm.checkpoints import config_choice, containers, loading, networks
 from gm.checkpoints.networks import WeightFiles
 from gm.config import cli
+from gm.config.parser import Parser
 from gm.errors import UserError, did_you_mean
 from gm.lora import files as lora_files
 from gm.lora import merging
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def _parse_flags() -> dict[str, Any]:
-    parser = cli.Parser("Convert weights of SDXL, Stable Diffusion 1 or 2 into another format.", ("source", "target"))
+    parser = Parser("Convert weights of SDXL, Stable Diffusion 1 or 2 into another format.", ("source", "target"))
     parser.add_path("--source", "single file (.safetensors, or .ckpt of MindSpore or PyTorch) or diffusers folder")
     parser.add_path(
         "--target", "file to write; .ckpt with MindSpore's parameter names, .safetensors with the published keys"

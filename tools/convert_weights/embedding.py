@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gm.config import POOLING_RULES, cli, paths
+from gm.config.parser import Parser
 from gm.embeddings import description, merging, names
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import NO_POOLING, UNKNOWN_POOLING, file_name, safe_filename
@@ -217,7 +218,7 @@ def _check_flags(command: str, flags: Mapping[str, Any]) -> None:
 
 
 def _parse_flags() -> dict[str, Any]:
-    parser = cli.Parser("Convert, inspect, merge or mix embedding files.", ("source",))
+    parser = Parser("Convert, inspect, merge or mix embedding files.", ("source",))
     parser.add_argument("what", choices=("convert", "inspect", "merge", "mix"), help="what to do")
     parser.add_argument(
         "--source",

@@ -52,9 +52,9 @@ class _Parser(argparse.ArgumentParser):
 
 def recognize(arguments: Sequence[str], programs: Sequence[Program]) -> Program | None:
     """Return the program whose command line `arguments` are, None if they are this toolkit's."""
-    given = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
+    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
     for program in programs:
-        if program.not_with.isdisjoint(given) and any(signature <= given for signature in program.signatures):
+        if program.not_with.isdisjoint(flags) and any(signature <= flags for signature in program.signatures):
             return program
     return None
 
@@ -64,12 +64,12 @@ def translate(program: Program, arguments: Sequence[str]) -> Translated:
 
     Raises UserError for a missing flag that the program requires, and for values that it has no translation of.
     """
-    given, remaining = _parse(program, arguments)
+    values, remaining = _parse(program, arguments)
     for name, flag in program.flags.items():
-        if flag.required and not given.get(name):
+        if flag.required and not values.get(name):
             raise UserError(f"--{name} is missing; {program.name} needs it")
     defaults = {name: flag.default for name, flag in program.flags.items()}
-    translation = Translation(given, {**defaults, **given})
+    translation = Translation(values, {**defaults, **values})
     translation.options.update(program.fixed)
     for name, flag in program.flags.items():
         _apply(program, translation, name, flag)
@@ -82,12 +82,12 @@ def translate(program: Program, arguments: Sequence[str]) -> Translated:
     return Translated(program, translation.options, translation.sources, remaining, lines)
 
 
-def check_conflicts(translated: Translated, given: Mapping[str, str]) -> None:
+def check_conflicts(translated: Translated, flags: Mapping[str, str]) -> None:
     """Raise UserError if the user gave an option both as the program's flag and as ours.
 
-    `given` has the options that our flags set, as `section.name`, with the flags.
+    `flags` are ours, by the option that they set, as `section.name`.
     """
-    for option, flag in given.items():
+    for option, flag in flags.items():
         source = translated.sources.get(option)
         if source is not None:
             raise UserError(
@@ -104,11 +104,11 @@ def _parse(program: Program, arguments: Sequence[str]) -> tuple[dict[str, Any], 
             shape = {"nargs": "+"}
         parser.add_argument(f"--{name}", *flag.aliases, dest=name, **shape)
     known, remaining = parser.parse_known_args(list(arguments))
-    given = vars(known)
-    for name in given:
+    values = vars(known)
+    for name in values:
         if program.flags[name].switch:
-            given[name] = _boolean(name, given[name])
-    return given, remaining
+            values[name] = _boolean(name, values[name])
+    return values, remaining
 
 
 def _boolean(name: str, text: str) -> bool:
@@ -120,18 +120,18 @@ def _boolean(name: str, text: str) -> bool:
 def _apply(program: Program, translation: Translation, name: str, flag: Flag) -> None:
     """Set the option of a flag."""
     value = translation.values[name]
-    if flag.refused and name in translation.given and value not in (flag.default, "0", "0.0"):
+    if flag.refused and name in translation.flags and value not in (flag.default, "0", "0.0"):
         raise UserError(f"--{name} of {program.name} has no counterpart here; {flag.refused}")
-    if flag.unused and name in translation.given and value != flag.default:
+    if flag.unused and name in translation.flags and value != flag.default:
         translation.note_unused(name, flag.unused)
     if not flag.option or value is None:
         return
-    if flag.values and name in translation.given:
+    if flag.values and name in translation.flags:
         if value not in flag.values:
             raise UserError(f"--{name} is {value!r}; it may be {', '.join(map(repr, flag.values))}")
         value = flag.values[value]
     if flag.updates:
-        value = translation.whole(name) * translation.whole(program.steps)
+        value = translation.integer(name) * translation.integer(program.steps)
     translation.set(flag.option, value, name)
 
 
@@ -144,9 +144,9 @@ def _table(translation: Translation) -> list[str]:
         source = translation.sources.get(option, "")
         text = shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else shlex.quote(str(value))
         ours = f"{option}: {text}" if option.startswith(("sampling.", "model.")) else f"--{name} {text}"
-        given = str(translation.given[source]) if source else ""
-        if source and (source != name or shlex.quote(given) != text):
-            changed.append(f"--{source} {given} → {ours}")
+        typed = str(translation.flags[source]) if source else ""
+        if source and (source != name or shlex.quote(typed) != text):
+            changed.append(f"--{source} {typed} → {ours}")
         else:
             same.append(ours)
     return [*changed, *_joined(same)]

@@ -138,25 +138,25 @@ def _validation(translation: Translation) -> None:
 
 def report_to(translation: Translation) -> None:
     """Log to TensorBoard, the default there, if its writer is installed."""
-    wanted = str(translation.values["report_to"])
+    value = str(translation.values["report_to"])
     installed = importlib.util.find_spec("tensorboardX") is not None
-    translation.set("training.tensorboard", wanted in ("tensorboard", "all") and installed, "report_to")
-    if wanted in ("tensorboard", "all") and not installed:
+    translation.set("training.tensorboard", value in ("tensorboard", "all") and installed, "report_to")
+    if value in ("tensorboard", "all") and not installed:
         translation.notes.append("tensorboardX is not installed: losses are in log.jsonl and report.html alone")
-    elif wanted not in ("tensorboard", "none"):
-        translation.notes.append(f"--report_to {wanted}: losses are in log.jsonl and report.html, TensorBoard alone")
+    elif value not in ("tensorboard", "none"):
+        translation.notes.append(f"--report_to {value}: losses are in log.jsonl and report.html, TensorBoard alone")
 
 
 def _resume(translation: Translation) -> None:
     """Resume from `latest`, or from a folder of that name in the output folder, as the script looks for it."""
-    wanted = translation.values["resume_from_checkpoint"]
-    if wanted in (None, "latest"):
-        if wanted:
+    value = translation.values["resume_from_checkpoint"]
+    if value in (None, "latest"):
+        if value:
             translation.set("training.resume", "latest", "resume_from_checkpoint")
         return
-    folder = Path(translation.values["output_dir"]).expanduser() / Path(wanted).name
+    folder = Path(translation.values["output_dir"]).expanduser() / Path(value).name
     if not folder.exists():
-        raise UserError(f"--resume_from_checkpoint {wanted}: {folder} does not exist; latest takes the newest, if any")
+        raise UserError(f"--resume_from_checkpoint {value}: {folder} does not exist; latest takes the newest, if any")
     translation.set("training.resume", str(folder), "resume_from_checkpoint")
 
 

@@ -174,7 +174,7 @@ def finish(translation: Translation) -> None:
     masks = values["alpha_mask"] or values["masked_loss"]
     translation.set("data.masks", masks, "alpha_mask")
     if values["max_timestep"] is not None:
-        translation.set("loss.max_timestep", translation.whole("max_timestep") - 1, "max_timestep")  # exclusive there
+        translation.set("loss.max_timestep", translation.integer("max_timestep") - 1, "max_timestep")  # exclusive there
     suffix = values["save_model_as"]
     if suffix not in ("pt", "safetensors"):
         raise UserError(f"--save_model_as {suffix} is a PyTorch file under another name; give pt or safetensors")
@@ -238,10 +238,10 @@ def _resolution(translation: Translation) -> None:
 
 
 def _optimizer(translation: Translation) -> None:
-    given = str(translation.values["optimizer_type"])
-    name = _OPTIMIZERS.get(given.lower())
+    optimizer_type = str(translation.values["optimizer_type"])
+    name = _OPTIMIZERS.get(optimizer_type.lower())
     if name is None:
-        raise UserError(f"--optimizer_type {given} has no counterpart here; give AdamW or Prodigy")
+        raise UserError(f"--optimizer_type {optimizer_type} has no counterpart here; give AdamW or Prodigy")
     translation.set("training.optimizer", name, "optimizer_type")
     translation.set("training.weight_decay", _DECAY[name])
     for argument in translation.values["optimizer_args"] or ():

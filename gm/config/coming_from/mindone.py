@@ -124,7 +124,7 @@ def _train_config(translation: Translation) -> None:
         flag = FLAGS.get(name)
         if flag is None:
             raise UserError(f"--train_config {path}: unknown flag {name}{did_you_mean(str(name), FLAGS)}")
-        if name in translation.given or value is None:
+        if name in translation.flags or value is None:
             continue
         if flag.switch and isinstance(value, str):
             if value.lower() not in TRUE + FALSE:

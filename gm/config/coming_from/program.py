@@ -42,14 +42,14 @@ class Flag:
 
 @dataclass
 class Translation:
-    """A command in the making: what the user gave, and the options and notes that follow from it.
+    """Translation of a command in progress: its flags, and the options and notes that follow from them.
 
-    given: values by the name of the flag there, only of flags on the command line
+    flags: values by the name of the flag there, only of flags on the command line
     values: the same with the program's defaults for the others
     options: value by `section.name`; sources: the flag on the command line that set an option; notes: lines to log
     """
 
-    given: dict[str, Any]
+    flags: dict[str, Any]
     values: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Translation:
     def set(self, option: str, value: Any, flag: str = "") -> None:
         """Set an option, because of the `flag` if the user gave it."""
         self.options[option] = value
-        if flag in self.given:
+        if flag in self.flags:
             self.sources[option] = flag
 
-    def whole(self, name: str) -> int:
+    def integer(self, name: str) -> int:
         """Return the whole number that a flag has; UserError for another value."""
         try:
             return int(self.values[name])
@@ -70,7 +70,7 @@ class Translation:
 
     def note_unused(self, name: str, reason: str) -> None:
         """Log that a flag has no effect, if the user gave it."""
-        if name in self.given:
+        if name in self.flags:
             self.notes.append(f"--{name} has no effect: {reason}")
 
 
@@ -83,7 +83,7 @@ class Program:
     """A command of another program.
 
     name: in messages
-    signatures: sets of flags, one of which a command line must have whole to be this program's
+    signatures: sets of flags, one of which a command line must contain to be this program's
     not_with: flags that make it another program's
     flags: by name, without dashes
     fixed: options that the program has no flags for, with its values

@@ -1,4 +1,4 @@
-"""Interface of callbacks, and what they print."""
+"""Interface of callbacks, and their output on the console."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gm.training.train_state import TrainState, Vectors
 
 
 class TrainerView(Protocol):
-    """What a callback may use of `gm.training.trainer.Trainer`, whose attributes these are."""
+    """Attributes of `gm.training.trainer.Trainer` that a callback may use."""
 
     model: StableDiffusion
     setup: TrainingSetup

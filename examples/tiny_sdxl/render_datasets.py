@@ -1,4 +1,4 @@
-"""Render the two datasets of the tiny model: `python examples/tiny_sdxl/draw_datasets.py [--folder datasets]`."""
+"""Render the two datasets of the tiny model: `python examples/tiny_sdxl/render_datasets.py [--folder datasets]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATASETS = {
 }
 
 
-def draw(folder: Path, seed: int = 0) -> list[Path]:
+def render(folder: Path, seed: int = 0) -> list[Path]:
     """Write each dataset to a folder inside `folder`; return the files."""
     written = []
     for name, images in DATASETS.items():
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--folder", type=paths.expand, default="datasets", help="parent folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
     arguments = parser.parse_args()
-    for path in draw(Path(arguments.folder), arguments.seed):
+    for path in render(Path(arguments.folder), arguments.seed):
         print(path)
 
 
