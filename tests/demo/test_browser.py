@@ -192,7 +192,7 @@ def test_train_an_embedding_and_generate_an_image_with_it(
     until(lambda: page.shows("running"))
     page.driver.get("about:blank")  # a user who leaves and returns finds the run
     page.driver.get(f"{address}/train")
-    until(lambda: page.shows("finished · step 3 of 3"), 400)  # it compiles four graphs
+    until(lambda: page.shows("finished · step 3 of 3"))  # it compiles four graphs
     until(lambda: page.shows("Sample images over the steps"))
     assert len(page.find("[data-testid='stMain'] textarea[aria-label='Caption']")) == 5
     assert page.fits()
