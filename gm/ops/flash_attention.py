@@ -15,9 +15,10 @@ _Shapes = tuple[Any, ...]
 
 def flash_attention() -> nn.Cell | None:
     """Return the Cell (query [N, heads, d, L], key, value [N, heads, d, S]) → [N, heads, d, L]; None if it is off."""
-    if backend.on_ascend() or backend.flash_attention() == "off":
+    library = onednn.library()
+    if not library or backend.on_ascend() or backend.flash_attention() == "off":
         return None
-    return shared_cell(_FlashAttention, onednn.library())
+    return shared_cell(_FlashAttention, library)
 
 
 def _shape_output(query: Any, key: Any, value: Any) -> _Shapes:

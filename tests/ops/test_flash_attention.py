@@ -6,6 +6,7 @@ Where the operators are missing, attention is composed of products and softmax, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -15,7 +16,7 @@ from mindspore import Tensor, nn
 
 from gm import ops as gm_ops
 from gm.ops.flash_attention import flash_attention
-from gm.runtime import backend
+from gm.runtime import backend, onednn
 from tests.onednn_operators import flash_attention_operators
 from tests.ops.gradients import modes, torch_value_and_gradients, value_and_gradients
 from tests.reference.inputs import normal, relative_error
@@ -107,6 +108,25 @@ def test_the_operators_are_used_where_they_are_there(available: bool, monkeypatc
     composed = Attention(3)(*inputs).asnumpy()
     assert relative_error(out, composed) < ERROR
     assert np.array_equal(out, composed) != available
+
+
+def test_networks_of_another_library_use_its_operators(
+    available: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    inputs = [Tensor(normal(k, 24, 1, 300)) for k in range(3)]
+    out = Attention(3)(*inputs).asnumpy()
+    library = onednn.library()
+    monkeypatch.setattr(onednn, "_path", "")
+    composed = Attention(3)(*inputs).asnumpy()
+    assert relative_error(composed, out) < ERROR
+    if available:
+        copy = tmp_path / "copy.so"
+        copy.write_bytes(Path(library).read_bytes())
+        monkeypatch.setattr(onednn, "_path", str(copy))
+        other = Attention(3)
+        assert not np.array_equal(out, composed)
+        assert str(copy) in str(other.attend.flash_attention.attend.forward)
+        assert np.array_equal(other(*inputs).asnumpy(), out)
 
 
 def test_half_precision_is_composed() -> None:

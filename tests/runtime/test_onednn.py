@@ -98,6 +98,7 @@ def test_the_library_is_compiled_again_after_its_folder_was_deleted(
     compiled = []
     monkeypatch.setattr(onednn, "find_onednn", lambda: tmp_path)
     monkeypatch.setattr(onednn, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(onednn, "_key", lambda *_: "0")
     monkeypatch.setattr(onednn, "_open_library", lambda path: None)
     monkeypatch.setattr(onednn, "compile_library", lambda path, *_: (compiled.append(path), path.touch()))
     monkeypatch.setattr(onednn, "_folder", lambda: tmp_path)
