@@ -69,7 +69,7 @@ def _show_amount(options: dict[str, Any], selection: ModelSelection, images: int
     updates = -(-options["total_step"] // _accumulation(options, selection))
     if images:
         times = options["total_step"] * batch / images
-        plain.caption(f"Each image is seen about {times:,.0f} times; {updates:,} updates of the embedding.")
+        plain.caption(f"Each image is used about {times:,.0f} times; {updates:,} updates of the embedding.")
 
 
 def _accumulation(options: dict[str, Any], selection: ModelSelection) -> int:
