@@ -11,7 +11,7 @@ from demo.app.server.comparison import Comparison, compose
 
 KEY = "last comparison"  # in the session state
 _SIDE = 768  # pixels of an image on the page, at most
-_WIDE, _NARROW = 300, 168  # of a column; the narrow ones are two on a phone
+_WIDE, _NARROW = 240, 168  # of a column: three wide ones at 1280 pixels, two narrow ones on a phone
 _FEW = 3  # columns
 
 
