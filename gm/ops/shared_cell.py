@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from mindspore import nn
@@ -10,7 +11,7 @@ from mindspore import nn
 from gm.runtime import onednn
 
 
-def shared_cell(cell_type: type[nn.Cell], *arguments: Any) -> nn.Cell:
+def shared_cell(cell_type: Callable[..., nn.Cell], *arguments: Any) -> nn.Cell:
     """Return the one Cell `cell_type(*arguments)`, which must not hold parameters, but may hold the CPU's operators.
 
     MindSpore parses and differentiates every Cell object of a graph separately, even if it equals another. At full size
@@ -20,6 +21,6 @@ def shared_cell(cell_type: type[nn.Cell], *arguments: Any) -> nn.Cell:
 
 
 @functools.cache
-def _shared_cell(library: str, cell_type: type[nn.Cell], *arguments: Any) -> nn.Cell:
+def _shared_cell(library: str, cell_type: Callable[..., nn.Cell], *arguments: Any) -> nn.Cell:
     """Return the Cell of one library of operators: another library needs other Cells."""
     return cell_type(*arguments)
