@@ -55,7 +55,7 @@ def device() -> None:
 
 @pytest.fixture(autouse=True)
 def operators(device: None) -> Iterator[None]:
-    """Forget operators that a test has compiled into a folder of its own, which is deleted after it."""
+    """Unload operators that a test has compiled into a folder of its own, which is deleted after it."""
     from gm.runtime import onednn
 
     yield

@@ -22,5 +22,5 @@ def shared_cell(cell_type: Callable[..., nn.Cell], *arguments: Any) -> nn.Cell:
 
 @functools.cache
 def _shared_cell(library: str, cell_type: Callable[..., nn.Cell], *arguments: Any) -> nn.Cell:
-    """Return the Cell of one library of operators: another library needs other Cells."""
+    """Return the Cell for one library of the CPU's operators, whose path Cells hold: another library needs others."""
     return cell_type(*arguments)
