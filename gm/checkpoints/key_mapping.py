@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from mindspore import nn
 
+from gm.models import heads
+
 ParameterShapes = dict[str, tuple[int, ...]]
 
 _SUFFIXES = {".gamma": ".weight", ".beta": ".bias", ".embedding_table": ".weight"}
@@ -17,7 +19,7 @@ IGNORED_SUFFIXES = (".position_ids", "denoiser.sigmas")
 
 def parameter_shapes(model: nn.Cell) -> ParameterShapes:
     """Return the shape of every parameter of `model` by MindSpore's name, in the order of the network."""
-    return {parameter.name: tuple(parameter.shape) for parameter in model.get_parameters()}
+    return {parameter.name: heads.published_shape(parameter) for parameter in model.get_parameters()}
 
 
 def published_name(name: str) -> str:

@@ -27,7 +27,7 @@ from gm.checkpoints.value_checks import check_finite, check_type, checked
 from gm.checkpoints.weight_changes import NO_CHANGES, WeightChanges
 from gm.config.model import ModelConfig
 from gm.errors import UserError
-from gm.models import stable_diffusion
+from gm.models import heads, stable_diffusion
 
 log = logging.getLogger("gm")
 
@@ -196,6 +196,7 @@ def _log_rounding(parameters: Sequence[Parameter], changes: WeightChanges) -> No
 def _load_parameter(parameter: Parameter, tensor: LazyTensor, source: str) -> None:
     values = tensor.read()
     check_finite(values, parameter.name, source)
+    values = heads.padded(parameter, values)
     if parameter.dtype == ms.bfloat16:  # NumPy lacks it
         parameter.set_data(Tensor(values, ms.bfloat16))
         tensor.release()

@@ -11,6 +11,7 @@ from mindspore import Tensor, nn
 
 from gm import ops as gm_ops
 from gm.config.networks import UNetConfig
+from gm.models import heads
 from gm.models.layers import GroupNorm, LayerNorm, Projection, ProjectionFromImage, ProjectionToImage
 from gm.ops import layout
 from gm.runtime.backend import DType
@@ -19,13 +20,14 @@ from gm.runtime.backend import DType
 class _CrossAttention(nn.Cell):
     """Multi-head attention (Vaswani et al., 2017) of a sequence to a context of width `context_dim`."""
 
-    def __init__(self, width: int, context_dim: int, heads: int, upcast: bool, dtype: DType) -> None:
+    def __init__(self, width: int, context_dim: int, num_heads: int, upcast: bool, dtype: DType) -> None:
         super().__init__()
-        self.to_q = Projection(width, width, dtype, bias=False)
-        self.to_k = Projection(context_dim, width, dtype, bias=False)
-        self.to_v = Projection(context_dim, width, dtype, bias=False)
-        self.to_out = nn.SequentialCell(Projection(width, width, dtype))
-        self.attend = gm_ops.attention(heads, upcast=upcast)
+        split = heads.split(width, num_heads, dtype)
+        self.to_q = heads.to_heads(width, split, dtype, bias=False)
+        self.to_k = heads.to_heads(context_dim, split, dtype, bias=False)
+        self.to_v = heads.to_heads(context_dim, split, dtype, bias=False)
+        self.to_out = nn.SequentialCell(heads.from_heads(split, width, dtype))
+        self.attend = heads.attention(split, upcast=upcast)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of the context."""
@@ -61,11 +63,11 @@ class _FeedForward(nn.Cell):
 class _BasicTransformerBlock(nn.Cell):
     """Pre-norm self-attention, cross-attention and feed-forward, each added to its input."""
 
-    def __init__(self, width: int, context_dim: int, heads: int, upcast: bool, dtype: DType) -> None:
+    def __init__(self, width: int, context_dim: int, num_heads: int, upcast: bool, dtype: DType) -> None:
         super().__init__()
-        self.attn1 = _CrossAttention(width, width, heads, upcast, dtype)
+        self.attn1 = _CrossAttention(width, width, num_heads, upcast, dtype)
         self.ff = _FeedForward(width, dtype)
-        self.attn2 = _CrossAttention(width, context_dim, heads, upcast, dtype)
+        self.attn2 = _CrossAttention(width, context_dim, num_heads, upcast, dtype)
         self.norm1 = LayerNorm(width)
         self.norm2 = LayerNorm(width)
         self.norm3 = LayerNorm(width)
@@ -88,13 +90,13 @@ class SpatialTransformer(nn.Cell):
 
     def __init__(self, channels: int, depth: int, config: UNetConfig, dtype: DType) -> None:
         super().__init__()
-        heads = config.heads(channels)
+        num_heads = config.heads(channels)
         linear = config.use_linear_in_transformer
         self.norm = GroupNorm(config.norm_num_groups, channels, 1e-6, dtype)
         self.proj_in = ProjectionFromImage(channels, channels, dtype, linear)
         self.transformer_blocks = nn.CellList(
             [
-                _BasicTransformerBlock(channels, config.context_dim, heads, config.upcast_attention, dtype)
+                _BasicTransformerBlock(channels, config.context_dim, num_heads, config.upcast_attention, dtype)
                 for _ in range(depth)
             ]
         )

@@ -117,10 +117,10 @@ def _check_heads(config: ModelConfig) -> None:
     for name, encoder in config.text_encoders.items():
         widths.append((f"the text encoder {name}", encoder.width // encoder.heads))
     for name, width in widths:
-        if not ascend.takes_heads(width):
+        if not ascend.takes_heads(ascend.head_width(width)):
             raise UserError(
-                "--flash_attention on needs attention heads whose width is a multiple of 16 and at most 512; "
-                f"{name} has heads of {width}: use auto"
+                f"--flash_attention on needs attention heads of at most 512 channels; {name} has heads of {width}: "
+                "use auto"
             )
 
 

@@ -15,6 +15,7 @@ from mindspore import Tensor, nn, ops
 from gm import ops as gm_ops
 from gm.config.image_encoder import ImageEncoderConfig
 from gm.config.networks import TextEncoderConfig
+from gm.models import heads
 from gm.models.layers import FrozenEmbedding, LayerNorm, Projection, parameter
 from gm.models.token_embedding import TokenEmbedding
 from gm.ops import layout
@@ -36,13 +37,14 @@ class _CLIPTextEmbeddings(nn.Cell):
 class _CLIPAttention(nn.Cell):
     """Self-attention, of texts causal, with separate query, key and value projections."""
 
-    def __init__(self, width: int, heads: int, dtype: DType, causal: bool) -> None:
+    def __init__(self, width: int, num_heads: int, dtype: DType, causal: bool) -> None:
         super().__init__()
-        self.q_proj = Projection(width, width, dtype)
-        self.k_proj = Projection(width, width, dtype)
-        self.v_proj = Projection(width, width, dtype)
-        self.out_proj = Projection(width, width, dtype)
-        self.attend = gm_ops.attention(heads, causal)
+        split = heads.split(width, num_heads, dtype)
+        self.q_proj = heads.to_heads(width, split, dtype)
+        self.k_proj = heads.to_heads(width, split, dtype)
+        self.v_proj = heads.to_heads(width, split, dtype)
+        self.out_proj = heads.from_heads(split, width, dtype)
+        self.attend = heads.attention(split, causal)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.out_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
@@ -130,13 +132,16 @@ class CLIPTextEncoder(nn.Cell):
 class _OpenCLIPAttention(nn.Cell):
     """Causal self-attention with one projection [3 · width, width] for query, key and value (PyTorch's layout)."""
 
-    def __init__(self, width: int, heads: int, dtype: DType) -> None:
+    def __init__(self, width: int, num_heads: int, dtype: DType) -> None:
         super().__init__()
-        self.in_proj_weight = parameter((3 * width, width), dtype, "in_proj_weight")
-        self.in_proj_bias = parameter((3 * width,), gm_ops.activation_dtype(dtype), "in_proj_bias")
-        self.out_proj = Projection(width, width, dtype)
+        split = heads.split(width, num_heads, dtype)
+        self.in_proj_weight = parameter((3 * split.channels, width), dtype, "in_proj_weight")
+        self.in_proj_bias = parameter((3 * split.channels,), gm_ops.activation_dtype(dtype), "in_proj_bias")
+        for projections in (self.in_proj_weight, self.in_proj_bias):
+            heads.pad(projections, split, axis=0, projections=3)
+        self.out_proj = heads.from_heads(split, width, dtype)
         self.project = gm_ops.projection()
-        self.attend = gm_ops.attention(heads, causal=True)
+        self.attend = heads.attention(split, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
         query, key, value = layout.split_channels(self.project(x, self.in_proj_weight, self.in_proj_bias), 3)

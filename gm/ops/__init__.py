@@ -8,7 +8,7 @@ Normalisations choose again when they run: in PyNative mode one slow native oper
 twenty fast ones.
 """
 
-from gm.ops.attention import attention
+from gm.ops.attention import attention, head_width
 from gm.ops.bfloat16 import activation_dtype, vector_product
 from gm.ops.gelu import gelu
 from gm.ops.linear import (
@@ -30,6 +30,7 @@ __all__ = [
     "gelu",
     "group_norm",
     "group_norm_weight_dtype",
+    "head_width",
     "layer_norm",
     "linear",
     "pointwise_convolution",

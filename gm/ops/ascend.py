@@ -31,20 +31,25 @@ def takes_heads(width: int) -> bool:
     return width % _HEAD_WIDTH_STEP == 0 and width <= _MAX_HEAD_WIDTH
 
 
+def head_width(width: int) -> int:
+    """Return the least width from `width` on that the kernel takes; `width` itself if there is none."""
+    padded = _HEAD_WIDTH_STEP * math.ceil(width / _HEAD_WIDTH_STEP)
+    return padded if takes_heads(padded) else width
+
+
 def can_attend(width: int, dtype: DType) -> bool:
     """Return whether the flash attention kernel takes heads of `width` channels in `dtype`."""
     return dtype != ms.float32 and takes_heads(width)
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool) -> Tensor:
-    """Return softmax(QKᵀ/√d)V by the fused kernel (Dao et al., 2022).
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool, scale: float) -> Tensor:
+    """Return softmax(scale · QKᵀ)V by the fused kernel (Dao et al., 2022).
 
     query [N, L, heads · d], key and value [N, S, heads · d], in half precision → [N, L, heads · d].
     """
-    length, channels = query.shape[1:]
-    # The kernel's mask marks the scores to discard, and its scale defaults to 1.
+    length = query.shape[1]
+    # The kernel's mask marks the scores to discard.
     mask = ops.triu(ops.ones((length, length), ms.uint8), diagonal=1) if causal else None
-    scale = 1.0 / math.sqrt(channels // heads)
     return ops.flash_attention_score(query, key, value, heads, attn_mask=mask, scalar_value=scale, input_layout="BSH")
 
 

@@ -13,7 +13,7 @@ from gm import config as configuration
 from gm.checkpoints import loading
 from gm.config.networks import TextEncoderConfig, UNetConfig
 from gm.errors import UserError
-from gm.models import stable_diffusion
+from gm.models import heads, stable_diffusion
 from gm.runtime import backend
 from tests.project import Workshop
 from tests.reference.case import Case
@@ -47,16 +47,20 @@ def test_fingerprint_is_the_same_on_ascend(dtype: object, workshop: Workshop, mo
 
 
 @pytest.mark.parametrize(
-    ("unet", "encoder", "refused"),
-    [(16, 2, ""), (12, 2, "the UNet has heads of 12"), (16, 4, "the text encoder clip_l has heads of 8")],
+    ("channels", "head", "encoder_width", "refused"),
+    [
+        (32, 32, 24, ""),  # those of 12 of the text encoder are padded
+        (288, 576, 24, "the UNet has heads of 576"),
+        (32, 16, 1088, "the text encoder clip_l has heads of 544"),
+    ],
 )
 def test_flash_attention_everywhere_needs_heads_that_the_kernel_takes(
-    unet: int, encoder: int, refused: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    channels: int, head: int, encoder_width: int, refused: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(
         workshop.model.config,
-        unet=UNetConfig(32, 4, 32, (1, 2), 1, (0, 1), None, unet, 64, 32 + 6 * 32, 8),
-        text_encoder_1=TextEncoderConfig(32, 2, encoder),
+        unet=UNetConfig(4, 4, channels, (1, 2), 1, (0, 1), None, head, encoder_width + 32, 32 + 6 * 32, 8),
+        text_encoder_1=TextEncoderConfig(encoder_width, 2, 2),
         text_encoder_2=TextEncoderConfig(32, 2, 2),
     )
     monkeypatch.setattr(backend, "_on_ascend", True)
@@ -66,18 +70,23 @@ def test_flash_attention_everywhere_needs_heads_that_the_kernel_takes(
     if not refused:
         stable_diffusion.build(config, ms.float16)
         return
-    message = "--flash_attention on needs attention heads whose width is a multiple of 16 and at most 512; "
+    message = "--flash_attention on needs attention heads of at most 512 channels; "
     with pytest.raises(UserError) as raised:
         stable_diffusion.build(config, ms.float16)
     assert str(raised.value) == f"{message}{refused}: use auto"
 
 
-def test_flash_attention_everywhere_is_refused_for_stable_diffusion_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_level_of_stable_diffusion_1_has_heads_of_48_on_ascend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_on_ascend", True)
     monkeypatch.setattr(backend, "_flash_attention", "on")
     config = configuration.load("configs/training/sd_v1.5_textual_inversion.yaml").model
-    with pytest.raises(UserError, match="the UNet has heads of 40: use auto"):
-        stable_diffusion.build(config, ms.float16)
+    model = stable_diffusion.build(config, ms.float16)
+    shapes = {p.name: (tuple(p.shape), heads.published_shape(p)) for p in model.unet.get_parameters()}
+    block = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2"
+    assert shapes[f"{block}.to_k.weight"] == ((8 * 48, 768), (320, 768))
+    assert shapes[f"{block}.to_out.0.weight"] == ((320, 8 * 48), (320, 320))
+    padded = [name for name, (inside, published) in shapes.items() if inside != published]
+    assert len(padded) == 10 * 4  # two attentions in each of the five blocks of the level
 
 
 def test_attention_of_the_unet_alone_is_upcast() -> None:

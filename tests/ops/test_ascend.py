@@ -29,6 +29,11 @@ def test_the_flash_attention_kernel_takes_multiples_of_16_up_to_512(width: int, 
     assert not ascend.can_attend(width, ms.float32)
 
 
+@pytest.mark.parametrize(("width", "padded"), [(1, 16), (16, 16), (20, 32), (40, 48), (500, 512), (513, 513)])
+def test_heads_are_padded_to_the_next_width_that_the_kernel_takes(width: int, padded: int) -> None:
+    assert ascend.head_width(width) == padded
+
+
 def test_linear() -> None:
     """The operator has a CPU kernel."""
     x, weight, bias = normal(1, 6, 5), normal(2, 8, 5), normal(3, 8)
