@@ -22,6 +22,7 @@ from demo.app.sidebar import ModelSelection
 from demo.app.xy_axes import DENOISING, NO_AXIS, Axis, Source
 from gm.config import Config
 from gm.embeddings.embedding import Embedding
+from gm.embeddings.training_options import concept_options
 from gm.errors import UserError
 
 TASK_KEY = "compare task"  # of the session's task, in the session state
@@ -208,16 +209,5 @@ def _run(dirs: AppDirs) -> TrainingJob | None:
 
 def initializer_token(embedding: Embedding) -> str:
     """Return the initializer token in the embedding's metadata, or a neutral noun if it names none."""
-    concept = _as_mapping(_as_mapping(embedding.metadata.get("recipe")).get("concept"))
-    # Each of several concepts that were trained together may have its own.
-    concepts = concept.get("concepts")
-    for each in map(_as_mapping, concepts if isinstance(concepts, list) else []):
-        if each.get("placeholder_token") == embedding.placeholder_token:
-            concept = {**concept, **each}
-    token = str(concept.get("initializer_token") or "").strip()
+    token = str(concept_options(embedding).get("initializer_token") or "").strip()
     return token if 0 < len(token) <= _MAX_TOKEN and token.isprintable() else _DEFAULT_TOKEN
-
-
-def _as_mapping(value: Any) -> dict[str, Any]:
-    """Return `value` if it is a mapping, else an empty one: a file's metadata may come from any program."""
-    return value if isinstance(value, dict) else {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gm.embeddings.embedding import Embedding
+from gm.embeddings.training_options import concept_options
 
 
 def class_word(embedding: Embedding) -> str:
@@ -20,14 +21,9 @@ def class_word(embedding: Embedding) -> str:
 
 
 def _of_recipe(embedding: Embedding) -> str:
-    """Return the class word in the options of training; "" where several concepts have no token of this name."""
-    concept = _mapping(_mapping(embedding.metadata.get("recipe")).get("concept"))
-    several = concept.get("concepts")
-    entries = [_mapping(each) for each in several] if isinstance(several, list) and several else [concept]
-    if len(entries) > 1:
-        entries = [each for each in entries if each.get("placeholder_token") == embedding.placeholder_token]
-    entry = entries[0] if entries else {}
-    return _text(entry.get("class_word")) or _text(entry.get("initializer_token"))
+    """Return the class word in the options of training, or their initializer token."""
+    concept = concept_options(embedding)
+    return _text(concept.get("class_word")) or _text(concept.get("initializer_token"))
 
 
 def _of_onetrainer(config: Any) -> str:

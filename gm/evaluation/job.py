@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +17,7 @@ from gm.data import image_folder, image_reader
 from gm.embeddings import io as embedding_io
 from gm.embeddings.class_word import class_word as class_word_of
 from gm.embeddings.embedding import Embedding, safe_filename
+from gm.embeddings.training_options import concept_options
 from gm.errors import UserError
 from gm.evaluation import prompts
 from gm.evaluation.prompts import EDITABILITY, RECONSTRUCTION, EvaluationPrompt, Template
@@ -128,22 +128,9 @@ def _names(evaluated: Sequence[tuple[str, Embedding]]) -> list[str]:
     return [f"{name}-{names[:k].count(name) + 1}" if name in names[:k] else name for k, name in enumerate(names)]
 
 
-def _recorded(embedding: Embedding) -> dict[str, Any]:
-    """Return the options with which the embedding's concept was trained, as far as its file records them."""
-    options = embedding.metadata.get("recipe")
-    concept = options.get("concept") if isinstance(options, dict) else None
-    if not isinstance(concept, dict):
-        return {}
-    several = concept.get("concepts")
-    for each in several if isinstance(several, list) else []:
-        if isinstance(each, dict) and each.get("placeholder_token") == embedding.placeholder_token:
-            return each
-    return concept
-
-
 def _prompt_set(config: Config, embedding: Embedding) -> str:
     chosen = config.evaluation.prompt_set
-    return chosen or prompts.SET_OF_PROPERTY.get(str(_recorded(embedding).get("learnable_property")), "object")
+    return chosen or prompts.SET_OF_PROPERTY.get(str(concept_options(embedding).get("learnable_property")), "object")
 
 
 def _class_word(config: Config, embedding: Embedding) -> str:
@@ -200,7 +187,7 @@ def _fill(
 def _real_images(config: Config, embedding: Embedding) -> tuple[dict[str, list[Image.Image]], dict[str, list[str]]]:
     """Return the real images and their files, by TRAINING and HELD_OUT."""
     evaluation = config.evaluation
-    recorded = str(_recorded(embedding).get("data_path") or "")
+    recorded = str(concept_options(embedding).get("data_path") or "")
     training = evaluation.training_images or config.concept.data_path or recorded
     if not training:
         raise UserError(
