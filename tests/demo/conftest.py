@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from gm.embeddings import io as embedding_io
 from gm.embeddings.embedding import Embedding
+from tests.demo.pages import BROWSER
 from tests.project import Workshop
 
 
@@ -44,6 +45,13 @@ def app(workshop: Workshop, tmp_path: Path) -> Callable[[str], AppTest]:
         return page
 
     return open_page
+
+
+@pytest.fixture
+def page(app: Callable[[str], AppTest]) -> AppTest:
+    opened = app("generate")
+    opened.session_state["session_id"] = BROWSER
+    return opened.run()
 
 
 @pytest.fixture
