@@ -47,9 +47,9 @@ def split(channels: int, count: int, dtype: DType) -> Heads:
     return Heads(count, width, gm_ops.head_width(width, dtype))
 
 
-def attention(heads: Heads, causal: bool = False, upcast: bool = False) -> nn.Cell:
-    """Return `gm.ops.attention` between projections to `heads`."""
-    return gm_ops.attention(heads.count, causal, upcast, heads.width)
+def attention(heads: Heads, dtype: DType, causal: bool = False, upcast: bool = False) -> nn.Cell:
+    """Return `gm.ops.attention` between projections to `heads`, with weights of `dtype`."""
+    return gm_ops.attention(heads.count, causal, upcast, heads.width, dtype)
 
 
 def to_heads(inputs: int, heads: Heads, dtype: DType, bias: bool = True) -> Projection:

@@ -27,7 +27,7 @@ class _CrossAttention(nn.Cell):
         self.to_k = heads.to_heads(context_dim, split, dtype, bias=False)
         self.to_v = heads.to_heads(context_dim, split, dtype, bias=False)
         self.to_out = nn.SequentialCell(heads.from_heads(split, width, dtype))
-        self.attend = heads.attention(split, upcast=upcast)
+        self.attend = heads.attention(split, dtype, upcast=upcast)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of the context."""

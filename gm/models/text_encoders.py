@@ -44,7 +44,7 @@ class _CLIPAttention(nn.Cell):
         self.k_proj = heads.to_heads(width, split, dtype)
         self.v_proj = heads.to_heads(width, split, dtype)
         self.out_proj = heads.from_heads(split, width, dtype)
-        self.attend = heads.attention(split, causal)
+        self.attend = heads.attention(split, dtype, causal)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.out_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
@@ -141,7 +141,7 @@ class _OpenCLIPAttention(nn.Cell):
             heads.pad(projections, split, axis=0, projections=3)
         self.out_proj = heads.from_heads(split, width, dtype)
         self.project = gm_ops.projection()
-        self.attend = heads.attention(split, causal=True)
+        self.attend = heads.attention(split, dtype, causal=True)
 
     def construct(self, x: Tensor) -> Tensor:
         query, key, value = layout.split_channels(self.project(x, self.in_proj_weight, self.in_proj_bias), 3)

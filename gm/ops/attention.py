@@ -7,7 +7,7 @@ import math
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops import ascend, layout
+from gm.ops import ascend, bfloat16, layout
 from gm.ops.flash_attention import flash_attention
 from gm.ops.norm import softmax
 from gm.ops.shared_cell import shared_cell
@@ -20,17 +20,20 @@ _MIN_FLASH_KEYS = 256
 _MAX_SCORES = 2**26  # attention scores in memory at once, in float32: 256 MiB
 
 
-def attention(heads: int, causal: bool = False, upcast: bool = False, width: int | None = None) -> nn.Cell:
+def attention(
+    heads: int, causal: bool = False, upcast: bool = False, width: int | None = None, dtype: DType = ms.float32
+) -> nn.Cell:
     """Return the Cell softmax(QKᵀ/√d)V: sequences of L queries, S keys and S values → a sequence of L tokens.
 
     d is the `width` of a head, by default that of the sequences; further channels are zero (`head_width`). `causal`
     masks later positions. Ascend's flash attention kernel computes it where `--flash_attention` and the card allow it,
     in half precision, for heads of a width that it takes. On the CPU, without `causal`, the operators of
-    `gm.ops.flash_attention` do in float32 where they are there. Elsewhere `upcast` computes QKᵀ in float32, as the
-    kernel does, for networks whose scores overflow float16.
+    `gm.ops.flash_attention` do in float32 where they are there, with products in bfloat16 if the network's weights have
+    this `dtype`. `upcast` computes QKᵀ in float32, as Ascend's kernel does, for networks whose scores overflow float16.
     """
     flash = backend.flash_attention() != "off"
-    return shared_cell(_Attention, heads, causal, upcast, width, backend.on_ascend(), flash)
+    in_bfloat16 = dtype == ms.bfloat16 and bfloat16.available() and not upcast
+    return shared_cell(_Attention, heads, causal, upcast, width, backend.on_ascend(), flash, in_bfloat16)
 
 
 def head_width(width: int, dtype: DType) -> int:
@@ -41,7 +44,16 @@ def head_width(width: int, dtype: DType) -> int:
 
 
 class _Attention(nn.Cell):
-    def __init__(self, heads: int, causal: bool, upcast: bool, width: int | None, on_ascend: bool, flash: bool) -> None:
+    def __init__(
+        self,
+        heads: int,
+        causal: bool,
+        upcast: bool,
+        width: int | None,
+        on_ascend: bool,
+        flash: bool,
+        in_bfloat16: bool,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
@@ -50,7 +62,7 @@ class _Attention(nn.Cell):
         self.on_ascend = on_ascend
         self.flash = flash
         self.softmax = softmax()
-        self.flash_attention = flash_attention() if flash and not causal else None
+        self.flash_attention = flash_attention(in_bfloat16) if flash and not causal else None
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.flash and self.on_ascend and ascend.can_attend(query.shape[2] // self.heads, query.dtype):

@@ -1,11 +1,12 @@
 """gm/ops/flash_attention.py through `gm.ops.attention`, against PyTorch.
 
-Where the operators are missing, attention is composed of products and softmax, and the same bounds hold.
+Where the operators are missing, attention is composed of products and softmax, and the same bounds hold. Products in
+bfloat16 are compared with those of factors in float32, and with PyTorch's attention in bfloat16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mindspore as ms
@@ -17,7 +18,7 @@ from mindspore import Tensor, nn
 from gm import ops as gm_ops
 from gm.ops.flash_attention import flash_attention
 from gm.runtime import backend, onednn
-from tests.onednn_operators import flash_attention_operators
+from tests.onednn_operators import bfloat16_operators, flash_attention_operators
 from tests.ops.gradients import modes, torch_value_and_gradients, value_and_gradients
 from tests.reference.inputs import normal, relative_error
 
@@ -33,9 +34,9 @@ def available() -> Iterator[bool]:
 
 
 class Attention(nn.Cell):
-    def __init__(self, heads: int) -> None:
+    def __init__(self, heads: int, dtype: object = ms.float32, upcast: bool = False) -> None:
         super().__init__()
-        self.attend = gm_ops.attention(heads)
+        self.attend = gm_ops.attention(heads, upcast=upcast, dtype=dtype)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.attend(query, key, value)
@@ -134,3 +135,47 @@ def test_half_precision_is_composed() -> None:
     out = Attention(3)(*[Tensor(x, ms.float16) for x in inputs])
     assert out.dtype == ms.float16
     assert relative_error(out.asnumpy().astype(np.float32), Attention(3)(*map(Tensor, inputs)).asnumpy()) < 5e-3
+
+
+@pytest.fixture
+def in_bfloat16(available: bool) -> Iterator[bool]:
+    """Whether the products of attention can be in bfloat16 here."""
+    with bfloat16_operators() as there, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "_flash_attention", "auto")
+        yield there and available
+
+
+@modes
+@pytest.mark.parametrize(("width", "queries", "keys"), [(8, 300, 260), (40, 130, 1100), (160, 20, 300)])
+def test_products_in_bfloat16(in_bfloat16: bool, width: int, queries: int, keys: int, graph: bool) -> None:
+    """As near to the exact attention as PyTorch's in bfloat16, and no nearer than bfloat16 is."""
+    heads, n = 3, 2
+    inputs = [normal(k, heads * width, n, length) for k, length in enumerate((queries, keys, keys))]
+    weights = normal(9, heads * width, n, queries)
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(heads, width, n, -1).permute(2, 0, 3, 1)
+
+    def attend(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+        def expected(*sequences: torch.Tensor) -> torch.Tensor:
+            y = torch.nn.functional.scaled_dot_product_attention(*(split(x).to(dtype) for x in sequences)).float()
+            return y.permute(1, 3, 0, 2).reshape(heads * width, n, -1)
+
+        return expected
+
+    exact, exact_gradients = torch_value_and_gradients(attend(torch.float32), weights, *inputs)
+    torch_out, torch_gradients = torch_value_and_gradients(attend(torch.bfloat16), weights, *inputs)
+    out, gradients = value_and_gradients(Attention(heads, ms.bfloat16), graph, weights, *inputs)
+    for ours, theirs, right in zip(
+        (out, *gradients), (torch_out, *torch_gradients), (exact, *exact_gradients), strict=True
+    ):
+        error = relative_error(ours, right)
+        assert error < 1.2 * relative_error(theirs, right)
+        assert (error > 1e-4) == in_bfloat16
+
+
+def test_upcast_scores_are_float32_in_a_network_in_bfloat16(in_bfloat16: bool) -> None:
+    inputs = [Tensor(normal(k, 24, 1, 300)) for k in range(3)]
+    exact = Attention(3)(*inputs).asnumpy()
+    assert np.array_equal(Attention(3, ms.bfloat16, upcast=True)(*inputs).asnumpy(), exact)
+    assert np.array_equal(Attention(3, ms.bfloat16)(*inputs).asnumpy(), exact) != in_bfloat16
