@@ -76,6 +76,16 @@ VERSION2SPECS: dict[str, dict[str, Any]] = {
         "ckpt": "checkpoints/tiny_sd_xl_base.safetensors",
         "textual_inversion_weight": [],
     },
+    "tiny-SD-1": {
+        "H": 64,
+        "W": 64,
+        "C": 4,
+        "f": 4,
+        "is_legacy": True,
+        "config": "configs/training/tiny_sd1_textual_inversion.yaml",
+        "ckpt": "checkpoints/tiny_sd_v1.safetensors",
+        "textual_inversion_weight": [],
+    },
 }
 
 

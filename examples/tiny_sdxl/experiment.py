@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "Prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
     "direction": {"optimizer": "direction", "learning_rate": 0.04},
 }
-CONTEXT_LOSS_WEIGHT = 0.1
+CONTEXT_LOSS_WEIGHTS = (0.0, 0.01)
 SAMPLING = {"sample_step": 20}
 FIRST_SEED = 42
 
@@ -49,7 +49,7 @@ class Run:
     """A run of the experiment, a point of its grid."""
 
     method: str
-    context_loss: bool
+    context_loss: float  # its weight
     class_word: bool
     num_vectors: int
     placeholder_token: str
@@ -73,10 +73,10 @@ class Snapshots(Callback):
 
 
 def runs(seeds: int) -> Iterator[Run]:
-    """Return the grid, a seed after the other."""
+    """Return the grid, a seed after the other, and without context loss first."""
     tokens = [target.placeholder_token for target in CONCEPTS]
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for vectors, context, word in itertools.product((1, 4), (False, True), (False, True)):
+        for context, vectors, word in itertools.product(CONTEXT_LOSS_WEIGHTS, (1, 4), (False, True)):
             for token, method in itertools.product(tokens, METHODS):
                 yield Run(method, context, word, vectors, token, seed)
 
@@ -96,7 +96,7 @@ def measure_run(toolkit: Toolkit, run: Run, others: dict[str, Embedding]) -> dic
             "seed": run.seed,
             **METHODS[run.method],
         },
-        loss={"context_loss_weight": CONTEXT_LOSS_WEIGHT if run.context_loss else 0.0},
+        loss={"context_loss_weight": run.context_loss},
         num_vectors=run.num_vectors,
         initializer_token=target.initializer_token,
         class_word=target.initializer_token if run.class_word else None,

@@ -82,7 +82,8 @@ def effect_table(records: Records, updates: int) -> str:
         f"{method} instead of {BASE}": _swap("method", method, BASE) for method in METHODS if method != BASE
     }
     effects["class word"] = _swap("class_word", True, False)
-    effects["context loss"] = _swap("context_loss", True, False)
+    for weight in sorted({run.context_loss for run in records} - {0.0}):
+        effects[f"context loss of weight {weight:g}"] = _swap("context_loss", weight, 0.0)
     effects["4 vectors instead of 1"] = _swap("num_vectors", 4, 1)
     rows = []
     for name, other in effects.items():

@@ -2,7 +2,7 @@
 
     mpirun -n 2 --bind-to core python examples/tiny_sdxl/train.py --is_parallel True
     mpirun -n 2 --bind-to core python examples/tiny_sdxl/train.py --is_parallel True \
-        --config configs/training/tiny_sd1_textual_inversion.yaml --state runs/tiny_sd1 --batch 24 --updates 7000 \
+        --config configs/training/tiny_sd1_textual_inversion.yaml --state runs/tiny_sd1 --updates 6000 \
         --autoencoder checkpoints/tiny_sd_xl_base.safetensors --target checkpoints/tiny_sd_v1.safetensors
 
 It can be stopped at any time: the same command resumes from the folder `--state`.

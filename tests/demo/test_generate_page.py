@@ -130,8 +130,8 @@ def test_running_tasks_of_several_images_can_be_skipped(page: AppTest) -> None:
 
 def test_checkpoints_are_chosen_from_a_list_or_typed(page: AppTest, workshop: Workshop) -> None:
     choice = page.selectbox(key="choice of weight of smallest")
-    assert choice.options == ["weights.ckpt", "tiny_sd_xl_base.safetensors"]
-    choice.select_index(1).run()
+    assert choice.options == ["weights.ckpt", "tiny_sd_v1.safetensors", "tiny_sd_xl_base.safetensors"]
+    choice.select_index(2).run()
     assert page.text_input(key="weight of smallest").value.endswith("checkpoints/tiny_sd_xl_base.safetensors")
     page.text_input(key="weight of smallest").set_value("other.ckpt").run()
     assert page.selectbox(key="choice of weight of smallest").value == "other.ckpt"

@@ -91,7 +91,7 @@ def test_the_tables_compare_pairs(tmp_path: Path) -> None:
     ]
     effects = {row[1]: row[2:5] for row in rows}
     assert effects["class word"] == ["+0.000 (+0.000 to +0.000)", "+25.0 % (+25.0 to +25.0)", "32"]
-    assert effects["context loss"][1:] == ["+0.0 % (+0.0 to +0.0)", "32"]
+    assert effects["context loss of weight 0.01"][1:] == ["+0.0 % (+0.0 to +0.0)", "32"]
     assert effects["direction instead of AdamW"][2] == "16"
     assert experiment_report.untrained(path)["<humbug>"] == {"distance": 0.7}
     assert f"| {next(iter(METHODS))} | 0.60 / 62 % |" in experiment_report.method_table(records, 4)
@@ -125,7 +125,7 @@ def test_a_run_is_measured_at_each_number_of_updates(toolkit: Toolkit, monkeypat
         token: Embedding(token, {"clip_l": normal(k, 1, 24), "clip_g": normal(k, 1, 32)})
         for k, token in enumerate(("<humbug>", "<confetti>"))
     }
-    run = Run("direction", context_loss=True, class_word=True, num_vectors=1, placeholder_token="<humbug>", seed=3)
+    run = Run("direction", context_loss=0.01, class_word=True, num_vectors=1, placeholder_token="<humbug>", seed=3)
     found = experiment.measure_run(toolkit, run, others)
     assert experiment.run_of(found) == run
     assert set(found["updates"]) == {1, 2}
