@@ -21,7 +21,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 BASE = "AdamW"
-NEAR = 0.3  # distance at which a concept counts as trained; about 0.7 before training, 0.2 at best
+NEAR = 0.25  # distance at which a concept counts as trained; about 0.7 before training, 0.2 at best
 _MEASURES = {"distance": "distance from the concept", "obedience": "share of what prompts ask for"}
 _RESAMPLES = 10_000
 Records = dict[Run, dict[str, Any]]
@@ -48,6 +48,11 @@ def mean_of(values: Sequence[float]) -> Mean:
 def records_by_run(path: Path) -> Records:
     """Return the records of trained runs."""
     return {run: record for record in read_results(path) if (run := run_of(record))}
+
+
+def without_context_loss(records: Records) -> Records:
+    """Return the runs without context loss; the others were made for fewer points of the grid."""
+    return {run: record for run, record in records.items() if not run.context_loss}
 
 
 def untrained(path: Path) -> dict[str, dict[str, float]]:
@@ -87,7 +92,7 @@ def effect_table(records: Records, updates: int) -> str:
     effects["4 vectors instead of 1"] = _swap("num_vectors", 4, 1)
     rows = []
     for name, other in effects.items():
-        pairs = [(run, base) for run in records if (base := other(run)) in records]
+        pairs = [(run, base) for run in records if (base := other(run)) in records and not (base and base.context_loss)]
         cells = []
         for measure in _MEASURES:
             differences = [
@@ -187,6 +192,7 @@ def tables(path: Path) -> dict[str, str]:
     """Return the tables of the docs by title."""
     records = records_by_run(path)
     start = untrained(path)
+    plain = without_context_loss(records)
     return {
         "untrained": _table(
             ["", *_MEASURES],
@@ -195,9 +201,9 @@ def tables(path: Path) -> dict[str, str]:
                 for token, each in start.items()
             ],
         ),
-        "1 vector": method_table(records, 1),
-        "4 vectors": method_table(records, 4),
-        "speed": speed_table(records),
+        "1 vector": method_table(plain, 1),
+        "4 vectors": method_table(plain, 4),
+        "speed": speed_table(plain),
         "effects after 100 updates": effect_table(records, 100),
         "effects after 400 updates": effect_table(records, 400),
     }
@@ -210,7 +216,7 @@ def main() -> None:
     flags = parser.read()
     for title, table in tables(Path(flags["results"])).items():
         print(f"{title}\n\n{table}\n")
-    plot(records_by_run(Path(flags["results"])), Path(flags["figure"]))
+    plot(without_context_loss(records_by_run(Path(flags["results"]))), Path(flags["figure"]))
 
 
 if __name__ == "__main__":

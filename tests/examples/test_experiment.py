@@ -17,6 +17,7 @@ from examples.tiny_sdxl.experiment import METHODS, UPDATES, Run
 from gm.api import Embedding, Toolkit
 from tests.reference.inputs import normal
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNT = 64  # points of the grid
 CENTRE = dict(zip(COLORS, (tuple(map(float, lab)) for lab in CENTERS), strict=True))
 DIRECTIONS = {"top": -1, "bottom": 1, "left": -1, "right": 1}
@@ -90,9 +91,13 @@ def test_the_tables_compare_pairs(tmp_path: Path) -> None:
         [cell.strip() for cell in row.split("|")] for row in experiment_report.effect_table(records, 200).splitlines()
     ]
     effects = {row[1]: row[2:5] for row in rows}
-    assert effects["class word"] == ["+0.000 (+0.000 to +0.000)", "+25.0 % (+25.0 to +25.0)", "32"]
+    assert effects["class word"] == [
+        "+0.000 (+0.000 to +0.000)",
+        "+25.0 % (+25.0 to +25.0)",
+        "16",
+    ]  # without context loss
     assert effects["context loss of weight 0.01"][1:] == ["+0.0 % (+0.0 to +0.0)", "32"]
-    assert effects["direction instead of AdamW"][2] == "16"
+    assert effects["direction instead of AdamW"][2] == "8"
     assert experiment_report.untrained(path)["<humbug>"] == {"distance": 0.7}
     assert f"| {next(iter(METHODS))} | 0.60 / 62 % |" in experiment_report.method_table(records, 4)
     figure = tmp_path / "figure.png"
@@ -102,7 +107,7 @@ def test_the_tables_compare_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("distances", "updates"),
-    [((0.2, 0.2, 0.2, 0.2), 50), ((0.7, 0.4, 0.2, 0.2), 150), ((0.7, 0.5, 0.4, 0.31), np.inf)],
+    [((0.2, 0.2, 0.2, 0.2), 50), ((0.7, 0.4, 0.2, 0.2), 175), ((0.7, 0.5, 0.4, 0.31), np.inf)],
 )
 def test_the_updates_to_come_near_are_read_between_measurements(distances: tuple[float, ...], updates: float) -> None:
     run = next(experiment.runs(1))
@@ -114,6 +119,12 @@ def test_a_mean_has_an_interval() -> None:
     assert mean.value == 0.5
     assert mean.low == pytest.approx(0.4, abs=0.03)
     assert mean.high == pytest.approx(0.6, abs=0.03)
+
+
+def test_docs_show_the_tables_of_the_results() -> None:
+    docs = (ROOT / "docs" / "hyperparameters.md").read_text(encoding="utf-8")
+    for title, table in experiment_report.tables(ROOT / experiment.RESULTS).items():
+        assert table in docs, title
 
 
 @pytest.mark.e2e
