@@ -17,7 +17,7 @@ class Refiner(nn.Cell):
     """Token ids, sizes and score, x and timesteps → ε, as one graph."""
 
     def __init__(self, model):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.conditioner, self.unet = model.conditioner, model.unet
 
     def construct(self, ids_2, pool_position, clip_g, sizes, x, timesteps):

@@ -23,7 +23,7 @@ class _WeightedSum(nn.Cell):
     """Returns (Σ cell(*inputs) · weights, cell(*inputs))."""
 
     def __init__(self, cell: nn.Cell) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)  # tests share networks, whose parameters keep their names
         self.cell = cell
 
     def construct(self, weights: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
