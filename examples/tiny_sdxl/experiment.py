@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,10 +162,10 @@ def main() -> None:
     parser.add_path("--second", "folder of the second concepts (default: %(default)s)", default="runs/experiment")
     parser.add_argument("--part", default="1/1", help="part of the runs, such as 1/2 (default: %(default)s)")
     flags = parser.read()
-    try:
-        part, parts = map(int, flags["part"].split("/"))
-    except ValueError as error:
-        raise UserError(f"--part {flags['part']} is not a part such as 1/2") from error
+    match = re.fullmatch(r"(\d+)/(\d+)", flags["part"])
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise UserError(f"--part {flags['part']} is not a part such as 1/2")
     path = Path(flags["results"])
     weight = {"weight": "checkpoints/tiny_sd_xl_base.safetensors"}
     toolkit = api.load("configs/training/tiny_textual_inversion.yaml", run=weight)

@@ -15,6 +15,7 @@ import numpy as np
 from examples.tiny_sdxl import evaluator
 from examples.tiny_sdxl.colors import nearest_name
 from examples.tiny_sdxl.concepts import CONFETTI, HUMBUG, UnseenConcept
+from examples.tiny_sdxl.measure import BATCH_SIZE
 from examples.tiny_sdxl.world import LARGE, SMALL, Scene, named
 from gm import api
 from gm.api import Embedding, Toolkit
@@ -99,7 +100,7 @@ def obedience(
     """
     prompts = [each for each in PROMPTS[target.placeholder_token] for _ in range(SEEDS)]
     texts = [prompt.format(text) for prompt, _ in prompts]
-    images = api.generate(toolkit, texts, embeddings, batch_size=16, seed=3000, **sampling)
+    images = api.generate(toolkit, texts, embeddings, batch_size=BATCH_SIZE, seed=3000, **sampling)
     other = OTHER[target.placeholder_token]
     shown = [matches(image, asked, other) for image, (_, asked) in zip(images, prompts, strict=True)]
     return float(np.mean([np.mean(each) for each in shown]))

@@ -7,7 +7,7 @@ and key add nothing to their product, and the zero channels of the result meet t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mindspore import Parameter, nn
@@ -33,12 +33,10 @@ class Heads:
 
 @dataclass(frozen=True)
 class _Padding:
-    """The padding of a parameter: `axis` has `count` heads of `width` channels in the file, `padded` in the network."""
+    """The padding of a parameter, whose `axis` has the channels of `heads`."""
 
     axis: int
-    count: int
-    width: int
-    padded: int
+    heads: Heads
 
 
 def split(channels: int, count: int, dtype: DType) -> Heads:
@@ -71,7 +69,7 @@ def from_heads(heads: Heads, outputs: int, dtype: DType) -> Projection:
 def pad(parameter: Parameter, heads: Heads, axis: int, projections: int = 1) -> None:
     """Mark a parameter whose `axis` has the channels of `heads`, once for each of `projections`."""
     if heads.padded != heads.width:
-        parameter.head_padding = _Padding(axis, projections * heads.count, heads.width, heads.padded)
+        parameter.head_padding = _Padding(axis, replace(heads, count=projections * heads.count))
 
 
 def published_shape(parameter: Parameter) -> tuple[int, ...]:
@@ -79,7 +77,7 @@ def published_shape(parameter: Parameter) -> tuple[int, ...]:
     padding: _Padding | None = getattr(parameter, "head_padding", None)
     shape = list(parameter.shape)
     if padding:
-        shape[padding.axis] = padding.count * padding.width
+        shape[padding.axis] = padding.heads.count * padding.heads.width
     return tuple(shape)
 
 
@@ -88,8 +86,9 @@ def padded(parameter: Parameter, values: np.ndarray) -> np.ndarray:
     padding: _Padding | None = getattr(parameter, "head_padding", None)
     if padding is None:
         return values
+    heads = padding.heads
     before, after = values.shape[: padding.axis], values.shape[padding.axis + 1 :]
-    result = np.zeros((*before, padding.count, padding.padded, *after), values.dtype)
-    channels = (slice(None),) * (padding.axis + 1) + (slice(padding.width),)
-    result[channels] = values.reshape((*before, padding.count, padding.width, *after))
+    result = np.zeros((*before, heads.count, heads.padded, *after), values.dtype)
+    channels = (slice(None),) * (padding.axis + 1) + (slice(heads.width),)
+    result[channels] = values.reshape((*before, heads.count, heads.width, *after))
     return result.reshape(parameter.shape)
