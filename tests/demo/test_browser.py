@@ -49,6 +49,8 @@ const pixels = mask.getContext("2d").getImageData(0, 0, mask.width, mask.height)
 return pixels.filter((value, k) => k % 4 == 3 && value > 127).length / (mask.width * mask.height);
 """
 
+_IN_FULL = "return innerHeight >= document.body.scrollHeight"
+
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -272,10 +274,10 @@ def test_a_dropped_image_fills_the_page_in_and_a_painted_mask_stays(
     until(lambda: [each for each in page.find("label") if each.text == "Inpaint"])[0].click()
     until(lambda: page.shows("Upload an init image") and page.is_idle())
     page.find("[data-testid='stMain'] input[type=file]")[1].send_keys(str(image))
-    frame = until(lambda: page.find(_BRUSH))[0]
-    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", frame)
-    page.driver.switch_to.frame(frame)
+    page.driver.switch_to.frame(until(lambda: page.find(_BRUSH))[0])
     stage = until(lambda: [each for each in page.find("#stage") if each.size["height"] > 50])[0]
+    until(lambda: page.driver.execute_script(_IN_FULL))  # the frame grows to its content, and moves meanwhile
+    page.centered(stage)
     strokes = ActionChains(page.driver).move_to_element_with_offset(stage, -60, 0).click_and_hold()
     strokes.move_by_offset(60, 20).move_by_offset(60, -20).release().perform()
     painted = page.driver.execute_script(_PAINTED)
