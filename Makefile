@@ -49,7 +49,7 @@ demo-style: PROMPT := a blue star in the style of <confetti>
 demo demo-style: $(VENV)/installed $(TINY).ckpt
 	$(BIN)/python train_textual_inversion.py $(CONFIG) $(CONCEPT) --save_path runs/$@ --infer_during_train True
 	$(BIN)/python demo/sampling_without_streamlit.py $(CONFIG) --save_path outputs/$@ \
-	    --textual_inversion_weight runs/$@/tiny-SD-XL_200_ti.ckpt --prompt "$(PROMPT)"
+	    --textual_inversion_weight runs/$@/tiny-SD-XL_100_ti.ckpt --prompt "$(PROMPT)"
 	@echo "images: outputs/$@   embedding files, sample images, log: runs/$@   model: $(TINY).ckpt"
 
 check: lint types layers

@@ -154,6 +154,7 @@ class Case:
             loss={"context_loss_weight": self.context_loss},
             data={"resolution": self.resolution},
             training={
+                "optimizer": "adamw",  # as the programs beside it
                 "train_batch_size": self.batch,
                 "gradient_accumulation_steps": self.accumulation,
                 "total_step": MAX_STEPS,

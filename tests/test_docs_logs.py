@@ -50,7 +50,7 @@ def test_the_lines_of_steps_are_written_as_shown() -> None:
     for result in results:
         progress.on_step_end(result)
     progress = ConsoleProgress(3000, 750, stream)
-    progress.on_step_end(StepResult(12, 3, 0.1021, 0.1021, True, 4, 5e-4, 1.0, 0.14))
+    progress.on_step_end(StepResult(12, 3, 0.1021, 0.1021, True, 4, 0.04, 1.0, 0.14))
     *first, skipped = stream.getvalue().splitlines()
     assert shown[:2] == first
     assert re.sub(r"\S+ left", "", shown[2]) == re.sub(r"\S+ left", "", skipped)

@@ -12,13 +12,13 @@ from demo.app.options import Accepts, between, persistent_key
 from demo.app.server import limits
 from demo.app.sidebar import ModelSelection
 from gm.config import ConceptConfig, Config, DataConfig, LossConfig, TrainingConfig, schema
+from gm.config.training import LEARNING_RATES
 from gm.data import templates
 from gm.errors import UserError
 from gm.text.tokenizer import Tokenizer, check_placeholder
 from gm.training import optimizer_options
 
 PROPERTIES = ("object", "style", "face")
-_LEARNING_RATES = {"direction": 0.02, "prodigy": 1.0}  # usual with these optimizers, whatever the model
 _SECTIONS: dict[str, type] = {
     "concept": ConceptConfig,
     "data": DataConfig,
@@ -185,9 +185,9 @@ def _learning_rate_key(selection: ModelSelection) -> str:
     """Return the key of the learning rate: each kind of optimizer has a rate of its own that is usual."""
     version, optimizer = selection.config.model.version, value("optimizer", selection)
     accepts = between(0.0, 10.0, float)
-    if optimizer in _LEARNING_RATES and optimizer != selection.config.training.optimizer:
-        return persistent_key(f"learning rate of {version}, {optimizer}", _LEARNING_RATES[optimizer], accepts)
-    return persistent_key(f"learning rate of {version}", selection.config.training.learning_rate, accepts)
+    if optimizer != selection.config.training.optimizer:
+        return persistent_key(f"learning rate of {version}, {optimizer}", LEARNING_RATES[optimizer], accepts)
+    return persistent_key(f"learning rate of {version}", selection.config.training.peak_learning_rate, accepts)
 
 
 def _key(name: str, selection: ModelSelection) -> str:

@@ -46,7 +46,7 @@ BASE = Change(
     "to compare with",
     "one word, 4 vectors, 0.05",
     {"num_vectors": 4},
-    {"total_step": 200, "learning_rate": 5e-2, "preserve_embedding_norm": 0.0},
+    {"optimizer": "adamw", "lr_scheduler": "cosine", "total_step": 200, "learning_rate": 5e-2},
     {"min_snr_gamma": 0.0},
 )
 CHANGES = (

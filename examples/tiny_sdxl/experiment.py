@@ -35,11 +35,12 @@ from gm.training.callbacks.embedding_checkpoints import current_embeddings
 RESULTS = "examples/tiny_sdxl/experiment.jsonl"
 UPDATES = (50, 100, 200, 400)
 METHODS: dict[str, dict[str, Any]] = {
-    "AdamW": {"learning_rate": 0.1},
-    "AdamW, norm preserved": {"learning_rate": 0.1, "preserve_embedding_norm": 1.0},
+    "AdamW": {"optimizer": "adamw", "learning_rate": 0.1},
+    "AdamW, norm preserved": {"optimizer": "adamw", "learning_rate": 0.1, "preserve_embedding_norm": 1.0},
     "Prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
     "direction": {"optimizer": "direction", "learning_rate": 0.04},
 }
+SECOND = {**METHODS["AdamW"], "lr_scheduler": "cosine", "total_step": 200}  # of the second concept of a prompt
 CONTEXT_LOSS_WEIGHTS = (0.0, 0.01)
 SAMPLING = {"sample_step": 20}
 FIRST_SEED = 42
@@ -130,7 +131,7 @@ def second_concepts(toolkit: Toolkit, folder: Path) -> dict[str, Embedding]:
         path = folder / f"{target.folder}_ti.ckpt"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            api.save_embedding(measure.train_concept(toolkit, target, 1), path)
+            api.save_embedding(measure.train_concept(toolkit, target, 1, **SECOND), path)
         embeddings[target.placeholder_token] = api.load_embedding(path)
     return embeddings
 

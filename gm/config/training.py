@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from gm.config.schema import MAX_SEED, Section, option
 
 MAX_STEPS = 100_000_000
+# Usual peak learning rates. That of direction is the paper's, for every model; that of adamw suits CLIP's token table.
+LEARNING_RATES = {"adamw": 1e-3, "prodigy": 1.0, "direction": 0.04}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,13 @@ class TrainingConfig(Section):
     )
     train_batch_size: int = option(1, "images per step and device", minimum=1, maximum=4096)
     gradient_accumulation_steps: int = option(1, "steps per optimizer update", minimum=1, maximum=100_000)
-    learning_rate: float = option(1e-3, "peak learning rate", minimum=0.0, maximum=1000.0)
+    learning_rate: float | None = option(
+        None,
+        "peak learning rate; default: that of the optimizer, "
+        + ", ".join(f"{rate:g} for {name}" for name, rate in LEARNING_RATES.items()),
+        minimum=0.0,
+        maximum=1000.0,
+    )
     learning_rate_clip_l: float | None = option(
         None,
         "peak learning rate of the CLIP-L vectors; 0 freezes them; default: learning_rate",
@@ -129,8 +137,7 @@ class TrainingConfig(Section):
     lr_power: float = option(1.0, "exponent of the polynomial schedule", minimum=0.0, maximum=1000.0)
     optimizer: str = option(
         "adamw",
-        "prodigy estimates the learning rate: use it with --learning_rate 1; direction trains the direction of each "
-        "vector and fixes its norm: use it with --learning_rate 0.01 to 0.04",
+        "prodigy estimates the learning rate; direction trains the direction of each vector and fixes its norm",
         choices=("adamw", "prodigy", "direction"),
     )
     adam_beta1: float = option(0.9, "decay rate of the first moment", minimum=0.0, maximum=1.0)
@@ -239,3 +246,8 @@ class TrainingConfig(Section):
         minimum=1,
         maximum=10_000_000,
     )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, by default that of the optimizer."""
+        return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate

@@ -193,8 +193,12 @@ def check(state: Checkpoint, config: Config, loras: Sequence[LoraRecord] = ()) -
 
 
 def config_values(config: Config) -> dict[str, Any]:
-    """Return `config` as nested JSON values, without the option `resume` and those of an evaluation."""
+    """Return `config` as nested JSON values, without the option `resume` and those of an evaluation.
+
+    The learning rate is the number that the run uses.
+    """
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    values["training"]["learning_rate"] = config.training.peak_learning_rate
     del values["training"]["resume"], values["evaluation"]
     return values
 

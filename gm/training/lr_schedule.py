@@ -21,7 +21,7 @@ def peak_learning_rates(config: TrainingConfig, encoders: Sequence[str]) -> tupl
         "clip_h": config.learning_rate_clip_h,
     }
     peaks = (overrides.get(name) for name in encoders)
-    return tuple(config.learning_rate if peak is None else peak for peak in peaks)
+    return tuple(config.peak_learning_rate if peak is None else peak for peak in peaks)
 
 
 def learning_rates(

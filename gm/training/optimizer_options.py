@@ -27,10 +27,10 @@ _LEAST_ROTATION, _MOST_ROTATION = 0.005, 0.3  # learning rates; the paper's are 
 
 def check(training: TrainingConfig, encoders: Iterable[str]) -> None:
     """Raise UserError for an option that the optimizer has no use for; name a learning rate that is not usual."""
-    if training.optimizer == "prodigy" and training.learning_rate < 0.1:
+    if training.optimizer == "prodigy" and training.peak_learning_rate < 0.1:
         log.warning(
             "--optimizer prodigy estimates the learning rate and multiplies it by --learning_rate %g; 1 is usual",
-            training.learning_rate,
+            training.peak_learning_rate,
         )
     if training.optimizer == "direction":
         _check_direction(training)
@@ -42,8 +42,9 @@ def _check_direction(training: TrainingConfig) -> None:
     for name, (off, reason) in _NOT_OF_DIRECTION.items():
         value = getattr(training, name)
         if value not in (off, getattr(default, name)):
-            remedy = "leave it out" if off is None else f"leave it out, or give {off:g}"
-            raise UserError(f"--{name} {value:g} has no meaning with --optimizer direction: {reason}; {remedy}")
+            remedy = "leave it out" if off is None else f"leave it out, give {off:g}"
+            message = f"--{name} {value:g} has no meaning with --optimizer direction: {reason}"
+            raise UserError(f"{message}; {remedy}, or give --optimizer adamw")
     scale = training.token_scale
     if scale not in _TOKEN_SCALES and not _is_positive(scale):
         raise UserError(f"--token_scale {scale!r} must be {', '.join(_TOKEN_SCALES)} or a number above 0")
@@ -62,7 +63,7 @@ def _check_rotation(training: TrainingConfig, encoders: tuple[str, ...]) -> None
     if rates and (max(rates) < _LEAST_ROTATION or max(rates) > _MOST_ROTATION):
         log.warning(
             "--optimizer direction rotates each vector by %.3g° at an update, the arc tangent of the learning rate %g; "
-            "0.01 to 0.04 is usual",
+            "0.01 to 0.04 is usual; for a rate of AdamW's give --optimizer adamw",
             math.degrees(math.atan(max(rates))),
             max(rates),
         )

@@ -89,7 +89,7 @@ def _learning_rate(training: TrainingConfig, encoders: list[str]) -> Iterator[st
         yield "the learning rate is 0: no vector is trained"
     options = [f"learning_rate_{name}" for name in encoders]
     overridden = all(getattr(training, option) is not None for option in options)
-    if overridden and training.learning_rate != TrainingConfig().learning_rate:
+    if overridden and training.learning_rate is not None:
         replace = "replace it in both text encoders" if len(options) > 1 else "replaces it"
         yield (f"--learning_rate {training.learning_rate:g} has no effect: --{' and --'.join(options)} {replace}")
 

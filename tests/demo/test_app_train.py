@@ -116,7 +116,7 @@ def test_advanced_options_reach_the_run_where_they_were_changed(
     page = app("train")
     upload(page, workshop, tmp_path)
     page.selectbox(key="option training optimizer of smallest").set_value("direction").run()
-    assert page.number_input(key="option learning rate of smallest, direction").value == 0.02
+    assert page.number_input(key="option learning rate of smallest, direction").value == 0.04
     page.text_input(key="option training class_word of smallest").set_value("toy")
     page.number_input(key="option training train_batch_size of smallest").set_value(2)
     page.number_input(key="option training seed of smallest").set_value(7)
@@ -133,7 +133,7 @@ def test_advanced_options_reach_the_run_where_they_were_changed(
         "seed": 7,
         "random_flip": True,
     }
-    assert started["learning_rate"] == 0.02
+    assert started["learning_rate"] == 0.04
     page.selectbox(key="option training optimizer of smallest").set_value("adamw").run()
     rate = page.number_input(key="option learning rate of smallest").value
     assert rate == workshop.config().training.learning_rate

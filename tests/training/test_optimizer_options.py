@@ -23,29 +23,32 @@ def check(**options: Any) -> None:
         (
             {"weight_decay": 0.01},
             "--weight_decay 0.01 has no meaning with --optimizer direction: it fixes the norms of the vectors; "
-            "leave it out, or give 0",
+            "leave it out, give 0, or give --optimizer adamw",
         ),
         (
             {"preserve_embedding_norm": 1.0},
             "--preserve_embedding_norm 1 has no meaning with --optimizer direction: it fixes the norms of the vectors; "
-            "leave it out, or give 0",
+            "leave it out, give 0, or give --optimizer adamw",
         ),
         (
             {"max_grad_norm": 0.5},
             "--max_grad_norm 0.5 has no meaning with --optimizer direction: it divides each gradient by its norm; "
-            "leave it out, or give 0",
+            "leave it out, give 0, or give --optimizer adamw",
         ),
         (
             {"adam_beta2": 0.99},
-            "--adam_beta2 0.99 has no meaning with --optimizer direction: its own decay rate is --beta; leave it out",
+            "--adam_beta2 0.99 has no meaning with --optimizer direction: its own decay rate is --beta; "
+            "leave it out, or give --optimizer adamw",
         ),
         (
             {"adam_beta1": 0.8},
-            "--adam_beta1 0.8 has no meaning with --optimizer direction: it has no moments; leave it out",
+            "--adam_beta1 0.8 has no meaning with --optimizer direction: it has no moments; "
+            "leave it out, or give --optimizer adamw",
         ),
         (
             {"adam_epsilon": 1e-6},
-            "--adam_epsilon 1e-06 has no meaning with --optimizer direction: it has no moments; leave it out",
+            "--adam_epsilon 1e-06 has no meaning with --optimizer direction: it has no moments; "
+            "leave it out, or give --optimizer adamw",
         ),
         ({"token_scale": "median"}, "--token_scale 'median' must be auto, mean or a number above 0"),
         ({"token_scale": "-1"}, "--token_scale '-1' must be auto, mean or a number above 0"),

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from gm.config.coming_from import diffusers, invokeai, kohya, mindone, original
 from gm.config.coming_from.program import FALSE, TRUE, Flag, Program, Translation
+from gm.config.training import LEARNING_RATES
 from gm.errors import UserError
 
 TRAINING: tuple[Program, ...] = (
@@ -25,7 +26,7 @@ TRAINING: tuple[Program, ...] = (
 )
 SAMPLING: tuple[Program, ...] = (original.TXT2IMG, invokeai.DREAM)
 
-_WEIGHT_DECAY = "training.weight_decay"
+_WEIGHT_DECAY, _LEARNING_RATE = "training.weight_decay", "training.learning_rate"
 _WIDTH = 110  # characters of a line of options in the log
 
 
@@ -74,12 +75,20 @@ def translate(program: Program, arguments: Sequence[str]) -> Translated:
     for name, flag in program.flags.items():
         _apply(program, translation, name, flag)
     program.finish(translation)
-    if "--optimizer=direction" in "=".join(remaining) and _WEIGHT_DECAY not in translation.sources:
-        translation.options.pop(_WEIGHT_DECAY, None)  # AdamW's default there; this optimizer fixes the norms
+    if "--optimizer=direction" in "=".join(remaining):
+        _leave_out_defaults_of_adamw(translation)
     lines = [f"the command is that of {program.name}; its options here, with its defaults (docs/coming_from.md):"]
     lines += [f"  {line}" for line in _table(translation)]
     lines += [f"  {note}" for note in translation.notes]
     return Translated(program, translation.options, translation.sources, remaining, lines)
+
+
+def _leave_out_defaults_of_adamw(translation: Translation) -> None:
+    """Leave out what optimizer direction has no use for, where the user did not ask for it."""
+    if _WEIGHT_DECAY not in translation.sources:
+        translation.options.pop(_WEIGHT_DECAY, None)  # it fixes the norms
+    if _LEARNING_RATE not in translation.sources:
+        translation.options[_LEARNING_RATE] = LEARNING_RATES["direction"]
 
 
 def check_conflicts(translated: Translated, flags: Mapping[str, str]) -> None:

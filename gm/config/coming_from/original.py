@@ -62,6 +62,7 @@ TRAINING_FIXED = {
     "data.masks": False,
     "loss.min_snr_gamma": 0.0,
     "training.gradient_accumulation_steps": 1,
+    "training.optimizer": "adamw",
     "training.weight_decay": 1e-2,  # PyTorch's default of AdamW
     "training.max_grad_norm": 0.0,
     "training.lr_scheduler": "constant",

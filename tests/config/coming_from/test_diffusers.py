@@ -125,10 +125,18 @@ def test_flags_set_options(flags: str, section: str, name: str, value: object) -
     assert getattr(getattr(parse(f"{REQUIRED} {flags}"), section), name) == value
 
 
-def test_their_default_of_weight_decay_is_not_that_of_directions() -> None:
-    assert parse(f"{REQUIRED} --optimizer direction").training.weight_decay == 0
-    assert parse(f"{REQUIRED} --optimizer=direction --adam_weight_decay 0.1").training.weight_decay == 0.1
-    assert parse(f"{REQUIRED} --optimizer prodigy").training.weight_decay == 1e-2
+@pytest.mark.parametrize(
+    ("flags", "weight_decay", "learning_rate"),
+    [
+        ("", 1e-2, 1e-4),
+        ("--optimizer direction", 0, 0.04),
+        ("--optimizer=direction --adam_weight_decay 0.1 --learning_rate 0.02", 0.1, 0.02),
+        ("--optimizer prodigy --learning_rate=1", 1e-2, 1),
+    ],
+)
+def test_their_defaults_are_those_of_adamw(flags: str, weight_decay: float, learning_rate: float) -> None:
+    training = parse(f"{REQUIRED} {flags}").training
+    assert (training.weight_decay, training.learning_rate) == (weight_decay, learning_rate)
 
 
 @pytest.mark.parametrize(

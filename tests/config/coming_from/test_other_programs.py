@@ -121,6 +121,7 @@ def value(config: Config, option: str) -> Any:
                 "concept.learnable_property": "object",
                 "training.save_path": "logs/cat_my_cat",
                 "training.learning_rate": 5e-3,
+                "training.optimizer": "adamw",
                 "training.scale_lr": True,
                 "training.train_batch_size": 2,
                 "training.total_step": 6100,
