@@ -138,14 +138,19 @@ class LayerNorm(nn.Cell):
 
 
 class GroupNorm(nn.Cell):
-    """Group normalisation (Wu and He, 2018) of x [N, C, H, W], in float32; `dtype` is that of the network's weights."""
+    """Group normalisation (Wu and He, 2018) of x [N, C, H, W], in float32; with `silu`, SiLU of it.
 
-    def __init__(self, groups: int, channels: int, epsilon: float, dtype: DType = ms.float32) -> None:
+    `dtype` is that of the network's weights.
+    """
+
+    def __init__(
+        self, groups: int, channels: int, epsilon: float, dtype: DType = ms.float32, silu: bool = False
+    ) -> None:
         super().__init__()
         dtype = gm_ops.group_norm_weight_dtype(dtype)
         self.gamma = parameter((channels,), dtype, "gamma")
         self.beta = parameter((channels,), dtype, "beta")
-        self.normalise = gm_ops.group_norm(groups, epsilon)
+        self.normalise = gm_ops.group_norm(groups, epsilon, silu)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normalise(x, self.gamma, self.beta)

@@ -13,7 +13,6 @@ from gm import ops as gm_ops
 from gm.config.networks import UNetConfig
 from gm.models import heads
 from gm.models.layers import GroupNorm, LayerNorm, Projection, ProjectionFromImage, ProjectionToImage
-from gm.ops import layout
 from gm.runtime.backend import DType
 
 
@@ -43,11 +42,10 @@ class _GEGLU(nn.Cell):
     def __init__(self, width: int, dtype: DType) -> None:
         super().__init__()
         self.proj = Projection(width, 8 * width, dtype)
-        self.gelu = gm_ops.gelu()
+        self.geglu = gm_ops.geglu()
 
     def construct(self, x: Tensor) -> Tensor:
-        value, gate = layout.split_channels(self.proj(x), 2)
-        return value * self.gelu(gate)
+        return self.geglu(self.proj(x))
 
 
 class _FeedForward(nn.Cell):

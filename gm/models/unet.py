@@ -25,13 +25,16 @@ class _ResBlock(nn.Cell):
 
     def __init__(self, inputs: int, outputs: int, emb_channels: int, groups: int, dtype: DType) -> None:
         super().__init__()
+        # Identities stand for SiLU, which the normalisations include, and for dropout: layers have published indices.
         self.in_layers = nn.SequentialCell(
-            GroupNorm(groups, inputs, 1e-5, dtype), nn.SiLU(), Conv2d(inputs, outputs, 3, dtype)
+            GroupNorm(groups, inputs, 1e-5, dtype, silu=True), nn.Identity(), Conv2d(inputs, outputs, 3, dtype)
         )
         self.emb_layers = nn.SequentialCell(nn.SiLU(), Linear(emb_channels, outputs, dtype))
-        # The identity stands for dropout, which gives the convolution its published index.
         self.out_layers = nn.SequentialCell(
-            GroupNorm(groups, outputs, 1e-5, dtype), nn.SiLU(), nn.Identity(), Conv2d(outputs, outputs, 3, dtype)
+            GroupNorm(groups, outputs, 1e-5, dtype, silu=True),
+            nn.Identity(),
+            nn.Identity(),
+            Conv2d(outputs, outputs, 3, dtype),
         )
         self.skip_connection = nn.Identity() if inputs == outputs else PointwiseConv2d(inputs, outputs, dtype)
 
@@ -80,8 +83,8 @@ class UNet(nn.Cell):
         self.middle_block = _middle_block(skips[-1], config, emb_channels, dtype)
         self.output_blocks = nn.CellList(_output_blocks(config, skips, emb_channels, dtype))
         self.out = nn.SequentialCell(
-            GroupNorm(config.norm_num_groups, config.model_channels, 1e-5, dtype),
-            nn.SiLU(),
+            GroupNorm(config.norm_num_groups, config.model_channels, 1e-5, dtype, silu=True),
+            nn.Identity(),
             Conv2d(config.model_channels, config.out_channels, 3, dtype),
         )
         # Plain data, which a graph reads while it is compiled, when it unrolls the loops over blocks and layers.

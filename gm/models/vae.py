@@ -21,16 +21,15 @@ class _ResnetBlock(nn.Cell):
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, inputs, _EPSILON)
+        self.norm1 = GroupNorm(groups, inputs, _EPSILON, silu=True)
         self.conv1 = Conv2d(inputs, outputs, 3, ms.float32)
-        self.norm2 = GroupNorm(groups, outputs, _EPSILON)
+        self.norm2 = GroupNorm(groups, outputs, _EPSILON, silu=True)
         self.conv2 = Conv2d(outputs, outputs, 3, ms.float32)
-        self.silu = nn.SiLU()
         self.nin_shortcut = None if inputs == outputs else PointwiseConv2d(inputs, outputs, ms.float32)
 
     def construct(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.silu(self.norm1(x)))
-        h = self.conv2(self.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         if self.nin_shortcut is not None:
             x = self.nin_shortcut(x)
         return x + h
@@ -107,15 +106,14 @@ class _Encoder(nn.Cell):
             self.down.append(_Level(inputs, width, config.num_res_blocks, config.norm_num_groups, resampler))
             inputs = width
         self.mid = _Middle(widths[-1], config.norm_num_groups)
-        self.norm_out = GroupNorm(config.norm_num_groups, widths[-1], _EPSILON)
-        self.silu = nn.SiLU()
+        self.norm_out = GroupNorm(config.norm_num_groups, widths[-1], _EPSILON, silu=True)
         self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, ms.float32)
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(self.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(self.norm_out(self.mid(x)))
 
 
 class _Decoder(nn.Cell):
@@ -130,15 +128,14 @@ class _Decoder(nn.Cell):
             inputs = widths[min(level + 1, len(widths) - 1)]
             resampler = "up" if level > 0 else ""
             self.up.append(_Level(inputs, width, config.num_res_blocks + 1, config.norm_num_groups, resampler))
-        self.norm_out = GroupNorm(config.norm_num_groups, widths[0], _EPSILON)
-        self.silu = nn.SiLU()
+        self.norm_out = GroupNorm(config.norm_num_groups, widths[0], _EPSILON, silu=True)
         self.conv_out = Conv2d(widths[0], 3, 3, ms.float32)
 
     def construct(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for index in range(self.num_levels):
             x = self.up[self.num_levels - 1 - index](x)
-        return self.conv_out(self.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
 
 class AutoencoderKL(nn.Cell):

@@ -10,7 +10,7 @@ twenty fast ones.
 
 from gm.ops.attention import attention, head_width
 from gm.ops.bfloat16 import activation_dtype, vector_product
-from gm.ops.gelu import gelu
+from gm.ops.gelu import geglu, gelu
 from gm.ops.linear import (
     add_bias,
     convolution,
@@ -27,6 +27,7 @@ __all__ = [
     "add_bias",
     "attention",
     "convolution",
+    "geglu",
     "gelu",
     "group_norm",
     "group_norm_weight_dtype",

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "dnnl.hpp"
+#include "operators.h"
 
 namespace {
 
@@ -294,29 +295,16 @@ void convolve_backward(const Convolution &c, const float *dout, const void *weig
   }
 }
 
-int64_t size_of(const int64_t *shape, int ndim) {
-  int64_t size = 1;
-  for (int i = 0; i < ndim; ++i) size *= shape[i];
-  return size;
-}
-
-// Runs an operator; a failure becomes MindSpore's error, and its reason a line.
+// Runs an operator, one at a time, since they share the memory of `state`.
 template <typename Operator>
-int guard(Operator run) {
-  try {
+int alone(Operator run) {
+  return guard("bfloat16", [&] {
     std::lock_guard<std::mutex> lock(state().mutex);
     run();
-    return 0;
-  } catch (const std::exception &error) {
-    std::fprintf(stderr, "bfloat16 operator: %s\n", error.what());
-    return 1;
-  }
+  });
 }
 
 }  // namespace
-
-#define OPERATOR(name) \
-  extern "C" int name(int count, void **p, int *ndims, int64_t **shapes, const char **, void *, void *)
 
 // Whether this processor multiplies bfloat16 by instructions of its own.
 extern "C" int has_bfloat16() {
@@ -327,7 +315,7 @@ extern "C" int has_bfloat16() {
 
 // x [K, …], weight [M, K, …], bias [M] (or absent) → [M, …]
 OPERATOR(project) {
-  return guard([&] {
+  return alone([&] {
     const int64_t m = shapes[1][0], k = shapes[0][0], n = size_of(shapes[0], ndims[0]) / k;
     auto *y = static_cast<float *>(p[count - 1]);
     multiply(m, n, k, rows(p[1], true, k), rows(p[0], false, n), rows(y, false, n));
@@ -337,7 +325,7 @@ OPERATOR(project) {
 
 // Gradient of `project`: dout [M, …], weight [M, K, …] → [K, …]
 OPERATOR(project_backward) {
-  return guard([&] {
+  return alone([&] {
     const int64_t m = shapes[0][0], n = size_of(shapes[0], ndims[0]) / m, k = size_of(shapes[1], ndims[1]) / m;
     multiply(k, n, m, transposed(p[1], true, k), rows(p[0], false, n), rows(p[2], false, n));
   });
@@ -345,7 +333,7 @@ OPERATOR(project_backward) {
 
 // x [N, K], weight [M, K] → [N, M]
 OPERATOR(project_vectors) {
-  return guard([&] {
+  return alone([&] {
     const int64_t m = shapes[1][0], k = shapes[1][1], n = shapes[0][0];
     multiply(n, m, k, rows(p[0], false, k), transposed(p[1], true, k), rows(p[2], false, m));
   });
@@ -353,7 +341,7 @@ OPERATOR(project_vectors) {
 
 // Gradient of `project_vectors`: dout [N, M], weight [M, K] → [N, K]
 OPERATOR(project_vectors_backward) {
-  return guard([&] {
+  return alone([&] {
     const int64_t m = shapes[1][0], k = shapes[1][1], n = shapes[0][0];
     multiply(n, k, m, rows(p[0], false, m), rows(p[1], true, k), rows(p[2], false, k));
   });
@@ -364,7 +352,7 @@ OPERATOR(project_vectors_backward) {
 // name, so that there is one for each stride, and for odd sizes.
 #define CONVOLUTION(name)                                                                                    \
   OPERATOR(name) {                                                                                           \
-    return guard([&] {                                                                                       \
+    return alone([&] {                                                                                       \
       convolve(convolution(shapes[0], shapes[1], shapes[3]), static_cast<const float *>(p[0]), p[1],         \
                static_cast<const float *>(p[2]), static_cast<float *>(p[3]));                                \
     });                                                                                                      \
@@ -373,7 +361,7 @@ OPERATOR(project_vectors_backward) {
 // Its gradient: dout [N, M, H', W'], weight [M, C, k, k] → [N, C, H, W]
 #define CONVOLUTION_BACKWARD(name)                                                                           \
   OPERATOR(name) {                                                                                           \
-    return guard([&] {                                                                                       \
+    return alone([&] {                                                                                       \
       convolve_backward(convolution(shapes[2], shapes[1], shapes[0]), static_cast<const float *>(p[0]), p[1], \
                         static_cast<float *>(p[2]));                                                         \
     });                                                                                                      \

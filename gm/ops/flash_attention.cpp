@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "dnnl.hpp"
+#include "operators.h"
 
 namespace {
 
@@ -129,28 +130,6 @@ struct Sizes {
   int64_t tail() const { return queries - (blocks - 1) * block; }  // queries of the last block
   int64_t count(int64_t i) const { return i + 1 < blocks ? block : tail(); }
 };
-
-// exp(x) for x up to 88, 0 below -87; NaN stays NaN. The polynomial is that of Cephes' expf (Moshier); written so that
-// the compiler computes many at once.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float rounding = 12582912.0f;  // 1.5 · 2²³: the sum with it has no fraction, and n in its lowest bits
-  const float shifted = x * 1.44269504f + rounding;
-  const float n = shifted - rounding;
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<int32_t>(static_cast<uint32_t>(bits) << 23) + 0x3f800000;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return (p * r * r + r + 1.0f) * power;
-}
 
 // The largest of n values; NaN may be passed over. In lanes, since a maximum of floats alone the compiler leaves as it is.
 float maximum(const float *x, int64_t n) {
@@ -336,26 +315,12 @@ void attend_backward(const Sizes &s, const float *query, const float *key, const
   }
 }
 
-// Runs an operator; a failure becomes MindSpore's error, and its reason a line.
-template <typename Operator>
-int guard(Operator run) {
-  try {
-    run();
-    return 0;
-  } catch (const std::exception &error) {
-    std::fprintf(stderr, "attention operator: %s\n", error.what());
-    return 1;
-  }
-}
-
 }  // namespace
-
-#define OPERATOR(name) extern "C" int name(int, void **p, int *, int64_t **shapes, const char **, void *, void *)
 
 // query [N, heads, d, L], key, value [N, heads, d, S] → output [N, heads, d, L], log of each query's sum [N, heads, 1, L]
 template <typename T>
 int forward(void **p, int64_t **shapes) {
-  return guard([&] {
+  return guard("attention", [&] {
     const auto array = [&](int i) { return static_cast<float *>(p[i]); };
     attend<T>(Sizes(shapes[0], shapes[1]), array(0), array(1), array(2), array(3), array(4));
   });
@@ -364,7 +329,7 @@ int forward(void **p, int64_t **shapes) {
 // query, key, value, output, log of the sums, gradient of the output → gradients of query, key and value
 template <typename T>
 int backward(void **p, int64_t **shapes) {
-  return guard([&] {
+  return guard("attention", [&] {
     const auto array = [&](int i) { return static_cast<float *>(p[i]); };
     attend_backward<T>(Sizes(shapes[0], shapes[1]), array(0), array(1), array(2), array(3), array(4), array(5),
                        {array(6), array(7), array(8)});

@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gm.ops import ascend, layout
+from gm.ops import ascend, fused, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 from gm.runtime.backend import DType
@@ -28,18 +28,25 @@ def layer_norm(width: int, epsilon: float) -> nn.Cell:
     """
     if backend.on_ascend():
         return shared_cell(ascend.LayerNorm, width, epsilon)
+    if operator := fused.layer_norm(epsilon):
+        return shared_cell(_InFloat32, operator)
     return shared_cell(_ByMode, shared_cell(_LayerNorm, width, epsilon), shared_cell(_NativeLayerNorm, epsilon))
 
 
-def group_norm(groups: int, epsilon: float) -> nn.Cell:
+def group_norm(groups: int, epsilon: float, silu: bool = False) -> nn.Cell:
     """Return the Cell (x [N, C, H, W], gamma [C], beta [C]) → group normalisation of x (Wu and He, 2018), in float32.
 
-    x has any precision, which the result has, too; gamma and beta have `group_norm_weight_dtype`.
+    With `silu`, SiLU of it. x has any precision, which the result has, too; gamma and beta have
+    `group_norm_weight_dtype`.
     """
+    if operator := fused.group_norm(groups, epsilon, silu):
+        return shared_cell(_InFloat32, operator)
     if backend.on_ascend():
-        return shared_cell(ascend.GroupNorm, groups, epsilon)
-    native = shared_cell(_NativeGroupNorm, groups, epsilon)
-    return shared_cell(_ByMode, shared_cell(_GroupNorm, groups, epsilon), native)
+        normalise = shared_cell(ascend.GroupNorm, groups, epsilon)
+    else:
+        native = shared_cell(_NativeGroupNorm, groups, epsilon)
+        normalise = shared_cell(_ByMode, shared_cell(_GroupNorm, groups, epsilon), native)
+    return shared_cell(_WithSiLU, normalise) if silu else normalise
 
 
 def group_norm_weight_dtype(dtype: DType) -> DType:
@@ -50,6 +57,27 @@ def group_norm_weight_dtype(dtype: DType) -> DType:
 def softmax() -> nn.Cell:
     """Return the Cell x [..., n] float32 → softmax over the last axis."""
     return nn.Softmax(axis=-1) if backend.on_ascend() else shared_cell(_Softmax)
+
+
+class _InFloat32(nn.Cell):
+    """The operator on x in float32; the result has the precision of x."""
+
+    def __init__(self, operator: nn.Cell) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return ops.cast(self.operator(ops.cast(x, ms.float32), gamma, beta), x.dtype)
+
+
+class _WithSiLU(nn.Cell):
+    def __init__(self, normalise: nn.Cell) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.silu = nn.SiLU()
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return self.silu(self.normalise(x, gamma, beta))
 
 
 class _ByMode(nn.Cell):

@@ -94,7 +94,8 @@ def flash_attention(name: str, run: RunConfig, dtype: DType) -> str:
     """
     reason = ""
     if name != "Ascend":
-        reason = _missing_operators() if run.flash_attention != "off" else ""
+        missing = _missing_operators()  # normalisations use them, too
+        reason = missing if run.flash_attention != "off" else ""
     elif soc_version() == ASCEND_910A:
         reason = "an Ascend 910B or later, and this card is a 910A: use auto"
     elif dtype == ms.float32:

@@ -1,9 +1,8 @@
 """The library of operators for the CPU over oneDNN: compiled once for this processor, kept beside the cached graphs.
 
-`gm/ops/flash_attention.cpp` and `gm/ops/bfloat16.cpp` need a C++ compiler with OpenMP and oneDNN 3
-(https://github.com/uxlfoundation/oneDNN), the latter a processor with AVX512-BF16 or AMX besides. oneDNN is that of the
-wheels `onednn-cpu-gomp` and `onednn-devel-cpu-gomp`, or of the folder that the environment variable `DNNLROOT` names,
-as in oneAPI. `CXX` chooses the compiler.
+`gm/ops/*.cpp` need a C++ compiler with OpenMP and oneDNN 3 (https://github.com/uxlfoundation/oneDNN), `bfloat16.cpp` a
+processor with AVX512-BF16 or AMX besides. oneDNN is that of the wheels `onednn-cpu-gomp` and `onednn-devel-cpu-gomp`,
+or of the folder that the environment variable `DNNLROOT` names, as in oneAPI. `CXX` chooses the compiler.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ from gm.runtime import compile_cache
 
 log = logging.getLogger("gm")
 
-SOURCES = tuple(Path(__file__).parents[1] / "ops" / f"{name}.cpp" for name in ("bfloat16", "flash_attention"))
+_OPS = Path(__file__).parents[1] / "ops"
+SOURCES = tuple(_OPS / f"{name}.cpp" for name in ("bfloat16", "flash_attention", "fused"))
+HEADER = _OPS / "operators.h"
 INSTALL = 'pip install "mindspore-textual-inversion[onednn]"'
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp")
 _LIBRARY = "libdnnl.so.3"
@@ -158,7 +159,7 @@ def _process_folder() -> tempfile.TemporaryDirectory:
 def _key(root: Path, compiler: str) -> str:
     """Return a hash of the library's dependencies: source, compiler, oneDNN, processor."""
     parts: list[object] = [
-        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        *(source.read_text(encoding="utf-8") for source in (HEADER, *SOURCES)),
         _FLAGS,
         platform.machine(),
         _processor(),
