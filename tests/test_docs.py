@@ -228,7 +228,7 @@ def test_readme_python_runs(workshop: Workshop, tmp_path: Path, monkeypatch: pyt
     for written, replacement in (
         ("configs/training/tiny_textual_inversion.yaml", str(workshop.yaml)),
         ("datasets/humbug", str(workshop.folder / "images")),
-        ('"total_step": 200', '"total_step": 2'),
+        ('"total_step": 100', '"total_step": 2'),
     ):
         assert block.count(written) == 1
         block = block.replace(written, replacement)

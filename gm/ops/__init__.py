@@ -2,10 +2,10 @@
 
 MindSpore's CPU backend is fast at matrix products, convolutions and bias additions. It is slow at normalisations, sums
 along an axis, broadcasts and transposes, and for the last two it stores an index of 8 bytes per element for the
-backward pass. So on the CPU the slow operators are composed of fast ones; on Ascend the kernels of `gm.ops.ascend` are
-used, and nothing is transposed. The functions here choose by `backend.on_ascend()` when a network is constructed.
-Normalisations choose again when they run: in PyNative mode one slow native operator takes less time than the launch of
-twenty fast ones.
+backward pass. So on the CPU the slow operators are operators of our own (`gm.ops.fused`), or, without a C++ compiler,
+composed of fast ones; on Ascend the kernels of `gm.ops.ascend` are used, and nothing is transposed. The functions here
+choose by `backend.on_ascend()` and `onednn.library()` when a network is constructed. Composed normalisations choose
+again when they run: in PyNative mode one slow native operator takes less time than the launch of twenty fast ones.
 """
 
 from gm.ops.attention import attention, head_width

@@ -1,5 +1,6 @@
 """Layer normalisation, group normalisation and softmax; on the CPU sums along an axis and broadcasts are products.
 
+Normalisations are operators of `gm.ops.fused` where those are there; the compositions here are for where they are not.
 MindSpore's CPU backend runs native normalisations and sums along an axis on one thread, and stores an index of 8 bytes
 per element for each broadcast; matrix products use all threads. So 1ᵀX sums the columns of X, and x1ᵀ repeats the
 column x: a layer normalisation with its gradient takes 0.5 instead of 1.6 ms. The Cells write their backward pass
