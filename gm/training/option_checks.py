@@ -81,6 +81,11 @@ def ineffective_options(
     yield from _data(config, has_masks, has_captions)
     for concept in config.concepts or [config.concept]:
         yield from _concept(concept)
+        if concept.cross_initialization and training.optimizer == "direction":
+            yield (
+                f"--cross_initialization gives the vectors of {concept.placeholder_token} their direction alone: "
+                "--optimizer direction fixes their norm; --optimizer adamw trains both"
+            )
 
 
 def _learning_rate(training: TrainingConfig, encoders: list[str]) -> Iterator[str]:

@@ -141,3 +141,14 @@ def _options(section: object) -> list[dataclasses.Field]:
         value = getattr(section, field.name)
         found += _options(value) if dataclasses.is_dataclass(value) else [field]
     return found
+
+
+@pytest.mark.parametrize("name", ["sd_xl_base", "sdxl_v_prediction"])
+def test_sdxl_trains_by_the_recipe_of_directional_textual_inversion(name: str) -> None:
+    """One vector, 400 updates of 4 images at a constant rate of 0.04, without weights of timesteps."""
+    config = configuration.load(f"configs/training/{name}_finetune_textual_inversion.yaml")
+    training = config.training
+    assert (training.optimizer, training.peak_learning_rate, training.lr_scheduler) == ("direction", 0.04, "constant")
+    images = training.train_batch_size * training.gradient_accumulation_steps
+    assert (images, training.total_step * training.train_batch_size / images) == (4, 400)
+    assert (config.concept.num_vectors, config.loss.min_snr_gamma, training.kappa, training.beta) == (1, 0, 1e-4, 0)

@@ -202,3 +202,9 @@ def test_state_of_another_version_is_refused() -> None:
         state.restore({**before, "rows_1": np.zeros((2, 3), np.float32)})
     with pytest.raises(UserError, match=r"vectors.clip_l \[4, 3\] of the training state does not fit this run"):
         state.restore({**before, "vectors.clip_l": np.zeros((4, 3), np.float32)})
+
+
+def test_the_learning_rate_is_recorded_as_the_number_that_the_run_uses() -> None:
+    config = Config(training=TrainingConfig(optimizer="direction"))
+    assert checkpoint.config_values(config)["training"]["learning_rate"] == 0.04
+    assert checkpoint.config_values(Config())["training"]["learning_rate"] == 1e-3

@@ -1,5 +1,6 @@
 """Learning rates at the updates that matter."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -103,3 +104,12 @@ def test_scale_lr_multiplies_by_batch_accumulation_and_devices() -> None:
 def test_each_encoder_has_its_own_peak() -> None:
     assert learning_rates(0, 10, TrainingConfig(learning_rate_clip_l=0.0), ENCODERS) == (0.0, 1e-3)
     assert learning_rates(0, 10, TrainingConfig(learning_rate_clip_g=5e-4), ENCODERS) == (1e-3, 5e-4)
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-3), ("direction", 0.04), ("prodigy", 1.0)])
+def test_each_optimizer_has_a_default_rate(optimizer: str, rate: float) -> None:
+    config = TrainingConfig(optimizer=optimizer, learning_rate_clip_g=0.5)
+    assert learning_rates(0, 10, config, ENCODERS) == (rate, 0.5)
+    chosen = dataclasses.replace(config, learning_rate=0.25)
+    assert learning_rates(0, 10, chosen, ENCODERS) == (0.25, 0.5)
+    assert learning_rates(0, 10, dataclasses.replace(chosen, learning_rate=0.0), ENCODERS) == (0.0, 0.5)

@@ -156,3 +156,10 @@ def test_setup_logs_them_with_what_the_images_lack(
     (images / "0.txt").write_text("a {}")
     setup.prepare(workshop.config(concept={"data_path": str(images)}, data={"template_probability": 0.5}))
     assert caplog.messages == []
+
+
+def test_cross_initialization_with_a_fixed_norm_is_named() -> None:
+    concept = {"placeholder_token": "<face>", "initializer_token": "person", "cross_initialization": True}
+    (message,) = sentences(concept=concept, training={"optimizer": "direction"})
+    assert message.startswith("--cross_initialization gives the vectors of <face> their direction alone")
+    assert sentences(concept=concept, training={"optimizer": "adamw"}) == []
