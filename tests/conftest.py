@@ -45,22 +45,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def device() -> None:
-    """Set the CPU as device before any tensor is created."""
+def device() -> str:
+    """Set the CPU as device before any tensor is created; return the library of its operators."""
     from gm.config import RunConfig
-    from gm.runtime import backend
+    from gm.runtime import backend, onednn
 
     backend.setup(RunConfig(device_target="CPU", ms_mode=1))
+    return onednn.library()
 
 
 @pytest.fixture(autouse=True)
-def operators(device: None) -> Iterator[None]:
-    """Unload operators that a test has compiled into a folder of its own, which is deleted after it."""
+def operators(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore the session's operators after a test, which may have compiled them into a folder of its own."""
     from gm.runtime import onednn
 
-    yield
-    if not onednn.library().startswith(os.environ["GM_GRAPHS"]):
-        onednn.unload()
+    monkeypatch.setattr(onednn, "_path", onednn.library())
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Measure how the tiny model follows prompts and how textual inversion works on it.
 
 python examples/tiny_sdxl/measure.py prompts
-python examples/tiny_sdxl/measure.py concepts --num_vectors 4
+python examples/tiny_sdxl/measure.py concepts
 python examples/tiny_sdxl/measure.py joint
-python examples/tiny_sdxl/measure.py negative --steps 200
+python examples/tiny_sdxl/measure.py negative
 """
 
 import json
@@ -152,22 +152,24 @@ def main() -> None:
     parser.add_config("configs/training/tiny_textual_inversion.yaml")
     parser.add_path("--weight", "(default: %(default)s)", default="checkpoints/tiny_sd_xl_base.safetensors")
     parser.add_argument("--ms_mode", type=int, choices=(0, 1), default=0, help="0 graph, 1 PyNative (default: 0)")
-    parser.add_argument("--num_vectors", type=int, default=4, help="embedding vectors (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="training steps of negative (default: %(default)s)")
+    parser.add_argument("--num_vectors", type=int, help="embedding vectors (default: that of the config)")
+    parser.add_argument("--steps", type=int, help="training steps of negative (default: that of the config)")
     flags = parser.read()
     toolkit = api.load(flags["config"], run={"weight": flags["weight"], "ms_mode": flags["ms_mode"]})
+    num_vectors = flags["num_vectors"] or toolkit.config.concept.num_vectors
+    steps = flags["steps"] or toolkit.config.training.total_step
     if flags["what"] == "prompts":
         print(json.dumps(prompt_accuracy(toolkit, unseen_prompts())))
     elif flags["what"] == "joint":
-        for target, embedding in zip(CONCEPTS, train_jointly(toolkit, flags["num_vectors"]), strict=True):
+        for target, embedding in zip(CONCEPTS, train_jointly(toolkit, num_vectors), strict=True):
             print_quality(toolkit, target, embedding)
     elif flags["what"] == "negative":
         for target in CONCEPTS:
-            medians = negative_guidance(toolkit, target, flags["num_vectors"], flags["steps"])
+            medians = negative_guidance(toolkit, target, num_vectors, steps)
             print(target.placeholder_token, json.dumps(medians), flush=True)
     else:
         for target in CONCEPTS:
-            print_quality(toolkit, target, train_concept(toolkit, target, flags["num_vectors"]))
+            print_quality(toolkit, target, train_concept(toolkit, target, num_vectors))
 
 
 def print_quality(toolkit: Toolkit, target: UnseenConcept, embedding: Embedding) -> None:

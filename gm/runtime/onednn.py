@@ -76,12 +76,6 @@ def load_bfloat16() -> None:
     _has_bfloat16 = True
 
 
-def unload() -> None:
-    """Unload the library, for networks that are constructed without it."""
-    global _path, _has_bfloat16
-    _path, _has_bfloat16 = "", False
-
-
 def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
     """Raise Unavailable if this processor has no instructions for products in bfloat16."""
     if not any(name in _processor(cpuinfo) for name in _INSTRUCTIONS):

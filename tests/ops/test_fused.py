@@ -15,7 +15,7 @@ from mindspore import Tensor, nn
 
 from gm import ops as gm_ops
 from gm.ops import fused
-from tests.onednn_operators import flash_attention_operators
+from tests.onednn_operators import flash_attention_operators, no_operators
 from tests.ops.gradients import compare, modes
 from tests.reference.inputs import normal, relative_error
 
@@ -29,8 +29,13 @@ def available() -> Iterator[bool]:
 
 
 def test_the_operators_are_used_where_they_are_there(available: bool) -> None:
-    operators = fused.layer_norm(1e-5), fused.group_norm(2, 1e-5, True), fused.gelu(((0.0,) * 7,) * 2)
-    assert [operator is not None for operator in operators] == [available] * 3
+    def made() -> list[bool]:
+        operators = fused.layer_norm(1e-5), fused.group_norm(2, 1e-5, True), fused.gelu(((0.0,) * 7,) * 2)
+        return [operator is not None for operator in operators]
+
+    assert made() == [available] * 3
+    with no_operators():
+        assert made() == [False] * 3
 
 
 @modes
@@ -132,3 +137,17 @@ def test_large_means_cost_little_precision() -> None:
     expected = torch.nn.functional.group_norm(torch.from_numpy(x.astype(np.float64)), 4, eps=1e-5).numpy()
     y = gm_ops.group_norm(4, 1e-5)(Tensor(x), Tensor(gamma), Tensor(beta)).asnumpy()
     assert relative_error(y, expected) < 5e-6
+
+
+def test_half_precision_is_normalised_in_float32() -> None:
+    """Squares of these inputs overflow float16."""
+    x = (300.0 * normal(1, 24, 2, 5)).astype(np.float16)
+    gamma, beta = Tensor(np.ones(24, np.float32)), Tensor(np.zeros(24, np.float32))
+    y = gm_ops.layer_norm(24, 1e-5)(Tensor(x), gamma, beta)
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(x).float().permute(1, 2, 0), (24,)).permute(2, 0, 1)
+    assert y.dtype == ms.float16
+    np.testing.assert_allclose(y.asnumpy(), expected.numpy(), atol=4e-3)
+    large = Tensor(np.linspace(-1000, 1000, 998).astype(np.float16))
+    value, gate = (half.float() for half in torch.from_numpy(large.asnumpy()).chunk(2))
+    expected = (value * torch.nn.functional.gelu(gate)).half()
+    np.testing.assert_allclose(gm_ops.geglu()(large).asnumpy(), expected.numpy(), rtol=2e-3, atol=1e-3)

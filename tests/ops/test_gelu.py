@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,18 @@ from mindspore import Tensor
 
 from gm import ops as gm_ops
 from gm.runtime import backend
+from tests.onednn_operators import no_operators
 from tests.ops.gradients import modes, torch_value_and_gradients, value_and_gradients
 from tests.ops.stand_ins import StandIns
 
 pytestmark = pytest.mark.reference
+
+
+@pytest.fixture(autouse=True)
+def composed() -> Iterator[None]:
+    """Test the compositions; test_fused.py has the operators that replace them."""
+    with no_operators():
+        yield
 
 
 @modes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import mindspore as ms
 import numpy as np
@@ -13,11 +13,19 @@ from mindspore import Tensor, nn
 from gm import ops
 from gm.ops import layout
 from gm.runtime import backend
+from tests.onednn_operators import no_operators
 from tests.ops.gradients import compare, modes
 from tests.ops.stand_ins import StandIns
 from tests.reference.inputs import normal, relative_error
 
 pytestmark = pytest.mark.reference
+
+
+@pytest.fixture(autouse=True)
+def composed() -> Iterator[None]:
+    """Test the compositions; test_fused.py has the operators that replace them."""
+    with no_operators():
+        yield
 
 
 @modes
