@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -171,6 +172,15 @@ class Case:
                 "batch_size": self.batch,
             },
         )
+
+
+def lift_onednn_limit() -> None:
+    """Let PyTorch's oneDNN use all instructions; call it before the first product.
+
+    With MindSpore 2.9 `gm` limits oneDNN to AVX2 (`gm.runtime.environment`), where PyTorch multiplies bfloat16 in a
+    plain loop: a product of `product_speed` takes minutes.
+    """
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "DEFAULT"
 
 
 def product_speed(multiply: Callable[[], Any]) -> float:

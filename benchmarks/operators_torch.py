@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import operators
+from benchmarks import cases, operators
 from benchmarks.operators import EPSILON, LINKS, Shape
 from benchmarks.workers import Work, serve
 
@@ -74,6 +74,7 @@ def _timed(step: Link, x: tuple[Tensor, Tensor], backward: bool) -> float:
 
 
 def main() -> None:
+    cases.lift_onednn_limit()
     serve(lambda: set_up(operators.from_json(sys.argv[1])))
 
 

@@ -188,6 +188,7 @@ def _prompts(case: Case, config: ModelConfig) -> list[torch.Tensor]:
 
 
 def main() -> None:
+    cases.lift_onednn_limit()
     kind, case = sys.argv[1], cases.from_json(sys.argv[2])
     serve(lambda: {"step": step, "sampling": sampling}[kind](case))
 

@@ -146,3 +146,21 @@ def test_comparison_with_diffusers_runs(tmp_path: Path, name: str, flags: tuple[
         losses = [results["sides"][side]["answers"][0]["loss"] for side in ("ours", "diffusers float32")]
         assert all(0 < loss < 3 for loss in losses)
     assert os.path.exists(ROOT / "benchmarks" / "weights" / "tiny.ckpt")
+
+
+def test_pytorch_uses_all_instructions_where_mindspore_must_not() -> None:
+    """With AVX2 alone, PyTorch's product in bfloat16 is a plain loop."""
+    text = (
+        "import torch, time; from benchmarks import cases; cases.lift_onednn_limit();"
+        "print(torch.backends.mkldnn.is_available(), torch.ops.mkldnn._is_mkldnn_bf16_supported())"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    limited = text.replace("cases.lift_onednn_limit();", "")
+    results = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for code in (text, limited)
+    ]
+    has_bfloat16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    assert results == [f"True {has_bfloat16}\n", "True False\n"]
