@@ -15,7 +15,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops import ascend, bfloat16, layout
+from gm.ops import ascend, bfloat16, float32_convolution, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
@@ -184,6 +184,7 @@ class _Convolution(nn.Cell):
         self.casting_conv2d = _CastingConv2d(outputs, kernel, options)
         in_bfloat16 = in_bfloat16 and kernel % 2 == 1 and set(padding) == {kernel // 2} and stride in (1, 2)
         self.convolve_bfloat16 = bfloat16.convolution(stride) if in_bfloat16 else None
+        self.convolve = float32_convolution.convolution(outputs, kernel, padding, stride)
         # Ascend's kernel pads all sides alike.
         fits = on_ascend and len(set(padding)) == 1
         self.with_bias = shared_cell(ascend.Convolution, padding[0], stride) if fits else None
@@ -195,6 +196,9 @@ class _Convolution(nn.Cell):
             return add_bias(self.casting_conv2d(x, weight), bias)
         if self.with_bias is not None:
             return self.with_bias(x, weight, bias)
+        is_large = x.shape[2] * x.shape[3] >= float32_convolution.MIN_PIXELS
+        if self.convolve is not None and backend.in_graph() and is_large and x.dtype == ms.float32:
+            return self.convolve(x, weight, bias)
         return add_bias(self.conv2d(x, weight), bias)
 
 
