@@ -34,7 +34,7 @@ VARIANTS = {
     "Huber loss": Variant(("train_step",), {"loss": {"loss_type": "huber"}}),
     "long prompts": Variant(("train_step", "project_context", "denoiser"), num_chunks=2),
     "Prodigy": Variant(("update", "update_of_8_ranks"), {"training": {"optimizer": "prodigy"}}),
-    "direction": Variant(("update", "update_of_8_ranks"), {"training": {"optimizer": "direction"}}),
+    "AdamW": Variant(("update", "update_of_8_ranks"), {"training": {"optimizer": "adamw"}}),
     "preserved norms": Variant(("update",), {"training": {"preserve_embedding_norm": 0.5}}),
     "no gradient clipping": Variant(("update",), {"training": {"max_grad_norm": 0.0}}),
     "one text encoder": Variant(("update",), {"training": {"learning_rate_clip_g": 0.0}}),
