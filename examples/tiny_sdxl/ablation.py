@@ -46,7 +46,13 @@ BASE = Change(
     "to compare with",
     "one word, 4 vectors, 0.05",
     {"num_vectors": 4},
-    {"optimizer": "adamw", "lr_scheduler": "cosine", "total_step": 200, "learning_rate": 5e-2},
+    {
+        "optimizer": "adamw",
+        "lr_scheduler": "cosine",
+        "total_step": 200,
+        "learning_rate": 5e-2,
+        "preserve_embedding_norm": 0.0,
+    },
     {"min_snr_gamma": 0.0},
 )
 CHANGES = (
