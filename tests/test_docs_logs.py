@@ -34,7 +34,7 @@ def messages() -> str:
 
 def test_every_line_of_the_logs_is_a_message_of_the_toolkit() -> None:
     known = re.compile(messages())
-    assert len(log_lines()) == 12
+    assert len(log_lines()) == 13
     assert [line for line in log_lines() if not known.fullmatch(line)] == []
     assert not known.fullmatch("running on Ascend; --device_target decides")
 
@@ -43,8 +43,8 @@ def test_the_lines_of_steps_are_written_as_shown() -> None:
     shown = [line for line in log_lines() if line.startswith("step ")]
     stream = io.StringIO()
     results = [
-        StepResult(1, 1, 0.0101, 0.0101, True, 0, 0.1, 1.0, 53.7),
-        StepResult(3, 3, 0.0156, 0.0156, True, 0, 0.025, 1.0, 0.946, is_last=True),
+        StepResult(1, 1, 0.0101, 0.0101, True, 0, 0.04, 1.0, 28.6),
+        StepResult(3, 3, 0.0153, 0.0153, True, 0, 0.04, 1.0, 0.262, is_last=True),
     ]
     progress = ConsoleProgress(3, 3, stream)
     for result in results:
