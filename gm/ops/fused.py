@@ -1,7 +1,8 @@
-"""Normalisations and GELU of the CPU as operators of `fused.cpp`, one each and one for its gradient, in float32.
+"""Normalisations and GELU of the CPU as operators of `fused.cpp`, one each and one for its gradient.
 
-They replace compositions of MindSpore's operators (`gm.ops.norm`, `gm.ops.gelu`) where the library of
-`gm.runtime.onednn` is loaded. Every function returns None where it is not, and on Ascend.
+They compute in float32; x may have any precision, which the result has, too. They replace compositions of MindSpore's
+operators (`gm.ops.norm`, `gm.ops.gelu`) where the library of `gm.runtime.onednn` is loaded. Every function returns None
+where it is not, and on Ascend.
 """
 
 from __future__ import annotations
@@ -41,7 +42,18 @@ def geglu(coefficients: Coefficients) -> nn.Cell | None:
 
 def _cell(cell_type: Callable[..., nn.Cell], *arguments: Any) -> nn.Cell | None:
     library = onednn.library()
-    return shared_cell(cell_type, library, *arguments) if library and not backend.on_ascend() else None
+    if not library or backend.on_ascend():
+        return None
+    return shared_cell(_InFloat32, shared_cell(cell_type, library, *arguments))
+
+
+class _InFloat32(nn.Cell):
+    def __init__(self, operator: nn.Cell) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def construct(self, x: Tensor, *weights: Tensor) -> Tensor:
+        return ops.cast(self.operator(ops.cast(x, ms.float32), *weights), x.dtype)
 
 
 def _operator(library: str, name: str, out_shape: Callable[..., Any], results: int = 1) -> ops.Custom:

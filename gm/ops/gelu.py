@@ -19,26 +19,12 @@ _MAX_SQUARE = 36.0
 
 def gelu() -> nn.Cell:
     """Return the Cell x → x Φ(x), Φ being the cumulative distribution function of the normal distribution."""
-    if operator := fused.gelu((_P, _Q)):
-        return shared_cell(_InFloat32, operator)
-    return shared_cell(ascend.Gelu if backend.on_ascend() else _PolynomialGelu)
+    return fused.gelu((_P, _Q)) or shared_cell(ascend.Gelu if backend.on_ascend() else _PolynomialGelu)
 
 
 def geglu() -> nn.Cell:
     """Return the Cell from a sequence (`gm.ops.layout`) to the first half of its channels times GELU of the second."""
-    operator = fused.geglu((_P, _Q))
-    return shared_cell(_InFloat32, operator) if operator else shared_cell(_GEGLU, gelu())
-
-
-class _InFloat32(nn.Cell):
-    """The operator on x in float32; the result has the precision of x."""
-
-    def __init__(self, operator: nn.Cell) -> None:
-        super().__init__()
-        self.operator = operator
-
-    def construct(self, x: Tensor) -> Tensor:
-        return ops.cast(self.operator(ops.cast(x, ms.float32)), x.dtype)
+    return fused.geglu((_P, _Q)) or shared_cell(_GEGLU, gelu())
 
 
 class _GEGLU(nn.Cell):

@@ -30,7 +30,7 @@ def layer_norm(width: int, epsilon: float) -> nn.Cell:
     if backend.on_ascend():
         return shared_cell(ascend.LayerNorm, width, epsilon)
     if operator := fused.layer_norm(epsilon):
-        return shared_cell(_InFloat32, operator)
+        return operator
     return shared_cell(_ByMode, shared_cell(_LayerNorm, width, epsilon), shared_cell(_NativeLayerNorm, epsilon))
 
 
@@ -41,7 +41,7 @@ def group_norm(groups: int, epsilon: float, silu: bool = False) -> nn.Cell:
     `group_norm_weight_dtype`.
     """
     if operator := fused.group_norm(groups, epsilon, silu):
-        return shared_cell(_InFloat32, operator)
+        return operator
     if backend.on_ascend():
         normalise = shared_cell(ascend.GroupNorm, groups, epsilon)
     else:
@@ -58,17 +58,6 @@ def group_norm_weight_dtype(dtype: DType) -> DType:
 def softmax() -> nn.Cell:
     """Return the Cell x [..., n] float32 → softmax over the last axis."""
     return nn.Softmax(axis=-1) if backend.on_ascend() else shared_cell(_Softmax)
-
-
-class _InFloat32(nn.Cell):
-    """The operator on x in float32; the result has the precision of x."""
-
-    def __init__(self, operator: nn.Cell) -> None:
-        super().__init__()
-        self.operator = operator
-
-    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return ops.cast(self.operator(ops.cast(x, ms.float32), gamma, beta), x.dtype)
 
 
 class _WithSiLU(nn.Cell):
