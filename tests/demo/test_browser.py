@@ -93,7 +93,7 @@ def _status(url: str, host: str) -> int:
 def until(condition: Callable[[], Any], seconds: float = 900) -> Any:
     end = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(StaleElementReferenceException):
+        with contextlib.suppress(StaleElementReferenceException, IndexError):  # the page changes, or is not there yet
             result = condition()
             if result:
                 return result
@@ -246,7 +246,7 @@ def test_second_user_is_queued_and_both_can_cancel(open_browser: Callable[..., B
     until(lambda: first.prompt() == "a red heart")
     first.driver.refresh()
     until(lambda: first.prompt() == "a red heart")
-    assert first.find("input[aria-label='Steps']")[0].get_attribute("value") == "300"
+    until(lambda: first.find("input[aria-label='Steps']")[0].get_attribute("value") == "300")
     until(lambda: first.shows("Step "))
     assert first.find("[data-testid='stMain'] img") or until(lambda: first.find("[data-testid='stMain'] img"))
     assert second.fits()
