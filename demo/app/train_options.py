@@ -182,12 +182,19 @@ def _check_initializer(initializer: str, num_vectors: int) -> None:
 
 
 def _learning_rate_key(selection: ModelSelection) -> str:
-    """Return the key of the learning rate: each kind of optimizer has a rate of its own that is usual."""
-    version, optimizer = selection.config.model.version, value("optimizer", selection)
+    """Return the key of the learning rate: each kind of optimizer has a rate of its own that is usual.
+
+    That of AdamW depends on the model: a rate in the model's config counts for it, as on the command line.
+    """
+    training, version = selection.config.training, selection.config.model.version
+    optimizer = value("optimizer", selection)
     accepts = between(0.0, 10.0, float)
-    if optimizer != selection.config.training.optimizer:
-        return persistent_key(f"learning rate of {version}, {optimizer}", LEARNING_RATES[optimizer], accepts)
-    return persistent_key(f"learning rate of {version}", selection.config.training.peak_learning_rate, accepts)
+    if optimizer == training.optimizer:
+        return persistent_key(f"learning rate of {version}", training.peak_learning_rate, accepts)
+    rate = LEARNING_RATES[optimizer]
+    if optimizer == "adamw" and training.learning_rate is not None:
+        rate = training.learning_rate
+    return persistent_key(f"learning rate of {version}, {optimizer}", rate, accepts)
 
 
 def _key(name: str, selection: ModelSelection) -> str:

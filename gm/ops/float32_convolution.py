@@ -11,8 +11,8 @@ from mindspore.ops.operations import _grad_ops
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend, onednn
 
-# Pixels from which on it is faster. Measured on two cores, forward and backward against MindSpore 2.8: 0.80 of
-# the time at 64×64 pixels, 0.85 at 32×32; with few pixels the weights take longer to reorder than to multiply.
+# Pixels from which on it is faster. oneDNN alone took 0.75 to 0.83 of the time of MindSpore 2.8's operators at 64×64
+# pixels, forward and backward on two cores, and 0.85 at 32×32. At 16×16 its forward pass was slower.
 MIN_PIXELS = 1024
 
 

@@ -1,7 +1,7 @@
 // Normalisations and GELU with their gradients, as custom operators of MindSpore's CPU backend, in float32.
 //
 // Composed of MindSpore's own operators, a normalisation is eight of them, its gradient fourteen, and each passes through
-// the memory; here both read their inputs once. The gradients keep nothing but the inputs.
+// the memory; here inputs come from the memory once, then from the cache. The gradients keep nothing but the inputs.
 //
 // `gm/runtime/onednn.py` compiles this file, `gm/ops/fused.py` calls the functions at its end. Sums over the threads'
 // shares are added in order, so that a result does not differ from run to run.

@@ -144,7 +144,7 @@ def _options(section: object) -> list[dataclasses.Field]:
 
 
 @pytest.mark.parametrize("name", ["sd_xl_base", "sdxl_v_prediction"])
-def test_sdxl_trains_by_the_recipe_of_directional_textual_inversion(name: str) -> None:
+def test_sdxl_trains_with_the_settings_of_directional_textual_inversion(name: str) -> None:
     """One vector, 400 updates of 4 images at a constant rate of 0.04, without weights of timesteps."""
     config = configuration.load(f"configs/training/{name}_finetune_textual_inversion.yaml")
     training = config.training

@@ -15,6 +15,8 @@ from streamlit.testing.v1 import AppTest
 from demo.app import plain, train_options, xy_axes
 from demo.app.server import training_images, training_jobs, training_process
 from demo.app.server.training_record import Launch
+from demo.app.sidebar import ModelSelection
+from gm.config import Config, TrainingConfig
 from tests.demo.test_app import button, shown
 from tests.project import Workshop
 
@@ -200,3 +202,22 @@ def test_every_option_under_advanced_exists_and_has_a_label_of_its_own() -> None
     assert {"seed", "resolution", "captions", "class_word"} <= set(names)
     assert len(set(train_options.LABELS.values())) == len(train_options.LABELS)
     assert len(set(xy_axes.AXES)) == 11
+
+
+@pytest.mark.parametrize(
+    ("configured", "optimizer", "rate"),
+    [
+        (None, "direction", 0.04),
+        (0.02, "direction", 0.02),
+        (0.02, "adamw", 0.02),  # it depends on the model, which the config describes
+        (None, "adamw", 1e-3),
+        (0.02, "prodigy", 1.0),
+    ],
+)
+def test_an_optimizer_has_its_usual_rate(
+    configured: float | None, optimizer: str, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(training=TrainingConfig(optimizer="direction", learning_rate=configured))
+    monkeypatch.setattr(train_options, "value", lambda name, selection: optimizer)
+    monkeypatch.setattr(train_options, "persistent_key", lambda key, default, accepts: default)
+    assert train_options._learning_rate_key(ModelSelection(config, "", {})) == rate
