@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
 # A worker for each core; more than four would take too much memory (up to 6 GB each).
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+# MindSpore compiles graphs in three quarters of the time with jemalloc, where it is installed.
+JEMALLOC = LD_PRELOAD=$$(find /usr/lib -name libjemalloc.so.2 2>/dev/null | head -n 1)
+PYTEST = $(JEMALLOC) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # They make the stand-ins for CANN's libraries of tools/ascend_dryrun, and compile the CPU's operators.
 COMPILER = command -v g++ >/dev/null && command -v nm >/dev/null || { $(APT) update -qq && $(APT) install -y -qq g++ binutils; }
@@ -32,6 +34,7 @@ $(VENV)/tested: $(VENV)/checked
 	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { $(APT) update -qq && $(APT) install -y -qq chromium chromium-driver; }
 	$(COMPILER)
+	ls /usr/lib/*/libjemalloc.so.2 >/dev/null 2>&1 || { $(APT) update -qq && $(APT) install -y -qq libjemalloc2; }
 	touch $@
 
 $(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed

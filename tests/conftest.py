@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import logging
 import os
@@ -131,6 +132,13 @@ def toolkit(device: None) -> Toolkit:
 
     config = "configs/training/tiny_textual_inversion.yaml"
     return api.load(config, run={"weight": "checkpoints/tiny_sd_xl_base.safetensors", "device_target": "CPU"})
+
+
+@pytest.fixture(scope="session")
+def fast_toolkit(toolkit: Toolkit) -> Toolkit:
+    """Return the toolkit with a third of the sampling steps, which are enough to tell what an image shows."""
+    sampling = dataclasses.replace(toolkit.config.sampling, sample_step=10)
+    return dataclasses.replace(toolkit, config=dataclasses.replace(toolkit.config, sampling=sampling))
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "direction": {"optimizer": "direction", "learning_rate": 0.04},
 }
 SECOND = {**METHODS["AdamW"], "lr_scheduler": "cosine", "total_step": 200}  # of the second concept of a prompt
-CONTEXT_LOSS_WEIGHTS = (0.0, 0.01)
+CONTEXT_LOSS_WEIGHT = 0.01
 SAMPLING = {"sample_step": 20}
 FIRST_SEED = 42
 
@@ -78,7 +78,7 @@ def runs(seeds: int) -> Iterator[Run]:
     """Return the grid, a seed after the other, and without context loss first."""
     tokens = [target.placeholder_token for target in CONCEPTS]
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for context, vectors, word in itertools.product(CONTEXT_LOSS_WEIGHTS, (1, 4), (False, True)):
+        for context, vectors, word in itertools.product((0.0, CONTEXT_LOSS_WEIGHT), (1, 4), (False, True)):
             for token, method in itertools.product(tokens, METHODS):
                 yield Run(method, context, word, vectors, token, seed)
 

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from examples.tiny_sdxl.experiment import METHODS, RESULTS, UPDATES, Run, read_results, run_of
+from examples.tiny_sdxl.experiment import CONTEXT_LOSS_WEIGHT, METHODS, RESULTS, UPDATES, Run, read_results, run_of
 from gm.config import cli
 from gm.config.parser import Parser
 
@@ -51,7 +51,7 @@ def records_by_run(path: Path) -> Records:
 
 
 def without_context_loss(records: Records) -> Records:
-    """Return the runs without context loss; the others were made for fewer points of the grid."""
+    """Return the runs that compare the optimizers alone."""
     return {run: record for run, record in records.items() if not run.context_loss}
 
 
@@ -89,6 +89,8 @@ def effect_table(records: Records, updates: int) -> str:
     effects["class word"] = _swap("class_word", True, False)
     for weight in sorted({run.context_loss for run in records} - {0.0}):
         effects[f"context loss of weight {weight:g}"] = _swap("context_loss", weight, 0.0)
+    weight = CONTEXT_LOSS_WEIGHT
+    effects |= {f"weight {weight:g} with {method}": _swap("context_loss", weight, 0.0, method) for method in METHODS}
     effects["4 vectors instead of 1"] = _swap("num_vectors", 4, 1)
     rows = []
     for name, other in effects.items():
@@ -166,9 +168,13 @@ def plot(records: Records, target: Path) -> None:
     plt.close(figure)
 
 
-def _swap(name: str, value: object, base: object) -> Callable[[Run], Run | None]:
+def _swap(name: str, value: object, base: object, method: str = "") -> Callable[[Run], Run | None]:
+    """Return the function from a run with `value` to the one with `base` instead; of `method` alone, if given."""
+
     def other(run: Run) -> Run | None:
-        return replace(run, **{name: base}) if getattr(run, name) == value else None  # type: ignore[arg-type]
+        if getattr(run, name) != value or method not in ("", run.method):
+            return None
+        return replace(run, **{name: base})  # type: ignore[arg-type]
 
     return other
 

@@ -97,6 +97,7 @@ def test_the_tables_compare_pairs(tmp_path: Path) -> None:
         "16",
     ]  # without context loss
     assert effects["context loss of weight 0.01"][1:] == ["+0.0 % (+0.0 to +0.0)", "32"]
+    assert effects["weight 0.01 with direction"][1:] == ["+0.0 % (+0.0 to +0.0)", "8"]
     assert effects["direction instead of AdamW"][2] == "8"
     assert experiment_report.untrained(path)["<humbug>"] == {"distance": 0.7}
     assert f"| {next(iter(METHODS))} | 0.60 / 62 % |" in experiment_report.method_table(records, 4)
@@ -137,7 +138,8 @@ def test_a_run_is_measured_at_each_number_of_updates(toolkit: Toolkit, monkeypat
         for k, token in enumerate(("<humbug>", "<confetti>"))
     }
     run = Run("direction", context_loss=0.01, class_word=True, num_vectors=1, placeholder_token="<humbug>", seed=3)
-    found = experiment.measure_run(toolkit, run, others)
+    pynative = dataclasses.replace(toolkit, backend=dataclasses.replace(toolkit.backend, graph=False))
+    found = experiment.measure_run(pynative, run, others)
     assert experiment.run_of(found) == run
     assert set(found["updates"]) == {1, 2}
     assert found["updates"][1] != found["updates"][2]

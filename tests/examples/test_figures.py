@@ -63,9 +63,9 @@ def test_measure_script(
 
 @pytest.mark.parametrize("thing", [HUMBUG, CONFETTI])
 def test_readme_figure_shows_the_concept_only_after_training(
-    toolkit: Toolkit, thing: UnseenConcept, humbug: Embedding, confetti: Embedding
+    fast_toolkit: Toolkit, thing: UnseenConcept, humbug: Embedding, confetti: Embedding
 ) -> None:
-    rows = readme_figure.figure_rows(toolkit, thing, humbug if thing is HUMBUG else confetti)
+    rows = readme_figure.figure_rows(fast_toolkit, thing, humbug if thing is HUMBUG else confetti)
     learned_from, before, after = rows.values()
     assert len(learned_from) == len(before) == len(after) == len(list((Path("datasets") / thing.folder).iterdir()))
     distances = [[evaluator.distance(image, thing.colors, thing.shape) for image in row] for row in (before, after)]

@@ -21,13 +21,6 @@ Check = Callable[[UnseenConcept, Embedding], None]
 
 
 @pytest.fixture(scope="module")
-def fast_toolkit(toolkit: Toolkit) -> Toolkit:
-    """Return the toolkit with half the sampling steps, which are enough to tell what an image shows."""
-    sampling = dataclasses.replace(toolkit.config.sampling, sample_step=15)
-    return dataclasses.replace(toolkit, config=dataclasses.replace(toolkit.config, sampling=sampling))
-
-
-@pytest.fixture(scope="module")
 def before(fast_toolkit: Toolkit, once: Once) -> dict[str, np.ndarray]:
     """Return the distances of the initializer tokens by folder."""
 
@@ -64,17 +57,13 @@ def test_style_is_trained_and_the_rest_of_the_prompt_is_followed(assert_trained:
     assert_trained(CONFETTI, confetti)
 
 
-@pytest.mark.parametrize(("graph", "target", "num_vectors"), [(True, HUMBUG, 1), (False, CONFETTI, 10)])
-def test_training_works_in_pynative_mode_and_with_other_numbers_of_vectors(
-    toolkit: Toolkit, assert_trained: Check, graph: bool, target: UnseenConcept, num_vectors: int
-) -> None:
-    changed = dataclasses.replace(toolkit, backend=dataclasses.replace(toolkit.backend, graph=graph))
-    steps = 200 if num_vectors == 1 else 100  # a single vector takes longer
-    assert_trained(target, measure.train_concept(changed, target, num_vectors, total_step=steps))
+def test_training_works_in_pynative_mode_with_ten_vectors(toolkit: Toolkit, assert_trained: Check) -> None:
+    pynative = dataclasses.replace(toolkit, backend=dataclasses.replace(toolkit.backend, graph=False))
+    assert_trained(CONFETTI, measure.train_concept(pynative, CONFETTI, 10))
 
 
 def test_two_concepts_are_trained_in_one_run(toolkit: Toolkit, assert_trained: Check) -> None:
-    for target, embedding in zip(measure.CONCEPTS, measure.train_jointly(toolkit, 4, 200), strict=True):
+    for target, embedding in zip(measure.CONCEPTS, measure.train_jointly(toolkit, 4, 150), strict=True):
         assert_trained(target, embedding)
 
 
@@ -82,7 +71,7 @@ def test_negative_concept_as_negative_prompt_brings_the_concept_nearer(
     toolkit: Toolkit, fast_toolkit: Toolkit, before: dict[str, np.ndarray]
 ) -> None:
     """The concept is near with the negative concept as negative prompt, and farther without it."""
-    embeddings = measure.train_with_negative(toolkit, HUMBUG, 4, 150)
+    embeddings = measure.train_with_negative(toolkit, HUMBUG, 4, 100)
     both = measure.distances(
         fast_toolkit, HUMBUG, HUMBUG.placeholder_token, embeddings, negative_prompt=measure.NEGATIVE
     )
