@@ -6,10 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
-# A worker for each core; more than four would take too much memory (up to 6 GB each).
+# Three workers for two cores, since tests wait for processes, pages and signals, too; more than four would take too much
+# memory (up to 6 GB each).
+WORKERS = $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 ))
 # MindSpore compiles graphs in three quarters of the time with jemalloc, where it is installed.
 JEMALLOC = LD_PRELOAD=$$(find /usr/lib -name libjemalloc.so.2 2>/dev/null | head -n 1)
-PYTEST = $(JEMALLOC) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+PYTEST = $(JEMALLOC) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # They make the stand-ins for CANN's libraries of tools/ascend_dryrun, and compile the CPU's operators.
 COMPILER = command -v g++ >/dev/null && command -v nm >/dev/null || { $(APT) update -qq && $(APT) install -y -qq g++ binutils; }

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 # The workers share the cores out: threads of two processes that wait for each other on both cores take twice as long.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-    count, cores = int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
+    number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[number::count] or [cores[number % len(cores)]])
 
 # A graph that several tests need is compiled once per session: by whichever process of it comes first.
 if not worker:
@@ -38,8 +39,17 @@ if not worker:
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Tests that train the tiny model first: a worker that has one left at the end keeps the others waiting.
-    items.sort(key=lambda item: "examples" not in item.path.parts)
+    # Tests that train the tiny model come first, and in equal shares in the runs of the list that the workers begin
+    # with: a worker that has one left at the end keeps the others waiting.
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if "examples" in item.path.parts]
+    rest = [item for item in items if "examples" not in item.path.parts]
+    ordered: list[pytest.Item] = []
+    for number in range(count):
+        ordered += long[number::count]
+        length = max(0, (number + 1) * len(items) // count - len(ordered))
+        ordered, rest = ordered + rest[:length], rest[length:]
+    items[:] = ordered
     for item in items:
         if isinstance(item, pytest.Function):
             add_markers(item)

@@ -16,7 +16,7 @@ from tests.project import Call
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHT = "checkpoints/tiny_sd_v1.safetensors"
-FAST = {"sample_step": 10}
+FAST = {"sample_step": 15}
 # The command of diffusers' guide with the model, the images and the sizes of this one.
 GUIDE = (
     f"--pretrained_model_name_or_path={WEIGHT} --train_data_dir=datasets/humbug "
@@ -29,7 +29,7 @@ GUIDE = (
 @pytest.fixture(scope="module")
 def sd1(device: None) -> Toolkit:
     """Return the model in graph mode; its weights alone choose the config."""
-    return api.load(run={"weight": WEIGHT, "device_target": "CPU"}, sampling=FAST)
+    return api.load(run={"weight": WEIGHT, "device_target": "CPU"})
 
 
 def test_its_config_is_found_and_prompts_of_held_out_combinations_are_followed(sd1: Toolkit) -> None:
@@ -49,8 +49,8 @@ def test_the_command_of_diffusers_guide_trains_a_concept(
     assert code == 0, out + error
     embedding = api.load_embedding(tmp_path / "learned_embeds.safetensors")
     assert embedding.dims == {"clip_l": 28}
-    before = measure.distances(sd1, HUMBUG, HUMBUG.initializer_token)
-    after = measure.distances(sd1, HUMBUG, HUMBUG.placeholder_token, [embedding])
+    before = measure.distances(sd1, HUMBUG, HUMBUG.initializer_token, **FAST)
+    after = measure.distances(sd1, HUMBUG, HUMBUG.placeholder_token, [embedding], **FAST)
     # The nearest description, "a pink and purple striped heart", has a median of 0.34.
     assert np.median(before) > 0.55
     assert np.median(after) < 0.42
