@@ -6,12 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
-# Three workers for two cores, since tests wait for processes, pages and signals, too; more than four would take too much
+# All tests: three workers for two cores, since they wait for processes, pages and signals, too; more than four would take too much
 # memory (up to 6 GB each).
 WORKERS = $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 ))
 # MindSpore compiles graphs in three quarters of the time with jemalloc, where it is installed.
 JEMALLOC = LD_PRELOAD=$$(find /usr/lib -name libjemalloc.so.2 2>/dev/null | head -n 1)
-PYTEST = $(JEMALLOC) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
+PYTEST = $(JEMALLOC) $(BIN)/python -m pytest --maxprocesses 4 --dist worksteal
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # They make the stand-ins for CANN's libraries of tools/ascend_dryrun, and compile the CPU's operators.
 COMPILER = command -v g++ >/dev/null && command -v nm >/dev/null || { $(APT) update -qq && $(APT) install -y -qq g++ binutils; }
@@ -70,10 +70,10 @@ layers: $(VENV)/checked
 	$(BIN)/lint-imports
 
 fast: $(VENV)/checked
-	$(PYTEST) -m "not graph and not e2e and not reference and not browser"
+	$(PYTEST) -n logical -m "not graph and not e2e and not reference and not browser"
 
 test: check $(VENV)/tested
-	$(PYTEST)
+	$(PYTEST) -n $(WORKERS)
 
 ascend-dryrun: $(VENV)/installed
 	$(COMPILER)
