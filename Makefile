@@ -6,12 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TINY := checkpoints/tiny_sd_xl_base
 CONFIG := --config configs/training/tiny_textual_inversion.yaml
-# All tests: three workers for two cores, since they wait for processes, pages and signals, too; more than four would take too much
-# memory (up to 6 GB each).
+# All tests: three workers for two cores, since they also wait for processes, pages and signals. More than four workers
+# would take too much memory (up to 6 GB each).
 WORKERS = $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 ))
-# MindSpore compiles graphs in three quarters of the time with jemalloc, where it is installed.
-JEMALLOC = LD_PRELOAD=$$(find /usr/lib -name libjemalloc.so.2 2>/dev/null | head -n 1)
-PYTEST = $(JEMALLOC) $(BIN)/python -m pytest --maxprocesses 4 --dist worksteal
+# With jemalloc, where it is installed, MindSpore compiles graphs in three quarters of the time.
+JEMALLOC = "$$(find /usr/lib -name libjemalloc.so.2 2>/dev/null | head -n 1)"
+PYTEST = LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m pytest --maxprocesses 4 --dist worksteal
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # They make the stand-ins for CANN's libraries of tools/ascend_dryrun, and compile the CPU's operators.
 COMPILER = command -v g++ >/dev/null && command -v nm >/dev/null || { $(APT) update -qq && $(APT) install -y -qq g++ binutils; }
@@ -36,7 +36,7 @@ $(VENV)/tested: $(VENV)/checked
 	command -v mpirun >/dev/null || { $(APT) update -qq && $(APT) install -y -qq openmpi-bin; }
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { $(APT) update -qq && $(APT) install -y -qq chromium chromium-driver; }
 	$(COMPILER)
-	ls /usr/lib/*/libjemalloc.so.2 >/dev/null 2>&1 || { $(APT) update -qq && $(APT) install -y -qq libjemalloc2; }
+	test -n $(JEMALLOC) || { $(APT) update -qq && $(APT) install -y -qq libjemalloc2; }
 	touch $@
 
 $(TINY).ckpt: $(TINY).safetensors | $(VENV)/installed

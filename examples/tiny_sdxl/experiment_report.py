@@ -89,12 +89,15 @@ def effect_table(records: Records, updates: int) -> str:
     effects["class word"] = _swap("class_word", True, False)
     for weight in sorted({run.context_loss for run in records} - {0.0}):
         effects[f"context loss of weight {weight:g}"] = _swap("context_loss", weight, 0.0)
-    weight = CONTEXT_LOSS_WEIGHT
-    effects |= {f"weight {weight:g} with {method}": _swap("context_loss", weight, 0.0, method) for method in METHODS}
+    for method in METHODS:
+        name = f"context loss of weight {CONTEXT_LOSS_WEIGHT:g} with {method}"
+        effects[name] = _swap("context_loss", CONTEXT_LOSS_WEIGHT, 0.0, method)
     effects["4 vectors instead of 1"] = _swap("num_vectors", 4, 1)
     rows = []
     for name, other in effects.items():
         pairs = [(run, base) for run in records if (base := other(run)) in records and not (base and base.context_loss)]
+        if not pairs:
+            continue  # the experiment has not come so far
         cells = []
         for measure in _MEASURES:
             differences = [

@@ -97,8 +97,10 @@ def test_the_tables_compare_pairs(tmp_path: Path) -> None:
         "16",
     ]  # without context loss
     assert effects["context loss of weight 0.01"][1:] == ["+0.0 % (+0.0 to +0.0)", "32"]
-    assert effects["weight 0.01 with direction"][1:] == ["+0.0 % (+0.0 to +0.0)", "8"]
+    assert effects["context loss of weight 0.01 with direction"][1:] == ["+0.0 % (+0.0 to +0.0)", "8"]
     assert effects["direction instead of AdamW"][2] == "8"
+    plain = experiment_report.without_context_loss(records)
+    assert "context loss" not in experiment_report.effect_table(plain, 200)  # of an experiment that was interrupted
     assert experiment_report.untrained(path)["<humbug>"] == {"distance": 0.7}
     assert f"| {next(iter(METHODS))} | 0.60 / 62 % |" in experiment_report.method_table(records, 4)
     figure = tmp_path / "figure.png"
