@@ -2,7 +2,8 @@
 
 A layout is a shape with a place and a size; it determines the share of fill, stripes, outline, backdrop and spots in
 each pixel. The colors whose rendering is nearest to the image are a least-squares problem of five unknowns, solved for
-every layout of a grid, then for finer and finer neighbours of the best one. Images are reduced to 32 × 32 pixels.
+every layout of a shape's grid, then for finer and finer neighbours of the best one. Images are reduced to 32 × 32
+pixels.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def parse_scene(image: np.ndarray) -> Scene:
     """Return the scene nearest to `image` (uint8 [H, W, 3])."""
     pixels = _pixels(image)
     spread = float(((pixels - pixels.mean(0)) ** 2).sum())
-    plain, plain_layout = _best(pixels, _grid(False), SHAPES, {})
-    outlined, outlined_layout = _best(pixels, _grid(True), SHAPES, {})
+    plain, plain_layout = _best(pixels, SHAPES, False, {})
+    outlined, outlined_layout = _best(pixels, SHAPES, True, {})
     # More regions always explain more, so an outline must explain enough and have a distinct color.
     if plain - outlined > _MIN_EXPLAINED * spread and (scene := _with_colors(image, outlined_layout)).outline:
         return scene
@@ -59,20 +60,20 @@ def distance(image: np.ndarray, colors: Mapping[str, Sequence[float]], shape: st
     Without it all shapes count, and only the error within these regions.
     """
     fixed = {name: np.asarray(color, np.float32) / 255 for name, color in colors.items()}
-    pixels, layouts = _pixels(image), _grid("outline" in colors)
+    pixels, has_outline = _pixels(image), "outline" in colors
     if shape is not None:
-        return _best(pixels, layouts, (shape,), fixed)[0] ** 0.5
-    nearest = _layouts([_best(pixels, layouts, SHAPES, fixed)[1]])
+        return _best(pixels, (shape,), has_outline, fixed)[0] ** 0.5
+    nearest = _layouts([_best(pixels, SHAPES, has_outline, fixed)[1]])
     masks = nearest.masks[0]
     is_fixed = masks[[name in fixed for name in nearest.names]].sum(0)
-    error = ((pixels - masks.T @ _colors(pixels, nearest, fixed)[0]) ** 2).sum(1)
+    error = ((pixels - masks.T @ _colors(pixels, nearest, fixed)[0][0]) ** 2).sum(1)
     return float((is_fixed * error).sum() / is_fixed.sum()) ** 0.5
 
 
 @cache
-def _grid(has_outline: bool) -> _Layouts:
+def _grid(shape: str, has_outline: bool) -> _Layouts:
     scenes = []
-    for shape, radius in itertools.product(SHAPES, _RADII):
+    for radius in _RADII:
         for x, y in itertools.product(0.5 + (0.47 - radius) * _PLACES, repeat=2):
             scenes.append(Scene(shape, radius, x, y, _ANY, _ANY, _ANY, _ANY if has_outline else None, _ANY))
     return _layouts(scenes)
@@ -87,34 +88,35 @@ def _layouts(scenes: Sequence[Scene]) -> _Layouts:
 
 
 def _best(
-    pixels: np.ndarray, layouts: _Layouts, shapes: Sequence[str], fixed: Mapping[str, np.ndarray]
+    pixels: np.ndarray, shapes: Sequence[str], has_outline: bool, fixed: Mapping[str, np.ndarray]
 ) -> tuple[float, Scene]:
-    """Return the least error and its layout, from the grid and then from finer and finer neighbours."""
-    errors = _errors(pixels, layouts, fixed)
-    errors[[scene.shape not in shapes for scene in layouts.scenes]] = np.inf
-    best, scene = float(errors.min()), layouts.scenes[int(errors.argmin())]
+    """Return the least error and its layout, from the shapes' grids and then from finer and finer neighbours."""
+    candidates = [_nearest(pixels, _grid(shape, has_outline), fixed) for shape in shapes]
+    best, scene = min(candidates, key=lambda candidate: candidate[0])
     for step in _STEPS:
         moves = itertools.product((-step, 0, step), repeat=3)
         scenes = [
             dataclasses.replace(scene, radius=scene.radius + r, x=scene.x + x, y=scene.y + y) for r, x, y in moves
         ]
-        errors = _errors(pixels, _layouts(scenes), fixed)
-        if errors.min() < best:
-            best, scene = float(errors.min()), scenes[int(errors.argmin())]
+        error, nearest = _nearest(pixels, _layouts(scenes), fixed)
+        if error < best:
+            best, scene = error, nearest
     return best, scene
 
 
-def _errors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return for each layout the squared error of its nearest rendering; if colors are `fixed`, per their area."""
-    colors = _colors(pixels, layouts, fixed)
-    error = (pixels**2).sum() + (colors * (layouts.products @ colors - 2 * layouts.masks @ pixels)).sum((1, 2))
+def _nearest(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> tuple[float, Scene]:
+    """Return the least squared error of a layout's nearest rendering, per the area of `fixed` colors, and the layout."""
+    colors, sums = _colors(pixels, layouts, fixed)
+    errors = (pixels**2).sum() + (colors * (layouts.products @ colors - 2 * sums)).sum((1, 2))
     is_fixed = [name in fixed for name in layouts.names]
-    return np.maximum(error, 0.0) / (layouts.masks[:, is_fixed].sum((1, 2)) if fixed else 1.0)
+    errors = np.maximum(errors, 0.0) / (layouts.masks[:, is_fixed].sum((1, 2)) if fixed else 1.0)
+    return float(errors.min()), layouts.scenes[int(errors.argmin())]
 
 
-def _colors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return for each layout the least-squares colors [layouts, regions, 3]."""
-    sums = layouts.masks @ pixels
+def _colors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return each layout's least-squares colors and its sums of the pixels, both [layouts, regions, 3]."""
+    # One product of matrices, which is many times faster than one for each layout.
+    sums = (layouts.masks.reshape(-1, len(pixels)) @ pixels).reshape(*layouts.masks.shape[:2], 3)
     free = [r for r, name in enumerate(layouts.names) if name not in fixed]
     is_fixed = [r for r, name in enumerate(layouts.names) if name in fixed]
     colors = np.zeros_like(sums)
@@ -124,7 +126,7 @@ def _colors(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarra
     # The ridge term gives regions of no area the color 0.
     normal = layouts.products[:, free][:, :, free] + 1e-4 * np.eye(len(free), dtype=np.float32)
     colors[:, free] = np.linalg.solve(normal, target)
-    return colors
+    return colors, sums
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:

@@ -64,8 +64,8 @@ def _stroke(scene: Scene, side: int) -> np.ndarray:
 
 
 def _stripes(scene: Scene, side: int) -> np.ndarray:
-    across, down = np.meshgrid(np.arange(side) / side - scene.x, np.arange(side) / side - scene.y)
-    return ((across + down) / _STRIPE_PERIOD) % 1 < 0.5
+    places = np.arange(side) / side
+    return (((places - scene.x) + (places - scene.y)[:, None]) / _STRIPE_PERIOD) % 1 < 0.5
 
 
 def _spots(side: int) -> np.ndarray:

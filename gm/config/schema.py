@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +72,7 @@ def merge(schema: type[Schema], layers: Mapping[str, Mapping[str, Any]], prefix:
     interpolated. Raises UserError for an unknown key (with the nearest known one), a wrong type, or a value outside its
     limits.
     """
-    tree = OmegaConf.structured(schema)
+    tree = _tree(schema)
     for source, values in layers.items():
         tree = _merge(tree, _check_text(schema, values, source), source)
     try:
@@ -96,10 +97,15 @@ def read_yaml(schema: type, path: str | Path) -> dict[str, Any]:
 
 def option_type(section: type, name: str) -> tuple[Any, bool]:
     """Return (type, optional) of a dataclass field: `int | None` gives (int, True)."""
-    hint = typing.get_type_hints(section)[name]
+    hint = _hints(section)[name]
     if isinstance(hint, types.UnionType):
         return next(t for t in typing.get_args(hint) if t is not type(None)), True
     return hint, False
+
+
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
 
 
 def check_limits(section: Any, prefix: str = "") -> None:
@@ -156,7 +162,7 @@ def _check_text(schema: type, values: Mapping[str, Any], source: str, prefix: st
     of its escapes, and `???` stands for a missing value, whose default would be used.
     """
     checked = dict(values)
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     for name in [name for name in hints if name in checked]:
         value, hint = checked[name], hints[name]
         texts = value if isinstance(value, (list, tuple)) else [value]
@@ -171,6 +177,11 @@ def _check_text(schema: type, values: Mapping[str, Any], source: str, prefix: st
         elif typing.get_origin(hint) in (list, tuple) and isinstance(value, str):
             checked[name] = [value]
     return checked
+
+
+@cache  # building it takes half of the time of a merge, which copies it
+def _tree(schema: type) -> Any:
+    return OmegaConf.structured(schema)
 
 
 def _merge(tree: Any, values: dict[str, Any], source: str) -> Any:

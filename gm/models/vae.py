@@ -46,11 +46,13 @@ class _AttnBlock(nn.Cell):
         self.v = PointwiseConv2d(channels, channels, ms.float32)
         self.proj_out = PointwiseConv2d(channels, channels, ms.float32)
         self.attend = gm_ops.attention(heads=1)
+        self.swap = layout.swap_leading_axes()
 
     def construct(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        query, key, value = (layout.from_image(layer(h)) for layer in (self.q, self.k, self.v))
-        return x + self.proj_out(layout.to_image(self.attend(query, key, value), *x.shape[2:]))
+        query, key, value = (layout.from_image(layer(h), self.swap) for layer in (self.q, self.k, self.v))
+        attended = layout.to_image(self.attend(query, key, value), *x.shape[2:], self.swap)
+        return x + self.proj_out(attended)
 
 
 class _Middle(nn.Cell):

@@ -62,6 +62,7 @@ class _Attention(nn.Cell):
         self.on_ascend = on_ascend
         self.flash = flash
         self.softmax = softmax()
+        self.swap = layout.swap_leading_axes()
         self.flash_attention = flash_attention(in_bfloat16) if flash and not causal else None
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -105,11 +106,11 @@ class _Attention(nn.Cell):
             n, length, channels = x.shape
             return x.reshape((n, length, self.heads, channels // self.heads)).transpose((0, 2, 3, 1))
         channels, n, length = x.shape
-        return layout.swap_leading_axes(x).reshape((n, self.heads, channels // self.heads, length))
+        return self.swap(x).reshape((n, self.heads, channels // self.heads, length))
 
     def _merge_heads(self, x: Tensor, like: Tensor) -> Tensor:
         """Convert x [N, heads, d, L] to a sequence of the shape of `like`."""
         if self.on_ascend:
             return x.transpose((0, 3, 1, 2)).reshape(like.shape)
         n, length = like.shape[1:]
-        return layout.swap_leading_axes(x.reshape((n, -1, length)))
+        return self.swap(x.reshape((n, -1, length)))

@@ -1,4 +1,4 @@
-// Normalisations and GELU with their gradients, as custom operators of MindSpore's CPU backend, in float32.
+// Normalisations and GELU with their gradients, and a transpose: custom operators of MindSpore's CPU backend, in float32.
 //
 // Composed of MindSpore's own operators, a normalisation is eight of them, its gradient fourteen, and each passes through
 // the memory; here inputs come from the memory once, then from the cache. The gradients keep nothing but the inputs.
@@ -371,6 +371,21 @@ OPERATOR(geglu_backward) {
       const float phi = normal.cdf(gate[j]);
       dx[j] = dout[j] * (gate[j] * phi);
       dx[size + j] = dout[j] * x[j] * normal.gelu_derivative(gate[j], phi);
+    }
+  });
+}
+
+// x [A, B, L] → x [B, A, L]
+OPERATOR(swap_leading_axes) {
+  return guard("transpose", [&] {
+    const auto *x = static_cast<const float *>(p[0]);
+    auto *y = static_cast<float *>(p[1]);
+    const int64_t a = shapes[0][0], b = shapes[0][1], length = shapes[0][2];
+#pragma omp parallel for collapse(2) schedule(static) if (a * b * length > kManyValues)
+    for (int64_t j = 0; j < b; ++j) {
+      for (int64_t i = 0; i < a; ++i) {
+        std::copy(x + (i * b + j) * length, x + (i * b + j + 1) * length, y + (j * a + i) * length);
+      }
     }
   });
 }

@@ -1,7 +1,7 @@
-"""Normalisations and GELU of the CPU as operators of `fused.cpp`, one each and one for its gradient.
+"""Normalisations, GELU and a transpose of the CPU as operators of `fused.cpp`, one each and one for its gradient.
 
 They compute in float32; x may have any precision, which the result has, too. They replace compositions of MindSpore's
-operators (`gm.ops.norm`, `gm.ops.gelu`) where the library of `gm.runtime.onednn` is loaded. Every function returns None
+operators (`gm.ops.norm`, `gm.ops.gelu`, `gm.ops.layout`) where the library of `gm.runtime.onednn` is loaded. Every function returns None
 where it is not, and on Ascend.
 """
 
@@ -38,6 +38,12 @@ def gelu(coefficients: Coefficients) -> nn.Cell | None:
 def geglu(coefficients: Coefficients) -> nn.Cell | None:
     """Return the Cell x [2 C, …] → its first half times GELU of its second half."""
     return _cell(_Gelu, "geglu", _shape_half, coefficients)
+
+
+def swap_leading_axes() -> nn.Cell | None:
+    """Return the Cell x [A, B, L] → x [B, A, L], for float32 alone."""
+    library = onednn.library()
+    return shared_cell(_SwapLeadingAxes, library) if library and not backend.on_ascend() else None
 
 
 def _cell(cell_type: Callable[..., nn.Cell], *arguments: Any) -> nn.Cell | None:
@@ -84,6 +90,22 @@ class _Normalisation(nn.Cell):
 
     def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return self.backward(x, gamma, beta, self.options, dout)
+
+
+def _shape_swapped(x: Any) -> Any:
+    return [x[1], x[0], x[2]]
+
+
+class _SwapLeadingAxes(nn.Cell):
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.swap = _operator(library, "swap_leading_axes", _shape_swapped)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.swap(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (self.swap(dout),)
 
 
 def _shape_same(x: Any, coefficients: Any) -> Any:

@@ -8,8 +8,11 @@ they create and read it by these functions only.
 
 from __future__ import annotations
 
-from mindspore import Tensor, ops
+import mindspore as ms
+from mindspore import Tensor, nn, ops
 
+from gm.ops import fused
+from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
 
@@ -23,16 +26,21 @@ def to_tokens(x: Tensor) -> Tensor:
     return x if backend.on_ascend() else x.transpose((1, 2, 0))
 
 
-def from_image(x: Tensor) -> Tensor:
+def swap_leading_axes() -> nn.Cell:
+    """Return the Cell x [A, B, L] → x [B, A, L], which networks on the CPU give to the functions below."""
+    return shared_cell(_SwapLeadingAxes, fused.swap_leading_axes())
+
+
+def from_image(x: Tensor, swap: nn.Cell) -> Tensor:
     """Convert the pixels of x [N, C, H, W] to a sequence of H·W tokens."""
     n, channels = x.shape[:2]
     x = x.reshape((n, channels, -1))
-    return x.transpose((0, 2, 1)) if backend.on_ascend() else swap_leading_axes(x)
+    return x.transpose((0, 2, 1)) if backend.on_ascend() else swap(x)
 
 
-def to_image(x: Tensor, height: int, width: int) -> Tensor:
+def to_image(x: Tensor, height: int, width: int, swap: nn.Cell) -> Tensor:
     """Convert a sequence of H·W tokens to an image [N, C, H, W]."""
-    x = x.transpose((0, 2, 1)) if backend.on_ascend() else swap_leading_axes(x)
+    x = x.transpose((0, 2, 1)) if backend.on_ascend() else swap(x)
     return x.reshape((x.shape[0], x.shape[1], height, width))
 
 
@@ -47,12 +55,19 @@ def scale_channels(x: Tensor, scale: Tensor) -> Tensor:
     return x * (scale if backend.on_ascend() else scale.reshape((-1, 1, 1)))
 
 
-def swap_leading_axes(x: Tensor) -> Tensor:
-    """Transpose x [A, B, L] to [B, A, L]; one of A and B is small."""
-    a, b, length = x.shape
-    if a == 1 or b == 1:
-        return x.reshape((b, a, length))
-    # Not a transpose, for which the CPU backend stores an index of 8 bytes per element.
-    if a < b:
-        return ops.concat([part.reshape((b, 1, length)) for part in ops.split(x, 1, axis=0)], axis=1)
-    return ops.concat([part.reshape((1, a, length)) for part in ops.split(x, 1, axis=1)], axis=0)
+class _SwapLeadingAxes(nn.Cell):
+    """An operator, or slices in another order: not a transpose, for which the CPU stores 8 bytes per element."""
+
+    def __init__(self, operator: nn.Cell | None) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def construct(self, x: Tensor) -> Tensor:
+        a, b, length = x.shape
+        if a == 1 or b == 1:
+            return x.reshape((b, a, length))
+        if self.operator is not None and x.dtype == ms.float32:
+            return self.operator(x)
+        if a < b:
+            return ops.concat([part.reshape((b, 1, length)) for part in ops.split(x, 1, axis=0)], axis=1)
+        return ops.concat([part.reshape((1, a, length)) for part in ops.split(x, 1, axis=1)], axis=0)

@@ -136,10 +136,11 @@ class _ProjectionFromImage(nn.Cell):
         self.on_ascend = on_ascend
         self.matmul = ops.BatchMatMul(transpose_a=True, transpose_b=True)
         self.project = shared_cell(_Projection, on_ascend, in_bfloat16)
+        self.swap = layout.swap_leading_axes()
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if not self.on_ascend or weight.dtype != x.dtype:
-            return self.project(layout.from_image(x), weight, bias)
+            return self.project(layout.from_image(x, self.swap), weight, bias)
         n, channels, height, width = x.shape
         y = self.matmul(x.reshape((n, channels, -1)), _matrix(weight).expand_dims(0))
         return add_bias(y.reshape((-1, weight.shape[0])), bias).reshape((n, height * width, -1))
@@ -153,10 +154,11 @@ class _ProjectionToImage(nn.Cell):
         self.on_ascend = on_ascend
         self.matmul = ops.BatchMatMul(transpose_b=True)
         self.project = shared_cell(_Projection, on_ascend, in_bfloat16)
+        self.swap = layout.swap_leading_axes()
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
         if not self.on_ascend or weight.dtype != x.dtype:
-            return layout.to_image(self.project(x, weight, bias), height, width)
+            return layout.to_image(self.project(x, weight, bias), height, width, self.swap)
         y = add_bias(self.matmul(_matrix(weight).expand_dims(0), x), bias)
         return y.reshape((*y.shape[:2], height, width))
 
@@ -206,9 +208,11 @@ class _PointwiseConvolution(nn.Cell):
     def __init__(self, in_bfloat16: bool) -> None:
         super().__init__()
         self.project = shared_cell(_Projection, False, in_bfloat16)
+        self.swap = layout.swap_leading_axes()
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return layout.to_image(self.project(layout.from_image(x), weight, bias), *x.shape[2:])
+        tokens = self.project(layout.from_image(x, self.swap), weight, bias)
+        return layout.to_image(tokens, *x.shape[2:], self.swap)
 
 
 class _CastingConv2d(nn.Cell):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -120,5 +121,6 @@ def _load_toolkit(config: Config) -> Toolkit:
     key = _model_key(config)
     if not _loaded or _loaded[0][0] != key:
         _loaded.clear()
+        gc.collect()  # parts of a model refer to each other
         _loaded.append((key, api.load(config)))
     return _loaded[0][1]
