@@ -105,7 +105,7 @@ def _best(
 
 
 def _nearest(pixels: np.ndarray, layouts: _Layouts, fixed: Mapping[str, np.ndarray]) -> tuple[float, Scene]:
-    """Return the least squared error of a layout's nearest rendering, per the area of `fixed` colors, and the layout."""
+    """Return the least squared error of a layout's rendering, and the layout; per area if colors are `fixed`."""
     colors, sums = _colors(pixels, layouts, fixed)
     errors = (pixels**2).sum() + (colors * (layouts.products @ colors - 2 * sums)).sum((1, 2))
     is_fixed = [name in fixed for name in layouts.names]

@@ -72,7 +72,7 @@ def merge(schema: type[Schema], layers: Mapping[str, Mapping[str, Any]], prefix:
     interpolated. Raises UserError for an unknown key (with the nearest known one), a wrong type, or a value outside its
     limits.
     """
-    tree = _tree(schema)
+    tree = _tree(typing.cast(type, schema))
     for source, values in layers.items():
         tree = _merge(tree, _check_text(schema, values, source), source)
     try:

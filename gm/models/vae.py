@@ -51,7 +51,7 @@ class _AttnBlock(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         query, key, value = (layout.from_image(layer(h), self.swap) for layer in (self.q, self.k, self.v))
-        attended = layout.to_image(self.attend(query, key, value), *x.shape[2:], self.swap)
+        attended = layout.to_image(self.attend(query, key, value), self.swap, *x.shape[2:])
         return x + self.proj_out(attended)
 
 

@@ -1,8 +1,8 @@
 """Normalisations, GELU and a transpose of the CPU as operators of `fused.cpp`, one each and one for its gradient.
 
 They compute in float32; x may have any precision, which the result has, too. They replace compositions of MindSpore's
-operators (`gm.ops.norm`, `gm.ops.gelu`, `gm.ops.layout`) where the library of `gm.runtime.onednn` is loaded. Every function returns None
-where it is not, and on Ascend.
+operators (`gm.ops.norm`, `gm.ops.gelu`, `gm.ops.layout`) where the library of `gm.runtime.onednn` is loaded. Every
+function returns None where it is not, and on Ascend.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def from_image(x: Tensor, swap: nn.Cell) -> Tensor:
     return x.transpose((0, 2, 1)) if backend.on_ascend() else swap(x)
 
 
-def to_image(x: Tensor, height: int, width: int, swap: nn.Cell) -> Tensor:
+def to_image(x: Tensor, swap: nn.Cell, height: int, width: int) -> Tensor:
     """Convert a sequence of H·W tokens to an image [N, C, H, W]."""
     x = x.transpose((0, 2, 1)) if backend.on_ascend() else swap(x)
     return x.reshape((x.shape[0], x.shape[1], height, width))

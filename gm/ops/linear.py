@@ -158,7 +158,7 @@ class _ProjectionToImage(nn.Cell):
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
         if not self.on_ascend or weight.dtype != x.dtype:
-            return layout.to_image(self.project(x, weight, bias), height, width, self.swap)
+            return layout.to_image(self.project(x, weight, bias), self.swap, height, width)
         y = add_bias(self.matmul(_matrix(weight).expand_dims(0), x), bias)
         return y.reshape((*y.shape[:2], height, width))
 
@@ -212,7 +212,7 @@ class _PointwiseConvolution(nn.Cell):
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         tokens = self.project(layout.from_image(x, self.swap), weight, bias)
-        return layout.to_image(tokens, *x.shape[2:], self.swap)
+        return layout.to_image(tokens, self.swap, *x.shape[2:])
 
 
 class _CastingConv2d(nn.Cell):

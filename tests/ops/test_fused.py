@@ -5,6 +5,7 @@ Where the operators are missing, the compositions are compared, and the same bou
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import mindspore as ms
@@ -14,7 +15,7 @@ import torch
 from mindspore import Tensor, nn
 
 from gm import ops as gm_ops
-from gm.ops import fused
+from gm.ops import fused, layout
 from tests.onednn_operators import flash_attention_operators, no_operators
 from tests.ops.gradients import compare, modes
 from tests.reference.inputs import normal, relative_error
@@ -30,12 +31,13 @@ def available() -> Iterator[bool]:
 
 def test_the_operators_are_used_where_they_are_there(available: bool) -> None:
     def made() -> list[bool]:
-        operators = fused.layer_norm(1e-5), fused.group_norm(2, 1e-5, True), fused.gelu(((0.0,) * 7,) * 2)
+        operators = [fused.layer_norm(1e-5), fused.group_norm(2, 1e-5, True), fused.gelu(((0.0,) * 7,) * 2)]
+        operators.append(fused.swap_leading_axes())
         return [operator is not None for operator in operators]
 
-    assert made() == [available] * 3
+    assert made() == [available] * 4
     with no_operators():
-        assert made() == [False] * 3
+        assert made() == [False] * 4
 
 
 @modes
@@ -81,6 +83,33 @@ def test_geglu(graph: bool, shape: tuple[int, ...]) -> None:
         return value * torch.nn.functional.gelu(gate)
 
     compare(gm_ops.geglu(), expected, graph, 4.0 * normal(1, *shape))
+
+
+@modes
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 3), (2, 5, 7), (9, 2, 300), (40, 16, 65)])
+def test_transpose_of_a_sequence(graph: bool, composed: bool, shape: tuple[int, ...]) -> None:
+    with no_operators() if composed else contextlib.nullcontext():
+        swap = layout.swap_leading_axes()
+    compare(swap, lambda x: x.transpose(0, 1), graph, normal(1, *shape), tolerance=1e-12, gradient_tolerance=1e-12)
+
+
+def test_the_graph_of_attention_does_not_grow_with_the_batch() -> None:
+    """A slice for each image made sampling of 16 images compile five times as long as of one."""
+    calls = []
+
+    class Counted(nn.Cell):
+        def construct(self, x: Tensor) -> Tensor:
+            calls.append(x.shape)
+            return x.transpose((1, 0, 2))
+
+    swap = layout.swap_leading_axes()
+    original, swap.operator = swap.operator, Counted()
+    try:
+        gm_ops.attention(heads=2)(*(Tensor(normal(k, 8, 16, 5)) for k in range(3)))
+    finally:
+        swap.operator = original
+    assert calls == [(8, 16, 5)] * 3 + [(16, 8, 5)]
 
 
 def test_extreme_values_saturate() -> None:

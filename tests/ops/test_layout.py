@@ -15,7 +15,7 @@ def test_round_trip_of_images_and_tokens(n: int, layout_of: str) -> None:
     image = normal(1, n, 5, 3, 4)
     sequence = layout.from_image(Tensor(image), layout.swap_leading_axes())
     np.testing.assert_array_equal(layout.to_tokens(sequence).asnumpy(), image.reshape(n, 5, 12).transpose(0, 2, 1))
-    np.testing.assert_array_equal(layout.to_image(sequence, 3, 4, layout.swap_leading_axes()).asnumpy(), image)
+    np.testing.assert_array_equal(layout.to_image(sequence, layout.swap_leading_axes(), 3, 4).asnumpy(), image)
     tokens = normal(2, n, 6, 5)
     np.testing.assert_array_equal(layout.to_tokens(layout.from_tokens(Tensor(tokens))).asnumpy(), tokens)
 
