@@ -15,7 +15,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.ops import ascend, bfloat16, float32_convolution, layout
+from gm.ops import ascend, bfloat16, float32_convolution, float32_product, layout
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend
 
@@ -80,11 +80,15 @@ class _Projection(nn.Cell):
         if in_bfloat16:
             self.project_bfloat16 = bfloat16.project()
             self.project_without_bias = bfloat16.project_without_bias()
+        self.project_float32 = float32_product.project()
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = weight.shape[0]
         if self.in_bfloat16 and weight.dtype == ms.bfloat16:
             return self.project_without_bias(x, weight) if bias is None else self.project_bfloat16(x, weight, bias)
+        is_float32 = x.dtype == ms.float32 and weight.dtype == ms.float32
+        if self.project_float32 is not None and backend.in_graph() and is_float32:
+            return self.project_float32(x, weight, bias)
         if self.tokens_first:
             return self._map_rows(x.reshape((-1, x.shape[2])), weight, bias).reshape((*x.shape[:2], outputs))
         y = self._multiply(x.reshape((x.shape[0], -1)), weight)

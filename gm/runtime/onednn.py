@@ -25,7 +25,8 @@ from gm.runtime import compile_cache
 log = logging.getLogger("gm")
 
 _OPS = Path(__file__).parents[1] / "ops"
-SOURCES = tuple(_OPS / f"{name}.cpp" for name in ("bfloat16", "flash_attention", "float32_convolution", "fused"))
+_NAMES = ("bfloat16", "flash_attention", "float32_convolution", "float32_product", "fused")
+SOURCES = tuple(_OPS / f"{name}.cpp" for name in _NAMES)
 HEADER = _OPS / "operators.h"
 INSTALL = 'pip install "mindspore-textual-inversion[onednn]"'
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp")
