@@ -1,6 +1,6 @@
 // Products of weights with tokens in float32 over oneDNN 3, as custom operators of MindSpore's CPU backend.
 //
-// For some tens of tokens they take two thirds to nine tenths of the time of the products of MindSpore's oneDNN 2.2, and
+// For some tens of tokens they are faster than the products of MindSpore's oneDNN 2.2 (benchmarks/operators.py), and
 // one operator does what a product, a bias and the reshapes around them do. Weights stay in the layout of the checkpoint.
 //
 // `gm/runtime/onednn.py` compiles this file, `gm/ops/float32_product.py` calls the functions at its end.
