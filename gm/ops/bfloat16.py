@@ -50,19 +50,24 @@ def convolution(stride: int) -> nn.Cell:
     return shared_cell(_Convolution if stride == 1 else _StridedConvolution, onednn.library())
 
 
-def _operator(library: str, name: str, out_shape: Callable[..., Any]) -> ops.Custom:
+def product_operator(library: str, name: str, out_shape: Callable[..., Any]) -> ops.Custom:
     """Return the operator `name` of the library.
 
-    MindSpore keeps one `out_shape` for a name: another one for the same name has no effect.
+    MindSpore keeps one `out_shape` for a name: another one for the same name has no effect. Gradient checkpointing
+    keeps the operator's result: recomputed, one whose gradient does not read its input makes a cycle of the graph.
     """
-    return ops.Custom(f"{library}:{name}", out_shape=out_shape, out_dtype=ms.float32, func_type="aot")
+    operator = ops.Custom(f"{library}:{name}", out_shape=out_shape, out_dtype=ms.float32, func_type="aot")
+    operator.add_prim_attr("recompute", False)
+    return operator
 
 
-def _shape_projected(x: Any, weight: Any, bias: Any = None) -> list[int]:
+def shape_projected(x: Any, weight: Any, bias: Any = None) -> list[int]:
+    """Return the shape of the product of a weight [outputs, C, …] with x [C, …]."""
     return [weight[0], *x[1:]]
 
 
-def _shape_projected_back(dout: Any, weight: Any) -> list[int]:
+def shape_projected_back(dout: Any, weight: Any) -> list[int]:
+    """Return the shape of its gradient in x."""
     return [weight[1], *dout[1:]]
 
 
@@ -105,8 +110,8 @@ def _shape_doubled_odd(dout: Any, weight: Any) -> list[int]:
 class _Project(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = _operator(library, "project", _shape_projected)
-        self.backward = _operator(library, "project_backward", _shape_projected_back)
+        self.forward = product_operator(library, "project", shape_projected)
+        self.backward = product_operator(library, "project_backward", shape_projected_back)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
@@ -118,8 +123,8 @@ class _Project(nn.Cell):
 class _ProjectWithoutBias(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = _operator(library, "project", _shape_projected)
-        self.backward = _operator(library, "project_backward", _shape_projected_back)
+        self.forward = product_operator(library, "project", shape_projected)
+        self.backward = product_operator(library, "project_backward", shape_projected_back)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(x, weight)
@@ -131,8 +136,8 @@ class _ProjectWithoutBias(nn.Cell):
 class _ProjectVectors(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = _operator(library, "project_vectors", _shape_vectors)
-        self.backward = _operator(library, "project_vectors_backward", _shape_vectors_back)
+        self.forward = product_operator(library, "project_vectors", _shape_vectors)
+        self.backward = product_operator(library, "project_vectors_backward", _shape_vectors_back)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(x, weight)
@@ -144,8 +149,8 @@ class _ProjectVectors(nn.Cell):
 class _Convolution(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = _operator(library, "convolution_1", _shape_convolved)
-        self.backward = _operator(library, "convolution_backward_1", _shape_convolved_back)
+        self.forward = product_operator(library, "convolution_1", _shape_convolved)
+        self.backward = product_operator(library, "convolution_backward_1", _shape_convolved_back)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
@@ -160,11 +165,11 @@ class _StridedConvolution(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
         name = "convolution_backward_2"
-        self.forward = _operator(library, "convolution_2", _shape_halved)
-        self.backward = _operator(library, name, _shape_doubled)
-        self.backward_odd_height = _operator(library, f"{name}_odd_height", _shape_doubled_odd_height)
-        self.backward_odd_width = _operator(library, f"{name}_odd_width", _shape_doubled_odd_width)
-        self.backward_odd = _operator(library, f"{name}_odd", _shape_doubled_odd)
+        self.forward = product_operator(library, "convolution_2", _shape_halved)
+        self.backward = product_operator(library, name, _shape_doubled)
+        self.backward_odd_height = product_operator(library, f"{name}_odd_height", _shape_doubled_odd_height)
+        self.backward_odd_width = product_operator(library, f"{name}_odd_width", _shape_doubled_odd_width)
+        self.backward_odd = product_operator(library, f"{name}_odd", _shape_doubled_odd)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from gm.ops.bfloat16 import product_operator, shape_projected, shape_projected_back
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend, onednn
 
@@ -18,19 +16,6 @@ def project() -> nn.Cell | None:
     """
     library = onednn.library()
     return shared_cell(_Projection, library) if library and not backend.on_ascend() else None
-
-
-def _operator(library: str, name: str, out_shape: Any) -> ops.Custom:
-    """Return the operator `name` of the library; for one name MindSpore keeps one `out_shape`."""
-    return ops.Custom(f"{library}:{name}", out_shape=out_shape, out_dtype=ms.float32, func_type="aot")
-
-
-def _shape_projected(x: Any, weight: Any, bias: Any = None) -> list[int]:
-    return [weight[0], *x[1:]]
-
-
-def _shape_projected_back(dout: Any, weight: Any) -> list[int]:
-    return [weight[1], *dout[1:]]
 
 
 class _Projection(nn.Cell):
@@ -49,8 +34,8 @@ class _Projection(nn.Cell):
 class _ProjectWithoutBias(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = _operator(library, "project_float32", _shape_projected)
-        self.backward = _operator(library, "project_float32_backward", _shape_projected_back)
+        self.forward = product_operator(library, "project_float32", shape_projected)
+        self.backward = product_operator(library, "project_float32_backward", shape_projected_back)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(x, weight)
@@ -62,8 +47,8 @@ class _ProjectWithoutBias(nn.Cell):
 class _ProjectWithBias(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = _operator(library, "project_float32", _shape_projected)
-        self.backward = _operator(library, "project_float32_backward", _shape_projected_back)
+        self.forward = product_operator(library, "project_float32", shape_projected)
+        self.backward = product_operator(library, "project_float32_backward", shape_projected_back)
         self.sum = ops.ReduceSum()  # not BiasAddGrad, which takes no single token
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
