@@ -50,7 +50,7 @@ def convolution(stride: int) -> nn.Cell:
     return shared_cell(_Convolution if stride == 1 else _StridedConvolution, onednn.library())
 
 
-def product_operator(library: str, name: str, out_shape: Callable[..., Any]) -> ops.Custom:
+def onednn_operator(library: str, name: str, out_shape: Callable[..., Any]) -> ops.Custom:
     """Return the operator `name` of the library.
 
     MindSpore keeps one `out_shape` for a name: another one for the same name has no effect. Gradient checkpointing
@@ -110,8 +110,8 @@ def _shape_doubled_odd(dout: Any, weight: Any) -> list[int]:
 class _Project(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = product_operator(library, "project", shape_projected)
-        self.backward = product_operator(library, "project_backward", shape_projected_back)
+        self.forward = onednn_operator(library, "project", shape_projected)
+        self.backward = onednn_operator(library, "project_backward", shape_projected_back)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
@@ -123,8 +123,8 @@ class _Project(nn.Cell):
 class _ProjectWithoutBias(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = product_operator(library, "project", shape_projected)
-        self.backward = product_operator(library, "project_backward", shape_projected_back)
+        self.forward = onednn_operator(library, "project", shape_projected)
+        self.backward = onednn_operator(library, "project_backward", shape_projected_back)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(x, weight)
@@ -136,8 +136,8 @@ class _ProjectWithoutBias(nn.Cell):
 class _ProjectVectors(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = product_operator(library, "project_vectors", _shape_vectors)
-        self.backward = product_operator(library, "project_vectors_backward", _shape_vectors_back)
+        self.forward = onednn_operator(library, "project_vectors", _shape_vectors)
+        self.backward = onednn_operator(library, "project_vectors_backward", _shape_vectors_back)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(x, weight)
@@ -149,8 +149,8 @@ class _ProjectVectors(nn.Cell):
 class _Convolution(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = product_operator(library, "convolution_1", _shape_convolved)
-        self.backward = product_operator(library, "convolution_backward_1", _shape_convolved_back)
+        self.forward = onednn_operator(library, "convolution_1", _shape_convolved)
+        self.backward = onednn_operator(library, "convolution_backward_1", _shape_convolved_back)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
@@ -165,11 +165,11 @@ class _StridedConvolution(nn.Cell):
     def __init__(self, library: str) -> None:
         super().__init__()
         name = "convolution_backward_2"
-        self.forward = product_operator(library, "convolution_2", _shape_halved)
-        self.backward = product_operator(library, name, _shape_doubled)
-        self.backward_odd_height = product_operator(library, f"{name}_odd_height", _shape_doubled_odd_height)
-        self.backward_odd_width = product_operator(library, f"{name}_odd_width", _shape_doubled_odd_width)
-        self.backward_odd = product_operator(library, f"{name}_odd", _shape_doubled_odd)
+        self.forward = onednn_operator(library, "convolution_2", _shape_halved)
+        self.backward = onednn_operator(library, name, _shape_doubled)
+        self.backward_odd_height = onednn_operator(library, f"{name}_odd_height", _shape_doubled_odd_height)
+        self.backward_odd_width = onednn_operator(library, f"{name}_odd_width", _shape_doubled_odd_width)
+        self.backward_odd = onednn_operator(library, f"{name}_odd", _shape_doubled_odd)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from gm.ops.bfloat16 import product_operator, shape_projected, shape_projected_back
+from gm.ops.bfloat16 import onednn_operator, shape_projected, shape_projected_back
 from gm.ops.shared_cell import shared_cell
 from gm.runtime import backend, onednn
 
@@ -28,14 +28,13 @@ class _Projection(nn.Cell):
         return self.without_bias(x, weight) if bias is None else self.with_bias(x, weight, bias)
 
 
-# A graph that uses no gradient of weight and bias, which are frozen, does not compute them.
-
-
 class _ProjectWithoutBias(nn.Cell):
+    """A graph that uses no gradient of the weight, which is frozen, does not compute it."""
+
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = product_operator(library, "project_float32", shape_projected)
-        self.backward = product_operator(library, "project_float32_backward", shape_projected_back)
+        self.forward = onednn_operator(library, "project_float32", shape_projected)
+        self.backward = onednn_operator(library, "project_float32_backward", shape_projected_back)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(x, weight)
@@ -45,10 +44,12 @@ class _ProjectWithoutBias(nn.Cell):
 
 
 class _ProjectWithBias(nn.Cell):
+    """Nor does it compute that of the bias."""
+
     def __init__(self, library: str) -> None:
         super().__init__()
-        self.forward = product_operator(library, "project_float32", shape_projected)
-        self.backward = product_operator(library, "project_float32_backward", shape_projected_back)
+        self.forward = onednn_operator(library, "project_float32", shape_projected)
+        self.backward = onednn_operator(library, "project_float32_backward", shape_projected_back)
         self.sum = ops.ReduceSum()  # not BiasAddGrad, which takes no single token
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
